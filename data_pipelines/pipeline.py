@@ -1,0 +1,126 @@
+"""The seam between image sets and everything that consumes images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where training images come from and how they are delivered.
+
+    Attributes:
+        path: Folder of packed shards (`python -m data_pipelines pack`); ignored by `synthetic`.
+        backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
+            same shards), `ffcv`, or `synthetic` (generated images, for tests and dry runs).
+        resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
+            divides are reduced by box averaging.
+        flip: Mirror each visit of an image horizontally with probability 1/2.
+        shuffle: Visit the images in a new random order each epoch; else in file order.
+        workers: Threads of this rank that read and decode.
+        prefetch: Micro-batches that are prepared ahead.
+    """
+
+    path: str = ""
+    backend: Literal["dali", "webdataset", "ffcv", "synthetic"] = "dali"
+    resolution: int
+    flip: bool = False
+    shuffle: bool = True
+    workers: int = 1
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if self.resolution < 1:
+            raise ValueError(f"resolution={self.resolution} must be positive")
+        if self.workers < 1:
+            raise ValueError(f"workers={self.workers} must be at least 1")
+        if self.prefetch < 1:
+            raise ValueError(f"prefetch={self.prefetch} must be at least 1")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a packed image set is.
+
+    Attributes:
+        num_images: Images per epoch.
+        resolution: Edge of the stored images, in pixels.
+        class_names: Names by class index; empty for unlabelled sets.
+        digest: SHA-256 that identifies the content, order and labels of the set.
+    """
+
+    num_images: int
+    resolution: int
+    class_names: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """A micro-batch of images.
+
+    Attributes:
+        images: uint8 RGB [B, 3, H, W], on the pipeline's device.
+        labels: int64 [B] on the same device, or None for unlabelled sets.
+        positions: Place of each sample in the global, endless order.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    positions: tuple[int, ...]
+
+
+class ImagePipeline(Protocol):
+    """Delivers one rank's share of the global sample order.
+
+    Position p of the endless order names one sample: epoch p // num_images, and within it the
+    p % num_images-th of that epoch's permutation. Which image and which flip that is depends on
+    (seed, p) alone. The k-th micro-batch after `start` of rank r holds the positions
+    start + (k * world_size + r) * micro_batch_size + 0..micro_batch_size-1, so a pipeline's whole
+    state is one integer, which any number of ranks can resume from.
+    """
+
+    info: DatasetInfo
+
+    def batches(self, start: int) -> Iterator[ImageBatch]:
+        """Yield this rank's micro-batches, endlessly, from global position `start`."""
+
+    def close(self) -> None:
+        """Release threads, files and device memory; the pipeline is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which micro-batches of the global order a rank takes."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+
+    def positions(self, start: int, k: int) -> range:
+        """Return the global positions of this rank's k-th micro-batch after `start`."""
+        first = start + (k * self.world_size + self.rank) * self.micro_batch_size
+        return range(first, first + self.micro_batch_size)
+
+
+def build_pipeline(
+    config: DataConfig, *, seed: int, share: Share, device: torch.device | str = "cpu"
+) -> ImagePipeline:
+    """Return the pipeline of the configured backend.
+
+    Raises:
+        ValueError: The set at `config.path` is missing, damaged or of an unfit resolution, or the
+            backend's package is not installed (says what to install).
+    """
+    raise ValueError(f"backend={config.backend!r}: written by the data_pipelines owner")
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """Return the description of a packed set. Raises ValueError if `path` holds none."""
+    raise ValueError(str(path))

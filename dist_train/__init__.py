@@ -1,0 +1,1 @@
+"""Distributed training: one loop for every objective, sharded by DeepSpeed, exactly resumable."""

@@ -1,0 +1,1 @@
+"""Recipes: documented functions that return complete run configurations."""

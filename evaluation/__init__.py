@@ -1,0 +1,1 @@
+"""Distributed generation and evaluation of snapshots."""

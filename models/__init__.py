@@ -1,0 +1,1 @@
+"""Networks, processes, samplers and snapshots of the two model families."""

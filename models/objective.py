@@ -1,0 +1,93 @@
+"""The seam between models and the training loop: losses keyed by the network they update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.sampler import Sampler
+from models.streams import SampleStreams, stream_seed
+
+
+@dataclass(frozen=True)
+class Example:
+    """A micro-batch in model space, with the identity of its samples.
+
+    Attributes:
+        x: Model-space input of the objective, float32 [B, C, H, W].
+        labels: Class indices, int64 [B], or None for an unlabelled set.
+        positions: Places of the samples in the global, endless sample order (one per sample);
+            two epochs' visits of one image have different positions.
+        seed: The run's seed.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    positions: tuple[int, ...]
+    seed: int
+
+    def stream_seeds(self, purpose: str) -> list[int]:
+        """Return one seed per sample for `purpose`; independent of rank and micro-batch split."""
+        return [stream_seed(self.seed, purpose, position) for position in self.positions]
+
+    def draws(self, purpose: str) -> SampleStreams:
+        """Return fresh streams for `purpose` on the device of x: equal calls give equal draws."""
+        return SampleStreams(self.stream_seeds(purpose), self.x.device)
+
+
+Networks = Mapping[str, nn.Module]
+Metrics = dict[str, Tensor]
+LossFn = Callable[[Networks, Example, int], tuple[Tensor, Metrics]]
+"""(networks, example, step) -> (scalar loss: a mean over the samples, detached metrics).
+
+`step` counts whole passes of the loop from 0. Metrics are tensors of any shape; the loop averages
+their finite entries over micro-batches, ranks and steps, so that NaN marks "not measured here"
+(a sample outside a noise-level bin, a step without R1).
+"""
+
+
+class Objective(Protocol):
+    """What a training step computes. Built by an ObjectiveConfig; holds no parameters itself."""
+
+    sampled_network: str
+    """Name of the network that samples are drawn from: EMA follows it, snapshots hold it."""
+    resolution: int
+    """Edge of the square RGB images that `prepare` expects, in pixels."""
+    batch_multiple: int
+    """A micro-batch must be a multiple of this (size of a minibatch-stddev group; else 1)."""
+    second_order: frozenset[str]
+    """Networks whose loss differentiates a gradient (R1); ZeRO-3 cannot train them."""
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """Return the networks with fresh float32 weights, by name; random init is torch's global RNG."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Map uint8 RGB images [B, 3, H, W] to the model space, float32."""
+
+    def losses(self) -> dict[str, LossFn]:
+        """Return the losses in the order of their updates, keyed by the network they update."""
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """Judge a logging interval's mean metrics: None if healthy, else what to change."""
+
+
+class ObjectiveConfig(Protocol):
+    """Frozen dataclass describing an objective: enough to rebuild networks and sampler anywhere."""
+
+    label_dim: int
+    """Number of classes, 0 for unconditional models."""
+
+    def build(self) -> Objective:
+        """Return the objective. Raises ValueError (value, expectation, setting) on bad settings."""
+
+    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
+        """Return the sampler of the sampled network, continuing from `previous` in a relay."""
+
+
+def images_to_unit_range(images: Tensor) -> Tensor:
+    """Map uint8 images to float32 in [-1, 1]: v / 127.5 - 1 (spec/RDM.md section 1)."""
+    return images.to(torch.float32) / 127.5 - 1

@@ -1,0 +1,70 @@
+"""The seam between models and evaluation: images from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.streams import Draws, SampleStreams
+
+
+class Sampler(Protocol):
+    """Draws images from a trained network (or, for a relay, from a chain of them).
+
+    Image b depends on its seed and label alone: not on the batch, the rank or the world size,
+    apart from summation order inside the network's kernels.
+    """
+
+    resolution: int
+    """Edge of the square images, in pixels."""
+    label_dim: int
+    """Number of classes, 0 for unconditional models."""
+    device: torch.device
+    """Where the networks live and the draws are made."""
+    nfe: dict[str, int]
+    """Network evaluations per image by stage, guidance included (spec/RDM.md section 10)."""
+
+    def generate(self, draws: Draws, labels: Tensor | None = None) -> Tensor:
+        """Return images in [-1, 1], float [B, 3, H, W], neither clipped nor quantised.
+
+        All randomness is taken from `draws`, in a fixed order, stage after stage.
+        """
+
+
+def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
+    """Return one uint8 RGB image per seed, [B, 3, H, W], from its own random stream.
+
+    Args:
+        sampler: Any sampler.
+        seeds: One seed per image, used modulo 2^32 (spec/RDM.md section 10).
+        labels: Class indices, int64 [B]; None takes seed mod label_dim for conditional models
+            (so that any N * label_dim consecutive seeds are class-balanced).
+
+    Raises:
+        ValueError: A label is outside [0, label_dim), or labels are given to an unconditional model.
+    """
+    if sampler.label_dim and labels is None:
+        labels = torch.tensor([seed % sampler.label_dim for seed in seeds])
+    if labels is not None:
+        check_labels(labels, sampler.label_dim)
+        labels = labels.to(sampler.device)
+    draws = SampleStreams([seed % (1 << 32) for seed in seeds], sampler.device)
+    with torch.inference_mode():
+        return quantise(sampler.generate(draws, labels))
+
+
+def check_labels(labels: Tensor, label_dim: int) -> None:
+    """Raise ValueError unless all labels are in [0, label_dim) of a conditional model."""
+    if label_dim == 0:
+        raise ValueError("labels were given to an unconditional model (label_dim=0); leave them out")
+    bad = labels[(labels < 0) | (labels >= label_dim)]
+    if len(bad):
+        raise ValueError(f"label {int(bad[0])} is not in 0..{label_dim - 1} (label_dim={label_dim})")
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Map [-1, 1] to uint8 by the EDM rule: trunc(clip(127.5 x + 128, 0, 255)) (spec/RDM.md sec. 10)."""
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)

@@ -1,0 +1,197 @@
+"""Snapshots: the float32 EMA weights of a sampled network, and all that sampling needs to know.
+
+A snapshot is a folder of two files, `weights.safetensors` and `snapshot.json`; the JSON file is
+written last, so that a folder that has it is whole. No pickles anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.config_io import ConfigError, from_json, override, to_json
+from models.families import AnyObjective
+from models.sampler import Sampler
+
+FORMAT_VERSION = 1
+
+
+class SnapshotError(ValueError):
+    """A snapshot that is missing, damaged, of a newer format, or of another architecture."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot on disk, its description read and checked; weights are loaded on demand.
+
+    Attributes:
+        path: The folder.
+        objective: Configuration of the objective (networks, process, sampler settings).
+        network: Name of the network that the weights belong to.
+        images_seen: Training progress in images; 0 is the untrained network.
+        ema: Description of the averaging, e.g. "halflife 500000 images".
+        provenance: Where it came from: run, recipe, data set digest, class names, converter, ...
+        weights_sha256: Digest of weights.safetensors.
+    """
+
+    path: Path
+    objective: AnyObjective
+    network: str
+    images_seen: int
+    ema: str
+    weights_sha256: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """Return the weights by parameter name, float32 on the CPU, after checking their digest."""
+        file = self.path / "weights.safetensors"
+        try:
+            digest = file_sha256(file)
+            if digest != self.weights_sha256:
+                raise SnapshotError(
+                    f"{file} has sha256 {digest}, its snapshot.json says {self.weights_sha256}:"
+                    " the file is damaged or was replaced; write the snapshot again"
+                )
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise SnapshotError(f"{file} cannot be read: {error}") from None
+
+    def load_network(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the sampled network with the snapshot's weights, in eval mode without gradients."""
+        with torch.device("meta"):
+            network = self.objective.build().build_networks()[self.network]
+        weights = self.load_weights()
+        expected = network.state_dict()
+        problems = describe_mismatch(expected, weights)
+        if problems:
+            raise SnapshotError(f"{self.path} does not fit its own configuration: {problems}")
+        network.load_state_dict(weights, assign=True)
+        return network.to(device).eval().requires_grad_(False)
+
+
+def write_snapshot(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    objective: AnyObjective,
+    network: str,
+    images_seen: int,
+    ema: str,
+    provenance: Mapping[str, Any],
+) -> Snapshot:
+    """Write a snapshot folder atomically (temporary folder, fsync, rename) and return it.
+
+    Weights are stored as contiguous float32 on the CPU. An existing snapshot of that path is replaced.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
+    save_file(tensors, temporary / "weights.safetensors")
+    document = {
+        "format_version": FORMAT_VERSION,
+        "objective": to_json(objective),
+        "network": network,
+        "images_seen": images_seen,
+        "ema": ema,
+        "weights_sha256": file_sha256(temporary / "weights.safetensors"),
+        "provenance": dict(provenance),
+    }
+    with open(temporary / "snapshot.json", "w") as file:
+        json.dump(document, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)
+    return read_snapshot(path)
+
+
+def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
+    """Read and check a snapshot's description.
+
+    Args:
+        path: A snapshot folder, or a run folder (its newest snapshot is taken).
+        overrides: `key=value` changes of the objective's configuration, e.g. `sampling.steps=50`.
+
+    Raises:
+        SnapshotError: The folder is no snapshot, or of a newer format, or does not parse.
+        ConfigError: An override does not fit.
+    """
+    folder = newest_snapshot(path) if (path / "snapshots").is_dir() else path
+    try:
+        document = json.loads((folder / "snapshot.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SnapshotError(f"{folder} is not a snapshot: {error}") from None
+    version = document.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise SnapshotError(
+            f"{folder} has snapshot format {version}, this relaywave reads {FORMAT_VERSION};"
+            " use the relaywave that wrote it, or a newer one"
+        )
+    try:
+        objective: AnyObjective = from_json(AnyObjective, document.pop("objective"), "objective")
+        names = {f.name for f in dataclasses.fields(Snapshot)}
+        known = {key: value for key, value in document.items() if key in names}
+        snapshot = Snapshot(path=folder, objective=objective, **known)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise SnapshotError(f"{folder}/snapshot.json does not parse: {error}") from None
+    return dataclasses.replace(snapshot, objective=override(objective, overrides))
+
+
+def newest_snapshot(run_dir: Path) -> Path:
+    """Return the run's snapshot with the most images seen. Raises SnapshotError if it has none."""
+    whole = sorted(path.parent for path in run_dir.glob("snapshots/[0-9]*/snapshot.json"))
+    if not whole:
+        raise SnapshotError(f"{run_dir} has no snapshot yet; train it first")
+    return whole[-1]
+
+
+def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cpu") -> Sampler:
+    """Return the sampler of a snapshot, or of a relay given as its stages' snapshots in order.
+
+    Raises:
+        SnapshotError: No snapshot was given, or a file is damaged.
+        ValueError: The stages do not fit together.
+    """
+    sampler: Sampler | None = None
+    for snapshot in snapshots:
+        sampler = snapshot.objective.build_sampler(snapshot.load_network(device), sampler)
+    if sampler is None:
+        raise SnapshotError("no snapshot was given to sample from")
+    return sampler
+
+
+def describe_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Say in one line how two sets of named tensors differ in names or shapes; "" if they agree."""
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    shapes = [
+        f"{name} is {list(given[name].shape)}, expected {list(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    groups = (("missing", missing), ("unknown", unknown), ("other shape", shapes))
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in groups
+        if names
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

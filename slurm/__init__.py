@@ -1,0 +1,1 @@
+"""Launching relaywave's commands as Slurm jobs."""
