@@ -1,0 +1,33 @@
+"""Options and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+COMMITTED_GOLDENS = Path(__file__).parent / "goldens"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--goldens",
+        type=Path,
+        default=COMMITTED_GOLDENS,
+        help="folder with rdm/, wavediff/ and evaluation/: numbers of the official implementations",
+    )
+
+
+@pytest.fixture(scope="session")
+def goldens_dir(request: pytest.FixtureRequest) -> Path:
+    return request.config.getoption("--goldens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One thread per process, and no shared build cache (a killed build leaves a lock in it)."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(tmp_path_factory.mktemp("torch_extensions"))
