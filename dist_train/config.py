@@ -53,7 +53,9 @@ class CosineSchedule:
     def rate(self, base: float, images_seen: int) -> float:
         """Return the learning rate at `images_seen`."""
         epoch = min(images_seen // self.epoch_images, self.epochs)
-        return self.minimum + (base - self.minimum) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return (
+            self.minimum + (base - self.minimum) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,22 @@
 """Recipes: documented functions that return complete run configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dist_train.config import RunConfig
+from dist_train.recipes import quickstart, rdm, wavediff
+from models.config_io import ConfigError
+
+Recipe = Callable[[], RunConfig]
+
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe for recipe in (*rdm.RECIPES, *wavediff.RECIPES, *quickstart.RECIPES)
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of a name. Raises ConfigError, listing all names, if there is none."""
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; known are {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -1,0 +1,109 @@
+"""Process groups: who this process is, and the few collectives that are used outside DeepSpeed.
+
+Works alike under torchrun, under Slurm (one task per rank) and as a single process without any
+process group. Small objects and flags travel over gloo on the CPU, so that they never synchronise
+the accelerator.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+DEFAULT_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """The group of processes that work together.
+
+    Attributes:
+        rank: This process, 0..size-1.
+        local_rank: This process among those of its node.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of `tensor` over all ranks; the argument is left alone."""
+        total = tensor.clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def reduce_sum(self, tensor: Tensor, to: int = 0) -> None:
+        """Sum `tensor` over all ranks into the tensor of rank `to`, in place; others' are undefined."""
+        if self.size > 1:
+            dist.reduce(tensor, dst=to)
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """Return rank 0's value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        if self.size > 1:
+            self.all_reduce_sum(torch.zeros(1))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def init_world(timeout: timedelta = DEFAULT_TIMEOUT) -> World:
+    """Join the process group that the environment describes, and return this process' view of it.
+
+    Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun and our Slurm jobs
+    set them; without RANK it is a world of one process. The device is this process' GPU if there
+    is one (gloo and NCCL side by side), else the CPU.
+
+    Args:
+        timeout: How long a collective may wait for a rank before it raises.
+
+    Raises:
+        ValueError: A variable is missing or not a number.
+    """
+    rank, size = _env_int("RANK", 0), _env_int("WORLD_SIZE", 1)
+    local_rank = _env_int("LOCAL_RANK", 0)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise ValueError(f"WORLD_SIZE={size} but {name} is not set; start with torchrun")
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+    return World(rank=rank, local_rank=local_rank, size=size, device=device)
+
+
+def _env_int(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise ValueError(f"the environment variable {name}={text!r} is not a whole number")
+    return int(text)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from models.config_io import (
+    ConfigError,
+    differences,
+    from_json,
+    override,
+    read_config,
+    to_json,
+    write_config,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    radius: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    edge: int = 2
+
+    def __post_init__(self) -> None:
+        if self.edge % 2:
+            raise ValueError(f"edge={self.edge} must be even")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Circle | Square
+    colours: tuple[str, ...] = ()
+    corner: tuple[int, int] = (0, 0)
+    mode: Literal["fill", "line"] = "fill"
+    zoom: float | None = None
+    by_name: dict[str, Circle] = field(default_factory=dict)
+    smooth: bool = False
+
+
+DRAWING = Drawing(shape=Square(edge=4), colours=("red",), by_name={"a": Circle(radius=2.5)})
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    write_config(DRAWING, tmp_path / "config.json")
+    assert read_config(Drawing, tmp_path / "config.json") == DRAWING
+    assert json.loads((tmp_path / "config.json").read_text())["shape"]["type"] == "Square"
+
+
+def test_overrides_are_typed_and_validated_together() -> None:
+    changed = override(
+        DRAWING, ["shape.edge=6", "zoom=2", "mode=line", "corner=[1,2]", "smooth=true"]
+    )
+    assert changed == Drawing(
+        shape=Square(edge=6), colours=("red",), by_name=DRAWING.by_name,
+        zoom=2.0, mode="line", corner=(1, 2), smooth=True,
+    )  # fmt: skip
+    assert override(DRAWING, ["by_name.a.radius=3"]).by_name["a"] == Circle(radius=3.0)
+    assert override(DRAWING, ['shape={"type":"Circle","radius":5}']).shape == Circle(radius=5.0)
+    assert override(DRAWING, ["zoom=null"]).zoom is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("shape.side=3", "unknown setting 'shape.side': shape has the settings edge"),
+        ("size=3", "unknown setting 'size': the configuration has the settings shape, colours"),
+        ("shape.edge.deep=3", "unknown setting"),
+        ("shape.type=Circle", "unknown setting"),
+        ("shape.edge=3", "edge=3 must be even"),
+        ("shape.edge=2.5", "shape.edge=2.5 is not of type int"),
+        ("shape.edge=true", "shape.edge=True is not of type int"),
+        ("smooth=1", "smooth=1 is not of type bool"),
+        ("mode=dots", "mode='dots' is not one of 'fill', 'line'"),
+        ("corner=[1]", "has 1 entries, expected 2"),
+        ("colours=[1]", "colours[0]=1 is not of type str"),
+        ("zoom=wide", "zoom='wide'"),
+        ('shape={"type":"Hexagon"}', "unknown type 'Hexagon'; expected Circle, Square"),
+        ("noequals", "write key=value"),
+        ("=3", "write key=value"),
+    ],
+)
+def test_bad_overrides_say_what_is_wrong(assignment: str, message: str) -> None:
+    with pytest.raises(
+        ConfigError, match=".*".join(map(_escape, message.split("..."))) or ""
+    ) as error:
+        override(DRAWING, [assignment])
+    assert "\n" not in str(error.value)
+
+
+def _escape(text: str) -> str:
+    import re
+
+    return re.escape(text)
+
+
+def test_reading_names_the_file_and_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        read_config(Drawing, path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as a configuration"):
+        read_config(Drawing, path)
+    path.write_text('{"shape": {"type": "Square", "edge": 4, "colour": 1}}')
+    with pytest.raises(ConfigError, match=r"unknown setting config\.json\.shape\.colour"):
+        read_config(Drawing, path)
+    with pytest.raises(ConfigError, match="shape"):
+        from_json(Drawing, {"colours": []})
+
+
+def test_differences_are_dotted() -> None:
+    other = override(DRAWING, ["shape.edge=6", "smooth=true"])
+    assert differences(to_json(DRAWING), to_json(other)) == {
+        "shape.edge": (4, 6),
+        "smooth": (False, True),
+    }
