@@ -1,1 +1,1 @@
-"""Relay Diffusion (RDM, ICLR 2024): EDM at low resolution, patch-wise blurring diffusion above it."""
+"""Relay Diffusion (RDM, ICLR 2024): EDM at low resolution, blurring diffusion above it."""
