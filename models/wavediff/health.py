@@ -1,0 +1,87 @@
+"""Watching the health of a generator and discriminator pair.
+
+Metrics are named as the training loop names them: `network/metric`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+EXPLODED_LOSS = 100.0
+"""Adversarial losses are a few units when training works; here logits are beyond 100."""
+SATURATED_LOSS = 20.0
+"""An adversarial loss from which the generator gets no usable gradient."""
+
+
+def diversity(predictions: Tensor, selected: Tensor, group: int) -> Tensor:
+    """Return how far the selected samples of each group differ: deviation over root mean square.
+
+    0 is a collapsed generator (one image for every latent), 1 are samples without a common part.
+    Of interest where y_{t+1} is almost pure noise, so that no training image shows through.
+
+    Args:
+        predictions: Predicted y_0, [B, C, H, W].
+        selected: The samples to look at, bool [B].
+        group: Consecutive samples that are compared; B must be a multiple of it.
+
+    Returns:
+        One value per group, [B / group]; NaN where less than two samples are selected.
+    """
+    sets = predictions.reshape(len(predictions) // group, group, -1)
+    weight = selected.view(-1, group, 1).to(sets.dtype)
+    count = weight.sum(1)
+    mean = (weight * sets).sum(1, keepdim=True) / count[:, None]
+    variance = (weight * (sets - mean).square()).sum((1, 2)) / (count[:, 0] - 1)
+    power = (weight * sets.square()).sum((1, 2)) / count[:, 0]
+    return torch.where(count[:, 0] > 1, (variance / power).sqrt(), torch.nan)
+
+
+def diagnose_pair(metrics: Mapping[str, float]) -> str | None:
+    """Return what is wrong with a pair, given its mean metrics, and which setting to try."""
+    losses = {name: value for name, value in metrics.items() if "/loss" in name}
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if bad:
+        return (
+            f"{bad[0]} is not a number: training has diverged; lower the learning rates, raise"
+            " objective.r1_gamma, or set the networks' dtype to float32"
+        )
+    exploded = [name for name, value in losses.items() if value > EXPLODED_LOSS]
+    if exploded:
+        return (
+            f"{exploded[0]}={losses[exploded[0]]:.4g} has exploded; lower optim.discriminator.lr or"
+            " raise objective.r1_gamma"
+        )
+    return _diagnose_discriminator(metrics) or _diagnose_generator(metrics)
+
+
+def _diagnose_discriminator(metrics: Mapping[str, float]) -> str | None:
+    real, fake = (metrics.get(f"discriminator/accuracy_{kind}", 0.5) for kind in ("real", "fake"))
+    adversarial = metrics.get("generator/loss_adversarial", 0.0)
+    if min(real, fake) > 0.999 and adversarial > SATURATED_LOSS:
+        return (
+            f"the discriminator is saturated (accuracy {real:.3f} on real, {fake:.3f} on fake, the"
+            f" generator's loss is {adversarial:.4g}); raise objective.r1_gamma, lower"
+            " objective.r1_interval or optim.discriminator.lr"
+        )
+    total = sum(metrics.get(f"discriminator/loss_{kind}", 0.0) for kind in ("real", "fake"))
+    if min(real, fake) < 0.01 and total > SATURATED_LOSS / 2:
+        return (
+            f"the discriminator has collapsed: it gives one answer to everything (accuracy"
+            f" {real:.3f} on real, {fake:.3f} on fake); lower optim.discriminator.lr or raise"
+            " objective.r1_interval"
+        )
+    return None
+
+
+def _diagnose_generator(metrics: Mapping[str, float]) -> str | None:
+    spread = metrics.get("generator/diversity", math.nan)
+    if spread < 1e-3 and metrics.get("discriminator/accuracy_fake", 0.0) > 0.95:
+        return (
+            f"the generator has collapsed: its images differ by {spread:.1e} of their magnitude;"
+            " raise objective.reconstruction_weight or r1_gamma, or lower optim.generator.lr"
+        )
+    return None

@@ -1,0 +1,184 @@
+"""Layers of the WaveDiff networks: float32 weights that compute in the dtype of their input.
+
+Initial distributions are those of spec/WAVEDIFF.md section 3.4, uniform in U(-b, b). Attribute
+names that look odd (GroupNorm_0, NIN_0, W, b) are those of the official weight files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+
+NEARLY_ZERO = 1e-10
+"""Variance scale of layers that start (almost) at zero."""
+
+
+def cast_input(x: Tensor, dtype: ComputeDtype, weight: Tensor) -> Tensor:
+    """Return x in a network's compute dtype; "float32" means the weights' own precision."""
+    return x.to(weight.dtype if dtype == "float32" else getattr(torch, dtype))
+
+
+def half_width(fan: float, variance_scale: float = 1.0) -> float:
+    """Return b of U(-b, b) with variance variance_scale / fan."""
+    return math.sqrt(3 * variance_scale / fan)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution of stride 1 that keeps the size; weights start by fan average, the bias at 0."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, *,
+        stride: int = 1, padding: int | None = None, groups: int = 1, bias: bool = True,
+        variance_scale: float = 1.0, fan: Literal["average", "out"] = "average",
+    ) -> None:  # fmt: skip
+        padding = kernel // 2 if padding is None else padding
+        super().__init__(
+            in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias
+        )
+        fan_in, fan_out = self.weight.shape[1] * kernel**2, out_channels * kernel**2
+        width = half_width(fan_out if fan == "out" else (fan_in + fan_out) / 2, variance_scale)
+        nn.init.uniform_(self.weight, -width, width)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution in the dtype of the input."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return self._conv_forward(input, self.weight.to(input.dtype), bias)  # type: ignore[no-any-return]
+
+
+class Linear(nn.Linear):
+    """Dense layer; weights start by fan average or fan out, the bias at 0."""
+
+    def __init__(
+        self, in_features: int, out_features: int, fan: Literal["average", "out"] = "average"
+    ) -> None:
+        super().__init__(in_features, out_features)
+        average = (in_features + out_features) / 2
+        width = half_width(out_features if fan == "out" else average)
+        nn.init.uniform_(self.weight, -width, width)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the affine map in the dtype of the input."""
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+
+class NetworkInNetwork(nn.Module):
+    """Linear map of the channels of every pixel: y_d = sum_c x_c W[c, d] + b_d."""
+
+    def __init__(self, in_channels: int, out_channels: int, variance_scale: float = 0.1) -> None:
+        super().__init__()
+        width = half_width((in_channels + out_channels) / 2, variance_scale)
+        self.W = nn.Parameter(torch.empty(in_channels, out_channels).uniform_(-width, width))
+        self.b = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to [B, D, H, W]."""
+        return F.conv2d(x, self.W.t()[:, :, None, None].to(x.dtype), self.b.to(x.dtype))
+
+
+def norm_groups(channels: int) -> int:
+    """Return the number of normalisation groups, min(channels / 4, 32).
+
+    Raises:
+        ValueError: The channels do not divide into them.
+    """
+    groups = min(channels // 4, 32)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{channels} channels do not divide into {groups} normalisation groups; choose"
+            " base_channels as a multiple of 4 (of 32 where layers exceed 128 channels)"
+        )
+    return groups
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with affine weights, eps 1e-6."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(norm_groups(channels), channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input in its own dtype."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """AdaGN: normalisation whose scale and shift are linear in the latent embedding.
+
+    The scale is used as it is (its bias starts at 1), not as 1 + scale (spec section 3.1).
+    """
+
+    def __init__(self, channels: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.groups = norm_groups(channels)
+        self.style = Linear(embedding_dim, 2 * channels, fan="out")
+        nn.init.ones_(self.style.bias[:channels])
+
+    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+        """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim]."""
+        scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
+        return torch.addcmul(shift, F.group_norm(x, self.groups, eps=1e-6), scale)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all pixels, with a residual connection."""
+
+    def __init__(self, channels: int, rescale: bool) -> None:
+        super().__init__()
+        self.rescale = rescale
+        self.GroupNorm_0 = GroupNorm(channels)
+        self.NIN_0 = NetworkInNetwork(channels, channels)
+        self.NIN_1 = NetworkInNetwork(channels, channels)
+        self.NIN_2 = NetworkInNetwork(channels, channels)
+        self.NIN_3 = NetworkInNetwork(channels, channels, variance_scale=NEARLY_ZERO)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape; queries, keys and values come from one product."""
+        pixels = self.GroupNorm_0(x).flatten(2).transpose(1, 2)
+        maps = (self.NIN_0, self.NIN_1, self.NIN_2)
+        weight = torch.cat([m.W for m in maps], 1).to(x.dtype)
+        bias = torch.cat([m.b for m in maps]).to(x.dtype)
+        query, key, value = (pixels @ weight + bias)[:, None].chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = mixed[:, 0].transpose(1, 2).view_as(x)
+        return residual(x, self.NIN_3(mixed), self.rescale)
+
+
+def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+    """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals)."""
+    return (x + h) * math.sqrt(0.5) if rescale else x + h
+
+
+def timestep_features(t: Tensor, dim: int) -> Tensor:
+    """Return sinusoids of integer timesteps t [B], float32 [B, dim] (zero-padded if dim is odd)."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))
+
+
+class PixelNorm(nn.Module):
+    """Scale every latent vector to unit mean square."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map [B, latent_dim] to the same shape."""
+        return z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+
+
+def latent_mapping(latent_dim: int, embedding_dim: int, layers: int) -> nn.Sequential:
+    """Return the mapping of latent z: PixelNorm, then layers + 1 times a dense layer and SiLU."""
+    widths = [latent_dim] + [embedding_dim] * (layers + 1)
+    modules: list[nn.Module] = [PixelNorm()]
+    for width_in, width_out in itertools.pairwise(widths):
+        modules += [Linear(width_in, width_out, fan="out"), nn.SiLU()]
+    return nn.Sequential(*modules)

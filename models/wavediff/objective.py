@@ -1,0 +1,203 @@
+"""Training of a WaveDiff or DDGAN pair: a denoising generator against a discriminator of steps.
+
+Losses follow spec/WAVEDIFF.md section 7: softplus losses, lazy R1 on y_t at full weight, and an L1
+reconstruction term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
+from models.sampler import Sampler
+from models.wavediff.diffusion import Diffusion, DiffusionConfig
+from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
+from models.wavediff.generator import Generator, GeneratorConfig
+from models.wavediff.health import diagnose_pair, diversity
+from models.wavediff.sampling import WaveDiffSampler
+from models.wavediff.space import PixelSpace, WaveletSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveDiffConfig:
+    """A WaveDiff pair; with `space` PixelSpace and no frequency_* settings it is DDGAN.
+
+    Attributes:
+        resolution: Edge of the images in pixels.
+        space: Where the diffusion takes place; the networks see `space.edge(resolution)` pixels.
+        generator: Shape of the generator.
+        discriminator: Shape of the discriminator.
+        diffusion: Noise schedule, with the number of steps T.
+        r1_gamma: Weight of the R1 gradient penalty; 0 switches it off.
+        r1_interval: Steps between penalties (1: each step). The penalty is not multiplied by it, as
+            in the official code.
+        reconstruction_weight: Weight of the mean absolute error of the predicted y_0.
+        label_dim: Always 0: the model is unconditional.
+    """
+
+    resolution: int
+    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    r1_gamma: float = 0.02
+    r1_interval: int = 15
+    reconstruction_weight: float = 1.0
+    label_dim: Literal[0] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("r1_gamma", "reconstruction_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite")
+        if self.r1_interval < 1:
+            raise ValueError(f"r1_interval={self.r1_interval} must be at least 1 (every step)")
+        edge = self.space.edge(self.resolution)
+        self.generator.check_resolution(edge)
+        self.discriminator.check_resolution(edge)
+
+    def build(self) -> WaveDiffObjective:
+        """Return the objective."""
+        return WaveDiffObjective(self)
+
+    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
+        """Return the sampler of a trained generator. Raises ValueError after another sampler."""
+        if previous is not None:
+            raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
+        return WaveDiffSampler(
+            network,
+            Diffusion(self.diffusion),
+            self.space,
+            resolution=self.resolution,
+            latent_dim=self.generator.latent_dim,
+        )
+
+
+class WaveDiffObjective:
+    """The losses of a pair: first the discriminator's, then the generator's with fresh draws."""
+
+    sampled_network = "generator"
+
+    def __init__(self, config: WaveDiffConfig) -> None:
+        self.config = config
+        self.resolution = config.resolution
+        self.batch_multiple = config.discriminator.stddev_group
+        self.second_order = frozenset({"discriminator"} if config.r1_gamma else ())
+        self.diffusion = Diffusion(config.diffusion)
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """Return "generator" and "discriminator" with fresh weights."""
+        config = self.config
+        edge = config.space.edge(config.resolution)
+        return {
+            "generator": Generator(config.generator, config.space.channels, edge),
+            "discriminator": Discriminator(config.discriminator, config.space.channels),
+        }
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Map uint8 images [B, 3, H, W] to y_0, float32 [B, C, edge, edge] in [-1, 1].
+
+        Raises:
+            ValueError: The images have another size than the configuration says.
+        """
+        size = (self.resolution, self.resolution)
+        if images.shape[-2:] != size:
+            raise ValueError(
+                f"images are {images.shape[-2]}x{images.shape[-1]}, the objective expects"
+                f" resolution={self.resolution}"
+            )
+        return self.config.space.pack(images_to_unit_range(images))
+
+    def losses(self) -> dict[str, LossFn]:
+        """Return the losses in order: discriminator, generator."""
+        return {"discriminator": self.discriminator_loss, "generator": self.generator_loss}
+
+    def discriminator_loss(
+        self, networks: Networks, example: Example, step: int
+    ) -> tuple[Tensor, Metrics]:
+        """Return real + fake + R1 (each r1_interval steps) as one sum; G runs without gradient."""
+        discriminator = networks["discriminator"]
+        penalised = self.config.r1_gamma > 0 and step % self.config.r1_interval == 0
+        with torch.no_grad():
+            t, y_t, y_tp1, _, fake = self._generate(networks, example, "discriminator")
+        y_t.requires_grad_(penalised)
+        logits_real = discriminator(y_t, t, y_tp1)
+        logits_fake = discriminator(fake, t, y_tp1)
+        loss_real, loss_fake = F.softplus(-logits_real).mean(), F.softplus(logits_fake).mean()
+        loss = loss_real + loss_fake
+        r1 = torch.full_like(loss_real, torch.nan)
+        if penalised:
+            r1 = self.config.r1_gamma / 2 * mean_squared_gradient(logits_real, y_t)
+            loss = loss + r1
+        metrics = {
+            "loss": loss,
+            "loss_real": loss_real,
+            "loss_fake": loss_fake,
+            "r1": r1,
+            "accuracy_real": (logits_real > 0).float().mean(),
+            "accuracy_fake": (logits_fake < 0).float().mean(),
+        }
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def generator_loss(
+        self, networks: Networks, example: Example, step: int
+    ) -> tuple[Tensor, Metrics]:
+        """Return the adversarial loss plus the weighted reconstruction error."""
+        del step
+        t, _, y_tp1, prediction, fake = self._generate(networks, example, "generator")
+        logits = networks["discriminator"](fake, t, y_tp1)
+        adversarial = F.softplus(-logits).mean()
+        reconstruction = (prediction - example.x).abs().mean()
+        loss = adversarial + self.config.reconstruction_weight * reconstruction
+        metrics = {
+            "loss": loss,
+            "loss_adversarial": adversarial,
+            "loss_reconstruction": reconstruction,
+            "diversity": diversity(
+                prediction.detach(), t == self.diffusion.steps - 1, self.batch_multiple
+            ),
+        }
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _generate(
+        self, networks: Networks, example: Example, purpose: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return t, y_t, y_{t+1}, the predicted y_0 and a fake y_t drawn from its posterior.
+
+        Draws, in the official order: t, noise of y_{t+1}, noise of y_t, z, noise of the posterior.
+        """
+        y0, draws = example.x, example.draws(purpose)
+        t = draws.randint(self.diffusion.steps)
+        noise_tp1 = draws.randn(y0.shape[1:], y0.dtype)
+        noise_t = draws.randn(y0.shape[1:], y0.dtype)
+        y_t, y_tp1 = self.diffusion.pair(y0, t, noise_tp1, noise_t)
+        z = draws.randn((self.config.generator.latent_dim,), y0.dtype)
+        prediction = networks["generator"](y_tp1, t, z)
+        noise = draws.randn(y0.shape[1:], y0.dtype)
+        return (
+            t,
+            y_t,
+            y_tp1,
+            prediction,
+            self.diffusion.posterior_sample(prediction, y_tp1, t, noise),
+        )
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """Judge an interval's mean metrics: None if healthy, else what to change.
+
+        Finds numbers that are not finite, exploding losses, a discriminator that is saturated or
+        constant, and a generator whose samples are all alike.
+        """
+        return diagnose_pair(metrics)
+
+
+def mean_squared_gradient(logits: Tensor, inputs: Tensor) -> Tensor:
+    """Return the batch mean of the squared norm of d(sum of logits)/d(inputs), differentiable."""
+    (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
