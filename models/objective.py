@@ -53,17 +53,24 @@ their finite entries over micro-batches, ranks and steps, so that NaN marks "not
 class Objective(Protocol):
     """What a training step computes. Built by an ObjectiveConfig; holds no parameters itself."""
 
-    sampled_network: str
-    """Name of the network that samples are drawn from: EMA follows it, snapshots hold it."""
-    resolution: int
-    """Edge of the square RGB images that `prepare` expects, in pixels."""
-    batch_multiple: int
-    """A micro-batch must be a multiple of this (size of a minibatch-stddev group; else 1)."""
-    second_order: frozenset[str]
-    """Networks whose loss differentiates a gradient (R1); ZeRO-3 cannot train them."""
+    @property
+    def sampled_network(self) -> str:
+        """Name of the network that samples are drawn from: EMA follows it, snapshots hold it."""
+
+    @property
+    def resolution(self) -> int:
+        """Edge of the square RGB images that `prepare` expects, in pixels."""
+
+    @property
+    def batch_multiple(self) -> int:
+        """A micro-batch must be a multiple of this (size of a minibatch-stddev group; else 1)."""
+
+    @property
+    def second_order(self) -> frozenset[str]:
+        """Networks whose loss differentiates a gradient (R1); ZeRO-3 cannot train them."""
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """Return the networks with fresh float32 weights, by name; random init is torch's global RNG."""
+        """Return the networks by name, float32, freshly initialised from torch's global RNG."""
 
     def prepare(self, images: Tensor) -> Tensor:
         """Map uint8 RGB images [B, 3, H, W] to the model space, float32."""
@@ -78,8 +85,9 @@ class Objective(Protocol):
 class ObjectiveConfig(Protocol):
     """Frozen dataclass describing an objective: enough to rebuild networks and sampler anywhere."""
 
-    label_dim: int
-    """Number of classes, 0 for unconditional models."""
+    @property
+    def label_dim(self) -> int:
+        """Number of classes, 0 for unconditional models."""
 
     def build(self) -> Objective:
         """Return the objective. Raises ValueError (value, expectation, setting) on bad settings."""
