@@ -1,0 +1,99 @@
+"""Arrays inside .npz files: read without pickles, streamed row by row, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+AnyArray = NDArray[Any]
+
+
+class NpzArray:
+    """One array of an .npz file, read row by row in bounded memory.
+
+    Rows are best asked for in ascending order: in a compressed file a step back starts again from
+    the front.
+
+    Raises:
+        ValueError: The file or the array is missing or damaged, or the array holds Python objects.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        try:
+            archive = zipfile.ZipFile(path)
+            self._file = cast(BinaryIO, archive.open(f"{name}.npy"))
+        except KeyError:
+            raise ValueError(f"{path} has no array {name}") from None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read as npz: {error}") from None
+        self.shape, self.dtype = self._read_header()
+        self._start = self._file.tell()
+        self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole file."""
+        with open(self._path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def rows(self, indices: Sequence[int]) -> AnyArray:
+        """Return these rows, [len(indices), *shape[1:]]."""
+        rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for row, index in zip(rows, indices, strict=True):
+            self._file.seek(self._start + index * self._row_bytes)
+            data = self._file.read(self._row_bytes)
+            if len(data) != self._row_bytes:
+                raise ValueError(f"{self._path}: {self._name} ends before row {index}; file is cut")
+            row[...] = np.frombuffer(data, self.dtype).reshape(self.shape[1:])
+        return rows
+
+    def _read_header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        version = npy_format.read_magic(self._file)
+        read = npy_format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
+        shape, column_major, dtype = read(self._file)
+        if dtype.hasobject:
+            raise ValueError(f"{self._path}: {self._name} holds pickled objects, which are refused")
+        if column_major and len(shape) > 1:
+            raise ValueError(f"{self._path}: {self._name} is in Fortran order; save it in C order")
+        return shape, dtype
+
+
+def _read_header_2_0(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return npy_format.read_array_header_2_0(file)
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, AnyArray]:
+    """Read arrays of an .npz file (all, or those of `names` that are there), never a pickle.
+
+    Raises:
+        ValueError: The file is missing or damaged, or an array holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files if names is None or key in names}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as npz: {error}") from None
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError(f"{path} holds pickled objects, which are refused") from None
+        raise ValueError(f"{path} cannot be read as npz: {error}") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, AnyArray]) -> None:
+    """Write an uncompressed .npz atomically: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

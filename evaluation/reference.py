@@ -1,0 +1,155 @@
+"""Reference statistics in our own format, and where to get them from.
+
+One uncompressed `.npz` without pickles: `mu`, `sigma` and `n` of the main tap (so that every tool
+that reads those keys still can), `mu_<tap>`, `sigma_<tap>` of the others, `features_<tap>` of the
+selected images, and a JSON string `meta` with the identity of images and detector.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.distributed import World
+from evaluation.arrays import AnyArray, read_npz, write_npz
+from evaluation.detectors import Detector
+from evaluation.features import evenly_spread, extract, short_hash
+from evaluation.images import ImageSet, open_images
+from evaluation.statistics import FeatureSet, Gaussian
+
+FORMAT = "relaywave-statistics-1"
+
+
+def write_reference(path: Path, features: FeatureSet, num_features: int) -> None:
+    """Write a set's moments, and the features of up to `num_features` images, evenly spread."""
+    main = next(iter(features.gaussians))
+    keep = evenly_spread(len(features.selected), num_features)
+    meta = features.meta | {"format": FORMAT, "main_tap": main, "covariance": "unbiased"}
+    arrays: dict[str, AnyArray] = {"n": np.array(features.n)}
+    for tap, gaussian in features.gaussians.items():
+        suffix = "" if tap == main else f"_{tap}"
+        arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = gaussian.mu, gaussian.sigma
+    for tap, values in features.features.items():
+        arrays[f"features_{tap}"] = np.asarray(values[keep], np.float32)
+    arrays["selected"] = np.array([features.selected[i] for i in keep], np.int64)
+    arrays["meta"] = np.array(json.dumps(meta))
+    write_npz(path, arrays)
+
+
+def read_reference(path: Path) -> FeatureSet:
+    """Read and check a file of our own format.
+
+    Raises:
+        ValueError: The file is damaged, of another format, or its moments are no moments.
+    """
+    arrays = read_npz(path)
+    try:
+        meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
+        n, main = int(arrays["n"]), meta["main_tap"]
+        if meta["format"] != FORMAT:
+            raise ValueError(f"{path} has format {meta['format']}, this relaywave reads {FORMAT}")
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not of the format {FORMAT}: {error}") from None
+    gaussians = {}
+    for key in arrays:
+        if key == "mu" or key.startswith("mu_"):
+            tap = key[3:] or main
+            gaussians[tap] = Gaussian(arrays[key], arrays["sigma" + key[2:]], n)
+            gaussians[tap].check(f"{path} ({tap})")
+    prefix = "features_"
+    features = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+    selected = arrays["selected"].tolist()
+    return FeatureSet(meta | {"source": str(path)}, n, gaussians, features, selected)
+
+
+def make_reference(
+    images: ImageSet,
+    detector: Detector,
+    path: Path,
+    world: World,
+    *,
+    num_features: int = 10_000,
+    batch_size: int = 64,
+) -> bool:
+    """Compute the reference of a set of images and write it to `path`.
+
+    Returns:
+        False if the file was there already, made from the same images by the same detector.
+
+    Raises:
+        ValueError: The file is there and holds something else.
+    """
+    if world.broadcast_object(_is_same(path, images, detector) if world.rank == 0 else None):
+        return False
+    work = path.with_name(path.name + ".work")
+    features = extract(
+        images, detector, work, world,
+        batch_size=batch_size, num_kept=num_features, title="reference",
+    )  # fmt: skip
+    if world.rank == 0:
+        write_reference(path, features, num_features)
+        remove_work(work)
+    world.barrier()
+    return True
+
+
+def remove_work(work: Path) -> None:
+    """Delete a working folder of features."""
+    for folder in work.glob("*"):
+        for file in folder.glob("*"):
+            file.unlink()
+        folder.rmdir()
+    work.rmdir()
+
+
+def cached_reference(
+    images: ImageSet, detector: Detector, world: World, *, num_features: int, batch_size: int
+) -> FeatureSet:
+    """Return the reference of a set of images, computed once per content and detector."""
+    digest = world.broadcast_object(images.identity["digest"] if world.rank == 0 else None)
+    path = cache_folder() / f"{short_hash([digest, detector.identity, num_features])}.npz"
+    make_reference(images, detector, path, world, num_features=num_features, batch_size=batch_size)
+    return read_reference(path)
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached references ($RELAYWAVE_CACHE, or ~/.cache/relaywave)."""
+    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
+    return Path(root) / "references"
+
+
+def load_reference(
+    path: Path,
+    detector: Detector,
+    world: World,
+    *,
+    num_features: int = 10_000,
+    batch_size: int = 64,
+) -> FeatureSet:
+    """Return the reference that `path` names: a statistics file, or images (computed, cached)."""
+    if path.suffix == ".npz" and "meta" in read_npz(path, ["meta"]):
+        return read_reference(path)
+    return cached_reference(
+        open_images(path), detector, world, num_features=num_features, batch_size=batch_size
+    )
+
+
+def _is_same(path: Path, images: ImageSet, detector: Detector) -> bool:
+    """Tell whether `path` is the reference of these images; raise ValueError if it is another."""
+    if not path.exists():
+        return False
+    meta = read_reference(path).meta
+    if meta["detector"] != detector.identity:
+        raise ValueError(
+            f"{path} exists and was made by {meta['detector']}; delete it or choose another name"
+        )
+    if meta["images"]["digest"] != images.identity["digest"]:
+        raise ValueError(
+            f"{path} exists and was made from other images ({meta['images']['path']});"
+            " delete it or choose another name"
+        )
+    return True

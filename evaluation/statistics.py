@@ -1,0 +1,173 @@
+"""Means and covariances of features: float64, merged across batches and ranks, each sample once.
+
+Chan's update keeps centred sums, so that features far from zero lose nothing
+(spec/EVALUATION.md section 5.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+BLOCK_ROWS = 1024
+SYMMETRY_TOLERANCE = 1e-6
+EIGENVALUE_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """First two moments of a set of features.
+
+    Attributes:
+        mu: Mean, float64 [D].
+        sigma: Covariance, float64 [D, D]; unbiased unless said otherwise.
+        n: Number of samples, None if a foreign file does not tell.
+    """
+
+    mu: FloatArray
+    sigma: FloatArray
+    n: int | None
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return len(self.mu)
+
+    @cached_property
+    def factor(self) -> FloatArray:
+        """L [D, r] with L L^T = sigma and r its numerical rank; computed once.
+
+        From the symmetric eigenproblem; eigenvalues below D * 2.2e-16 of the largest are noise.
+        """
+        values, vectors = torch.linalg.eigh(torch.from_numpy(np.asarray(self.sigma, np.float64)))
+        keep = values > values[-1] * self.dim * np.finfo(np.float64).eps
+        factor: FloatArray = (vectors[:, keep] * values[keep].sqrt()).numpy()
+        return factor
+
+    def biased(self) -> Gaussian:
+        """Return the moments with the covariance divided by n instead of n - 1 (StyleGAN)."""
+        if self.n is None:
+            raise ValueError(
+                "the number of samples is unknown, so the covariance cannot be rescaled"
+            )
+        return Gaussian(self.mu, self.sigma * ((self.n - 1) / self.n), self.n)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless the moments are finite, of fitting shapes, symmetric and PSD."""
+        if self.mu.ndim != 1 or self.sigma.shape != (self.dim, self.dim):
+            shapes = f"{list(self.mu.shape)} and {list(self.sigma.shape)}"
+            raise ValueError(f"{name}: mu and sigma have shapes {shapes}, expected [D] and [D, D]")
+        if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
+            raise ValueError(f"{name}: mu or sigma holds NaN or infinite values")
+        scale = float(np.abs(self.sigma).max())
+        if float(np.abs(self.sigma - self.sigma.T).max()) > SYMMETRY_TOLERANCE * scale:
+            raise ValueError(f"{name}: sigma is not symmetric, so it is no covariance")
+        values = torch.linalg.eigvalsh(torch.from_numpy(np.asarray(self.sigma, np.float64)))
+        if values[0] < -EIGENVALUE_TOLERANCE * abs(values[-1]):
+            raise ValueError(f"{name}: sigma has the eigenvalue {float(values[0]):.3g} < 0")
+
+
+@dataclass
+class Moments:
+    """Running count, mean and centred sum of outer products of one set of features.
+
+    Attributes:
+        n: Samples so far.
+        mean: float64 [D].
+        scatter: Sum of (x - mean)(x - mean)^T, float64 [D, D].
+    """
+
+    n: int
+    mean: FloatArray
+    scatter: FloatArray
+
+    @classmethod
+    def empty(cls, dim: int) -> Moments:
+        """Return the moments of no samples."""
+        return cls(0, np.zeros(dim), np.zeros((dim, dim)))
+
+    def add(self, features: FloatArray) -> None:
+        """Count a block of features [B, D] in."""
+        block = np.asarray(features, np.float64)
+        if len(block):
+            mean = block.mean(0)
+            centred = block - mean
+            self.merge(Moments(len(block), mean, centred.T @ centred))
+
+    def merge(self, other: Moments) -> None:
+        """Count another set's moments in (Chan et al., 1979)."""
+        n = self.n + other.n
+        if n:
+            delta = other.mean - self.mean
+            self.mean = self.mean + delta * (other.n / n)
+            self.scatter = self.scatter + other.scatter
+            self.scatter += np.outer(delta, delta * (self.n * other.n / n))
+            self.n = n
+
+    def gaussian(self) -> Gaussian:
+        """Return mean and unbiased covariance. Raises ValueError with fewer than 2 samples."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} sample(s) have no covariance; at least 2 are needed")
+        return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
+
+
+def moments_of(features: FloatArray) -> Moments:
+    """Return the moments of features [N, D], added in fixed blocks: the same bits everywhere."""
+    moments = Moments.empty(features.shape[1])
+    for start in range(0, len(features), BLOCK_ROWS):
+        moments.add(features[start : start + BLOCK_ROWS])
+    return moments
+
+
+def gaussian_of(features: FloatArray) -> Gaussian:
+    """Return mean and unbiased covariance of features [N, D]."""
+    return moments_of(features).gaussian()
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """All that metrics ask of one set of images.
+
+    Attributes:
+        meta: Where it comes from: `images`, `detector` identities, and more.
+        n: Number of images.
+        gaussians: Moments over all images, by tap.
+        features: float32 [M, D] by tap: of all images (M = n, in index order) or of `selected`.
+        selected: Indices of the M images, ascending.
+    """
+
+    meta: dict[str, Any]
+    n: int
+    gaussians: dict[str, Gaussian] = field(default_factory=dict)
+    features: dict[str, FloatArray] = field(default_factory=dict)
+    selected: Sequence[int] = ()
+
+    def rows(self, tap: str) -> FloatArray:
+        """Return the features of a tap. Raises ValueError if they were not kept."""
+        if tap not in self.features:
+            raise ValueError(
+                f"{self.meta.get('source', 'this set')} holds no features of tap {tap!r} (it has"
+                f" {', '.join(self.features) or 'none'}); compute the reference with --features"
+            )
+        return self.features[tap]
+
+    def gaussian(self, tap: str) -> Gaussian:
+        """Return the moments of a tap. Raises ValueError if there are none."""
+        if tap not in self.gaussians:
+            raise ValueError(
+                f"{self.meta.get('source', 'this set')} holds no moments of tap {tap!r}"
+                f" (it has {', '.join(self.gaussians) or 'none'})"
+            )
+        return self.gaussians[tap]
+
+    def is_complete(self, tap: str) -> bool:
+        """Tell whether the features of all images are at hand."""
+        return tap in self.features and len(self.features[tap]) == self.n

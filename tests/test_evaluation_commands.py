@@ -1,0 +1,132 @@
+"""The evaluation commands end to end, on fake models and tiny image sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import __main__ as cli
+
+
+def write_images(folder: Path, count: int, size: int = 32, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        base = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(base).resize((size, size)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_images_against_themselves_are_at_distance_zero(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 12)
+    reference, out = tmp_path / "ref.npz", tmp_path / "result.json"
+    assert cli.main(["reference", str(images), str(reference), "--batch-size", "5"]) == 0
+    command = ["run", str(images), "--reference", str(reference), "--out", str(out)]
+    assert cli.main(command) == 0
+    result = json.loads(out.read_text())
+    assert set(result["metrics"]) == {
+        f"fd_effnet_lite0_{tap}" for tap in ("block4", "block10", "block15", "head")
+    }
+    for metric in result["metrics"].values():
+        assert abs(metric["values"]["distance"]) < 1e-6
+        assert (metric["n_gen"], metric["n_ref"]) == (12, 12)
+
+
+def test_a_second_run_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", 6)
+    reference, out = tmp_path / "ref.npz", tmp_path / "result.json"
+    commands = [
+        ["reference", str(images), str(reference)],
+        ["run", str(images), "--reference", str(reference), "--out", str(out)],
+    ]
+    assert [cli.main(command) for command in commands] == [0, 0]
+    before = out.read_bytes()
+    from evaluation.detectors import Detector
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the detector ran again")
+
+    monkeypatch.setattr(Detector, "__call__", refuse)
+    capsys.readouterr()
+    assert [cli.main(command) for command in commands] == [0, 0]
+    assert "reused" in capsys.readouterr().out
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_batch_size_changes_nothing_that_matters(tmp_path: Path, batch_size: int) -> None:
+    images = write_images(tmp_path / "images", 7)
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path, size in zip(paths, (7, batch_size), strict=True):
+        arguments = ["reference", str(images), str(path), "--batch-size", str(size)]
+        assert cli.main(arguments) == 0
+    with np.load(paths[0]) as a, np.load(paths[1]) as b:
+        np.testing.assert_allclose(a["mu"], b["mu"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a["sigma"], b["sigma"], rtol=1e-4, atol=1e-6)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli.main(["reference", str(empty), str(tmp_path / "r.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "holds no images" in error
+    assert error.count("\n") == 1
+
+
+def test_mixed_sizes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", 3)
+    Image.new("RGB", (16, 20)).save(images / "odd.png")
+    assert cli.main(["reference", str(images), str(tmp_path / "r.npz")]) == 2
+    assert "odd.png is 16x20 pixels, others are 32x32" in capsys.readouterr().err
+
+
+def test_grey_images_count_as_rgb_and_alpha_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", 3)
+    Image.new("L", (32, 32), 80).save(images / "grey.png")
+    assert cli.main(["reference", str(images), str(tmp_path / "r.npz")]) == 0
+    Image.new("RGBA", (32, 32)).save(images / "alpha.png")
+    assert cli.main(["reference", str(images), str(tmp_path / "r2.npz")]) == 2
+    assert "alpha.png has mode RGBA" in capsys.readouterr().err
+
+
+def test_unfinished_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", 3)
+    (images / "samples.json").write_text(json.dumps({"complete": False}))
+    assert cli.main(["reference", str(images), str(tmp_path / "r.npz")]) == 2
+    assert "being written by another job" in capsys.readouterr().err
+
+
+def test_a_reference_of_another_pipeline_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", 3)
+    reference = tmp_path / "ref.npz"
+    assert cli.main(["reference", str(images), str(reference), "--pipeline", "half_pixel224"]) == 0
+    out = str(tmp_path / "o.json")
+    assert cli.main(["run", str(images), "--reference", str(reference), "--out", out]) == 2
+    assert "pipeline is half_pixel224, not half_pixel112" in capsys.readouterr().err
+
+
+def test_a_tampered_weights_file_shows_its_hash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", 3)
+    weights = tmp_path / "weights.pth"
+    torch.save({"_fc.bias": torch.zeros(1)}, weights)
+    arguments = ["reference", str(images), str(tmp_path / "r.npz"), "--weights", str(weights)]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "has sha256" in error
+    assert "expected 579344248a93" in error
