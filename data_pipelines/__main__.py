@@ -1,0 +1,118 @@
+"""`python -m data_pipelines pack|info`: prepare image sets, and look at them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.manifest import Manifest, read_manifest
+from data_pipelines.pack import PackOptions, pack
+from data_pipelines.sources.kinds import KINDS, make_source
+
+EXAMPLES = """examples:
+  python -m data_pipelines pack photographs data/photographs --resolution 64
+  python -m data_pipelines pack images my_pictures.zip data/mine --resolution 256 --workers 8
+  python -m data_pipelines info data/mine
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}; what was finished stays", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pack(commands.add_parser("pack", help="write a source of images as shards"))
+    info = commands.add_parser("info", help="describe a packed set")
+    info.add_argument("path", type=Path, help="folder of the set")
+    info.set_defaults(command=lambda arguments: _print_info(arguments.path))
+    return parser
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    kinds = "; ".join(f"{name}: {kind.help}" for name, kind in KINDS.items())
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=kinds)
+    parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
+    parser.add_argument("destination", type=Path, help="folder of the set, made if missing")
+    parser.add_argument("--resolution", type=int, required=True, help="edge of the stored images")
+    parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
+    parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
+    parser.add_argument("--limit", type=int, help="take only the first items of the source")
+    parser.add_argument("--min-edge", type=int, default=16, help="skip images with a shorter side")
+    parser.add_argument("--unlabelled", action="store_true", help="leave the classes out")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--max-skips", type=int, help="stop when more items are unusable")
+    parser.set_defaults(command=_pack)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    if arguments.workers < 1:
+        raise ValueError(f"workers={arguments.workers} must be at least 1")
+    options = PackOptions(
+        resolution=arguments.resolution,
+        image_format=arguments.format,
+        quality=arguments.quality,
+        shard_images=arguments.shard_images,
+        limit=arguments.limit,
+        min_edge=arguments.min_edge,
+        labelled=not arguments.unlabelled,
+    )
+    manifest = pack(
+        make_source(arguments.kind, arguments.source),
+        arguments.destination,
+        options,
+        workers=arguments.workers,
+        max_skips=arguments.max_skips,
+    )
+    print(_summary(arguments.destination, manifest))
+
+
+def _summary(path: Path, manifest: Manifest) -> str:
+    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "unlabelled"
+    size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+    text = (
+        f"{path}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution},"
+        f" {classes}, {len(manifest.shards)} shards, {size:.1f} MB"
+    )
+    if manifest.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
+        text += f"; skipped {sum(manifest.skipped.values())} ({reasons}; see skipped.jsonl)"
+    return text
+
+
+def _print_info(path: Path) -> None:
+    manifest = read_manifest(path)
+    print(_summary(path, manifest))
+    print(f"source   {manifest.kind}: {manifest.source['path']}")
+    print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))
+    print(f"digest   {manifest.digest}")
+    for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
+        print(f"  {count:8d}  {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Single images: decoding to RGB, cropping and resizing as the papers' tools do, encoding."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = NDArray[np.uint8]
+ImageFormat = Literal["png", "webp", "jpeg"]
+
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises on damaged input, by format and kind of damage."""
+
+
+class BadImage(ValueError):  # noqa: N818 (a finding about the input, reported as a skip)
+    """Bytes that are no usable image; the message is the reason."""
+
+
+def decode_rgb(encoded: bytes, *, upright: bool = False) -> Pixels:
+    """Decode any common image to RGB, uint8 [H, W, 3].
+
+    Grey is tripled, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits, transparency
+    is laid over white. The whole image is decoded, so truncation is found.
+
+    Args:
+        encoded: The file's bytes.
+        upright: Turn the image as its EXIF orientation says (the papers' tools ignore it).
+
+    Raises:
+        BadImage: The bytes are not an image, are cut short, or are damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+    except UnidentifiedImageError:
+        raise BadImage("not an image of a known format") from None
+    except DECODE_ERRORS as error:
+        raise BadImage(f"undecodable: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no defined range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def centre_square(pixels: Pixels, resolution: int) -> Pixels:
+    """Cut the largest centred square and resize it with a Lanczos filter, uint8 [R, R, 3].
+
+    The square starts at floor((edge - crop) / 2) (spec/RDM.md section 1); an image that already has
+    the resolution passes unchanged.
+    """
+    height, width = pixels.shape[:2]
+    crop = min(height, width)
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return resize_square(pixels[top : top + crop, left : left + crop], resolution)
+
+
+def resize_square(square: Pixels, resolution: int) -> Pixels:
+    """Resize a square image with Pillow's Lanczos filter; the same size passes unchanged."""
+    if square.shape[0] == resolution:
+        return square
+    image = Image.fromarray(square)
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def encode(pixels: Pixels, image_format: ImageFormat, quality: int) -> bytes:
+    """Encode RGB pixels; `quality` (1..95) is for JPEG only, PNG and WebP are lossless."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if image_format == "png":
+        image.save(buffer, "PNG", compress_level=4)
+    elif image_format == "webp":
+        image.save(buffer, "WEBP", lossless=True, quality=50, method=2)
+    else:
+        image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,101 @@
+"""What a packing process does: read items of the source, crop, resize and encode them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import NamedTuple
+
+from data_pipelines.images import BadImage, ImageFormat, Pixels, centre_square, decode_rgb, encode
+from data_pipelines.sources.base import Entry, ReadItem, Skip, Source
+
+
+class Packed(NamedTuple):
+    """One item, ready for the shard."""
+
+    label: int
+    encoded: bytes
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is done to each image.
+
+    Attributes:
+        resolution: Edge of the stored images, in pixels.
+        image_format: `png` and `webp` are lossless.
+        quality: JPEG quality, 1..95.
+        min_edge: Images with a shorter side below this are skipped.
+        upright: Turn images as their EXIF orientation says.
+    """
+
+    resolution: int
+    image_format: ImageFormat
+    quality: int
+    min_edge: int
+    upright: bool
+
+    def apply(self, item: bytes | Pixels) -> bytes:
+        """Return the stored bytes of an item. Raises BadImage if it is damaged or too small."""
+        pixels = decode_rgb(item, upright=self.upright) if isinstance(item, bytes) else item
+        height, width = pixels.shape[:2]
+        if min(height, width) < self.min_edge:
+            raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
+        square = centre_square(pixels, self.resolution)
+        return encode(square, self.image_format, self.quality)
+
+
+class ChunkConverter:
+    """Converts lists of entries; holds the opened source. One per process."""
+
+    def __init__(self, source: Source, conversion: Conversion) -> None:
+        self._stack = ExitStack()
+        self._read: ReadItem = self._stack.enter_context(source.open())
+        self._conversion = conversion
+
+    def __call__(self, entries: Sequence[Entry]) -> list[Packed | Skip]:
+        """Convert the entries, in order; what cannot be used becomes a Skip with the reason."""
+        return [self._convert(entry) for entry in entries]
+
+    def close(self) -> None:
+        """Close the source."""
+        self._stack.close()
+
+    def _convert(self, entry: Entry) -> Packed | Skip:
+        try:
+            return Packed(entry.label, self._conversion.apply(self._read(entry)))
+        except BadImage as error:
+            return Skip(entry.name, str(error))
+        except OSError as error:
+            return Skip(entry.name, f"unreadable: {error.strerror or error}")
+
+
+_converter: ChunkConverter | None = None
+
+
+def start_worker(source: Source, conversion: Conversion) -> None:
+    """Prepare this process: leave Ctrl-C to the parent, end with it, open the source."""
+    global _converter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _converter = ChunkConverter(source, conversion)
+
+
+def convert_chunk(entries: Sequence[Entry]) -> list[Packed | Skip]:
+    """Convert a list of entries in a process that start_worker has prepared."""
+    assert _converter is not None
+    return _converter(entries)
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent is gone, however it ended; else killed packers would leave processes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,203 @@
+"""Images as files: in a folder, a zip or a tar archive; the class is the sub-folder, if any."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, cast
+
+from data_pipelines.images import BadImage
+from data_pipelines.sources.base import (
+    Entry,
+    Listing,
+    ReadItem,
+    Source,
+    SourceError,
+    label_by_folder,
+)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder of image files, searched through all levels; links to folders are followed."""
+
+    path: Path
+    kind: ClassVar[str] = "folder"
+    published: ClassVar[bool] = False
+
+    def list_items(self) -> Listing:
+        """Return all image files. Raises SourceError if there are none."""
+        if not self.path.is_dir():
+            raise SourceError(f"{self.path} is not a folder")
+        return label_by_folder(self._files(), where=f"the folder {self.path}")
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading."""
+        yield lambda entry: (self.path / entry.name).read_bytes()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path."""
+        return {"path": str(self.path)}
+
+    def _files(self) -> Iterator[tuple[str, int, int]]:
+        for folder, inner, names in os.walk(self.path, followlinks=True, onerror=_raise):
+            inner.sort()
+            for name in names:
+                file = Path(folder, name)
+                if file.is_file():
+                    yield file.relative_to(self.path).as_posix(), file.stat().st_size, 0
+
+
+def _raise(error: OSError) -> None:
+    raise SourceError(f"{error.filename} cannot be listed: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class ZipSource:
+    """A zip archive of image files."""
+
+    path: Path
+    kind: ClassVar[str] = "zip"
+    published: ClassVar[bool] = False
+
+    def list_items(self) -> Listing:
+        """Return all image files. Raises SourceError if it is no zip, or holds none."""
+        with open_zip(self.path) as archive:
+            members = [
+                (info.filename, info.file_size, 0)
+                for info in archive.infolist()
+                if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+            ]
+        return label_by_folder(members, where=f"the zip {self.path}")
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading."""
+        with open_zip(self.path) as archive:
+            yield lambda entry: read_zip_member(archive, entry.name)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path."""
+        return {"path": str(self.path)}
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive. Raises SourceError (one line) if it is none, or cannot be read."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path} cannot be read as a zip archive: {_plain(error)}") from None
+    with archive:
+        yield archive
+
+
+def read_zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a member's bytes. Raises BadImage if it is damaged or encrypted."""
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise BadImage(f"unreadable: {error}") from None
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """A tar archive of image files, plain or compressed (gz, bz2, xz)."""
+
+    path: Path
+    kind: ClassVar[str] = "tar"
+    published: ClassVar[bool] = False
+
+    def list_items(self) -> Listing:
+        """Return all image files. Raises SourceError if it is no whole tar, or holds none."""
+        members = [(m.name.removeprefix("./"), m.size, m.offset_data) for m in tar_files(self.path)]
+        return label_by_folder(members, where=f"the tar {self.path}")
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading."""
+        with open_maybe_compressed(self.path) as file:
+            yield lambda entry: read_at(file, entry)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path."""
+        return {"path": str(self.path)}
+
+
+def tar_files(path: Path) -> list[tarfile.TarInfo]:
+    """Return a tar archive's regular files, in order.
+
+    Raises:
+        SourceError: It is no tar archive, or is cut short (tarfile alone would not notice).
+    """
+    try:
+        with open_maybe_compressed(path) as file:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                members = [member for member in archive if member.isreg()]
+            if members:
+                last = members[-1].offset_data + members[-1].size
+                file.seek(max(last - 1, 0))
+                if members[-1].size and not file.read(1):
+                    raise tarfile.ReadError("unexpected end of data")
+            return members
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise SourceError(f"{path} cannot be read as a tar archive: {_plain(error)}") from None
+
+
+def open_maybe_compressed(path: Path) -> IO[bytes]:
+    """Open a file that may be compressed, by its first bytes, as a seekable stream."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path))
+    if start.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.open(path))
+    if start.startswith(b"\xfd7zXZ\0"):
+        return cast(IO[bytes], lzma.open(path))
+    return open(path, "rb")
+
+
+def read_at(file: IO[bytes], entry: Entry) -> bytes:
+    """Return an entry's bytes at its offset. Raises BadImage if the file ends before."""
+    try:
+        file.seek(entry.locator)
+        content = file.read(entry.size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadImage(f"unreadable: {error}") from None
+    if len(content) != entry.size:
+        raise BadImage("unreadable: the archive ends before it")
+    return content
+
+
+def detect(path: Path) -> Source:
+    """Return the source of a folder, zip or tar of images, whichever `path` is.
+
+    Raises:
+        SourceError: It is none of them.
+    """
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise SourceError(f"{path} does not exist")
+    if zipfile.is_zipfile(path):
+        return ZipSource(path)
+    try:
+        with open_maybe_compressed(path) as file:
+            tarfile.open(fileobj=file, mode="r:").close()
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+        raise SourceError(f"{path} is neither a folder nor a zip or tar archive") from None
+    return TarSource(path)
+
+
+def _plain(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
