@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from data_pipelines.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,22 +20,25 @@ class DataConfig:
     Attributes:
         path: Folder of packed shards (`python -m data_pipelines pack`); ignored by `synthetic`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
-            same shards), `ffcv`, or `synthetic` (generated images, for tests and dry runs).
+            same shards), or `synthetic` (generated images, for tests and dry runs).
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
             divides are reduced by box averaging.
         flip: Mirror each visit of an image horizontally with probability 1/2.
         shuffle: Visit the images in a new random order each epoch; else in file order.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches that are prepared ahead.
+        max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
+            is replaced by the next one of the order and logged.
     """
 
     path: str = ""
-    backend: Literal["dali", "webdataset", "ffcv", "synthetic"] = "dali"
+    backend: Literal["dali", "webdataset", "synthetic"] = "dali"
     resolution: int
     flip: bool = False
     shuffle: bool = True
     workers: int = 1
     prefetch: int = 2
+    max_corrupt: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -42,6 +47,8 @@ class DataConfig:
             raise ValueError(f"workers={self.workers} must be at least 1")
         if self.prefetch < 1:
             raise ValueError(f"prefetch={self.prefetch} must be at least 1")
+        if not 0 <= self.max_corrupt < 1:
+            raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class ImagePipeline(Protocol):
     """
 
     info: DatasetInfo
+    corrupt: dict[int, str]
+    """Reason by sample index of the damaged samples met so far (by this rank)."""
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
@@ -118,9 +127,35 @@ def build_pipeline(
         ValueError: The set at `config.path` is missing, damaged or of an unfit resolution, or the
             backend's package is not installed (says what to install).
     """
-    raise ValueError(f"backend={config.backend!r}: written by the data_pipelines owner")
+    Pipeline = _backend_class(config.backend)
+    return Pipeline(config, seed, share, device)
+
+
+def _backend_class(backend: str) -> Callable[..., ImagePipeline]:
+    """Import one backend; the others' packages need not be installed."""
+    if backend == "dali":
+        from data_pipelines.dali_backend import DaliPipeline
+
+        return DaliPipeline
+    if backend == "webdataset":
+        from data_pipelines.webdataset_backend import WebDatasetPipeline
+
+        return WebDatasetPipeline
+    from data_pipelines.synthetic import SyntheticPipeline
+
+    return SyntheticPipeline
 
 
 def read_info(path: Path) -> DatasetInfo:
     """Return the description of a packed set. Raises ValueError if `path` holds none."""
-    raise ValueError(str(path))
+    return describe(read_manifest(path))
+
+
+def describe(manifest: Manifest) -> DatasetInfo:
+    """Return what consumers of a packed set need to know of its manifest."""
+    return DatasetInfo(
+        num_images=manifest.num_images,
+        resolution=manifest.resolution,
+        class_names=manifest.class_names,
+        digest=manifest.digest,
+    )

@@ -1,0 +1,187 @@
+"""NVIDIA DALI over the packed shards: one graph that decodes on the GPU (nvJPEG) or on the CPU.
+
+DALI's readers bind the order and the epoch's length to the number of ranks, so the graph is fed
+with encoded bytes in our own order, read ahead by threads from the shards' byte ranges.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipelines.delivery import (
+    BatchFinisher,
+    SampleReader,
+    check_resolution,
+    decode_square,
+    read_ahead,
+)
+from data_pipelines.order import SampleOrder
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share
+from data_pipelines.shards import ShardedImages
+
+logger = logging.getLogger(__name__)
+Encoded = NDArray[np.uint8]
+
+
+def build_graph(
+    source: Callable[[], list[Encoded]],
+    *,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    device_id: int | None,
+) -> Any:
+    """Return the DALI pipeline: encoded bytes to uint8 RGB [B, 3, H, W].
+
+    Args:
+        source: Returns the next batch's encoded images; called ahead of use.
+        batch_size: Images per batch.
+        threads: Decoding threads of DALI's CPU part.
+        prefetch: Batches decoded ahead.
+        device_id: The GPU to decode on, or None for the CPU; the graph is the same.
+
+    Raises:
+        ValueError: DALI is not installed.
+    """
+    try:
+        from nvidia.dali import Pipeline, fn, types
+    except ImportError as error:
+        raise ValueError(
+            f"backend='dali' cannot be imported ({error}); pip install 'relaywave[dali]',"
+            " or set data.backend=webdataset"
+        ) from None
+    graph = Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+    )
+    with graph:
+        encoded = fn.external_source(source=source, batch=True, ndim=1, dtype=types.UINT8)
+        decoder = "cpu" if device_id is None else "mixed"
+        pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+        graph.set_outputs(fn.transpose(pixels, perm=[2, 0, 1]))
+    return graph
+
+
+class DaliPipeline:
+    """One rank's share of a packed set, decoded by DALI; an ImagePipeline."""
+
+    def __init__(
+        self, config: DataConfig, seed: int, share: Share, device: torch.device | str
+    ) -> None:
+        self._images = ShardedImages(config.path)
+        self.info = self._images.info
+        self._config, self._share, self._device = config, share, torch.device(device)
+        order = SampleOrder(len(self._images), seed, config.shuffle, config.flip)
+        self._reader = SampleReader(self._images, order, config.max_corrupt)
+        self.corrupt = self._reader.corrupt
+        factor = check_resolution(config, self.info.resolution)
+        self._finish = BatchFinisher(order, factor, bool(self.info.class_names))
+
+    def batches(self, start: int) -> Iterator[ImageBatch]:
+        """Yield this rank's micro-batches, endlessly, from global position `start`."""
+        number = 0
+        while True:  # once per run, and once more after each batch that DALI could not decode
+            for batch in self._decodable(start, number):
+                yield batch
+                number += 1
+            yield self._decoded_by_pillow(self._share.positions(start, number))
+            number += 1
+
+    def close(self) -> None:
+        """Close the shards; a graph is released with the iterator that uses it."""
+        self._images.close()
+
+    def _decodable(self, start: int, first: int) -> Iterator[ImageBatch]:
+        """Yield micro-batches from number `first`; end before one that DALI cannot decode."""
+        feed = _Feed(self._reader, self._config, lambda k: self._share.positions(start, first + k))
+        graph = build_graph(
+            feed.next_encoded,
+            batch_size=self._share.micro_batch_size,
+            threads=self._config.workers,
+            prefetch=self._config.prefetch,
+            device_id=self._device_id(),
+        )
+        graph.build()
+        try:
+            for k in itertools.count():
+                images = self._run(graph, feed)
+                if images is None:
+                    return
+                positions = self._share.positions(start, first + k)
+                yield self._finish(images, feed.labels.pop(k), positions)
+        finally:
+            feed.close()
+
+    def _run(self, graph: Any, feed: _Feed) -> Tensor | None:
+        """Return the next decoded batch, a view of DALI's memory; None if it cannot be decoded."""
+        try:
+            (output,) = graph.run(self._stream())
+        except RuntimeError as error:
+            if feed.failure is not None:
+                raise feed.failure from None
+            logger.warning("DALI could not decode a batch, Pillow does: %s", _reason(error))
+            return None
+        tensor: Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
+        return tensor
+
+    def _decoded_by_pillow(self, positions: range) -> ImageBatch:
+        resolution = self.info.resolution
+        arrays, labels = self._reader.load(positions, lambda data: decode_square(data, resolution))
+        images = torch.from_numpy(np.stack(arrays)).to(self._device)
+        return self._finish(images, labels, positions)
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        """Return the stream that uses the images: DALI reuses their memory only after it."""
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+
+    def _device_id(self) -> int | None:
+        if self._device.type != "cuda":
+            return None
+        return self._device.index if self._device.index is not None else torch.cuda.current_device()
+
+
+class _Feed:
+    """Encoded batches in order for DALI, with their labels kept until the pixels come out."""
+
+    def __init__(
+        self, reader: SampleReader, config: DataConfig, positions: Callable[[int], range]
+    ) -> None:
+        self.labels: dict[int, list[int]] = {}
+        self.failure: Exception | None = None
+        self._batches = read_ahead(
+            lambda k: reader.load(positions(k), _as_array), 1, config.prefetch
+        )
+        self._count = itertools.count()
+
+    def next_encoded(self) -> list[Encoded]:
+        """Return the next batch's encoded images; DALI would hide the type of an exception."""
+        try:
+            encoded, labels = next(self._batches)
+        except Exception as error:
+            self.failure = error
+            raise
+        self.labels[next(self._count)] = labels
+        return encoded
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._batches.close()
+
+
+def _as_array(encoded: bytes) -> Encoded:
+    return np.frombuffer(encoded, np.uint8)
+
+
+def _reason(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "rror" in line and "operator" not in line), lines[0])

@@ -1,0 +1,173 @@
+"""What all backends of packed shards share; a backend only decodes.
+
+Positions to samples, replacement of damaged ones, reading ahead, and the finishing of a batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.images import BadImage, Pixels, decode_rgb
+from data_pipelines.order import SampleOrder
+from data_pipelines.pipeline import DataConfig, ImageBatch
+from data_pipelines.shards import ShardedImages
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class TooManyCorrupt(RuntimeError):  # noqa: N818 (reads better where it is raised)
+    """More samples of the set are damaged than `max_corrupt` allows."""
+
+
+class SampleReader:
+    """Maps global positions to samples; a damaged sample is replaced by the next one of the order.
+
+    Which sample stands in depends on the position and on the files alone, so it is the same on any
+    number of ranks.
+
+    Args:
+        images: The packed set.
+        order: The global order over it.
+        max_corrupt: Tolerated fraction of damaged samples in the set; one is always allowed.
+
+    Attributes:
+        corrupt: Reason by sample index of all damaged samples met so far.
+    """
+
+    def __init__(self, images: ShardedImages, order: SampleOrder, max_corrupt: float) -> None:
+        self.images = images
+        self.order = order
+        self.corrupt: dict[int, str] = {}
+        self._allowed = max(1, int(max_corrupt * len(images)))
+        self._max_corrupt = max_corrupt
+        self._lock = threading.Lock()
+
+    def load(self, positions: range, convert: Callable[[bytes], T]) -> tuple[list[T], list[int]]:
+        """Return the converted bytes and the labels (-1: none) of the samples at `positions`.
+
+        Raises:
+            TooManyCorrupt: The tolerated fraction of damaged samples is exceeded.
+        """
+        indices = self.order.samples(np.arange(positions.start, positions.stop))
+        loaded = [
+            self._load_one(position, int(index), convert)
+            for position, index in zip(positions, indices, strict=True)
+        ]
+        return [item for item, _ in loaded], [label for _, label in loaded]
+
+    def _load_one(self, position: int, index: int, convert: Callable[[bytes], T]) -> tuple[T, int]:
+        for candidate in itertools.count(position + 1):
+            try:
+                encoded, label = self.images.read(index)
+                return convert(encoded), -1 if label is None else label
+            except BadImage as error:
+                self._note(index, str(error))
+                index = int(self.order.samples(np.array([candidate]))[0])
+        raise AssertionError("the order is endless")
+
+    def _note(self, index: int, reason: str) -> None:
+        with self._lock:
+            if index in self.corrupt:
+                return
+            self.corrupt[index] = reason
+            count = len(self.corrupt)
+        where = f"{self.images.locate(index)} of {self.images.path}"
+        logger.warning("%s is replaced by the next of the order: %s", where, reason)
+        if count > self._allowed:
+            raise TooManyCorrupt(
+                f"{count} of {len(self.images)} samples are damaged, more than"
+                f" max_corrupt={self._max_corrupt} allows (the last: {where}: {reason});"
+                f" find all with `python -m data_pipelines check {self.images.path}`,"
+                " then copy or pack the set again"
+            )
+
+
+def check_resolution(config: DataConfig, stored: int) -> int:
+    """Return the box reduction's factor. Raises ValueError if the stored edge is no multiple."""
+    if stored % config.resolution:
+        raise ValueError(
+            f"resolution={config.resolution} does not divide the {stored} pixels of {config.path};"
+            f" set it to {stored} or a divisor, or pack the set at {config.resolution}"
+        )
+    return stored // config.resolution
+
+
+def decode_square(encoded: bytes, resolution: int) -> Pixels:
+    """Decode a packed sample with Pillow, uint8 [3, R, R].
+
+    Raises:
+        BadImage: It cannot be decoded, or is not of the set's resolution.
+    """
+    pixels = decode_rgb(encoded)
+    if pixels.shape != (resolution, resolution, 3):
+        raise BadImage(f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {resolution}")
+    return pixels.transpose(2, 0, 1)
+
+
+def box_reduce(images: Tensor, factor: int) -> Tensor:
+    """Average blocks of factor x factor pixels, rounding halves up; exact on any device.
+
+    Args:
+        images: uint8 [B, 3, H, W], H and W multiples of factor.
+        factor: Edge of a block; 1 returns the images themselves.
+
+    Returns:
+        uint8 [B, 3, H / factor, W / factor].
+    """
+    if factor == 1:
+        return images
+    batch, channels, height, width = images.shape
+    blocks = images.view(batch, channels, height // factor, factor, width // factor, factor)
+    area = factor * factor
+    sums = blocks.sum(dim=(3, 5), dtype=torch.int32)
+    return ((sums + area // 2) // area).to(torch.uint8)
+
+
+class BatchFinisher:
+    """Turns decoded images into an ImageBatch: box reduction, mirroring, labels on the device."""
+
+    def __init__(self, order: SampleOrder, factor: int, labelled: bool) -> None:
+        self._order = order
+        self._factor = factor
+        self._labelled = labelled
+
+    def __call__(self, images: Tensor, labels: Sequence[int], positions: range) -> ImageBatch:
+        """Return a batch that owns its memory, from images uint8 [B, 3, S, S] on any device."""
+        flips = torch.from_numpy(self._order.flips(np.arange(positions.start, positions.stop)))
+        flips = flips.to(images.device, non_blocking=True)[:, None, None, None]
+        reduced = box_reduce(images, self._factor)
+        return ImageBatch(
+            images=torch.where(flips, reduced.flip(3), reduced),
+            labels=torch.tensor(labels, device=images.device) if self._labelled else None,
+            positions=tuple(positions),
+        )
+
+
+def read_ahead(produce: Callable[[int], T], workers: int, depth: int) -> Generator[T]:
+    """Yield produce(0), produce(1), ... endlessly, computed ahead by threads.
+
+    Args:
+        produce: Pure function of its number; an exception is raised when its turn comes.
+        workers: Threads.
+        depth: Results that are computed ahead of the one being used, at least one per thread.
+    """
+    pending: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data_pipelines")
+    try:
+        for number in itertools.count():
+            pending.append(pool.submit(produce, number))
+            if len(pending) > max(depth, workers):
+                yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
