@@ -1,4 +1,4 @@
-"""Train a recipe here: `torchrun --nproc-per-node N -m dist_train RECIPE --run-dir DIR key=value ...`.
+"""Train a recipe here: `torchrun --nproc-per-node N -m dist_train RECIPE --run-dir DIR ...`.
 
 Exit codes: 0 finished, 2 refused (bad settings or input), 3 diverged, 75 stopped on request with
 its state saved: run the same command again to go on.
@@ -42,9 +42,9 @@ def train(config: RunConfig, run_dir: Path, allow_changes: bool = False) -> int:
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.checkpoint import CheckpointError
     from dist_train.distributed import init_world
-    from dist_train.loop import Outcome, Trainer, TrainingDiverged
+    from dist_train.loop import DivergedError, Outcome, Trainer
     from dist_train.preemption import stop_with_launcher
-    from dist_train.run_folder import RunFolderBusy, RunLock, settle_config
+    from dist_train.run_folder import RunFolderBusyError, RunLock, settle_config
 
     stop_with_launcher()
     world = init_world()
@@ -56,8 +56,8 @@ def train(config: RunConfig, run_dir: Path, allow_changes: bool = False) -> int:
             settle_config(run_dir, config, allow_changes)
         world.barrier()
         outcome = Trainer(config, run_dir, world).fit()
-    except (TrainingDiverged, CheckpointError, RunFolderBusy) as error:
-        return _refuse(error, EXIT_DIVERGED if isinstance(error, TrainingDiverged) else 2)
+    except (DivergedError, CheckpointError, RunFolderBusyError) as error:
+        return _refuse(error, EXIT_DIVERGED if isinstance(error, DivergedError) else 2)
     except ValueError as error:
         return _refuse(error)
     finally:

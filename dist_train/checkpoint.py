@@ -16,6 +16,7 @@ rank 0 commits at the step boundary at which every rank has reported its file as
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -47,7 +48,7 @@ class TrainState:
     """What a checkpoint restores besides tensors.
 
     Attributes:
-        images_seen: The clock of training, and the whole state of data pipeline, noise and schedules.
+        images_seen: The clock of training: all the state of data pipeline, noise and schedules.
         step: Passes over all updates.
         updates: Optimizer updates by network.
     """
@@ -206,13 +207,14 @@ def find_newest_whole(run_dir: Path, world: World) -> tuple[Path | None, list[st
     candidates = world.broadcast_object(committed(run_dir) if world.rank == 0 else None)
     problems: list[str] = []
     for path in reversed(candidates):
-        found = sum(world.gather_objects(_check_files(path, world)), [])
+        found: list[str] = [*itertools.chain(*world.gather_objects(_check_files(path, world)))]
         if not found:
             return path, problems
         problems += found
     if problems:
         raise CheckpointError(
-            f"no checkpoint of {run_dir} is whole: {'; '.join(problems)}. Restore one from a backup,"
+            f"no checkpoint of {run_dir} is whole: {'; '.join(problems)}."
+            " Restore one from a backup,"
             " or start again in a new run folder"
         )
     return None, []
@@ -259,7 +261,8 @@ class CheckpointReader:
                 file = safe_open(path / name, framework="pt")
             except SafetensorError as error:
                 raise CheckpointError(f"{path / name} cannot be read: {error}") from None
-            for key in file.keys():  # noqa: SIM118 - not a mapping
+            keys: list[str] = file.keys()  # type: ignore[no-untyped-call]
+            for key in keys:
                 tensor, _, start = key.rpartition("@")
                 self._pieces.setdefault(tensor, []).append((int(start), key, file))
 

@@ -35,9 +35,9 @@ class WarmupSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Cosine from the base rate to `minimum`, constant within an epoch (spec/WAVEDIFF.md section 7).
+    """Cosine from the base rate to `minimum`, constant in an epoch (spec/WAVEDIFF.md section 7).
 
-    lr(e) = minimum + (base - minimum) (1 + cos(pi e / epochs)) / 2, e = images_seen // epoch_images.
+    lr(e) = minimum + (base - minimum) (1 + cos(pi e / epochs)) / 2, e = images // epoch_images.
     """
 
     epochs: int
@@ -66,12 +66,14 @@ class AdamConfig:
         lr: Base learning rate.
         betas: Decay of the first and second moment.
         eps: Added to the root of the second moment.
+        max_gradient_norm: Gradients of a larger L2 norm are scaled down to it; null never clips.
         schedule: How the rate follows images seen.
     """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    max_gradient_norm: float | None = None
     schedule: WarmupSchedule | CosineSchedule = field(default_factory=WarmupSchedule)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class AdamConfig:
             raise ValueError(f"lr={self.lr} must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be in [0, 1)")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm={self.max_gradient_norm} must be positive or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class HalflifeEma:
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantEma:
-    """EMA with a constant decay, starting at the first updated weights (spec/WAVEDIFF.md section 7)."""
+    """EMA of constant decay, starting at the first updated weights (spec/WAVEDIFF.md sec. 7)."""
 
     decay: float = 0.9999
 

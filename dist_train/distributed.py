@@ -43,7 +43,7 @@ class World:
         return total
 
     def reduce_sum(self, tensor: Tensor, to: int = 0) -> None:
-        """Sum `tensor` over all ranks into the tensor of rank `to`, in place; others' are undefined."""
+        """Sum `tensor` over all ranks into that of rank `to`, in place; others' are undefined."""
         if self.size > 1:
             dist.reduce(tensor, dst=to)
 

@@ -9,6 +9,7 @@ silent or obscure when broken):
 * One backward call per micro-batch and network: of several, ZeRO-1/2 keep only the last.
 * While one network is updated, the others are frozen (`updating_only`), else their gradients leak.
 * We pass our own torch optimizer; DeepSpeed's name lookup may turn Adam into AdamW.
+* DeepSpeed clips gradients to norm 1 unless it is told not to.
 * ZeRO-3 releases weights outside the engine's forward, so raw-module losses cannot use it.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from dist_train.config import AdamConfig
 from dist_train.distributed import World
@@ -86,12 +88,13 @@ class Engine:
                 "gradient_accumulation_steps": accumulation_steps,
                 "zero_optimization": {"stage": zero_stage},
                 "zero_allow_untested_optimizer": True,
+                "gradient_clipping": adam.max_gradient_norm or 0.0,
                 "steps_per_print": 10**12,
             },
         )
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's mean loss; gradients are averaged over micro-batches."""
+        """Add the gradient of a micro-batch's mean loss (averaged over micro-batches)."""
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> None:
@@ -108,7 +111,7 @@ class Engine:
         return float("nan") if norm is None else float(norm)
 
     def held(self) -> list[Fragment]:
-        """Return what this rank's optimizer works on: everything under ZeRO-0, else its partition."""
+        """Return what this rank's optimizer works on: all under ZeRO-0, else its partition."""
         named = dict(self.network.named_parameters())
         if self.zero_stage == 0:
             return [
@@ -127,11 +130,11 @@ class Engine:
                 ),
             )
             for name, p in named.items()
-            if (mapping := p._hp_mapping) is not None
+            if (mapping := getattr(p, "_hp_mapping", None)) is not None
         ]
 
     def owned(self) -> list[Fragment]:
-        """Return this rank's part of a disjoint cover of all parameters (for checkpoints and EMA)."""
+        """Return this rank's part of a disjoint cover of all parameters (checkpoints, EMA)."""
         fragments = self.held()
         if self.zero_stage > 0 or self._world.size == 1:
             return fragments
@@ -141,7 +144,7 @@ class Engine:
         return list(_cut(fragments, first, last))
 
     def begin_restore(self, updates: int) -> list[Fragment]:
-        """Return the held fragments, moments allocated, to be overwritten with a checkpoint's state.
+        """Return the held fragments, moments allocated, to be overwritten with a saved state.
 
         The network's own weights are not touched: the caller sets them to the same values.
         """
@@ -217,7 +220,7 @@ def _import_deepspeed(world: World) -> Any:
 
 def _ensure_group(world: World) -> None:
     """Give a world of one process the process group that DeepSpeed insists on."""
-    if not torch.distributed.is_initialized():
+    if not dist.is_initialized():
         backend = "gloo" if world.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)

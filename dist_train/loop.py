@@ -38,7 +38,7 @@ class Outcome(enum.Enum):
     PREEMPTED = "preempted"
 
 
-class TrainingDiverged(RuntimeError):
+class DivergedError(RuntimeError):
     """A loss is not finite or the networks are sick; the last checkpoint before it is kept."""
 
 
@@ -88,6 +88,7 @@ class Trainer:
         self._called = _compiled(config, self.objective, self.networks)
         self._averages = MetricAverages()
         self._writer = CheckpointWriter(run_dir, world, config.keep_checkpoints)
+        self._saved: int | None = None
         self._notes = self._resume()
         self._log: MetricsLog | None = None
 
@@ -95,7 +96,7 @@ class Trainer:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
 
         Raises:
-            TrainingDiverged: A loss is not finite, or the objective's diagnosis says so.
+            DivergedError: A loss is not finite, or the objective's diagnosis says so.
             CheckpointError: A checkpoint could not be written.
         """
         config = self.config
@@ -147,7 +148,7 @@ class Trainer:
         self.step += 1
 
     def _examples(self) -> Iterator[Example]:
-        """Yield this rank's micro-batches in model space from the current position on, endlessly."""
+        """Yield this rank's micro-batches in model space, endlessly, from the current position."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         conditional = self.config.objective.label_dim > 0
         for batch in self.pipeline.batches(self.images_seen):
@@ -194,7 +195,7 @@ class Trainer:
             if not math.isfinite(loss):
                 sick = f"the loss of the {name} is {loss}; lower optim.{name}.lr"
         if sick:
-            raise TrainingDiverged(
+            raise DivergedError(
                 f"training diverged between {self._interval_first:,} and {self.images_seen:,}"
                 f" images: {sick}. The checkpoints before that are kept in {self.run_dir}"
             )
@@ -213,12 +214,12 @@ class Trainer:
         self._writer.finish()
 
     def _agree_to_stop(self, stop: StopRequest) -> bool:
-        """Share every rank's flags: commit a checkpoint that all have written; stop if one was asked."""
+        """Share all ranks' flags: commit a checkpoint that all have written; stop if any must."""
         flags = [stop.requested, self._writer.written, self._writer.failed]
         stops, written, failed = self.world.all_reduce_sum(torch.tensor(flags).float()).tolist()
         if self._writer.pending and (failed or written == self.world.size):
             self._writer.finish()
-        return stops > 0
+        return bool(stops > 0)
 
     def _write_snapshot(self) -> None:
         """Write the EMA of the sampled network, unless an earlier process already has."""
@@ -251,7 +252,6 @@ class Trainer:
         """Restore the newest whole checkpoint, if any; return what should be told about it."""
         path, problems = find_newest_whole(self.run_dir, self.world)
         notes = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
-        self._saved: int | None = None
         if path is None:
             return notes
         reader = CheckpointReader(path)
@@ -289,8 +289,8 @@ def plan_batches(config: RunConfig, batch_multiple: int, world_size: int) -> tup
     if batch % unit:
         fits = sorted({max(batch // unit, 1) * unit, -(-batch // unit) * unit})
         raise ConfigError(
-            f"global_batch_size={batch} is not a multiple of micro_batch_size {micro} x {world_size}"
-            f" ranks; set it to {' or '.join(map(str, fits))}"
+            f"global_batch_size={batch} is not a multiple of micro_batch_size {micro} x"
+            f" {world_size} ranks; set it to {' or '.join(map(str, fits))}"
         )
     if micro % batch_multiple:
         raise ConfigError(

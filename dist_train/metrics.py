@@ -1,10 +1,11 @@
-"""Metrics: averaged without synchronising the device, written to metrics.jsonl, mirrored to wandb."""
+"""Metrics: averaged without synchronising the device, kept in metrics.jsonl, mirrored to wandb."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from dist_train.distributed import World
 
 
 class MetricAverages:
-    """Running means of named tensors over micro-batches, steps and ranks; NaN entries don't count."""
+    """Running means of named tensors over micro-batches, steps and ranks, NaN left out."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -32,7 +33,7 @@ class MetricAverages:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def reduce(self, world: World) -> dict[str, float]:
-        """Return the means over all ranks (NaN where nothing was measured) and start anew. Collective.
+        """Return the means over all ranks (NaN if nothing was measured); start anew. Collective.
 
         All ranks must have added the same names.
         """
@@ -53,7 +54,7 @@ class MetricsLog:
 
     Args:
         run_dir: The run folder.
-        images_seen: Where the run goes on: later lines of an earlier, interrupted process are cut off.
+        images_seen: Where the run goes on: lines of an interrupted process after it are cut off.
         total_images: Length of the run, for the bar.
         wandb_project: Project to mirror to, or None.
         config: The run's configuration, for wandb.
@@ -70,18 +71,7 @@ class MetricsLog:
         path = run_dir / "metrics.jsonl"
         _cut_after(path, images_seen)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._bar = (
-            tqdm(
-                total=total_images,
-                initial=images_seen,
-                unit="img",
-                unit_scale=True,
-                desc=run_dir.name,
-                dynamic_ncols=True,
-            )  # fmt: skip
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = _progress_bar(run_dir.name, images_seen, total_images)
         self._total = total_images
         self._name = run_dir.name
         self._wandb = _start_wandb(wandb_project, run_dir, config) if wandb_project else None
@@ -130,8 +120,22 @@ class MetricsLog:
         )
 
 
+def _progress_bar(name: str, images_seen: int, total_images: int) -> Any:
+    """Return a bar with images/s and time left on a terminal, None elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return tqdm(
+        total=total_images,
+        initial=images_seen,
+        unit="img",
+        unit_scale=True,
+        desc=name,
+        dynamic_ncols=True,
+    )
+
+
 def _cut_after(path: Path, images_seen: int) -> None:
-    """Drop the lines that an interrupted process wrote after the checkpoint that it is resumed from."""
+    """Drop the lines that an interrupted process wrote after the checkpoint it left."""
     if not path.exists():
         return
     kept = []
@@ -149,8 +153,8 @@ def _cut_after(path: Path, images_seen: int) -> None:
 def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Any:
     """Start or continue the run's wandb record; offline unless the user is logged in.
 
-    The id lives in the run folder from the first second, so that a requeued job continues its record.
-    wandb is a mirror: if it cannot start, training goes on without it.
+    The id lives in the run folder from the first second, so that a requeued job goes on with it.
+    wandb is a mirror: if it cannot start, training goes on.
     """
     try:
         import wandb
@@ -159,7 +163,7 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Any:
         return None
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(secrets.token_hex(4))
     logged_in = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
     try:
         run = wandb.init(
@@ -169,7 +173,7 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Any:
             dir=run_dir,
             config=dict(config),
             resume="allow",
-            mode=os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline"),
+            mode=None if logged_in or "WANDB_MODE" in os.environ else "offline",
             settings=wandb.Settings(silent=True, x_disable_stats=True),
         )
     except (wandb.Error, OSError) as error:

@@ -42,6 +42,6 @@ class StopRequest:
 
 
 def stop_with_launcher() -> None:
-    """Have Linux send SIGTERM to this rank when its torchrun dies (`kill -9` leaves orphans else)."""
+    """Have Linux send SIGTERM to this rank when its torchrun dies: `kill -9` orphans ranks."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

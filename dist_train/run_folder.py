@@ -24,10 +24,10 @@ HARMLESS = frozenset(
      "snapshot_images", "keep_checkpoints", "wandb_project", "nodes", "gpus_per_node", "compile",
      "channels_last", "data.path", "data.backend", "data.workers", "data.prefetch"}
 )  # fmt: skip
-"""Settings that may change within a run: they alter cost and length, not what is learnt at a step."""
+"""Settings that may change within a run: they alter cost and length, not what a step learns."""
 
 
-class RunFolderBusy(RuntimeError):
+class RunFolderBusyError(RuntimeError):
     """Another process is training in this run folder."""
 
 
@@ -63,7 +63,7 @@ class RunLock:
         patience: Seconds to wait for a predecessor that is still saving.
 
     Raises:
-        RunFolderBusy: Another process still holds the lock after that time.
+        RunFolderBusyError: Another process still holds the lock after that time.
     """
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
@@ -72,7 +72,7 @@ class RunLock:
         while not self._try():
             if time.monotonic() > deadline:
                 self._file.seek(0)
-                raise RunFolderBusy(
+                raise RunFolderBusyError(
                     f"{run_dir} is in use by {self._file.read().strip() or 'another process'};"
                     " stop it, or choose another run folder"
                 )

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 def to_json(config: Any) -> Any:
-    """Return the JSON value of a configuration; dataclasses become objects with their class name."""
+    """Return a configuration's JSON value; dataclasses become objects with their class name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__, **fields}
@@ -40,7 +40,7 @@ def from_json(annotation: type[T] | Any, value: Any, where: str = "config") -> T
     """Build a value of `annotation` from JSON; the inverse of to_json.
 
     Raises:
-        ConfigError: The value does not fit the annotation; names the place, e.g. `config.data.path`.
+        ConfigError: The value does not fit the annotation; names the place (`config.data.path`).
     """
     return typing.cast(T, _decode(annotation, value, where))
 
@@ -73,7 +73,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
     so that settings that only fit together can be changed together.
 
     Raises:
-        ConfigError: An unknown key (lists the known ones), a wrong type, or an impossible combination.
+        ConfigError: An unknown key (lists the known ones), a wrong type, an impossible combination.
     """
     document = to_json(config)
     for assignment in assignments:
@@ -173,7 +173,9 @@ def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
             return _decode(member, value, where)
         except ConfigError as error:
             problems.append(str(error))
-    raise ConfigError(problems[0] if len(problems) == 1 else f"{where}={value!r}: none of its types fit")
+    raise ConfigError(
+        problems[0] if len(problems) == 1 else f"{where}={value!r}: none of its types fit"
+    )
 
 
 def _decode_dataclass(cls: type, value: Any, where: str) -> Any:

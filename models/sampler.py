@@ -44,7 +44,7 @@ def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None)
             (so that any N * label_dim consecutive seeds are class-balanced).
 
     Raises:
-        ValueError: A label is outside [0, label_dim), or labels are given to an unconditional model.
+        ValueError: A label is not in [0, label_dim), or labels are given to an unconditional model.
     """
     if sampler.label_dim and labels is None:
         labels = torch.tensor([seed % sampler.label_dim for seed in seeds])
@@ -59,12 +59,16 @@ def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None)
 def check_labels(labels: Tensor, label_dim: int) -> None:
     """Raise ValueError unless all labels are in [0, label_dim) of a conditional model."""
     if label_dim == 0:
-        raise ValueError("labels were given to an unconditional model (label_dim=0); leave them out")
+        raise ValueError(
+            "labels were given to an unconditional model (label_dim=0); leave them out"
+        )
     bad = labels[(labels < 0) | (labels >= label_dim)]
     if len(bad):
-        raise ValueError(f"label {int(bad[0])} is not in 0..{label_dim - 1} (label_dim={label_dim})")
+        raise ValueError(
+            f"label {int(bad[0])} is not in 0..{label_dim - 1} (label_dim={label_dim})"
+        )
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Map [-1, 1] to uint8 by the EDM rule: trunc(clip(127.5 x + 128, 0, 255)) (spec/RDM.md sec. 10)."""
+    """Map [-1, 1] to uint8: trunc(clip(127.5 x + 128, 0, 255)) (spec/RDM.md section 10)."""
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)

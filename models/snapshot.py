@@ -69,7 +69,7 @@ class Snapshot:
             raise SnapshotError(f"{file} cannot be read: {error}") from None
 
     def load_network(self, device: torch.device | str = "cpu") -> nn.Module:
-        """Return the sampled network with the snapshot's weights, in eval mode without gradients."""
+        """Return the sampled network with the snapshot's weights, in eval mode, frozen."""
         with torch.device("meta"):
             network = self.objective.build().build_networks()[self.network]
         weights = self.load_weights()
@@ -78,7 +78,8 @@ class Snapshot:
         if problems:
             raise SnapshotError(f"{self.path} does not fit its own configuration: {problems}")
         network.load_state_dict(weights, assign=True)
-        return network.to(device).eval().requires_grad_(False)
+        network.to(device).eval().requires_grad_(False)
+        return network
 
 
 def write_snapshot(
@@ -93,7 +94,7 @@ def write_snapshot(
 ) -> Snapshot:
     """Write a snapshot folder atomically (temporary folder, fsync, rename) and return it.
 
-    Weights are stored as contiguous float32 on the CPU. An existing snapshot of that path is replaced.
+    Weights are stored as contiguous float32. An existing snapshot of that path is replaced.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -108,7 +108,7 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
 
 
 def _check_cover(engine, network, world, zero_stage: int) -> None:  # type: ignore[no-untyped-def]
-    """Owned fragments cover every weight exactly once, hold the weights, and half of the moments."""
+    """Owned fragments cover every weight exactly once and carry weights and moments."""
     seen = {name: torch.zeros(p.numel()) for name, p in network.named_parameters()}
     for fragment in engine.owned():
         end = fragment.start + fragment.weight.numel()
@@ -183,7 +183,7 @@ def _check_checkpoint_damage(folder: Path) -> None:
     if world.rank == 0:
         (oldest / "rank_00000.safetensors").unlink()
     world.barrier()
-    with pytest.raises(CheckpointError, match="no checkpoint of .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole"):
         find_newest_whole(folder, world)
     world.barrier()
 
