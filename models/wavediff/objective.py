@@ -19,7 +19,8 @@ from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_
 from models.sampler import Sampler
 from models.wavediff.diffusion import Diffusion, DiffusionConfig
 from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
-from models.wavediff.generator import Generator, GeneratorConfig
+from models.wavediff.generator import Generator
+from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.health import diagnose_pair, diversity
 from models.wavediff.sampling import WaveDiffSampler
 from models.wavediff.space import PixelSpace, WaveletSpace

@@ -1,0 +1,69 @@
+"""Every WaveDiff recipe builds, with the published parameter counts and lengths of training."""
+
+import pytest
+import torch
+
+from dist_train.config import RunConfig
+from dist_train.recipes.wavediff import RECIPES
+from models.config_io import from_json, to_json
+from models.wavediff.objective import WaveDiffConfig
+
+# Parameters of generator and discriminator (spec/WAVEDIFF.md section 5), training steps (section 7).
+# Without frequency blocks, the grouped convolutions of details are missing; without the frequency
+# pyramid, its convolutions read a quarter of the channels.
+COUNTS = {
+    "wavediff_cifar10": (33_370_124, 7_630_593, 351_195),
+    "wavediff_stl10": (55_585_292, 12_743_937, 351_390),
+    "wavediff_celebahq256": (31_485_452, 22_626_177, 421 * 501),
+    "wavediff_celebahq512": (44_853_004, 27_739_521, 375_737),
+    "wavediff_celebahq1024": (44_186_416, 27_739_521, 375_737),
+    "wavediff_lsun_church256": (31_485_452, 22_626_177, 939_375),
+    "ddgan_cifar10": (48_432_515, 12_741_633, 351_195),
+    "ddgan_stl10": (48_432_515, 12_741_633, 781 * 1801),
+    "ddgan_celebahq256": (39_726_979, 27_737_217, 421 * 501),
+    "ddgan_celebahq512": (39_726_979, 27_737_217, 1875 * 401),
+    "ddgan_lsun_church256": (39_726_979, 27_737_217, 3750 * 501),
+    "wavediff_celebahq256_no_frequency_bottleneck": (31_485_452, 22_626_177, 421 * 501),
+    "wavediff_celebahq256_no_frequency_blocks": (31_485_452 - 1_992_576, 22_626_177, 421 * 501),
+    "wavediff_celebahq256_no_frequency_residual": (31_485_452 - 1_126_656, 22_626_177, 421 * 501),
+    "wavediff_celebahq256_no_reconstruction": (31_485_452, 22_626_177, 421 * 501),
+    "wavediff_debug": (252_284, 120_545, 24),
+    "ddgan_debug": (229_283, 120_257, 24),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_recipe_builds_with_the_published_sizes(recipe):
+    config = recipe()
+    with torch.device("meta"):
+        networks = config.objective.build().build_networks()
+    counted = {
+        name: sum(parameter.numel() for parameter in network.parameters())
+        for name, network in networks.items()
+    }
+    steps = config.total_images // config.global_batch_size
+    assert (counted["generator"], counted["discriminator"], steps) == COUNTS[recipe.__name__]
+    assert list(config.optim) == list(config.objective.build().losses())
+    assert (config.recipe, config.data.resolution) == (recipe.__name__, config.objective.resolution)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_recipe_round_trips_json(recipe):
+    assert from_json(RunConfig, to_json(recipe())) == recipe()
+
+
+def test_learning_rate_ends_at_its_minimum():
+    adam = next(r for r in RECIPES if r.__name__ == "wavediff_lsun_church256")().optim["generator"]
+    epoch = adam.schedule.epoch_images
+    assert adam.schedule.rate(adam.lr, 0) == pytest.approx(1.6e-4)
+    assert adam.schedule.rate(adam.lr, 250 * epoch) == pytest.approx((1.6e-4 + 1e-5) / 2)
+    assert adam.schedule.rate(adam.lr, 500 * epoch) == pytest.approx(1e-5)
+
+
+def test_debug_recipes_have_every_part():
+    objective = next(r for r in RECIPES if r.__name__ == "wavediff_debug")().objective
+    assert isinstance(objective, WaveDiffConfig)
+    generator = objective.generator
+    assert generator.frequency_blocks
+    assert generator.frequency_bottleneck
+    assert generator.frequency_pyramid
