@@ -1,4 +1,4 @@
-"""Train a recipe here: `torchrun --nproc-per-node N -m dist_train RECIPE --run-dir DIR ...`.
+"""Train a recipe here: `python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...`.
 
 Exit codes: 0 finished, 2 refused (bad settings or input), 3 diverged, 75 stopped on request with
 its state saved: run the same command again to go on.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train.config import RunConfig
+from dist_train.launch import launch_ranks, should_launch
 from dist_train.recipes import RECIPES, find_recipe
 from models.config_io import override, to_json
 
@@ -22,7 +23,8 @@ EXIT_REFUSED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_intermixed_args(arguments)
     try:
         if options.recipe == "list":
             return _list_recipes()
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.run_dir is None:
             raise ValueError("--run-dir is missing: name the folder that this run lives in")
+        if should_launch(options.ranks):
+            return launch_ranks("dist_train", arguments, options.ranks)
         return train(config, options.run_dir, options.allow_changes)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -83,12 +87,13 @@ def _list_recipes() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dist_train",
-        description="Train a recipe on this machine, under torchrun for several ranks."
+        description="Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
         " The same command goes on where an interrupted one stopped.",
     )
     parser.add_argument("recipe", help="name of a recipe, or `list`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, help="folder of the run: all its state is there")
+    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
     parser.add_argument(
         "--allow-changes", action="store_true", help="go on with changed settings that are harmless"

@@ -100,7 +100,7 @@ class MetricsLog:
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         self._file.close()
 
     def _show(self, images_seen: int, metrics: Mapping[str, float]) -> None:

@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+from dist_train.launch import LAUNCHED
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 
@@ -42,6 +44,7 @@ class StopRequest:
 
 
 def stop_with_launcher() -> None:
-    """Have Linux send SIGTERM to this rank when its torchrun dies: `kill -9` orphans ranks."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    """Have Linux send SIGTERM to this rank when its launcher is killed, rather than orphan it."""
+    launched = LAUNCHED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if sys.platform == "linux" and launched:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dist_train.config import RunConfig
-from dist_train.recipes import quickstart, rdm, wavediff
+from dist_train.recipes import quickstart
 from models.config_io import ConfigError
 
 Recipe = Callable[[], RunConfig]
 
-RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe for recipe in (*rdm.RECIPES, *wavediff.RECIPES, *quickstart.RECIPES)
-}
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (*quickstart.RECIPES,)}
 
 
 def find_recipe(name: str) -> Recipe:

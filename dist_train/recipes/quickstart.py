@@ -1,0 +1,115 @@
+"""Recipes of `bash quickstart.sh`: minutes on two CPU cores, the same code as at full size.
+
+The relay's two stages draw 16x16 and 64x64 pixels, the WaveDiff pair 64x64 (32x32 subbands). All
+read the same 64-pixel shards; stage 1 gets their 4x4 box averages, the limit of stage 2's blur.
+"""
+
+from __future__ import annotations
+
+from data_pipelines.pipeline import DataConfig
+from dist_train.config import AdamConfig, ConstantEma, HalflifeEma, RunConfig, WarmupSchedule
+from models.rdm.objective import EdmConfig, RelayConfig
+from models.rdm.relay_sampling import RelaySampling
+from models.rdm.sampling import EdmSampling
+from models.rdm.unet import UNetConfig
+from models.wavediff.diffusion import DiffusionConfig
+from models.wavediff.discriminator import DiscriminatorConfig
+from models.wavediff.generator import GeneratorConfig
+from models.wavediff.objective import WaveDiffConfig
+
+PHOTOGRAPHS = 8
+"""Classes of the embedded image set; --data sets override objective.unet.label_dim."""
+
+
+def quickstart_edm16() -> RunConfig:
+    """RDM stage 1 of the quickstart: EDM at 16x16."""
+    return RunConfig(
+        recipe="quickstart_edm16",
+        objective=EdmConfig(
+            unet=UNetConfig(
+                resolution=16,
+                model_channels=32,
+                channel_mult=(1, 2),
+                num_blocks=1,
+                attn_resolutions=(8,),
+                label_dim=PHOTOGRAPHS,
+            ),
+            sampling=EdmSampling(steps=12),
+        ),
+        data=DataConfig(resolution=16),
+        optim={"denoiser": AdamConfig(lr=2e-3, schedule=WarmupSchedule(images=3_200))},
+        ema=HalflifeEma(halflife_images=2_000, rampup_ratio=0.1),
+        total_images=28_800,
+        global_batch_size=32,
+        log_images=3_200,
+        checkpoint_images=3_200,
+        snapshot_images=28_800,
+        wandb_project="relaywave-quickstart",
+        gpus_per_node=2,
+    )
+
+
+def quickstart_relay64() -> RunConfig:
+    """RDM stage 2 of the quickstart: relay from 16x16 to 64x64."""
+    return RunConfig(
+        recipe="quickstart_relay64",
+        objective=RelayConfig(
+            unet=UNetConfig(
+                resolution=64,
+                model_channels=16,
+                channel_mult=(1, 2, 2, 4),
+                num_blocks=1,
+                label_dim=PHOTOGRAPHS,
+            ),
+            sampling=RelaySampling(steps=16),
+        ),
+        data=DataConfig(resolution=64, flip=True),
+        optim={"denoiser": AdamConfig(lr=2e-3, schedule=WarmupSchedule(images=800))},
+        ema=HalflifeEma(halflife_images=500, rampup_ratio=0.1),
+        total_images=6_400,
+        global_batch_size=16,
+        log_images=800,
+        checkpoint_images=800,
+        snapshot_images=6_400,
+        wandb_project="relaywave-quickstart",
+        gpus_per_node=2,
+    )
+
+
+def quickstart_wavediff64() -> RunConfig:
+    """WaveDiff pair of the quickstart: wavelet generator and discriminator, 64x64, 4 steps."""
+    adam = AdamConfig(lr=5e-4, betas=(0.5, 0.9))
+    return RunConfig(
+        recipe="quickstart_wavediff64",
+        objective=WaveDiffConfig(
+            resolution=64,
+            generator=GeneratorConfig(
+                base_channels=24,
+                channel_multipliers=(1, 2, 2),
+                blocks_per_level=1,
+                attention_resolutions=(),
+                latent_dim=50,
+                embedding_dim=128,
+                mapping_layers=2,
+            ),
+            discriminator=DiscriminatorConfig(
+                kind="large", layers=3, base_channels=12, embedding_dim=128
+            ),
+            diffusion=DiffusionConfig(steps=4),
+            r1_gamma=0.05,
+            r1_interval=10,
+        ),
+        data=DataConfig(resolution=64, flip=True),
+        optim={"discriminator": adam, "generator": adam},
+        ema=ConstantEma(decay=0.99),
+        total_images=8_000,
+        global_batch_size=16,
+        log_images=800,
+        checkpoint_images=800,
+        snapshot_images=8_000,
+        wandb_project="relaywave-quickstart",
+        gpus_per_node=2,
+    )
+
+
+RECIPES = (quickstart_edm16, quickstart_relay64, quickstart_wavediff64)
