@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}; what was finished stays", file=sys.stderr)
+        place = error.filename or vars(arguments).get("destination") or arguments.path
+        reason = error.strerror or str(error)
+        print(f"error: {place}: {reason}; what was finished stays", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -170,7 +170,7 @@ def check_shard_sizes(path: Path, manifest: Manifest) -> None:
         if size != shard.num_bytes:
             raise DatasetError(
                 f"{path / shard.name} has {size} bytes, the manifest says {shard.num_bytes}:"
-                " the shard is damaged; copy it again, or pack the set again"
+                " the shard is damaged; copy it again, or remove the folder and pack the set again"
             )
 
 

@@ -215,8 +215,7 @@ def _write_shards(
     """Write the shards that have no record yet."""
     (destination / "shards").mkdir(exist_ok=True)
     ranges = _shard_ranges(len(listing.entries), options.items_per_shard())
-    records = [_record_path(destination, number) for number in range(len(ranges))]
-    missing = [number for number, record in enumerate(records) if not record.exists()]
+    missing = [number for number in range(len(ranges)) if not _is_written(destination, number)]
     chosen = [entry for number in missing for entry in _slice(listing.entries, ranges[number])]
     done = len(listing.entries) - len(chosen)
     conversion = Conversion(
@@ -238,6 +237,15 @@ def _write_shards(
             _check_skips(skips, max_skips, destination)
 
 
+def _is_written(destination: Path, number: int) -> bool:
+    """Tell whether a shard and its record are there; the record comes last."""
+    try:
+        shard = Shard(**json.loads(_record_path(destination, number).read_bytes())["shard"])
+        return (destination / shard.name).stat().st_size == shard.num_bytes
+    except FileNotFoundError:
+        return False
+
+
 def _slice(entries: Sequence[Entry], span: range) -> Sequence[Entry]:
     return entries[span.start : span.stop]
 
@@ -248,8 +256,10 @@ def _write_shard(
     items: Iterator[tuple[int, Packed | Skip]],
     options: PackOptions,
 ) -> dict[str, Any]:
-    """Write one shard, then its record; the record stands for a finished shard."""
+    """Write one shard, then its record, which stands for a finished shard."""
     name = _shard_name(number)
+    for left_over in (destination / name).parent.glob(f".{Path(name).name}.*.tmp"):
+        left_over.unlink()
     skips: list[Skip] = []
     with atomic_file(destination / name) as file:
         writer = ShardWriter(file, options.image_format)

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -54,8 +55,18 @@ class FolderSource:
             inner.sort()
             for name in names:
                 file = Path(folder, name)
-                if file.is_file():
-                    yield file.relative_to(self.path).as_posix(), file.stat().st_size, 0
+                size = _regular_file_size(file)
+                if size is not None:
+                    yield file.relative_to(self.path).as_posix(), size, 0
+
+
+def _regular_file_size(file: Path) -> int | None:
+    """Return a file's size; 0 for a broken link, which the reader reports; None for a pipe."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _raise(error: OSError) -> None:

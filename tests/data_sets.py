@@ -1,0 +1,51 @@
+"""Small sets of images that the data tests share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.images import ImageFormat, Pixels
+from data_pipelines.manifest import Manifest
+from data_pipelines.pack import PackOptions, pack
+from data_pipelines.sources.kinds import make_source
+
+
+def smooth_pixels(number: int, width: int = 40, height: int = 36) -> Pixels:
+    """Return a smooth random image, uint8 [H, W, 3]."""
+    coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels: Pixels, image_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def write_class_folders(path: Path, classes: int = 3, per_class: int = 20) -> Path:
+    """Write class folders of PNG images and return the path."""
+    for label in range(classes):
+        folder = path / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(per_class):
+            content = encoded(smooth_pixels(label * per_class + number))
+            (folder / f"{number:03d}.png").write_bytes(content)
+    return path
+
+
+def packed_folder(
+    source: Path,
+    destination: Path,
+    *,
+    resolution: int = 32,
+    image_format: ImageFormat = "png",
+    shard_images: int = 16,
+) -> Manifest:
+    options = PackOptions(
+        resolution=resolution, image_format=image_format, shard_images=shard_images
+    )
+    return pack(make_source("folder", source), destination, options)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_pipelines.delivery import TooManyCorrupt, box_reduce, read_ahead
+from data_pipelines.order import SampleOrder
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.shards import ShardedImages
+from tests.data_sets import encoded, packed_folder, write_class_folders
+
+BACKENDS = ["dali", "webdataset"]
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dataset")
+    packed_folder(write_class_folders(path / "source"), path / "set")
+    return path / "set"
+
+
+def config(dataset: Path, backend: str, **settings: object) -> DataConfig:
+    return DataConfig(
+        path=str(dataset),
+        backend=backend,
+        **{"resolution": 32, "flip": True, **settings},
+    )
+
+
+def delivered(data: DataConfig, share: Share, start: int, count: int) -> list[ImageBatch]:
+    pipeline = build_pipeline(data, seed=SEED, share=share)
+    batches = pipeline.batches(start)
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        batches.close()
+        pipeline.close()
+
+
+def joined(batches: list[ImageBatch]) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    positions = sum((batch.positions for batch in batches), ())
+    images = torch.cat([batch.images for batch in batches])
+    return images, torch.cat(labels) if labels else None, positions
+
+
+def by_ranks(data: DataConfig, world_size: int, start: int) -> tuple[Tensor, Tensor | None, object]:
+    """Deliver 5 global batches of 8 from a number of ranks, put together in global order."""
+    shares = [Share(rank, world_size, 8 // world_size) for rank in range(world_size)]
+    ranks = [delivered(data, share, start, 5) for share in shares]
+    return joined([batch for step in zip(*ranks, strict=True) for batch in step])
+
+
+def expected(dataset: Path, positions: range, flip: bool = True) -> tuple[Tensor, Tensor]:
+    """What a plain loop over the files gives."""
+    images = ShardedImages(dataset)
+    order = SampleOrder(len(images), SEED, flip=flip)
+    places = np.asarray(positions)
+    samples = order.samples(places)
+    mirrored = order.flips(places)
+    pixels = [images.decode(int(index)) for index in samples]
+    labels = [images.label(int(index)) for index in samples]
+    images.close()
+    flipped = [x.flip(2) if flip else x for x, flip in zip(pixels, mirrored, strict=True)]
+    return torch.stack(flipped), torch.tensor(labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_world_size_delivers_the_order(dataset: Path, backend: str, world_size: int) -> None:
+    """Starts 50: the batches cross the end of the first epoch (60 images)."""
+    images, labels, positions = by_ranks(config(dataset, backend), world_size, start=50)
+    want_images, want_labels = expected(dataset, range(50, 90))
+    assert positions == tuple(range(50, 90))
+    assert torch.equal(images, want_images)
+    assert labels is not None
+    assert torch.equal(labels, want_labels)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "synthetic"])
+def test_resume_by_position(dataset: Path, backend: str) -> None:
+    data = config(dataset, backend)
+    whole = joined(delivered(data, Share(0, 1, 8), 0, 6))
+    first = joined(delivered(data, Share(0, 1, 8), 0, 2))
+    rest = joined(delivered(data, Share(0, 1, 4), 16, 8))
+    assert torch.equal(whole[0], torch.cat([first[0], rest[0]]))
+    assert whole[2] == first[2] + rest[2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_smaller_resolution_is_the_exact_box_average(dataset: Path, backend: str) -> None:
+    (batch,) = delivered(config(dataset, backend, resolution=8, flip=False), Share(0, 1, 8), 0, 1)
+    full, _ = expected(dataset, range(8), flip=False)
+    means = full.reshape(8, 3, 8, 4, 8, 4).double().mean(dim=(3, 5))
+    assert torch.equal(batch.images, torch.floor(means + 0.5).to(torch.uint8))
+
+
+def test_box_average_rounds_halves_up() -> None:
+    images = torch.tensor([[0, 1], [0, 1], [2, 2], [255, 255]], dtype=torch.uint8)
+    reduced = box_reduce(images.reshape(1, 1, 4, 2).expand(1, 3, 4, 2), 2)
+    assert reduced[0, 0].flatten().tolist() == [1, 129]
+
+
+def test_unfit_resolution_is_refused(dataset: Path) -> None:
+    with pytest.raises(ValueError, match="resolution=24 does not divide the 32 pixels"):
+        build_pipeline(config(dataset, "webdataset", resolution=24), seed=0, share=Share(0, 1, 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lossy_shards_agree_within_decoder_tolerance(tmp_path: Path, backend: str) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format="jpeg")
+    (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 16), 0, 1)
+    want, _ = expected(tmp_path / "set", range(16))
+    assert (batch.images.int() - want.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_webp_shards_are_exact(tmp_path: Path, backend: str) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format="webp")
+    (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 16), 0, 1)
+    assert torch.equal(batch.images, expected(tmp_path / "set", range(16))[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unlabelled_sets_have_no_labels(tmp_path: Path, backend: str) -> None:
+    packed_folder(write_class_folders(tmp_path / "s", classes=1), tmp_path / "set")
+    (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 4), 0, 1)
+    assert batch.labels is None
+
+
+def damage(dataset: Path, indices: list[int]) -> None:
+    """Flip one byte in the middle of each sample's image."""
+    images = ShardedImages(dataset)
+    for index in indices:
+        row = images.index[index]
+        shard = dataset / images.manifest.shards[int(row["shard"])].name
+        with open(shard, "r+b") as file:
+            file.seek(int(row["offset"]) + int(row["length"]) // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 0x10]))
+    images.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_damaged_samples_are_replaced_by_the_next_of_the_order(
+    tmp_path: Path, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    order = SampleOrder(60, SEED)
+    third, fourth = order.samples(np.array([3, 4])).tolist()
+    damage(tmp_path / "set", [third, fourth])
+    data = config(tmp_path / "set", backend, flip=False, max_corrupt=0.1)
+    want, _ = expected_of(tmp_path / "set", order, [0, 1, 2, 5, 5, 5, 6, 7])
+    with caplog.at_level(logging.WARNING):
+        for world_size in (1, 2, 4):
+            images, _, positions = by_ranks(data, world_size, start=0)
+            assert torch.equal(images[:8], want)
+            assert positions == tuple(range(40))
+    assert f"sample {third} (at byte" in caplog.text
+    assert "checksum does not fit" in caplog.text
+
+
+def expected_of(dataset: Path, order: SampleOrder, places: list[int]) -> tuple[Tensor, list[int]]:
+    images = ShardedImages(dataset)
+    samples = order.samples(np.array(places)).tolist()
+    stacked = torch.stack([images.decode(index) for index in samples])
+    images.close()
+    return stacked, samples
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_many_damaged_samples_stop_the_run(tmp_path: Path, backend: str) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    damage(tmp_path / "set", list(range(0, 60, 5)))
+    data = config(tmp_path / "set", backend, max_corrupt=0.05)
+    with pytest.raises(TooManyCorrupt, match=r"4 of 60 samples are damaged, more than max_corrupt"):
+        delivered(data, Share(0, 1, 8), 0, 8)
+
+
+def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    with open(tmp_path / "set/shards/000001.tar", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ValueError, match=r"000001\.tar has 5000 bytes, the manifest says"):
+        build_pipeline(config(tmp_path / "set", "webdataset"), seed=0, share=Share(0, 1, 1))
+
+
+def test_dali_hands_a_batch_it_cannot_decode_to_pillow(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DALI is given a format that only Pillow knows, in the middle of the run."""
+    read = ShardedImages.read
+    odd = int(SampleOrder(60, SEED).samples(np.array([20]))[0])
+    content = read_gif(dataset, odd)
+    monkeypatch.setattr(
+        ShardedImages,
+        "read",
+        lambda self, index: (content, odd // 20) if index == odd else read(self, index),
+    )
+    with caplog.at_level(logging.WARNING):
+        images, _, positions = joined(delivered(config(dataset, "dali"), Share(0, 1, 8), 0, 5))
+    assert positions == tuple(range(40))
+    assert "Pillow does" in caplog.text
+    plain = joined(delivered(config(dataset, "webdataset"), Share(0, 1, 8), 0, 5))
+    assert torch.equal(images, plain[0])
+
+
+def read_gif(dataset: Path, index: int) -> bytes:
+    images = ShardedImages(dataset)
+    pixels = images.decode(index).permute(1, 2, 0).contiguous().numpy()
+    images.close()
+    return encoded(pixels, "GIF")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_close_leaves_no_threads(dataset: Path, backend: str) -> None:
+    before = threading.active_count(), system_threads()
+    for _ in range(3):
+        delivered(config(dataset, backend, workers=2), Share(0, 1, 8), 0, 2)
+    assert (threading.active_count(), system_threads()) == before
+
+
+def system_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def deliver_digest(dataset: Path, backend: str, rank: int, results: object) -> None:
+    batches = delivered(config(dataset, backend), Share(rank, 2, 4), 0, 3)
+    results.put((rank, joined(batches)[0].sum().item()))
+
+
+def test_dali_runs_in_two_processes(dataset: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=deliver_digest, args=(dataset, "dali", rank, results))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    sums = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    for rank in range(2):
+        batches = delivered(config(dataset, "webdataset"), Share(rank, 2, 4), 0, 3)
+        assert sums[rank] == joined(batches)[0].sum().item()
+
+
+def test_synthetic_images_have_their_class_waves() -> None:
+    data = DataConfig(backend="synthetic", resolution=32, shuffle=False)
+    (batch,) = delivered(data, Share(0, 1, 8), 0, 1)
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_read_ahead_keeps_the_order_and_passes_errors_on() -> None:
+    def produce(number: int) -> int:
+        if number == 5:
+            raise ValueError("five")
+        return number
+
+    results = read_ahead(produce, workers=3, depth=2)
+    assert list(itertools.islice(results, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": 0}, "resolution=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"prefetch": 0}, "prefetch=0"),
+        ({"max_corrupt": 1.0}, "max_corrupt=1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**{"resolution": 8, **settings})

@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import pack_worker
+from data_pipelines.__main__ import main
+from data_pipelines.images import BadImage, centre_square, decode_rgb
+from data_pipelines.manifest import DatasetError, atomic_file, read_manifest
+from data_pipelines.pack import PackError, PackOptions, pack
+from data_pipelines.pipeline import read_info
+from data_pipelines.shard_writer import ShardWriter
+from data_pipelines.shards import ShardedImages
+from data_pipelines.sources.base import SourceError
+from data_pipelines.sources.kinds import make_source
+from tests.data_sets import encoded, packed_folder, smooth_pixels, write_class_folders
+
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("folder"))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+def skips(path: Path) -> dict[str, str]:
+    lines = (path / "skipped.jsonl").read_text().splitlines()
+    return {skip["name"]: skip["reason"] for skip in map(json.loads, lines)}
+
+
+def test_packed_pixels_are_the_centre_crop(folder: Path, tmp_path: Path) -> None:
+    manifest = packed_folder(folder, tmp_path / "set")
+    images = ShardedImages(tmp_path / "set")
+    assert (len(images), images.info.resolution) == (60, 32)
+    assert images.info.class_names == ("class0", "class1", "class2")
+    assert manifest.class_counts == (20, 20, 20)
+    for index in (0, 17, 59):
+        expected = centre_square(smooth_pixels(index), 32).transpose(2, 0, 1)
+        assert np.array_equal(images.decode(index).numpy(), expected)
+        assert images.read(index)[1] == images.label(index) == index // 20
+    images.close()
+
+
+def test_crop_offset_rounds_down() -> None:
+    pixels = np.arange(7 * 4 * 3, dtype=np.uint8).reshape(7, 4, 3)
+    assert np.array_equal(centre_square(pixels, 4), pixels[1:5])
+
+
+def test_shards_are_webdataset_tars(folder: Path, tmp_path: Path) -> None:
+    packed_folder(folder, tmp_path / "set")
+    with tarfile.open(tmp_path / "set/shards/000001.tar") as archive:
+        names = archive.getnames()
+        cls = archive.extractfile("000000016.cls")
+        assert cls is not None
+        assert cls.read() == b"0"
+    assert names[:4] == ["000000016.png", "000000016.cls", "000000017.png", "000000017.cls"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archives_give_the_same_set_as_the_folder(folder: Path, tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / f"images.{kind}"
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as out:
+            for file in files:
+                out.write(file, f"some/where/{file.relative_to(folder)}")
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as out:
+            for file in reversed(files):
+                out.add(file, f"./{file.relative_to(folder)}")
+    pack(make_source("images", archive), tmp_path / "a", PackOptions(resolution=16))
+    pack(make_source("images", folder), tmp_path / "b", PackOptions(resolution=16))
+    assert read_info(tmp_path / "a") == read_info(tmp_path / "b")
+
+
+def test_bytes_do_not_depend_on_workers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipelines.converting.SMALL", 0)
+    options = PackOptions(resolution=16, shard_images=7)
+    for workers in (1, 2):
+        pack(make_source("folder", folder), tmp_path / str(workers), options, workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_digest_does_not_depend_on_the_shard_size(folder: Path, tmp_path: Path) -> None:
+    digests = {
+        packed_folder(folder, tmp_path / str(size), shard_images=size).digest for size in (7, 60)
+    }
+    assert len(digests) == 1
+
+
+def test_photographs_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", None)
+    source = make_source("photographs", None)
+    manifest = pack(source, tmp_path / "set", PackOptions(resolution=64, limit=24))
+    assert manifest.class_counts == (3,) * 8
+    again = pack(source, tmp_path / "again", PackOptions(resolution=64, limit=24))
+    assert manifest.digest == again.digest
+    assert len(source.list_items().entries) == 4096
+
+
+def test_same_command_reuses_the_set(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = packed_folder(folder, tmp_path / "set")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
+    monkeypatch.setattr("data_pipelines.pack.converted", None)
+    assert packed_folder(folder, tmp_path / "set") == first
+    assert {file: file.stat().st_mtime_ns for file in before if file.is_file()} == {
+        file: stamp for file, stamp in before.items() if file.is_file()
+    }
+
+
+def test_another_set_is_refused(folder: Path, tmp_path: Path) -> None:
+    packed_folder(folder, tmp_path / "set")
+    with pytest.raises(PackError, match="another set: resolution=32, not 16"):
+        packed_folder(folder, tmp_path / "set", resolution=16)
+    other = write_class_folders(tmp_path / "other", per_class=2)
+    with pytest.raises(PackError, match=r"another set: 60 items from .* not the 6 now in"):
+        packed_folder(other, tmp_path / "set")
+    with pytest.raises(PackError, match="holds other files"):
+        packed_folder(folder, other)
+
+
+def test_interrupted_pack_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed_folder(folder, tmp_path / "whole")
+    convert = pack_worker.ChunkConverter._convert
+    seen: list[str] = []
+
+    def failing(self: pack_worker.ChunkConverter, entry: pack_worker.Entry) -> object:
+        seen.append(entry.name)
+        if len(seen) == 40:
+            raise KeyboardInterrupt
+        return convert(self, entry)
+
+    monkeypatch.setattr(pack_worker.ChunkConverter, "_convert", failing)
+    with pytest.raises(KeyboardInterrupt):
+        packed_folder(folder, tmp_path / "set")
+    with pytest.raises(DatasetError, match="unfinished pack"):
+        read_info(tmp_path / "set")
+    with pytest.raises(PackError, match="unfinished pack of another set: resolution=32, not 16"):
+        packed_folder(folder, tmp_path / "set", resolution=16)
+    packed_folder(folder, tmp_path / "set")
+    assert len(seen) == 40 + 60 - 32  # two of four shards were finished
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+
+
+def test_killed_pack_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data_pipelines", "pack", "photographs", str(tmp_path / "set")]
+    options = ["--resolution", "64", "--shard-images", "100", "--workers", "2", "--limit", "1000"]
+    process = subprocess.Popen(command + options, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("set/.packing/*0.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(running(int(child)) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(running(int(child)) for child in children)
+    subprocess.run(command + options, cwd=ROOT, check=True, capture_output=True)
+    assert read_info(tmp_path / "set").num_images == 1000
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_unusable_items_are_listed_and_the_others_kept(tmp_path: Path) -> None:
+    source = tmp_path / "mixed"
+    source.mkdir()
+    pixels = smooth_pixels(1)
+    image = Image.fromarray(pixels)
+    (source / "good.png").write_bytes(encoded(pixels))
+    whole = encoded(smooth_pixels(2, 90, 90), "JPEG")
+    (source / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(pixels[:5, :3]).save(source / "tiny.png")
+    image.convert("CMYK").save(source / "cmyk.jpg")
+    image.convert("L").save(source / "grey.png")
+    image.convert("P").save(source / "palette.png", transparency=0)
+    Image.fromarray(np.full((30, 30), 0x8000, np.uint16)).save(source / "grey16.png")
+    (source / "page.jpg").write_text("<html>")
+    (source / "link.png").symlink_to("/nowhere")
+    (source / "notes.txt").write_text("no image")
+    manifest = packed_folder(source, tmp_path / "set")
+    assert manifest.num_images == 5
+    reasons = skips(tmp_path / "set")
+    assert set(reasons) == {"cut.jpg", "tiny.png", "page.jpg", "link.png"}
+    assert reasons["tiny.png"] == "too small: 3x5 pixels, fewer than 16"
+    assert reasons["link.png"] == "unreadable: No such file or directory"
+    assert sum(manifest.skipped.values()) == 4
+
+
+def test_modes_are_converted() -> None:
+    grey16 = np.array([[0, 128, 256, 65535]], np.uint16)
+    image = Image.fromarray(grey16)
+    assert decode_rgb(png(image))[0, :, 0].tolist() == [0, 0, 1, 255]
+    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    assert decode_rgb(png(clear))[0, 0].tolist() == [255, 255, 255]
+    with pytest.raises(BadImage, match="known format"):
+        decode_rgb(b"<html>")
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_beside_class_folders_are_listed(folder: Path, tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source", per_class=2)
+    (source / "stray.png").write_bytes(encoded(smooth_pixels(0)))
+    manifest = packed_folder(source, tmp_path / "set")
+    assert manifest.num_images == 6
+    assert skips(tmp_path / "set") == {"stray.png": "no class folder"}
+
+
+def test_too_many_skips_stop(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source", per_class=2)
+    (source / "class0" / "bad.png").write_bytes(b"bad")
+    with pytest.raises(PackError, match="more than max_skips=0"):
+        pack(make_source("folder", source), tmp_path / "s", PackOptions(resolution=16), max_skips=0)
+    with pytest.raises(DatasetError, match="unfinished"):
+        read_manifest(tmp_path / "s")
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"bad")
+    with pytest.raises(PackError, match=r"no image of the source can be used; .*a\.png"):
+        packed_folder(source, tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.mkdir(), "holds no image"),
+        (lambda p: (p.mkdir(), (p / "a.txt").write_text("x")), "holds no image"),
+        (lambda p: p.write_text("text"), "neither a folder nor a zip or tar"),
+        (lambda p: None, "does not exist"),
+    ],
+)
+def test_sources_without_images_are_refused(tmp_path: Path, make: object, message: str) -> None:
+    source = tmp_path / "source"
+    make(source)
+    with pytest.raises(SourceError, match=message):
+        pack_images(source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def pack_images(source: Path, destination: Path) -> None:
+    pack(make_source("images", source), destination, PackOptions(resolution=16))
+
+
+def test_cut_tar_is_refused(folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as out:
+        out.add(folder, ".")
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[:30_000])
+    with pytest.raises(SourceError, match="cannot be read as a tar archive: unexpected end"):
+        pack(make_source("tar", cut), tmp_path / "set", PackOptions(resolution=16))
+
+
+def test_full_disk_loses_nothing(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    packed_folder(folder, tmp_path / "whole", resolution=16)
+    arguments = ["pack", "folder", str(folder), str(tmp_path / "set"), "--resolution", "16"]
+    arguments += ["--shard-images", "16", "--workers", "1"]
+    writes = 0
+
+    def full(self: object, content: bytes) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, content)
+
+    write = ShardWriter._write
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "_write", full)
+        assert main(arguments) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(contents(tmp_path / "set/shards")) == ["000000.tar"]
+    assert main(arguments) == 0
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+
+
+def test_two_packers_on_one_destination(folder: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "set/.packing/lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is packing into"):
+            packed_folder(folder, tmp_path / "set")
+    packed_folder(folder, tmp_path / "set")
+
+
+def test_edited_manifest_and_missing_shard_are_found(folder: Path, tmp_path: Path) -> None:
+    packed_folder(folder, tmp_path / "set")
+    manifest = tmp_path / "set/manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"num_images": 60', '"num_images": 61'))
+    with pytest.raises(DatasetError, match="changed after packing"):
+        read_info(tmp_path / "set")
+    manifest.write_text(text)
+    (tmp_path / "set/shards/000002.tar").unlink()
+    with pytest.raises(DatasetError, match=r"000002\.tar cannot be read: No such file"):
+        ShardedImages(tmp_path / "set")
+
+
+def test_missing_sets_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is no folder; first: python -m data_pipelines pack"):
+        read_info(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="holds no packed set"):
+        read_info(tmp_path)
+
+
+def test_atomic_file_keeps_the_old_content_on_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "file")
+    assert contents(tmp_path) == {"file": b"old"}
+
+
+def write_half(target: Path) -> None:
+    with atomic_file(target) as file:
+        file.write(b"new")
+        raise RuntimeError
+
+
+def test_commands(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["pack", "images", str(folder), str(tmp_path / "set"), "--resolution", "16"]
+    assert main(arguments) == 0
+    assert "60 images of 16x16, 3 classes, 1 shards" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "set")]) == 0
+    assert "20  class1" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "nothing")]) == 2
+    assert main([*arguments, "--quality", "0"]) == 2
+    assert main(["pack", "photographs", str(folder), str(tmp_path), "--resolution", "16"]) == 2
+    assert main(["pack", "zip", str(folder), str(tmp_path / "x"), "--resolution", "16"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-4:]
+    assert main([*arguments[:-1], "16", "--unlabelled", "--limit", "5"]) == 2
+    arguments[3] = str(tmp_path / "flat")
+    assert main([*arguments, "--unlabelled", "--limit", "5"]) == 0
+    assert "5 images of 16x16, unlabelled" in capsys.readouterr().out
