@@ -8,7 +8,7 @@ from dist_train.recipes.wavediff import RECIPES
 from models.config_io import from_json, to_json
 from models.wavediff.objective import WaveDiffConfig
 
-# Parameters of generator and discriminator (spec/WAVEDIFF.md section 5), training steps (section 7).
+# Parameters of both networks (spec/WAVEDIFF.md section 5), steps of training (section 7).
 # Without frequency blocks, the grouped convolutions of details are missing; without the frequency
 # pyramid, its convolutions read a quarter of the channels.
 COUNTS = {

@@ -1,0 +1,218 @@
+"""Official WaveDiff and DDGAN checkpoints to snapshots (`models convert wavediff-official`).
+
+content.pth says how it was trained. A netG file does not: its sizes are read from the weights, and
+what weights cannot tell comes from a named configuration or from options; both are then compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.config_io import override
+from models.snapshot import Snapshot, describe_mismatch, write_snapshot
+from models.wavediff.discriminator import DiscriminatorConfig
+from models.wavediff.generator_config import GeneratorConfig
+from models.wavediff.infer import InferredShape, expected_shape, infer_shape
+from models.wavediff.objective import WaveDiffConfig
+from models.wavediff.official import OfficialFile, OfficialFileError, read_official, wavediff_config
+from models.wavediff.presets import PRESETS
+from models.wavediff.space import PixelSpace, WaveletSpace
+
+
+def convert_official(
+    source: Path,
+    output: Path,
+    *,
+    preset: str | None = None,
+    resolution: int | None = None,
+    overrides: Sequence[str] = (),
+    averaged: bool = True,
+) -> Snapshot:
+    """Convert an official checkpoint to a snapshot.
+
+    Args:
+        source: netG_<epoch>.pth or content.pth.
+        output: Folder of the snapshot to write.
+        preset: Name of the published configuration that the weights belong to.
+        resolution: Edge of the images, for weights of no published configuration.
+        overrides: `key=value` settings of WaveDiffConfig, applied last.
+        averaged: Take the EMA weights out of content.pth, rather than the raw ones.
+
+    Raises:
+        OfficialFileError: The file is no such checkpoint, or does not fit the configuration.
+        ConfigError: An override does not fit.
+        ValueError: The settings do not fit each other.
+    """
+    file = read_official(source, averaged=averaged)
+    config = override(_configuration(file, preset, resolution), overrides)
+    check_weights(config, file.weights)
+    return write_snapshot(
+        output,
+        file.weights,
+        objective=config,
+        network="generator",
+        images_seen=_images_seen(file),
+        ema="official" if file.averaged else "none",
+        provenance={
+            "converter": "wavediff-official",
+            "source": source.name,
+            "epoch": file.epoch,
+            "preset": preset,
+            "weights": "EMA" if file.averaged else "raw",
+        },
+    )
+
+
+def check_weights(config: WaveDiffConfig, weights: Mapping[str, Tensor]) -> None:
+    """Compare weights with a configuration.
+
+    Raises:
+        OfficialFileError: Names, shapes or sizes differ (says which, and which presets would fit).
+    """
+    with torch.device("meta"):
+        generator = config.build().build_networks()["generator"]
+    mismatch = describe_mismatch(generator.state_dict(), weights)
+    if not mismatch:
+        return
+    sizes = ""
+    if "all_modules.0.weight" in weights and config.generator.input_pyramid == "residual":
+        sizes = _describe_sizes(_expected(config), infer_shape(weights))
+    fitting = ", ".join(_fitting_presets(weights)) or "none"
+    raise OfficialFileError(
+        f"the weights do not fit the configuration: {sizes or mismatch};"
+        f" published configurations of their sizes: {fitting}"
+    )
+
+
+def add_parser(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `wavediff-official` command to the parsers of `python -m models convert`."""
+    parser = parsers.add_parser(
+        "wavediff-official",
+        help="netG_<epoch>.pth or content.pth of the official WaveDiff or DDGAN code",
+        description="Convert an official WaveDiff or DDGAN checkpoint to a snapshot folder.",
+    )
+    parser.add_argument("source", type=Path, help="netG_<epoch>.pth or content.pth")
+    parser.add_argument("output", type=Path, help="snapshot folder to write")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="published configuration of the weights"
+    )
+    parser.add_argument(
+        "--resolution", type=int, help="edge of the images, for other weights than published ones"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="take content.pth's raw weights instead of its EMA"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, e.g. diffusion.steps=2"
+    )
+    parser.set_defaults(run=run_command)
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Run the command that add_parser describes. Raises ValueError on bad input."""
+    snapshot = convert_official(
+        arguments.source,
+        arguments.output,
+        preset=arguments.preset,
+        resolution=arguments.resolution,
+        overrides=arguments.overrides,
+        averaged=not arguments.raw,
+    )
+    kind = "EMA" if snapshot.provenance["weights"] == "EMA" else "raw"
+    print(f"{snapshot.path}: {kind} weights, {snapshot.images_seen} images seen")
+
+
+def _configuration(
+    file: OfficialFile, preset: str | None, resolution: int | None
+) -> WaveDiffConfig:
+    """Return what the file itself, the preset, or the shapes and the resolution say."""
+    if preset is not None:
+        config = PRESETS[preset]()
+        if file.arguments is not None:
+            _check_arguments(preset, config, wavediff_config(file.arguments))
+        return config
+    if file.arguments is not None:
+        return wavediff_config(file.arguments)
+    if resolution is not None:
+        return _from_shape(infer_shape(file.weights), resolution)
+    fitting = _fitting_presets(file.weights)
+    if len(fitting) == 1:
+        return PRESETS[fitting[0]]()
+    known = f"the weights fit {' and '.join(fitting)}; choose one by --preset"
+    unknown = (
+        f"the weights are of no published size ({infer_shape(file.weights)}); give --resolution"
+    )
+    raise OfficialFileError(known if fitting else unknown)
+
+
+def _check_arguments(preset: str, wanted: WaveDiffConfig, found: WaveDiffConfig) -> None:
+    for name in ("resolution", "space", "diffusion"):
+        if getattr(wanted, name) != getattr(found, name):
+            raise OfficialFileError(
+                f"the checkpoint was trained with {name}={getattr(found, name)}, preset {preset}"
+                f" has {getattr(wanted, name)}; leave --preset out or choose another"
+            )
+
+
+def _from_shape(shape: InferredShape, resolution: int) -> WaveDiffConfig:
+    """Complete inferred sizes by a resolution and the published defaults."""
+    in_wavelets = shape.channels % 12 == 0
+    space: WaveletSpace | PixelSpace = WaveletSpace() if in_wavelets else PixelSpace()
+    patch_size = round((shape.channels / space.channels) ** 0.5)
+    edge = space.edge(resolution) // patch_size
+    return WaveDiffConfig(
+        resolution=resolution,
+        space=space,
+        generator=GeneratorConfig(
+            base_channels=shape.base_channels,
+            channel_multipliers=shape.channel_multipliers,
+            blocks_per_level=shape.blocks_per_level,
+            attention_resolutions=tuple(
+                edge >> level for level, attends in enumerate(shape.attention_levels) if attends
+            ),
+            patch_size=patch_size,
+            latent_dim=shape.latent_dim,
+            embedding_dim=shape.embedding_dim,
+            mapping_layers=shape.mapping_layers,
+            time_conditional=shape.time_conditional,
+            frequency_blocks=shape.frequency_blocks,
+            frequency_bottleneck=shape.frequency_blocks,
+            frequency_pyramid=shape.frequency_pyramid,
+        ),
+        discriminator=DiscriminatorConfig(layers=3),
+    )
+
+
+def _fitting_presets(weights: Mapping[str, Tensor]) -> list[str]:
+    try:
+        found = infer_shape(weights)
+    except ValueError:
+        return []
+    return [name for name, preset in PRESETS.items() if _expected(preset()) == found]
+
+
+def _expected(config: WaveDiffConfig) -> InferredShape:
+    edge = config.space.edge(config.resolution)
+    return expected_shape(config.generator, config.space.channels, edge)
+
+
+def _describe_sizes(expected: InferredShape, found: InferredShape) -> str:
+    return ", ".join(
+        f"{field.name}={getattr(found, field.name)} (configured {getattr(expected, field.name)})"
+        for field in dataclasses.fields(InferredShape)
+        if getattr(found, field.name) != getattr(expected, field.name)
+    )
+
+
+def _images_seen(file: OfficialFile) -> int:
+    """Return 0 where unknown: netG files do not tell the batch and set sizes."""
+    if file.arguments is None:
+        return 0
+    per_step = file.arguments.get("batch_size", 0) * file.arguments.get("world_size", 1)
+    return int(file.steps * per_step)

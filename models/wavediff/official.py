@@ -1,0 +1,200 @@
+"""Settings and weight files of the official repository (spec/WAVEDIFF.md section 6)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.wavediff.diffusion import DiffusionConfig
+from models.wavediff.discriminator import DiscriminatorConfig
+from models.wavediff.generator_config import GeneratorConfig
+from models.wavediff.objective import WaveDiffConfig
+from models.wavediff.space import PixelSpace, WaveletSpace
+
+SMALL_DATASETS = ("cifar10", "stl10", "stackmnist", "tiny_imagenet", "tiny-imagenet")
+"""Data sets that the official trainers give the small discriminator."""
+
+UNSUPPORTED = {
+    "resblock_type": ("biggan", "biggan_oneadagn"),
+    "progressive": ("none", "output_skip"),
+    "embedding_type": ("positional",),
+    "dropout": (0.0,),
+    "fir_kernel": ([1, 3, 3, 1],),
+}
+"""Values that the official code can compute with; all others crash or give NaN there, or change the
+networks in ways that no published run uses."""
+
+
+class OfficialFileError(ValueError):
+    """A file that is no official WaveDiff checkpoint, or one that cannot be converted."""
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """A weight file of the official trainers.
+
+    Attributes:
+        weights: Generator weights by parameter name, float32, without the `module.` prefix.
+        arguments: The training run's settings (content.pth), or None (netG files).
+        epoch: Finished epochs, if known.
+        steps: Training steps, 0 if unknown.
+        averaged: Whether the weights are an EMA.
+    """
+
+    weights: dict[str, Tensor]
+    arguments: dict[str, Any] | None
+    epoch: int | None
+    steps: int
+    averaged: bool
+
+
+def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
+    """Read netG_<epoch>.pth (always EMA weights) or content.pth without running anything in it.
+
+    Args:
+        path: The file.
+        averaged: Take the EMA out of content.pth's optimizer state, rather than the raw weights.
+
+    Raises:
+        OfficialFileError: The file cannot be read safely, or holds something else.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OfficialFileError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # pickle, zip and torch each raise their own kinds
+        reason = str(error).splitlines()[0]
+        raise OfficialFileError(f"{path} is no readable weight file: {reason}") from None
+    if not isinstance(document, dict):
+        raise OfficialFileError(f"{path} holds a {type(document).__name__}, expected named weights")
+    if "netG_dict" in document:
+        return _read_content(path, document, averaged)
+    epoch = path.stem.rpartition("_")[2]
+    weights = _named_weights(path, document)
+    return OfficialFile(weights, None, int(epoch) if epoch.isdigit() else None, 0, averaged=True)
+
+
+def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> OfficialFile:
+    weights = _named_weights(path, document["netG_dict"])
+    try:
+        arguments = vars(document["args"])
+        epoch, steps = int(document["epoch"]), int(document["global_step"])
+        states = document["optimizerG"]["state"] if averaged else {}
+    except (KeyError, TypeError) as error:
+        raise OfficialFileError(f"{path} is an incomplete content.pth: {error!r}") from None
+    averages = {
+        name: states[index]["ema"]
+        for index, name in enumerate(weights)
+        if "ema" in states.get(index, {})
+    }
+    if averages:
+        weights |= _named_weights(path, averages)
+    return OfficialFile(weights, arguments, epoch, steps, averaged=bool(averages))
+
+
+def _named_weights(path: Path, document: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return tensors by name, cloned out of shared storage, without a literal `module.` prefix."""
+    weights = {}
+    for name, value in document.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise OfficialFileError(f"{path}: {name!r} is a {type(value).__name__}, not a weight")
+        weights[name.removeprefix("module.")] = value.detach().float().clone()
+    return weights
+
+
+def generator_config(arguments: Mapping[str, Any], *, wavelet: bool) -> GeneratorConfig:
+    """Translate the official generator settings.
+
+    Args:
+        arguments: Official argument names with their values.
+        wavelet: Whether it is a WaveletNCSNpp (net_type=wavelet), else an NCSNpp.
+
+    Raises:
+        OfficialFileError: A value that the official code cannot run with.
+    """
+    for name, supported in UNSUPPORTED.items():
+        if arguments.get(name, supported[0]) not in supported:
+            raise OfficialFileError(
+                f"{name}={arguments[name]!r} is not supported; expected one of {list(supported)}"
+            )
+    pyramid = arguments.get("progressive_input", "residual")
+    return GeneratorConfig(
+        base_channels=arguments["num_channels_dae"],
+        channel_multipliers=tuple(arguments["ch_mult"]),
+        blocks_per_level=arguments["num_res_blocks"],
+        attention_resolutions=tuple(arguments["attn_resolutions"]),
+        patch_size=arguments.get("patch_size", 1),
+        latent_dim=arguments["nz"],
+        embedding_dim=arguments["z_emb_dim"],
+        mapping_layers=arguments["n_mlp"],
+        frequency_blocks=wavelet and not arguments.get("no_use_freq", False),
+        frequency_bottleneck=wavelet and not arguments.get("no_use_fbn", False),
+        frequency_pyramid=wavelet and not arguments.get("no_use_residual", False),
+        time_conditional=arguments.get("conditional", True),
+        fir=arguments.get("fir", True),
+        rescale=arguments.get("skip_rescale", True),
+        adaptive_norms=1 if arguments.get("resblock_type") == "biggan_oneadagn" else 2,
+        input_pyramid="skip" if pyramid == "input_skip" else pyramid,
+        combine=arguments.get("progressive_combine", "sum"),
+        output_pyramid="skip" if arguments.get("progressive") == "output_skip" else "none",
+        centered=arguments.get("centered", True),
+        tanh=not arguments.get("not_use_tanh", False),
+    )
+
+
+def discriminator_config(arguments: Mapping[str, Any]) -> DiscriminatorConfig:
+    """Translate the official discriminator settings of a training run."""
+    kind = "small" if arguments["dataset"] in SMALL_DATASETS else "large"
+    return DiscriminatorConfig(
+        kind=kind,  # type: ignore[arg-type]
+        layers=arguments.get("num_disc_layers", 4 if kind == "small" else 6),
+        base_channels=arguments["ngf"],
+        embedding_dim=arguments["t_emb_dim"],
+        local_head=arguments.get("use_local_loss", False),
+        stddev_group=min(arguments["batch_size"], 4),
+    )
+
+
+def wavediff_config(arguments: Mapping[str, Any]) -> WaveDiffConfig:
+    """Translate a training run's settings, as content.pth has them.
+
+    The wavelet trainer is told from the pixel trainer by its 12 channels.
+
+    Raises:
+        OfficialFileError: A setting is missing, or its value cannot run.
+        ValueError: The settings do not fit each other.
+    """
+    try:
+        in_wavelets = arguments["num_channels"] == 12
+        space: WaveletSpace | PixelSpace = PixelSpace()
+        resolution = arguments["image_size"]
+        if in_wavelets:
+            swapped = arguments.get("use_pytorch_wavelet", False)
+            space = WaveletSpace(band_order="LL_HL_LH_HH" if swapped else "LL_LH_HL_HH")
+            resolution = 2 * arguments["current_resolution"]
+        return WaveDiffConfig(
+            resolution=resolution,
+            space=space,
+            generator=generator_config(
+                arguments, wavelet=in_wavelets and arguments.get("net_type") == "wavelet"
+            ),
+            discriminator=discriminator_config(arguments),
+            diffusion=DiffusionConfig(
+                steps=arguments["num_timesteps"],
+                beta_min=arguments.get("beta_min", 0.1),
+                beta_max=arguments.get("beta_max", 20.0),
+                geometric=arguments.get("use_geometric", False),
+            ),
+            r1_gamma=arguments["r1_gamma"],
+            r1_interval=arguments["lazy_reg"] or 1,
+            reconstruction_weight=float(arguments.get("rec_loss", False)),
+        )
+    except KeyError as error:
+        raise OfficialFileError(f"the training settings lack {error}") from None
