@@ -1,0 +1,164 @@
+"""Reads foreign pickles without letting them run anything.
+
+A pickle is a program: it names globals and calls them. Here only names on an allow-list exist, each
+bound to a harmless stand-in of ours; any other name ends the reading with an error that quotes it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+NUMERIC_KINDS = frozenset("biufcSU")
+
+
+class PickleReadError(ValueError):
+    """A pickle that is damaged, or that asks for a global that is not allowed."""
+
+
+def read_pickle(
+    source: bytes | IO[bytes],
+    allowed: Mapping[str, Any],
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return the object of one pickle; a stream is left behind its end.
+
+    Args:
+        source: Bytes, or a binary stream.
+        allowed: Stand-ins by the global's full name, e.g. `collections.OrderedDict`.
+        persistent_load: Maps persistent ids to objects; without it they are refused.
+
+    Raises:
+        PickleReadError: The pickle is damaged or truncated, or names another global.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        return _Reader(stream, allowed, persistent_load).load()
+    except PickleReadError:
+        raise
+    except Exception as error:  # a damaged program can fail in any instruction
+        raise PickleReadError(f"the pickle is damaged or truncated: {error}") from None
+
+
+def read_pickled_npy(path: Path, allowed: Mapping[str, Any] | None = None) -> Any:
+    """Return the array or object of an .npy file that numpy would need allow_pickle for.
+
+    Args:
+        path: The file, e.g. a 0-d object array that holds a dict of statistics.
+        allowed: Globals that may occur; null is NUMPY_GLOBALS.
+
+    Raises:
+        PickleReadError: The file is no .npy file, damaged, or names a global that is not allowed.
+    """
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+            _, _, dtype = read_header(file)
+        except (ValueError, AttributeError) as error:
+            raise PickleReadError(f"{path} is not an .npy file: {error}") from None
+        if not dtype.hasobject:
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+        array = read_pickle(file, NUMPY_GLOBALS if allowed is None else allowed)
+    return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(
+        self,
+        stream: IO[bytes],
+        allowed: Mapping[str, Any],
+        persistent_load: Callable[[Any], Any] | None,
+    ) -> None:
+        super().__init__(stream)
+        self._allowed = allowed
+        self._persistent_load = persistent_load
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name not in self._allowed:
+            raise PickleReadError(
+                f"refused: the pickle asks for the global {full_name}, which is not allowed;"
+                " nothing was executed"
+            )
+        return self._allowed[full_name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent_load is None:
+            raise PickleReadError(f"refused: the pickle refers to an external object {pid!r}")
+        return self._persistent_load(pid)
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: remembers the type code and the byte order, and no more."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        del align, copy
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in NUMERIC_KINDS and self.dtype != np.dtype("O"):
+            raise PickleReadError(f"refused: arrays of dtype {code!r} are not read")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">") and self.dtype.kind != "O":
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array being unpickled: checks its state before numpy sees it."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        shape = tuple(int(edge) for edge in shape)
+        count = math.prod(shape)
+        size = len(raw) if dtype.dtype.kind == "O" else len(raw) // max(dtype.dtype.itemsize, 1)
+        if min(shape, default=0) < 0 or size != count:
+            raise PickleReadError(f"an array of shape {shape} has data for {size} entries")
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
+
+
+def _empty_array(subtype: Any, shape: Any, code: Any) -> _Array:
+    """Stand in for numpy's _reconstruct; the content follows as the array's state."""
+    del subtype, shape, code
+    return np.empty(0, np.int8).view(_Array)
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> Any:
+    """Stand in for numpy's scalar."""
+    if dtype.dtype.kind == "O" or len(raw) != dtype.dtype.itemsize:
+        raise PickleReadError(f"refused: a scalar of dtype {dtype.dtype} with {len(raw)} bytes")
+    return np.frombuffer(raw, dtype.dtype)[0]
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
+    """Stand in for numpy's _frombuffer, by which protocol 5 writes arrays."""
+    if dtype.dtype.kind == "O":
+        raise PickleReadError("refused: objects in a raw buffer")
+    return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """Stand in for codecs.encode, by which protocol 2 writes byte strings."""
+    if encoding != "latin1":
+        raise PickleReadError(f"refused: text in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+PLAIN_GLOBALS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "_codecs.encode": _encode,
+}
+NUMPY_GLOBALS: dict[str, Any] = PLAIN_GLOBALS | {"numpy.dtype": _Dtype, "numpy.ndarray": _Array}
+for _package in ("numpy.core", "numpy._core"):
+    NUMPY_GLOBALS[f"{_package}.multiarray.scalar"] = _scalar
+    NUMPY_GLOBALS[f"{_package}.multiarray._reconstruct"] = _empty_array
+    NUMPY_GLOBALS[f"{_package}.numeric._frombuffer"] = _from_buffer

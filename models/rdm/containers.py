@@ -1,0 +1,176 @@
+"""Reads the official checkpoints: pickled module objects with source code inside (spec sec. 4.2).
+
+The source is never executed and torch.load never called. Tensors stay on disk (or in the pickle's
+bytes) until they are asked for, so that a training state's optimizer moments cost nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+STORAGE_DTYPES = {
+    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A flat array in a container: its dtype, its length, and a function that reads its bytes."""
+
+    dtype: torch.dtype
+    count: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A strided view of a storage, not yet read."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def load(self) -> Tensor:
+        """Return the tensor, contiguous, on the CPU.
+
+        Raises:
+            PickleReadError: The storage is shorter than announced, or than the view needs.
+        """
+        raw = self.storage.read()
+        width = torch.empty((), dtype=self.storage.dtype).element_size()
+        if len(raw) != self.storage.count * width or math.prod(self.size) > self.storage.count:
+            raise PickleReadError(
+                f"a storage holds {len(raw)} bytes, its tensor of shape {list(self.size)} announces"
+                f" {self.storage.count} values: the file is damaged or truncated"
+            )
+        flat = torch.frombuffer(bytearray(raw), dtype=self.storage.dtype)
+        return flat.as_strided(self.size, self.stride, self.offset).clone()
+
+
+class ModuleObject:
+    """What is left of a pickled module: its attributes, and no behaviour."""
+
+    class_name = "ModuleDict"
+
+
+def read_container(path: Path) -> dict[str, Any]:
+    """Return the dict of an official `.pkl` or `.pt` file, with ModuleObjects and StoredTensors.
+
+    Raises:
+        PickleReadError: The file is damaged, truncated or no container, or its pickle asks for a
+            global that is not allowed.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(2) == b"PK"
+            file.seek(0)
+            content = _read_zip(path) if is_zip else read_pickle(file, _ALLOWED)
+    except PickleReadError as error:
+        raise PickleReadError(f"{path}: {error}") from None
+    except OSError as error:
+        raise PickleReadError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("ema"), ModuleObject):
+        raise PickleReadError(
+            f"{path} is no official RDM or EDM checkpoint: it has no network 'ema'"
+        )
+    return content
+
+
+def module_tensors(module: ModuleObject, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the parameters and buffers of a module and its children under state_dict names."""
+    attributes = vars(module)
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in attributes.get(kind, {}).items():
+            if isinstance(tensor, StoredTensor):
+                yield prefix + name, tensor
+    for name, child in attributes.get("_modules", {}).items():
+        if isinstance(child, ModuleObject):
+            yield from module_tensors(child, f"{prefix}{name}.")
+
+
+def _read_zip(path: Path) -> Any:
+    """Read torch's zip format; storages are members `<prefix>/data/<key>`, little endian."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (index,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            pickled = archive.read(index)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise PickleReadError(f"the archive is damaged or truncated: {error}") from None
+    prefix = index.removesuffix("data.pkl") + "data/"
+
+    def storage(pid: Any) -> Storage:
+        _, dtype, key, _, count = pid
+        return Storage(dtype, count, lambda: _read_member(path, f"{prefix}{key}"))
+
+    return read_pickle(pickled, _ALLOWED, storage)
+
+
+def _read_member(path: Path, name: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise PickleReadError(f"{path}: member {name} is damaged or missing: {error}") from None
+
+
+def _load_from_bytes(raw: bytes) -> Storage:
+    """Stand in for torch.storage._load_from_bytes: one storage in torch's old stream format."""
+    stream = io.BytesIO(raw)
+    if read_pickle(stream, {}) != LEGACY_MAGIC or read_pickle(stream, {}) != 1001:
+        raise PickleReadError("a storage is not in torch's old stream format")
+    read_pickle(stream, {})  # sizes of the writer's C types
+
+    def storage(pid: Any) -> tuple[torch.dtype, int]:
+        _, dtype, _, _, count, _ = pid
+        return dtype, count
+
+    dtype, count = read_pickle(stream, _STORAGE_GLOBALS, storage)
+    read_pickle(stream, {})  # keys: one storage
+    start = stream.tell() + 8  # behind the count, which the id has told already
+    return Storage(dtype, count, lambda: raw[start:])
+
+
+def _module(meta: dict[str, Any]) -> ModuleObject:
+    """Stand in for the official constructor of pickled objects; leaves module_src alone."""
+    module = ModuleObject()
+    vars(module).update(meta["state"])
+    module.class_name = meta["class_name"]
+    return module
+
+
+def _tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
+    return StoredTensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+
+
+def _parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
+    return tensor
+
+
+_STORAGE_GLOBALS: dict[str, Any] = {
+    f"torch.{name}Storage": dtype for name, dtype in STORAGE_DTYPES.items()
+}
+_ALLOWED: dict[str, Any] = {
+    **NUMPY_GLOBALS,
+    **_STORAGE_GLOBALS,
+    "torch_utils.persistence._reconstruct_persistent_obj": _module,
+    "torch.nn.modules.container.ModuleDict": ModuleObject,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage._load_from_bytes": _load_from_bytes,
+    "dnnlib.util.EasyDict": dict,
+}
