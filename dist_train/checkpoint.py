@@ -266,6 +266,7 @@ class CheckpointReader:
                 tensor, _, start = key.rpartition("@")
                 self._pieces.setdefault(tensor, []).append((int(start), key, file))
 
+    @torch.no_grad()
     def read(self, tensor: str, start: int, out: Tensor) -> None:
         """Fill the 1-D `out` with elements start, start+1, ... of a flattened tensor.
 
@@ -297,13 +298,13 @@ class CheckpointReader:
             for kind, values in {"weight": fragment.weight, **fragment.moments}.items():
                 self.read(f"{group}/{kind}/{fragment.name}", fragment.start, values)
 
+    @torch.no_grad()
     def restore_parameters(self, group: str, parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Overwrite whole parameters, by name, with the weights of a group."""
-        with torch.no_grad():
-            for name, parameter in parameters:
-                flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
-                self.read(f"{group}/weight/{name}", 0, flat)
-                parameter.copy_(flat.view(parameter.shape))
+        for name, parameter in parameters:
+            flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
+            self.read(f"{group}/weight/{name}", 0, flat)
+            parameter.copy_(flat.view(parameter.shape))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -164,7 +164,7 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Any:
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
-    logged_in = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    logged_in = wandb.login(prompt=False, verify=False)
     try:
         run = wandb.init(
             project=project,
