@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dist_train.config import RunConfig
-from dist_train.recipes import quickstart
+from dist_train.recipes import quickstart, rdm
 from models.config_io import ConfigError
 
 Recipe = Callable[[], RunConfig]
 
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (*quickstart.RECIPES,)}
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe for recipe in (*quickstart.RECIPES, *rdm.RECIPES)
+}
 
 
 def find_recipe(name: str) -> Recipe:
