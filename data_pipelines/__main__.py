@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands.add_parser("pack", help="write a source of images as shards"))
     info = commands.add_parser("info", help="describe a packed set")
     info.add_argument("path", type=Path, help="folder of the set")
-    info.set_defaults(command=lambda arguments: _print_info(arguments.path))
+    info.add_argument(
+        "--classes", action="store_true", help="print only the number of classes (for scripts)"
+    )
+    info.set_defaults(command=lambda arguments: _print_info(arguments.path, arguments.classes))
     return parser
 
 
@@ -105,8 +108,11 @@ def _summary(path: Path, manifest: Manifest) -> str:
     return text
 
 
-def _print_info(path: Path) -> None:
+def _print_info(path: Path, only_classes: bool) -> None:
     manifest = read_manifest(path)
+    if only_classes:
+        print(len(manifest.class_names))
+        return
     print(_summary(path, manifest))
     print(f"source   {manifest.kind}: {manifest.source['path']}")
     print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 from dist_train.distributed import World, init_world
+from dist_train.launch import launch_ranks, should_launch
+from dist_train.preemption import stop_with_launcher
 from evaluation.detectors import DETECTORS, DetectorConfig
 from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds, write_samples
 from evaluation.grid import make_grid, write_image
@@ -31,8 +33,12 @@ GRID_IMAGES = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 after one line about what was wrong."""
+    argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     try:
+        if should_launch(args.ranks):
+            return launch_ranks("evaluation", argv, args.ranks)
+        stop_with_launcher()
         args.command(args)
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
@@ -153,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="evaluate snapshots or images"))
     table = commands.add_parser("table", help="print results side by side")
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    table.set_defaults(command=table_command)
+    table.set_defaults(command=table_command, ranks=None)
     return parser
 
 
@@ -174,6 +180,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         "--features", type=int, default=10_000, help="images whose features are stored"
     )
     parser.add_argument("--batch-size", type=int, default=64)
+    _add_ranks(parser)
     _add_detector(parser)
     parser.set_defaults(command=reference_command)
 
@@ -198,6 +205,11 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
         "--retouch", choices=("none", "rdm_imagenet", "rdm_celebahq"), default="none"
     )
     parser.add_argument("--codec", choices=("png", "jpeg"), default="png")
+    _add_ranks(parser)
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,37 @@
+# Sourced by quickstart.sh and test.sh: makes the virtual environment `.venv` with pinned wheels.
+#
+#   setup_venv EXTRA    installs relaywave[EXTRA]; does nothing if that is already there.
+#
+# It needs Python 3.11 or newer with venv, and neither root nor a compiler. An interrupted set-up
+# starts again; one that is out of date with pyproject.toml or constraints.txt is brought up to date.
+
+PYTHON=${PYTHON:-python3}
+
+find_python() {
+    local candidate
+    for candidate in "$PYTHON" python3.11 python3.12 python3.13 python3; do
+        if command -v "$candidate" >/dev/null &&
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "relaywave needs Python 3.11 or newer with venv; on Debian or Ubuntu: apt-get install python3.11-venv" >&2
+    return 1
+}
+
+setup_venv() {
+    local extra=$1 python stamp
+    python=$(find_python) || return 1
+    stamp=.venv/ready-$extra-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+    if [ -e "$stamp" ]; then
+        return
+    fi
+    echo "Setting up .venv (once; a few minutes, mostly downloads) ..."
+    "$python" -m venv .venv
+    # The build-time flag keeps DeepSpeed from looking for compilers: nothing is built for it.
+    .venv/bin/python -m pip install --quiet -c constraints.txt setuptools wheel torch
+    DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet -c constraints.txt \
+        --no-build-isolation -e ".[$extra]"
+    touch "$stamp"
+}

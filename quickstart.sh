@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The main job at pocket size, on real images, on CPU if there is no GPU:
+# pack -> train RDM (two stages) and WaveDiff on two DeepSpeed ranks -> sample -> evaluate.
+#
+#   bash quickstart.sh [--data PATH] [--out DIR]
+#
+#   --data PATH   your own folder, zip or tar of images (class = sub-folder) instead of the
+#                 photographs inside the scikit-image wheel
+#   --out DIR     where everything goes (default: runs/quickstart, or runs/quickstart-NAME)
+#
+# Run it again and it goes on where it was stopped, or shows what is there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+data='' out=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --data) data=$(realpath -e -- "${2:?--data needs a path}") && shift 2 ;;
+        --out) out=${2:?--out needs a folder} && shift 2 ;;
+        -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
+        *) echo "quickstart.sh: unknown option $1 (see --help)" >&2 && exit 2 ;;
+    esac
+done
+if [ -z "$out" ]; then
+    out=runs/quickstart${data:+-$(basename -- "$data" | tr -c 'A-Za-z0-9\n' '_')}
+fi
+
+source .ci/setup.sh
+setup_venv quickstart
+
+ranks=2
+seeds=0-255
+export WANDB_SILENT=true
+
+# Runs a command of relaywave; it ends with this script, whatever ends this script.
+relaywave() { setpriv --pdeathsig TERM .venv/bin/python -m "$@"; }
+
+phase() { printf '\n== %s\n' "$*"; }
+
+train() { # train NAME key=value ...
+    local name=$1
+    shift
+    relaywave dist_train "quickstart_$name" --run-dir "$out/$name" --ranks $ranks \
+        "data.path=$out/data" "$@"
+}
+
+snapshots() { # snapshots first|last RUN ... : prints the snapshot folders of runs
+    local which=$1 run
+    shift
+    for run in "$@"; do
+        find "$out/$run/snapshots" -mindepth 1 -maxdepth 1 -name '[0-9]*' | sort |
+            if [ "$which" = first ]; then head -n 1; else tail -n 1; fi
+    done
+}
+
+evaluate() { # evaluate TITLE NAME SNAPSHOT ...
+    local title=$1 name=$2
+    shift 2
+    relaywave evaluation sample "$@" --ranks $ranks --seeds $seeds --batch-size 32 \
+        --out "$out/samples/$name" --grid "$out/$name.png" --grid-upscale 2
+    relaywave evaluation run "$@" --ranks $ranks --seeds $seeds --batch-size 32 \
+        --keep-images "$out/samples/$name" --reference "$out/reference.npz" \
+        --metrics fd:block4,fd:block10 --title "$title" --out "$out/evaluation/$name.json" >/dev/null
+}
+
+# Whatever stopped it, say how to go on.
+trap 'code=$?; [ $code -eq 0 ] || echo "quickstart.sh stopped (exit code $code); the same command goes on from here." >&2' EXIT
+
+started=$SECONDS
+mkdir -p "$out"
+
+phase "Data: 64x64 shards"
+if [ -n "$data" ]; then
+    relaywave data_pipelines pack images "$data" "$out/data" --resolution 64
+else
+    relaywave data_pipelines pack photographs "$out/data" --resolution 64
+fi
+classes=$(relaywave data_pipelines info "$out/data" --classes)
+
+phase "RDM stage 1: EDM at 16x16"
+train edm16 "objective.unet.label_dim=$classes"
+phase "RDM stage 2: relay from 16x16 to 64x64"
+train relay64 "objective.unet.label_dim=$classes"
+phase "WaveDiff: generator and discriminator at 64x64"
+train wavediff64
+
+phase "Reference statistics of the data"
+relaywave evaluation reference "$out/data" "$out/reference.npz" --ranks $ranks
+
+phase "Samples and Fréchet distances"
+mapfile -t rdm < <(snapshots last edm16 relay64)
+mapfile -t rdm_untrained < <(snapshots first edm16 relay64)
+evaluate "RDM, untrained" rdm_untrained "${rdm_untrained[@]}"
+evaluate "RDM" rdm "${rdm[@]}"
+evaluate "WaveDiff, untrained" wavediff_untrained "$(snapshots first wavediff64)"
+evaluate "WaveDiff" wavediff "$(snapshots last wavediff64)"
+
+phase "Results"
+relaywave evaluation table "$out"/evaluation/{rdm_untrained,rdm,wavediff_untrained,wavediff}.json
+echo
+echo "Grids: $out/rdm.png $out/wavediff.png   Samples: $out/samples   Runs: $out/{edm16,relay64,wavediff64}"
+echo "Set-up excluded, this took $((SECONDS - started)) s."
