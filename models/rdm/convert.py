@@ -151,9 +151,9 @@ def network_weights(
     return weights
 
 
-def add_convert_parser(subparsers: Any) -> None:
-    """Add `rdm-official` to the subcommands of `python -m models convert`."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+def add_parser(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `rdm-official` command to the parsers of `python -m models convert`."""
+    parser = parsers.add_parser(
         "rdm-official",
         help="an RDM or EDM checkpoint (.pkl or .pt)",
         description="Convert an official RDM or EDM checkpoint to a snapshot.",

@@ -1,0 +1,51 @@
+"""`python -m models convert|spectrum`: take over official checkpoints, and analyse noise."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from models.rdm import convert as rdm_convert
+from models.rdm import spectrum
+from models.wavediff import convert as wavediff_convert
+
+EXAMPLES = """examples:
+  python -m models convert rdm-official network-snapshot.pkl snapshots/imagenet64
+  python -m models convert wavediff-official netG_1300.pth snapshots/celebahq256
+  python -m models spectrum photographs/ spectrum/ --resolution 256 --upscale 4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m models",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    convert = commands.add_parser("convert", help="turn an official checkpoint into a snapshot")
+    formats = convert.add_subparsers(required=True, metavar="FORMAT")
+    rdm_convert.add_parser(formats)
+    wavediff_convert.add_parser(formats)
+    spectrum.add_parser(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
