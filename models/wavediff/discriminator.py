@@ -116,12 +116,14 @@ class Discriminator(nn.Module):
         """
         h = self.features(y_t, t, y_tp1)
         if self.config.local_head:
-            return self.local_end_linear(h.flatten(2).transpose(1, 2)).float()  # type: ignore[no-any-return]
-        return self.global_logits(h)
+            logits = self.local_end_linear(h.flatten(2).transpose(1, 2))
+        else:
+            logits = self.global_logits(h)
+        return logits.to(y_t.dtype)  # type: ignore[no-any-return]
 
     def global_logits(self, features: Tensor) -> Tensor:
         """Return one logit per sample, [B, 1], from the last features."""
-        return self.end_linear(features.sum((2, 3))).float()  # type: ignore[no-any-return]
+        return self.end_linear(features.sum((2, 3)))  # type: ignore[no-any-return]
 
     def features(self, y_t: Tensor, t: Tensor, y_tp1: Tensor) -> Tensor:
         """Return the activated last features, [B, 8 base_channels, H', W']."""

@@ -85,10 +85,10 @@ class Generator(nn.Module):
             )
         layers = iter(self.all_modules)
         weight = next(self.parameters())
-        latent = self.z_transform(cast_input(z, config.dtype, weight))
         x = fold_patches(cast_input(y, config.dtype, weight), config.patch_size)
         x = x if config.centered else 2 * x - 1
-        time = self._embed_time(layers, t, latent.dtype)
+        latent = self.z_transform(cast_input(z, config.dtype, weight))
+        time = self._embed_time(layers, t, x.dtype)
         h, stack, details = self._descend(layers, x, time, latent)
         h = self._bottleneck(layers, h, time, latent)
         h = self._ascend(layers, h, time, latent, stack, details)

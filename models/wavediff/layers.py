@@ -162,8 +162,8 @@ def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 def timestep_features(t: Tensor, dim: int) -> Tensor:
     """Return sinusoids of integer timesteps t [B], float32 [B, dim] (zero-padded if dim is odd)."""
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(index * (-math.log(10000) / (half - 1)))
     return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))
 
 

@@ -157,34 +157,35 @@ def discriminator_config(arguments: Mapping[str, Any]) -> DiscriminatorConfig:
         layers=arguments.get("num_disc_layers", 4 if kind == "small" else 6),
         base_channels=arguments["ngf"],
         embedding_dim=arguments["t_emb_dim"],
+        patch_size=1 if in_wavelets(arguments) else arguments.get("patch_size", 1),
         local_head=arguments.get("use_local_loss", False),
         stddev_group=min(arguments["batch_size"], 4),
     )
 
 
+def in_wavelets(arguments: Mapping[str, Any]) -> bool:
+    """Tell the wavelet trainer from the pixel trainer, by the channels of its networks."""
+    return bool(arguments["num_channels"] == 12)
+
+
 def wavediff_config(arguments: Mapping[str, Any]) -> WaveDiffConfig:
     """Translate a training run's settings, as content.pth has them.
-
-    The wavelet trainer is told from the pixel trainer by its 12 channels.
 
     Raises:
         OfficialFileError: A setting is missing, or its value cannot run.
         ValueError: The settings do not fit each other.
     """
     try:
-        in_wavelets = arguments["num_channels"] == 12
         space: WaveletSpace | PixelSpace = PixelSpace()
         resolution = arguments["image_size"]
-        if in_wavelets:
+        if in_wavelets(arguments):
             swapped = arguments.get("use_pytorch_wavelet", False)
             space = WaveletSpace(band_order="LL_HL_LH_HH" if swapped else "LL_LH_HL_HH")
             resolution = 2 * arguments["current_resolution"]
         return WaveDiffConfig(
             resolution=resolution,
             space=space,
-            generator=generator_config(
-                arguments, wavelet=in_wavelets and arguments.get("net_type") == "wavelet"
-            ),
+            generator=generator_config(arguments, wavelet=arguments.get("net_type") == "wavelet"),
             discriminator=discriminator_config(arguments),
             diffusion=DiffusionConfig(
                 steps=arguments["num_timesteps"],
