@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipelines.manifest import Manifest, read_manifest
 from data_pipelines.pack import PackOptions, pack
-from data_pipelines.sources.kinds import KINDS, make_source
+from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
 
 EXAMPLES = """examples:
   python -m data_pipelines pack photographs data/photographs --resolution 64
@@ -57,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
-    kinds = "; ".join(f"{name}: {kind.help}" for name, kind in KINDS.items())
-    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=kinds)
+    kinds = "\n".join(f"  {name:14s}{kind.help}" for name, kind in KINDS.items())
+    parser.epilog = f"kinds of sources:\n{kinds}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help="kind of the source, see below")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
     parser.add_argument("destination", type=Path, help="folder of the set, made if missing")
     parser.add_argument("--resolution", type=int, required=True, help="edge of the stored images")
@@ -70,6 +72,11 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unlabelled", action="store_true", help="leave the classes out")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--max-skips", type=int, help="stop when more items are unusable")
+    parser.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
+    parser.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
+    parser.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
+    parser.add_argument("--image-column", help="parquet: column of the images")
+    parser.add_argument("--label-column", help="parquet: column of the class indices")
     parser.set_defaults(command=_pack)
 
 
@@ -86,13 +93,23 @@ def _pack(arguments: argparse.Namespace) -> None:
         labelled=not arguments.unlabelled,
     )
     manifest = pack(
-        make_source(arguments.kind, arguments.source),
+        make_source(arguments.kind, arguments.source, _details(arguments)),
         arguments.destination,
         options,
         workers=arguments.workers,
         max_skips=arguments.max_skips,
     )
     print(_summary(arguments.destination, manifest))
+
+
+def _details(arguments: argparse.Namespace) -> SourceDetails:
+    return SourceDetails(
+        classes=arguments.classes,
+        ground_truth=arguments.ground_truth,
+        split=arguments.split,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+    )
 
 
 def _summary(path: Path, manifest: Manifest) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data_pipelines.images import Pixels
 
@@ -67,11 +67,16 @@ raises BadImage (or OSError) if this item cannot be read."""
 class Source(Protocol):
     """One kind of source; instances are small and picklable."""
 
-    kind: ClassVar[str]
-    """Its name on the command line."""
-    published: ClassVar[bool]
-    """A benchmark set that papers count and crop in one known way: duplicates are kept, and EXIF
-    orientation is ignored."""
+    @property
+    def kind(self) -> str:
+        """Its name on the command line."""
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a benchmark set that papers count and crop in one known way.
+
+        If so, duplicates are kept, and EXIF orientation is ignored.
+        """
 
     def list_items(self) -> Listing:
         """Return all items. Raises SourceError (one line) if this is no source of the kind."""
@@ -89,13 +94,16 @@ def is_image_name(name: str) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def label_by_folder(files: Iterable[tuple[str, int, int]], *, where: str) -> Listing:
+def label_by_folder(
+    files: Iterable[tuple[str, int, int]], *, where: str, labelled: bool = True
+) -> Listing:
     """Make a listing of files whose class is their folder below the files' common folder.
 
     Args:
         files: (path within the source, size, locator) of all files; those that are no images by
             their extension are ignored.
         where: The source, for messages.
+        labelled: Whether folders are classes.
 
     Returns:
         Entries sorted by path. If all images are in one folder, the set is unlabelled; if some lie
@@ -111,6 +119,8 @@ def label_by_folder(files: Iterable[tuple[str, int, int]], *, where: str) -> Lis
             f"{where} holds no image ({len(found)} other files);"
             f" known extensions: {', '.join(sorted(IMAGE_EXTENSIONS))}"
         )
+    if not labelled:
+        return Listing([Entry(name, -1, size, locator) for name, size, locator in images], ())
     depth = _common_depth([name for name, _, _ in images])
     folders = [_class_folder(name, depth) for name, _, _ in images]
     names = tuple(sorted(set(folders) - {""}))

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any, cast
 
 from data_pipelines.images import BadImage
 from data_pipelines.sources.base import (
     Entry,
     Listing,
     ReadItem,
-    Source,
     SourceError,
     label_by_folder,
 )
@@ -32,14 +31,17 @@ class FolderSource:
     """A folder of image files, searched through all levels; links to folders are followed."""
 
     path: Path
-    kind: ClassVar[str] = "folder"
-    published: ClassVar[bool] = False
+    kind: str = "folder"
+    published: bool = False
+    labelled: bool = True
 
     def list_items(self) -> Listing:
         """Return all image files. Raises SourceError if there are none."""
         if not self.path.is_dir():
             raise SourceError(f"{self.path} is not a folder")
-        return label_by_folder(self._files(), where=f"the folder {self.path}")
+        return label_by_folder(
+            self._files(), where=f"the folder {self.path}", labelled=self.labelled
+        )
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -78,8 +80,9 @@ class ZipSource:
     """A zip archive of image files."""
 
     path: Path
-    kind: ClassVar[str] = "zip"
-    published: ClassVar[bool] = False
+    kind: str = "zip"
+    published: bool = False
+    labelled: bool = True
 
     def list_items(self) -> Listing:
         """Return all image files. Raises SourceError if it is no zip, or holds none."""
@@ -89,7 +92,7 @@ class ZipSource:
                 for info in archive.infolist()
                 if not info.is_dir() and not info.filename.startswith("__MACOSX/")
             ]
-        return label_by_folder(members, where=f"the zip {self.path}")
+        return label_by_folder(members, where=f"the zip {self.path}", labelled=self.labelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -126,13 +129,14 @@ class TarSource:
     """A tar archive of image files, plain or compressed (gz, bz2, xz)."""
 
     path: Path
-    kind: ClassVar[str] = "tar"
-    published: ClassVar[bool] = False
+    kind: str = "tar"
+    published: bool = False
+    labelled: bool = True
 
     def list_items(self) -> Listing:
         """Return all image files. Raises SourceError if it is no whole tar, or holds none."""
         members = [(m.name.removeprefix("./"), m.size, m.offset_data) for m in tar_files(self.path)]
-        return label_by_folder(members, where=f"the tar {self.path}")
+        return label_by_folder(members, where=f"the tar {self.path}", labelled=self.labelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -153,16 +157,23 @@ def tar_files(path: Path) -> list[tarfile.TarInfo]:
     """
     try:
         with open_maybe_compressed(path) as file:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = [member for member in archive if member.isreg()]
-            if members:
-                last = members[-1].offset_data + members[-1].size
-                file.seek(max(last - 1, 0))
-                if members[-1].size and not file.read(1):
-                    raise tarfile.ReadError("unexpected end of data")
-            return members
+            return whole_members(file)
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{path} cannot be read as a tar archive: {_plain(error)}") from None
+
+
+def whole_members(file: IO[bytes]) -> list[tarfile.TarInfo]:
+    """Return the regular files of a tar in an open file.
+
+    Raises:
+        tarfile.TarError: It is no tar, or lacks the end mark, which tarfile does not ask for.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        members = [member for member in archive if member.isreg()]
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it is cut short (no end mark)")
+    return members
 
 
 def open_maybe_compressed(path: Path) -> IO[bytes]:
@@ -190,7 +201,10 @@ def read_at(file: IO[bytes], entry: Entry) -> bytes:
     return content
 
 
-def detect(path: Path) -> Source:
+FileSource = FolderSource | ZipSource | TarSource
+
+
+def detect(path: Path) -> FileSource:
     """Return the source of a folder, zip or tar of images, whichever `path` is.
 
     Raises:

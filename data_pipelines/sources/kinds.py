@@ -3,44 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from data_pipelines.sources.base import Source, SourceError
+from data_pipelines.sources.cifar10 import Cifar10Source
+from data_pipelines.sources.edm import EdmSource
 from data_pipelines.sources.files import FolderSource, TarSource, ZipSource, detect
+from data_pipelines.sources.imagenet import ImagenetSource, ImagenetValidationSource
+from data_pipelines.sources.lsun import LsunSource
+from data_pipelines.sources.parquet import ParquetSource
 from data_pipelines.sources.photographs import PhotographSource
+from data_pipelines.sources.stl10 import Stl10Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceDetails:
+    """What some kinds need besides the path; None where the user said nothing.
+
+    Attributes:
+        classes: File with the whole class table (imagenet, imagenet-val).
+        ground_truth: File with the classes of the images (imagenet-val).
+        split: Part of the set (cifar10, stl10).
+        image_column: Column of the images (parquet).
+        label_column: Column of the classes (parquet).
+    """
+
+    classes: Path | None = None
+    ground_truth: Path | None = None
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def given(self) -> dict[str, object]:
+        """Return the details that were given, by name."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if value is not None}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: how to make one from a path (None: it needs no path), and its help."""
+    """A kind of source: its help, how to make one, and the details that it knows."""
 
     help: str
-    from_path: Callable[[Path], Source] | None
+    make: Callable[..., Source]
+    details: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+def _aligned_faces(path: Path, kind: str) -> Source:
+    """Return a published, unlabelled set of image files, whose folders are no classes."""
+    return replace(detect(path), kind=kind, published=True, labelled=False)
 
 
 KINDS = {
-    "photographs": Kind("crops of the scikit-image wheel's photographs, no download", None),
-    "images": Kind("a folder, zip or tar, whichever it is", detect),
-    "folder": Kind("image files in a folder, class = sub-folder", FolderSource),
+    "photographs": Kind(
+        "crops of the scikit-image wheel's photographs (no SOURCE)", PhotographSource
+    ),
+    "images": Kind("folder, zip or tar of images, whichever it is; class = sub-folder", detect),
+    "folder": Kind("image files in a folder", FolderSource),
     "zip": Kind("a zip of image files", ZipSource),
     "tar": Kind("a tar of image files, plain or compressed", TarSource),
+    "imagenet": Kind(
+        "ILSVRC2012_img_train.tar, or wnid folders", ImagenetSource, details=("classes",)
+    ),
+    "imagenet-val": Kind(
+        "ILSVRC2012_img_val.tar or its folder, with --ground-truth",
+        ImagenetValidationSource,
+        details=("classes", "ground_truth"),
+        needs=("ground_truth",),
+    ),
+    "lsun": Kind("an LSUN LMDB, a folder of several, or an exported folder", LsunSource),
+    "celebahq": Kind("CelebA-HQ, folder or zip", lambda path: _aligned_faces(path, "celebahq")),
+    "ffhq": Kind("FFHQ-style folder or zip", lambda path: _aligned_faces(path, "ffhq")),
+    "cifar10": Kind("cifar-10-python.tar.gz or -binary.tar.gz", Cifar10Source, details=("split",)),
+    "stl10": Kind("stl10_binary.tar.gz", Stl10Source, details=("split",)),
+    "edm": Kind("EDM-style zip or folder with dataset.json", EdmSource),
+    "parquet": Kind(
+        "Hugging Face parquet file or folder",
+        ParquetSource,
+        details=("image_column", "label_column"),
+    ),
 }
 
 
-def make_source(kind: str, path: Path | None) -> Source:
+def make_source(kind: str, path: Path | None, details: SourceDetails | None = None) -> Source:
     """Return the source of a kind.
 
     Raises:
-        SourceError: The kind is unknown, or needs a path and has none, or the reverse.
+        SourceError: The kind is unknown, or lacks what it needs, or is given what it cannot use.
     """
     if kind not in KINDS:
         raise SourceError(f"kind {kind!r} is unknown; known are {', '.join(KINDS)}")
-    from_path = KINDS[kind].from_path
-    if from_path is None:
+    chosen, given = KINDS[kind], (details or SourceDetails()).given()
+    for name in given.keys() - set(chosen.details):
+        raise SourceError(f"{kind} has no use for {_flag(name)}; leave it out")
+    for name in set(chosen.needs) - given.keys():
+        raise SourceError(f"{kind} needs {_flag(name)}")
+    if kind == "photographs":
         if path is not None:
             raise SourceError(f"{kind} takes no source, only a destination; leave {path} out")
         return PhotographSource()
     if path is None:
         raise SourceError(f"{kind} needs a source and a destination")
-    return from_path(path)
+    if not path.exists():
+        raise SourceError(f"{path} does not exist")
+    return chosen.make(path, **given)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +37,8 @@ SMALLEST_CROP = 64
 class PhotographSource:
     """Square crops of edges from 64 pixels to the photograph's short side, log-uniformly drawn."""
 
-    kind: ClassVar[str] = "photographs"
-    published: ClassVar[bool] = True
+    kind: str = "photographs"
+    published: bool = True
 
     def list_items(self) -> Listing:
         """Return all crops, the classes in turns. Raises SourceError if a photograph is missing."""

@@ -1,0 +1,245 @@
+"""ImageNet (ILSVRC2012) as downloaded or extracted; the class index is the rank of the wnid.
+
+Training images: `ILSVRC2012_img_train.tar` (a tar of one tar per wnid), or folders named by wnid.
+Validation images: `ILSVRC2012_img_val.tar` or its folder, with their ground truth.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError, is_image_name
+from data_pipelines.sources.files import (
+    TarSource,
+    detect,
+    open_maybe_compressed,
+    tar_files,
+    whole_members,
+)
+
+WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class ImagenetSource:
+    """Training images by wnid.
+
+    Args:
+        path: The tar of tars, or a folder, zip or tar with wnid folders.
+        classes: Text file whose lines start with a wnid (`LOC_synset_mapping.txt`): the whole class
+            table. Without it the table is the sorted wnids that are there; a part of ImageNet
+            needs the file to get ImageNet's own class indices.
+    """
+
+    path: Path
+    classes: Path | None = None
+    kind: str = "imagenet"
+    published: bool = True
+
+    def list_items(self) -> Listing:
+        """Return all images, wnid by wnid. Raises SourceError if there is no wnid."""
+        files = replace(detect(self.path), labelled=False)
+        inner = tar_of_tars(self.path) if isinstance(files, TarSource) else []
+        found = inner or files.list_items().entries
+        names = [_wnid(entry.name) for entry in found]
+        if not any(names):
+            raise SourceError(f"{self.path} holds no wnid folder or tar (such as n01440764)")
+        table = read_class_table(self.classes) if self.classes else {w: w for w in names if w}
+        labels = {wnid: label for label, wnid in enumerate(sorted(table))}
+        pairs = list(zip(found, names, strict=True))
+        entries = [entry._replace(label=labels[wnid]) for entry, wnid in pairs if wnid in labels]
+        skips = [Skip(entry.name, "unknown wnid") for entry, wnid in pairs if wnid not in labels]
+        return Listing(entries, tuple(table[wnid] for wnid in labels), tuple(skips))
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading."""
+        with detect(self.path).open() as read:  # a tar of tars is read at offsets like any tar
+            yield read
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path."""
+        return {"path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class ImagenetValidationSource:
+    """Validation images, which carry no class in their name.
+
+    Args:
+        path: A folder, zip or tar of `ILSVRC2012_val_*.JPEG`.
+        ground_truth: `ILSVRC2012_devkit_t12.tar.gz`, `LOC_val_solution.csv`, or a text file with
+            one wnid per line in the order of the file names.
+        classes: As for ImagenetSource; not needed with the devkit.
+    """
+
+    path: Path
+    ground_truth: Path
+    classes: Path | None = None
+    kind: str = "imagenet-val"
+    published: bool = True
+
+    def list_items(self) -> Listing:
+        """Return all images by name. Raises SourceError if the ground truth does not fit."""
+        entries = replace(detect(self.path), labelled=False).list_items().entries
+        stems = [PurePosixPath(entry.name).stem for entry in entries]
+        wnids, table = read_ground_truth(self.ground_truth, stems)
+        if self.classes:
+            table = read_class_table(self.classes)
+        labels = {wnid: label for label, wnid in enumerate(sorted(table))}
+        pairs = [(entry, wnids.get(stem)) for entry, stem in zip(entries, stems, strict=True)]
+        labelled = [e._replace(label=labels[w]) for e, w in pairs if w is not None and w in labels]
+        skips = [Skip(e.name, "no ground truth") for e, w in pairs if w not in labels]
+        return Listing(labelled, tuple(table[wnid] for wnid in labels), tuple(skips))
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading."""
+        with detect(self.path).open() as read:
+            yield read
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path."""
+        return {"path": str(self.path)}
+
+
+def tar_of_tars(path: Path) -> list[Entry]:
+    """Return the images in the tars of a tar, with their offsets in the outer file.
+
+    Raises:
+        SourceError: The tar, or one in it, is cut short.
+    """
+    outer = [member for member in tar_files(path) if member.name.endswith(".tar")]
+    entries = []
+    with open_maybe_compressed(path) as file:
+        for member in outer:
+            folder = PurePosixPath(member.name).stem
+            for inner in _inner_files(file, member, path):
+                offset = member.offset_data + inner.offset_data
+                entries.append(Entry(f"{folder}/{inner.name}", -1, inner.size, offset))
+    return [entry for entry in sorted(entries) if is_image_name(entry.name)]
+
+
+def _inner_files(file: IO[bytes], member: tarfile.TarInfo, path: Path) -> list[tarfile.TarInfo]:
+    window = io.BufferedReader(_Window(file, member.offset_data, member.size), 512)
+    try:
+        return whole_members(cast(IO[bytes], window))
+    except tarfile.TarError as error:
+        raise SourceError(f"{member.name} in {path} cannot be read as a tar: {error}") from None
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = origin + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._place)
+        count = min(len(buffer), max(self._size - self._place, 0))
+        content = self._file.read(count)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+
+def read_class_table(path: Path) -> dict[str, str]:
+    """Return class names by wnid from a file whose lines start with a wnid.
+
+    Raises:
+        SourceError: A line does not.
+    """
+    table = {}
+    for line in _read_text(path).splitlines():
+        if not WNID.match(line):
+            raise SourceError(
+                f"{path}: the line {line[:40]!r} does not start with a wnid (n01440764)"
+            )
+        table[line[:9]] = line.strip()
+    return table
+
+
+def read_ground_truth(path: Path, stems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the wnid of each validation image by its stem, and the class names by wnid.
+
+    Args:
+        path: Devkit, csv or text file.
+        stems: The images' names without extension, in order.
+
+    Raises:
+        SourceError: The file is of no known form, or has another number of lines than images.
+    """
+    if path.name.endswith(".tar.gz"):
+        wnids, table = _devkit(path)
+    elif path.suffix == ".csv":
+        rows = list(csv.DictReader(_read_text(path).splitlines()))
+        if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
+            raise SourceError(f"{path} has no columns ImageId and PredictionString")
+        by_stem = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        return by_stem, {wnid: wnid for wnid in by_stem.values()}
+    else:
+        wnids = _read_text(path).split()
+        table = {wnid: wnid for wnid in wnids}
+        if not all(WNID.fullmatch(wnid) for wnid in wnids):
+            raise SourceError(
+                f"{path} is not one wnid per line; the devkit's numbers are no class indices:"
+                " give ILSVRC2012_devkit_t12.tar.gz itself"
+            )
+    if len(wnids) < len(stems):
+        raise SourceError(f"{path} has {len(wnids)} lines for {len(stems)} images")
+    numbered = [re.fullmatch(r"ILSVRC2012_val_(\d{8})", stem) for stem in stems]
+    if not all(numbered):
+        raise SourceError("validation images are not named ILSVRC2012_val_00000001.JPEG and so on")
+    return {m[0]: wnids[int(m[1]) - 1] for m in numbered if m and int(m[1]) <= len(wnids)}, table
+
+
+def _devkit(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the wnid of each validation image in order, and the 1000 class names by wnid."""
+    from scipy.io import loadmat
+
+    with tarfile.open(path) as archive:
+        files = {PurePosixPath(member.name).name: member for member in archive if member.isreg()}
+        try:
+            meta = archive.extractfile(files["meta.mat"])
+            truth = archive.extractfile(files["ILSVRC2012_validation_ground_truth.txt"])
+        except KeyError as error:
+            raise SourceError(f"{path} is no ImageNet devkit: it lacks {error}") from None
+        assert meta is not None
+        assert truth is not None
+        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+        numbers = [int(line) for line in truth.read().split()]
+    leaves = [row for row in synsets if int(row["ILSVRC2012_ID"]) <= 1000]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+    table = {str(row["WNID"]): f"{row['WNID']} {row['words']}" for row in leaves}
+    return [wnid_of[number] for number in numbers], table
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from None
+
+
+def _wnid(name: str) -> str:
+    """Return the wnid among a path's folders, "" if there is none."""
+    return next((part for part in PurePosixPath(name).parts[:-1] if WNID.fullmatch(part)), "")

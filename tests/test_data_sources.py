@@ -1,0 +1,470 @@
+"""Every kind of source, from archives made in the published layouts, and wrong ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.images import BadImage, decode_rgb
+from data_pipelines.manifest import Manifest
+from data_pipelines.pack import PackOptions, pack
+from data_pipelines.shards import ShardedImages
+from data_pipelines.sources.base import SourceError
+from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
+from tests.data_sets import encoded, smooth_pixels
+
+WNIDS = ("n01440764", "n01443537", "n02012849")
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files.items():
+            add(archive, name, content)
+    return path
+
+
+def tar_bytes(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            add(archive, name, content)
+    return buffer.getvalue()
+
+
+def write_files(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def images(count: int, edge: int = 32) -> list[bytes]:
+    return [encoded(smooth_pixels(n, edge, edge)) for n in range(count)]
+
+
+def pack_kind(
+    kind: str, source: Path, destination: Path, resolution: int = 32, **details: object
+) -> Manifest:
+    made = make_source(kind, source, SourceDetails(**details))
+    return pack(made, destination, PackOptions(resolution=resolution))
+
+
+def labels(path: Path) -> list[int | None]:
+    packed = ShardedImages(path)
+    found = [packed.label(index) for index in range(len(packed))]
+    packed.close()
+    return found
+
+
+def first_pixels(path: Path, index: int = 0) -> np.ndarray:
+    packed = ShardedImages(path)
+    pixels = packed.decode(index).permute(1, 2, 0).numpy()
+    packed.close()
+    return pixels
+
+
+# ImageNet
+
+
+def imagenet_files() -> dict[str, dict[str, bytes]]:
+    data = images(6)
+    return {
+        wnid: {f"{wnid}_{n}.JPEG": data[2 * label + n] for n in range(2)}
+        for label, wnid in enumerate(WNIDS)
+    }
+
+
+def test_imagenet_tar_of_tars_equals_folders(tmp_path: Path) -> None:
+    files = imagenet_files()
+    outer = {f"{wnid}.tar": tar_bytes(inner) for wnid, inner in reversed(files.items())}
+    flat = {f"{wnid}/{name}": data for wnid, inner in files.items() for name, data in inner.items()}
+    tar = write_tar(tmp_path / "ILSVRC2012_img_train.tar", outer)
+    folder = write_files(tmp_path / "train", flat)
+    one = pack_kind("imagenet", tar, tmp_path / "a")
+    other = pack_kind("imagenet", folder, tmp_path / "b")
+    assert one.digest == other.digest
+    assert one.class_names == WNIDS
+    assert labels(tmp_path / "a") == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(first_pixels(tmp_path / "a", 3), smooth_pixels(3, 32, 32))
+
+
+def test_imagenet_class_table_gives_the_standard_indices(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "train", {f"{WNIDS[1]}/x.JPEG": images(1)[0]})
+    write_files(folder, {"n99999999/y.JPEG": images(1)[0]})
+    table = tmp_path / "LOC_synset_mapping.txt"
+    table.write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02012849 crane\n")
+    manifest = pack_kind("imagenet", folder, tmp_path / "set", classes=table)
+    assert labels(tmp_path / "set") == [1]
+    assert manifest.class_names[0] == "n01440764 tench, Tinca tinca"
+    assert manifest.class_counts == (0, 1, 0)
+    assert manifest.skipped == {"unknown wnid": 1}
+
+
+def test_cut_imagenet_tar_is_refused(tmp_path: Path) -> None:
+    outer = {f"{wnid}.tar": tar_bytes(inner) for wnid, inner in imagenet_files().items()}
+    tar = write_tar(tmp_path / "train.tar", outer)
+    tar.write_bytes(tar.read_bytes()[:-30_000])
+    with pytest.raises(SourceError, match=r"cannot be read as a tar"):
+        pack_kind("imagenet", tar, tmp_path / "set")
+
+
+def validation_folder(path: Path) -> Path:
+    names = [f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2, 3)]
+    return write_files(path, dict(zip(names, images(3), strict=True)))
+
+
+def test_imagenet_validation_by_devkit(tmp_path: Path) -> None:
+    """The devkit numbers classes in an order of its own: 1 is n02012849 here."""
+    savemat = pytest.importorskip("scipy.io").savemat
+    rows = [(1, WNIDS[2], "crane"), (2, WNIDS[0], "tench"), (3, WNIDS[1], "goldfish")]
+    rows.append((1001, "n00000001", "an inner node"))
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    devkit = write_tar(
+        tmp_path / "ILSVRC2012_devkit_t12.tar.gz",
+        {
+            "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"3\n1\n2\n",
+        },
+    )
+    folder = validation_folder(tmp_path / "val")
+    manifest = pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=devkit)
+    assert labels(tmp_path / "set") == [1, 2, 0]
+    assert manifest.class_names == ("n01440764 tench", "n01443537 goldfish", "n02012849 crane")
+
+
+@pytest.mark.parametrize("form", ["csv", "txt"])
+def test_imagenet_validation_by_text(tmp_path: Path, form: str) -> None:
+    truth = tmp_path / f"truth.{form}"
+    order = [WNIDS[1], WNIDS[2], WNIDS[0]]
+    if form == "csv":
+        rows = [f"ILSVRC2012_val_{n + 1:08d},{wnid} 1 2 3 4" for n, wnid in enumerate(order)]
+        truth.write_text("\n".join(["ImageId,PredictionString", *rows]))
+    else:
+        truth.write_text("\n".join(order))
+    pack_kind("imagenet-val", validation_folder(tmp_path / "v"), tmp_path / "s", ground_truth=truth)
+    assert labels(tmp_path / "s") == [1, 2, 0]
+
+
+def test_devkit_numbers_alone_are_refused(tmp_path: Path) -> None:
+    truth = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("490\n361\n171\n")
+    folder = validation_folder(tmp_path / "val")
+    with pytest.raises(SourceError, match="the devkit's numbers are no class indices"):
+        pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=truth)
+    truth.write_text(WNIDS[0])
+    with pytest.raises(SourceError, match="has 1 lines for 3 images"):
+        pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=truth)
+
+
+# LSUN
+
+
+def write_lmdb(path: Path, values: dict[str, bytes]) -> Path:
+    lmdb = pytest.importorskip("lmdb")
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 22) as database, database.begin(write=True) as write:
+        for key, value in values.items():
+            write.put(key.encode(), value)
+    return path
+
+
+def webp(number: int) -> bytes:
+    return encoded(smooth_pixels(number, 48, 32), "WEBP")
+
+
+def test_lsun_database(tmp_path: Path) -> None:
+    values = {f"{n:040x}": webp(n) for n in (2, 0, 1)}
+    database = write_lmdb(tmp_path / "church_outdoor_train_lmdb", values)
+    manifest = pack_kind("lsun", database, tmp_path / "set")
+    assert (manifest.num_images, manifest.class_names) == (3, ())
+    assert np.array_equal(first_pixels(tmp_path / "set"), decode_rgb(webp(0))[:, 8:40])
+
+
+def test_lsun_categories_are_classes(tmp_path: Path) -> None:
+    for number, category in enumerate(["bedroom", "bridge"]):
+        write_lmdb(tmp_path / "lsun" / f"{category}_train_lmdb", {"a": webp(number), "b": webp(9)})
+    manifest = pack_kind("lsun", tmp_path / "lsun", tmp_path / "set")
+    assert manifest.class_names == ("bedroom_train", "bridge_train")
+    assert labels(tmp_path / "set") == [0, 0, 1, 1]
+
+
+def test_lsun_exported_folder_is_unlabelled(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "out", {"a/b/x.webp": webp(0), "c/d/y.webp": webp(1)})
+    assert pack_kind("lsun", folder, tmp_path / "set").class_names == ()
+
+
+def test_wrong_lsun_sources_are_refused(tmp_path: Path) -> None:
+    empty = write_lmdb(tmp_path / "empty_lmdb", {})
+    with pytest.raises(SourceError, match="is empty"):
+        pack_kind("lsun", empty, tmp_path / "set")
+    cifar = write_cifar_binary(tmp_path)
+    with pytest.raises(SourceError, match="holds no image"):
+        pack_kind("lsun", cifar, tmp_path / "set")
+    broken = write_files(tmp_path / "broken_lmdb", {"data.mdb": b"no database"})
+    with pytest.raises(SourceError, match="cannot be read as an LMDB database"):
+        pack_kind("lsun", broken, tmp_path / "set")
+
+
+# CIFAR-10 and STL-10
+
+CIFAR = [smooth_pixels(n, 32, 32) for n in range(4)]
+CIFAR_NAMES = [f"class{n}" for n in range(10)]
+
+
+def cifar_rows(pixels: list[np.ndarray]) -> np.ndarray:
+    return np.stack([image.transpose(2, 0, 1).reshape(-1) for image in pixels])
+
+
+def write_cifar_python(path: Path) -> Path:
+    def batch(rows: slice, batch_labels: list[int]) -> bytes:
+        data = {b"data": cifar_rows(CIFAR[rows]), b"labels": batch_labels, b"filenames": [b"x"]}
+        return pickle.dumps(data, protocol=2)
+
+    return write_tar(
+        path / "cifar-10-python.tar.gz",
+        {
+            "cifar-10-batches-py/data_batch_2": batch(slice(2, 3), [7]),
+            "cifar-10-batches-py/data_batch_1": batch(slice(0, 2), [6, 9]),
+            "cifar-10-batches-py/test_batch": batch(slice(3, 4), [1]),
+            "cifar-10-batches-py/batches.meta": pickle.dumps(
+                {b"label_names": [name.encode() for name in CIFAR_NAMES]}, protocol=2
+            ),
+        },
+    )
+
+
+def write_cifar_binary(path: Path) -> Path:
+    def batch(rows: slice, batch_labels: list[int]) -> bytes:
+        records = cifar_rows(CIFAR[rows])
+        pairs = zip(batch_labels, records, strict=True)
+        return b"".join(bytes([label]) + row.tobytes() for label, row in pairs)
+
+    return write_tar(
+        path / "cifar-10-binary.tar.gz",
+        {
+            "cifar-10-batches-bin/data_batch_1.bin": batch(slice(0, 2), [6, 9]),
+            "cifar-10-batches-bin/data_batch_2.bin": batch(slice(2, 3), [7]),
+            "cifar-10-batches-bin/test_batch.bin": batch(slice(3, 4), [1]),
+            "cifar-10-batches-bin/batches.meta.txt": "\n".join([*CIFAR_NAMES, ""]).encode(),
+        },
+    )
+
+
+def test_cifar10_archives_agree(tmp_path: Path) -> None:
+    one = pack_kind("cifar10", write_cifar_python(tmp_path), tmp_path / "a")
+    other = pack_kind("cifar10", write_cifar_binary(tmp_path), tmp_path / "b")
+    assert one.digest == other.digest
+    assert labels(tmp_path / "a") == [6, 9, 7]
+    assert one.class_names == tuple(CIFAR_NAMES)
+    for index in range(3):
+        assert np.array_equal(first_pixels(tmp_path / "a", index), CIFAR[index])
+
+
+def test_cifar10_test_split_and_folder(tmp_path: Path) -> None:
+    with tarfile.open(write_cifar_python(tmp_path)) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    pack_kind("cifar10", tmp_path / "out", tmp_path / "set", split="test")
+    assert labels(tmp_path / "set") == [1]
+    assert np.array_equal(first_pixels(tmp_path / "set"), CIFAR[3])
+
+
+def test_pickles_that_name_code_are_refused(tmp_path: Path) -> None:
+    evil = write_tar(tmp_path / "evil.tar.gz", {"data_batch_1": pickle.dumps(print)})
+    with pytest.raises(SourceError, match=r"it names builtins\.print"):
+        pack_kind("cifar10", evil, tmp_path / "set")
+
+
+def test_wrong_cifar10_sources_are_refused(tmp_path: Path) -> None:
+    cut = write_tar(tmp_path / "cut.tar", {"data_batch_1.bin": bytes(3000)})
+    with pytest.raises(SourceError, match="is cut short"):
+        pack_kind("cifar10", cut, tmp_path / "set")
+    other = write_tar(tmp_path / "other.tar", {"a.png": images(1)[0]})
+    with pytest.raises(SourceError, match="holds no CIFAR-10 batch"):
+        pack_kind("cifar10", other, tmp_path / "set")
+    with pytest.raises(SourceError, match="split 'val' of CIFAR-10 is unknown"):
+        pack_kind("cifar10", other, tmp_path / "set", split="val")
+
+
+def stl_files() -> dict[str, bytes]:
+    pixels = [smooth_pixels(n, 96, 96) for n in range(3)]
+    columns = b"".join(image.transpose(2, 1, 0).tobytes() for image in pixels)
+    one = pixels[2].transpose(2, 1, 0).tobytes()
+    return {
+        "stl10_binary/unlabeled_X.bin": columns,
+        "stl10_binary/test_X.bin": one,
+        "stl10_binary/test_y.bin": bytes([10]),
+        "stl10_binary/class_names.txt": "\n".join(CIFAR_NAMES).encode(),
+    }
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_stl10(tmp_path: Path, packed: bool) -> None:
+    files = stl_files()
+    source = (
+        write_tar(tmp_path / "stl10_binary.tar.gz", files)
+        if packed
+        else write_files(tmp_path / "stl", files)
+    )
+    manifest = pack_kind("stl10", source, tmp_path / "set", resolution=96)
+    assert (manifest.num_images, manifest.class_names) == (3, ())
+    assert np.array_equal(first_pixels(tmp_path / "set", 1), smooth_pixels(1, 96, 96))
+    pack_kind("stl10", source, tmp_path / "test", resolution=96, split="test")
+    assert labels(tmp_path / "test") == [9]
+    assert np.array_equal(first_pixels(tmp_path / "test"), smooth_pixels(2, 96, 96))
+
+
+def test_wrong_stl10_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds no unlabeled_X\.bin"):
+        pack_kind("stl10", write_cifar_binary(tmp_path), tmp_path / "set")
+    cut = write_files(tmp_path / "cut", {"unlabeled_X.bin": bytes(5)})
+    with pytest.raises(SourceError, match="is cut short"):
+        pack_kind("stl10", cut, tmp_path / "set")
+
+
+# Zips with dataset.json, faces, parquet
+
+
+def test_edm_zip(tmp_path: Path) -> None:
+    names = [f"00000/img{n:08d}.png" for n in range(4)]
+    pairs = [[names[0], 2], [names[1], 0], [names[2], -5]]
+    files = dict(zip(names, images(4), strict=True))
+    files["dataset.json"] = json.dumps({"labels": pairs}).encode()
+    source = write_zip(tmp_path / "set.zip", files)
+    manifest = pack_kind("edm", source, tmp_path / "set")
+    assert labels(tmp_path / "set") == [2, 0]
+    assert manifest.class_names == ("0", "1", "2")
+    assert manifest.skipped == {"no label": 1, "wrong label": 1}
+    folder = pack_kind("edm", write_files(tmp_path / "folder", files), tmp_path / "b")
+    assert folder.digest == manifest.digest
+
+
+def test_edm_zip_without_labels(tmp_path: Path) -> None:
+    files = {"a/x.png": images(1)[0], "b/y.png": images(1)[0], "dataset.json": b'{"labels": null}'}
+    source = write_zip(tmp_path / "set.zip", files)
+    assert pack_kind("edm", source, tmp_path / "set").class_names == ()
+    with pytest.raises(SourceError, match=r"holds no dataset\.json"):
+        pack_kind("edm", write_zip(tmp_path / "no.zip", {"a.png": b""}), tmp_path / "s")
+    with pytest.raises(SourceError, match="has no list of"):
+        pack_kind(
+            "edm", write_zip(tmp_path / "b.zip", {**files, "dataset.json": b"[]"}), tmp_path / "s"
+        )
+
+
+@pytest.mark.parametrize("kind", ["celebahq", "ffhq"])
+def test_face_folders_are_no_classes(tmp_path: Path, kind: str) -> None:
+    data = images(2)
+    files = {"00000/00000.png": data[0], "01000/01000.png": data[1]}
+    folder = pack_kind(kind, write_files(tmp_path / "faces", files), tmp_path / "a")
+    zipped = pack_kind(kind, write_zip(tmp_path / "faces.zip", files), tmp_path / "b")
+    assert folder.digest == zipped.digest
+    assert folder.class_names == ()
+
+
+def write_parquet(path: Path, labelled: bool = True, row_group_size: int = 2) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"bytes": data, "path": None} for data in images(5)]
+    columns = {"image": pa.array(rows)}
+    metadata = {}
+    if labelled:
+        columns["label"] = pa.array([1, 0, 1, 7, None])
+        features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def test_parquet_with_labels(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "train-00000-of-00001.parquet")
+    manifest = pack_kind("parquet", source, tmp_path / "set")
+    assert manifest.class_names == ("cat", "dog")
+    assert labels(tmp_path / "set") == [1, 0, 1]
+    assert manifest.skipped == {"wrong label": 2}
+    assert np.array_equal(first_pixels(tmp_path / "set", 2), smooth_pixels(2, 32, 32))
+
+
+def test_parquet_folder_without_labels(tmp_path: Path) -> None:
+    for number in range(2):
+        write_parquet(tmp_path / "data" / f"train-{number}.parquet", labelled=False)
+    manifest = pack_kind("parquet", tmp_path / "data", tmp_path / "set")
+    assert (manifest.num_images, manifest.class_names) == (10, ())
+    assert np.array_equal(first_pixels(tmp_path / "set", 8), smooth_pixels(3, 32, 32))
+
+
+def test_wrong_parquet_sources_are_refused(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="has no column 'klass', but image, label"):
+        pack_kind("parquet", source, tmp_path / "set", label_column="klass")
+    with pytest.raises(SourceError, match="choose the column of images with --image-column"):
+        pack_kind("parquet", source, tmp_path / "set", image_column="picture")
+    (tmp_path / "cut.parquet").write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(SourceError, match="cannot be read as a parquet file"):
+        pack_kind("parquet", tmp_path / "cut.parquet", tmp_path / "set")
+
+
+# The table of kinds
+
+
+def test_details_that_a_kind_cannot_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="folder has no use for --split"):
+        make_source("folder", tmp_path, SourceDetails(split="train"))
+    with pytest.raises(SourceError, match="imagenet-val needs --ground-truth"):
+        make_source("imagenet-val", tmp_path)
+    with pytest.raises(SourceError, match="kind 'jpegs' is unknown; known are photographs"):
+        make_source("jpegs", tmp_path)
+    with pytest.raises(SourceError, match="does not exist"):
+        make_source("cifar10", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "photographs"])
+def test_every_kind_refuses_a_text_file(tmp_path: Path, kind: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("no images here")
+    details = dict.fromkeys(KINDS[kind].needs, text)
+    with pytest.raises(SourceError) as caught:
+        pack_kind(kind, text, tmp_path / "set", **details)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_damaged_zip_member_is_skipped(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "set.zip", {"a.png": images(2)[0], "b.png": images(2)[1]})
+    content = bytearray(source.read_bytes())
+    content[200] ^= 1
+    source.write_bytes(content)
+    manifest = pack_kind("zip", source, tmp_path / "set")
+    assert manifest.num_images == 1
+    assert manifest.skipped == {"unreadable": 1}
+
+
+def test_unusual_pixels_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(BadImage, match="mode F have no defined range"):
+        decode_rgb(buffer.getvalue())
