@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -34,7 +34,12 @@ class Sampler(Protocol):
         """
 
 
-def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
+def sample(
+    sampler: Sampler,
+    seeds: Sequence[int],
+    labels: Tensor | None = None,
+    to_uint8: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Return one uint8 RGB image per seed, [B, 3, H, W], from its own random stream.
 
     Args:
@@ -42,6 +47,7 @@ def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None)
         seeds: One seed per image, used modulo 2^32 (spec/RDM.md section 10).
         labels: Class indices, int64 [B]; None takes seed mod label_dim for conditional models
             (so that any N * label_dim consecutive seeds are class-balanced).
+        to_uint8: Rule that maps [-1, 1] to uint8; None takes `quantise`.
 
     Raises:
         ValueError: A label is not in [0, label_dim), or labels are given to an unconditional model.
@@ -53,7 +59,7 @@ def sample(sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None)
         labels = labels.to(sampler.device)
     draws = SampleStreams([seed % (1 << 32) for seed in seeds], sampler.device)
     with torch.inference_mode():
-        return quantise(sampler.generate(draws, labels))
+        return (to_uint8 or quantise)(sampler.generate(draws, labels))
 
 
 def check_labels(labels: Tensor, label_dim: int) -> None:
