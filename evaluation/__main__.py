@@ -138,7 +138,7 @@ def is_snapshot(path: Path) -> bool:
 
 
 def _plan(args: argparse.Namespace) -> SamplePlan:
-    post = PostProcess(retouch=args.retouch, codec=args.codec)
+    post = PostProcess(args.quantisation, args.retouch, args.codec)
     return SamplePlan(parse_seeds(args.seeds), args.labels, args.batch_size, post)
 
 
@@ -204,6 +204,7 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument(
         "--retouch", choices=("none", "rdm_imagenet", "rdm_celebahq"), default="none"
     )
+    parser.add_argument("--quantisation", choices=("edm", "adm"), default="edm")
     parser.add_argument("--codec", choices=("png", "jpeg"), default="png")
     _add_ranks(parser)
 

@@ -22,7 +22,7 @@ from dist_train.distributed import World
 from evaluation.features import short_hash
 from evaluation.grid import encode_image, write_bytes
 from evaluation.images import decode_image
-from evaluation.postprocess import PostProcess
+from evaluation.postprocess import QUANTISATIONS, PostProcess
 from evaluation.progress import Progress
 from models.config_io import to_json
 from models.sampler import Sampler, sample
@@ -98,7 +98,6 @@ class GeneratedImages:
             "labels": plan.labels,
             "batch_size": plan.batch_size,
             "post": asdict(plan.post),
-            "quantisation": "edm",
             "device": self.device.type,
         }
         return document | {"digest": short_hash(document)}
@@ -116,7 +115,8 @@ class GeneratedImages:
         missing = self.plan.batch_size - len(seeds)
         filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
         labels = self.plan.labels_of(filled, self.sampler.label_dim)
-        return sample(self.sampler, filled, labels)[: len(seeds)].cpu()
+        to_uint8 = QUANTISATIONS[self.plan.post.quantisation]
+        return sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
 
 
 class KeptImages:

@@ -6,6 +6,7 @@ Off by default; the reproduction protocols switch it on by name and the results 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from evaluation.grid import encode_image
 from evaluation.images import decode_image
 from models.rdm.enhance import enhance
+from models.sampler import quantise
 
+Quantisation = Literal["edm", "adm"]
 Retouch = Literal["none", "rdm_imagenet", "rdm_celebahq"]
 Codec = Literal["png", "jpeg"]
 
@@ -26,15 +29,28 @@ RETOUCHES: dict[Retouch, tuple[tuple[str, float], ...]] = {
 }
 
 
+def quantise_adm(images: Tensor) -> Tensor:
+    """Map [-1, 1] to uint8 by ADM's rule, trunc((x + 1) 127.5): up to one level darker."""
+    return ((images + 1) * 127.5).clip(0, 255).to(torch.uint8)
+
+
+QUANTISATIONS: dict[Quantisation, Callable[[Tensor], Tensor]] = {
+    "edm": quantise,
+    "adm": quantise_adm,
+}
+
+
 @dataclass(frozen=True)
 class PostProcess:
     """Steps between quantised samples and the detector.
 
     Attributes:
+        quantisation: Rule from [-1, 1] to uint8: `edm` (torchvision's, StyleGAN's) or `adm`.
         retouch: Enhancement by the RDM paper's scripts, one of RETOUCHES.
         codec: File format that samples pass through; `jpeg` is lossy (Pillow defaults, as DDGAN).
     """
 
+    quantisation: Quantisation = "edm"
     retouch: Retouch = "none"
     codec: Codec = "png"
 
