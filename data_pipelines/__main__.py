@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.manifest import Manifest, read_manifest
-from data_pipelines.pack import PackOptions, pack
+from data_pipelines.pack import Packer, Task
+from data_pipelines.pack_options import PackOptions
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
 
 EXAMPLES = """examples:
@@ -63,15 +64,34 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help="kind of the source, see below")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
     parser.add_argument("destination", type=Path, help="folder of the set, made if missing")
-    parser.add_argument("--resolution", type=int, required=True, help="edge of the stored images")
+    parser.add_argument(
+        "--resolution",
+        type=_numbers,
+        required=True,
+        help="edge of the stored images; several (64,256) make a set each in one pass",
+    )
     parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
     parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
     parser.add_argument("--limit", type=int, help="take only the first items of the source")
+    parser.add_argument("--subset", type=int, help="take this many, each class its share")
+    parser.add_argument("--holdout", type=int, help="put this many into a set of their own")
+    parser.add_argument(
+        "--duplicates",
+        choices=("keep", "skip"),
+        help="images of equal pixels (default: keep in published benchmark sets, else skip)",
+    )
     parser.add_argument("--min-edge", type=int, default=16, help="skip images with a shorter side")
     parser.add_argument("--unlabelled", action="store_true", help="leave the classes out")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--max-skips", type=int, help="stop when more items are unusable")
+    parser.add_argument(
+        "--shard",
+        type=_task,
+        metavar="I/N",
+        help="write only share I of N, from 0 (a Slurm array task); --finish joins them",
+    )
+    parser.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
     parser.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
     parser.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
     parser.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
@@ -89,17 +109,34 @@ def _pack(arguments: argparse.Namespace) -> None:
         quality=arguments.quality,
         shard_images=arguments.shard_images,
         limit=arguments.limit,
+        subset=arguments.subset,
+        holdout=arguments.holdout,
         min_edge=arguments.min_edge,
         labelled=not arguments.unlabelled,
+        keep_duplicates={"keep": True, "skip": False}.get(arguments.duplicates),
     )
-    manifest = pack(
+    packer = Packer(
         make_source(arguments.kind, arguments.source, _details(arguments)),
         arguments.destination,
         options,
         workers=arguments.workers,
         max_skips=arguments.max_skips,
     )
-    print(_summary(arguments.destination, manifest))
+    if arguments.shard is not None:
+        packer.pack_share(arguments.shard)
+        print(f"share {arguments.shard.number} of {arguments.shard.count} is written")
+        return
+    for folder, manifest in (packer.finish() if arguments.finish else packer.pack()).items():
+        print(_summary(folder, manifest))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _task(text: str) -> Task:
+    number, _, count = text.partition("/")
+    return Task(int(number), int(count))
 
 
 def _details(arguments: argparse.Namespace) -> SourceDetails:

@@ -17,10 +17,10 @@ from data_pipelines.sources.base import Entry, ReadItem, Skip, Source
 
 
 class Packed(NamedTuple):
-    """One item, ready for the shard."""
+    """One item, ready for its shards, by resolution."""
 
     label: int
-    encoded: bytes
+    encoded: dict[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,29 @@ class Conversion:
     """What is done to each image.
 
     Attributes:
-        resolution: Edge of the stored images, in pixels.
+        resolutions: Edges of the stored images, in pixels.
         image_format: `png` and `webp` are lossless.
         quality: JPEG quality, 1..95.
         min_edge: Images with a shorter side below this are skipped.
         upright: Turn images as their EXIF orientation says.
     """
 
-    resolution: int
+    resolutions: tuple[int, ...]
     image_format: ImageFormat
     quality: int
     min_edge: int
     upright: bool
 
-    def apply(self, item: bytes | Pixels) -> bytes:
-        """Return the stored bytes of an item. Raises BadImage if it is damaged or too small."""
+    def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
+        """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
         pixels = decode_rgb(item, upright=self.upright) if isinstance(item, bytes) else item
         height, width = pixels.shape[:2]
         if min(height, width) < self.min_edge:
             raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
-        square = centre_square(pixels, self.resolution)
-        return encode(square, self.image_format, self.quality)
+        return {
+            resolution: encode(centre_square(pixels, resolution), self.image_format, self.quality)
+            for resolution in self.resolutions
+        }
 
 
 class ChunkConverter:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zlib
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from data_pipelines.images import ImageFormat
 
@@ -14,8 +13,7 @@ BLOCK = tarfile.BLOCKSIZE
 EXTENSION: dict[ImageFormat, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
-@dataclass(frozen=True)
-class WrittenSample:
+class WrittenSample(NamedTuple):
     """A sample's index row (without the shard's number) and the digest of its bytes."""
 
     offset: int

@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_pipelines.images import ImageFormat, Pixels
 from data_pipelines.manifest import Manifest
-from data_pipelines.pack import PackOptions, pack
+from data_pipelines.pack import pack
+from data_pipelines.pack_options import PackOptions
 from data_pipelines.sources.kinds import make_source
 
 
@@ -48,4 +49,4 @@ def packed_folder(
     options = PackOptions(
         resolution=resolution, image_format=image_format, shard_images=shard_images
     )
-    return pack(make_source("folder", source), destination, options)
+    return pack(make_source("folder", source), destination, options)[destination]

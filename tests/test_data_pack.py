@@ -21,11 +21,13 @@ from data_pipelines import pack_worker
 from data_pipelines.__main__ import main
 from data_pipelines.images import BadImage, centre_square, decode_rgb
 from data_pipelines.manifest import DatasetError, atomic_file, read_manifest
-from data_pipelines.pack import PackError, PackOptions, pack
+from data_pipelines.pack import Packer, Task, pack
+from data_pipelines.pack_options import PackError, PackOptions, stratified
+from data_pipelines.pack_work import WorkFolder
 from data_pipelines.pipeline import read_info
 from data_pipelines.shard_writer import ShardWriter
 from data_pipelines.shards import ShardedImages
-from data_pipelines.sources.base import SourceError
+from data_pipelines.sources.base import Entry, SourceError
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import encoded, packed_folder, smooth_pixels, write_class_folders
 
@@ -113,9 +115,9 @@ def test_digest_does_not_depend_on_the_shard_size(folder: Path, tmp_path: Path) 
 def test_photographs_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", None)
     source = make_source("photographs", None)
-    manifest = pack(source, tmp_path / "set", PackOptions(resolution=64, limit=24))
+    (manifest,) = pack(source, tmp_path / "set", PackOptions(resolution=64, limit=24)).values()
     assert manifest.class_counts == (3,) * 8
-    again = pack(source, tmp_path / "again", PackOptions(resolution=64, limit=24))
+    (again,) = pack(source, tmp_path / "again", PackOptions(resolution=64, limit=24)).values()
     assert manifest.digest == again.digest
     assert len(source.list_items().entries) == 4096
 
@@ -134,7 +136,7 @@ def test_same_command_reuses_the_set(
 
 def test_another_set_is_refused(folder: Path, tmp_path: Path) -> None:
     packed_folder(folder, tmp_path / "set")
-    with pytest.raises(PackError, match="another set: resolution=32, not 16"):
+    with pytest.raises(PackError, match=r"another set: resolution=\[32\], not \[16\]"):
         packed_folder(folder, tmp_path / "set", resolution=16)
     other = write_class_folders(tmp_path / "other", per_class=2)
     with pytest.raises(PackError, match=r"another set: 60 items from .* not the 6 now in"):
@@ -161,7 +163,7 @@ def test_interrupted_pack_goes_on(
         packed_folder(folder, tmp_path / "set")
     with pytest.raises(DatasetError, match="unfinished pack"):
         read_info(tmp_path / "set")
-    with pytest.raises(PackError, match="unfinished pack of another set: resolution=32, not 16"):
+    with pytest.raises(PackError, match=r"unfinished pack of another set: resolution=\[32\]"):
         packed_folder(folder, tmp_path / "set", resolution=16)
     packed_folder(folder, tmp_path / "set")
     assert len(seen) == 40 + 60 - 32  # two of four shards were finished
@@ -173,7 +175,7 @@ def test_killed_pack_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     options = ["--resolution", "64", "--shard-images", "100", "--workers", "2", "--limit", "1000"]
     process = subprocess.Popen(command + options, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("set/.packing/*0.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("set/.packing/all-*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
@@ -358,6 +360,106 @@ def write_half(target: Path) -> None:
     with atomic_file(target) as file:
         file.write(b"new")
         raise RuntimeError
+
+
+def test_several_resolutions_in_one_pass(folder: Path, tmp_path: Path) -> None:
+    options = PackOptions(resolution=(32, 16), shard_images=16)
+    manifests = pack(make_source("folder", folder), tmp_path / "sets", options)
+    assert {path.name: m.resolution for path, m in manifests.items()} == {"16": 16, "32": 32}
+    packed_folder(folder, tmp_path / "one", resolution=16)
+    for name in ("index.npy", "shards/000002.tar"):
+        assert (tmp_path / "sets/16" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    with pytest.raises(DatasetError, match="holds several sets; take one of them: 16, 32"):
+        read_info(tmp_path / "sets")
+    assert pack(make_source("folder", folder), tmp_path / "sets", options) == manifests
+
+
+def test_holdout_and_subset_are_stratified(folder: Path, tmp_path: Path) -> None:
+    options = PackOptions(resolution=16, subset=31, holdout=7)
+    manifests = pack(make_source("folder", folder), tmp_path / "sets", options)
+    train, held = manifests[tmp_path / "sets/train"], manifests[tmp_path / "sets/holdout"]
+    assert (train.num_images, held.num_images) == (24, 7)
+    assert max(held.class_counts) - min(held.class_counts) <= 1
+    assert max(train.class_counts) - min(train.class_counts) <= 1
+    assert train.class_names == held.class_names
+
+
+def test_stratified_choice_does_not_depend_on_the_order() -> None:
+    entries = [Entry(f"{n}", n % 4, 1) for n in range(40)]
+    chosen = {entries[n].name for n in stratified(entries, 8, "holdout")}
+    backwards = entries[::-1]
+    assert {backwards[n].name for n in stratified(backwards, 8, "holdout")} == chosen
+    assert {entries[n].name for n in stratified(entries, 8, "subset")} != chosen
+    with pytest.raises(PackError, match="holdout=40 of 40 items leaves none"):
+        stratified(entries, 40, "holdout")
+
+
+def test_duplicates_are_skipped_unless_the_set_is_published(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source", classes=2, per_class=3)
+    again = (source / "class0/000.png").read_bytes()
+    (source / "class0/again.png").write_bytes(again)
+    (source / "class1/again.png").write_bytes(again)
+    manifest = packed_folder(source, tmp_path / "set")
+    assert manifest.class_counts == (3, 3)
+    assert skips(tmp_path / "set") == {
+        "class0/again.png": "duplicate: equals class0/000.png",
+        "class1/again.png": "duplicate of another class: equals class0/000.png of 'class0'",
+    }
+    images = ShardedImages(tmp_path / "set")
+    assert [images.label(index) for index in range(6)] == [0, 0, 0, 1, 1, 1]
+    images.close()
+    options = PackOptions(resolution=16, keep_duplicates=True)
+    (kept,) = pack(make_source("folder", source), tmp_path / "kept", options).values()
+    assert kept.num_images == 8
+
+
+def test_array_tasks_write_the_same_set(folder: Path, tmp_path: Path) -> None:
+    packed_folder(folder, tmp_path / "whole", shard_images=8)
+    options = PackOptions(resolution=32, shard_images=8)
+
+    def packer() -> Packer:
+        return Packer(make_source("folder", folder), tmp_path / "set", options)
+
+    packer().pack_share(Task(2, 3))
+    packer().pack_share(Task(0, 3))
+    with pytest.raises(PackError, match=r"3 of 8 shards .*the first: 1, 4, 7"):
+        packer().finish()
+    packer().pack_share(Task(1, 3))
+    packer().finish()
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    assert packer().finish() == packer().pack()
+
+
+def test_array_tasks_keep_out_of_each_others_way(folder: Path, tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path)
+    with work.share("0-of-2"):
+        with work.share("1-of-2"):
+            pass
+        for other in (work.alone(), WorkFolder(tmp_path).share("0-of-2")):
+            with pytest.raises(PackError, match="another process is packing into"), other:
+                pass
+
+
+@pytest.mark.parametrize("text", ["3/3", "-1/2", "one/2", "5"])
+def test_impossible_shares_are_refused(tmp_path: Path, text: str) -> None:
+    arguments = ["pack", "photographs", str(tmp_path / "set"), "--resolution", "16"]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, f"--shard={text}"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": 0}, "resolution=0 must be positive"),
+        ({"resolution": (8, 8)}, "names one size twice"),
+        ({"quality": 96}, "quality=96 must be in"),
+        ({"limit": 0}, "limit=0 must be positive"),
+    ],
+)
+def test_impossible_options_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(PackError, match=message):
+        PackOptions(**{"resolution": 16, **settings})
 
 
 def test_commands(folder: Path, tmp_path: Path, capsys: Capture) -> None:

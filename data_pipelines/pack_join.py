@@ -1,0 +1,145 @@
+"""Joining finished shards into sets: index, skip list, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.manifest import (
+    INDEX_ROW,
+    SKIPPED,
+    Index,
+    Manifest,
+    Shard,
+    atomic_file,
+    canonical_json,
+    check_shard_sizes,
+    write_index,
+    write_manifest,
+)
+from data_pipelines.pack_options import PackError
+from data_pipelines.pack_work import ShardRecord
+from data_pipelines.sources.base import Entry, Listing, Skip
+
+Place = tuple[int, int]
+"""A sample's shard, and its row within the shard's record."""
+
+
+def shard_name(number: int) -> str:
+    """Return the path of a shard within its set."""
+    return f"shards/{number:06d}.tar"
+
+
+def check_skips(count: int, max_skips: int | None) -> None:
+    """Raise PackError if too many items are left out."""
+    if max_skips is not None and count > max_skips:
+        raise PackError(
+            f"{count} items cannot be used, more than max_skips={max_skips};"
+            " raise --max-skips to leave them out, or mend the source"
+        )
+
+
+def join(
+    records: Sequence[ShardRecord],
+    listing: Listing,
+    folders: Mapping[int, Path],
+    request: Mapping[str, Any],
+    max_skips: int | None,
+) -> dict[Path, Manifest]:
+    """Write index, skip list and manifest of each resolution's set; return the manifests.
+
+    Raises:
+        PackError: Too many items were left out, or all.
+        DatasetError: A shard is missing.
+    """
+    places, duplicates = _places(records, listing, bool(request["options"]["keep_duplicates"]))
+    skips = [*listing.skips, *(skip for record in records for skip in record.skips), *duplicates]
+    check_skips(len(skips), max_skips)
+    if not places:
+        reason = f"; the first: {': '.join(skips[0])}" if skips else ""
+        raise PackError(f"no image of the source can be used{reason}")
+    return {
+        folder: _write_set(folder, resolution, records, places, listing, request, skips)
+        for resolution, folder in folders.items()
+    }
+
+
+def _write_set(
+    folder: Path,
+    resolution: int,
+    records: Sequence[ShardRecord],
+    places: Sequence[Place],
+    listing: Listing,
+    request: Mapping[str, Any],
+    skips: Sequence[Skip],
+) -> Manifest:
+    index, digest = _index(records, places, resolution, listing.class_names)
+    with atomic_file(folder / SKIPPED) as file:
+        for skip in skips:
+            file.write(json.dumps(skip._asdict()).encode() + b"\n")
+    labels = index["label"][index["label"] >= 0]
+    manifest = Manifest(
+        **request,
+        num_images=len(index),
+        resolution=resolution,
+        class_names=listing.class_names,
+        class_counts=tuple(np.bincount(labels, minlength=len(listing.class_names)).tolist()),
+        shards=tuple(
+            Shard(shard_name(n), r.num_bytes[resolution], r.sha256[resolution], len(r.items))
+            for n, r in enumerate(records)
+        ),
+        index_sha256=write_index(folder, index),
+        skipped=dict(sorted(Counter(skip.reason.partition(":")[0] for skip in skips).items())),
+        digest=digest,
+    )
+    check_shard_sizes(folder, manifest)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _places(
+    records: Sequence[ShardRecord], listing: Listing, keep_duplicates: bool
+) -> tuple[list[Place], list[Skip]]:
+    """Return where the set's samples lie, in order, and the duplicates that are left out."""
+    places: list[Place] = []
+    duplicates: list[Skip] = []
+    first: dict[str, Entry] = {}
+    for shard, record in enumerate(records):
+        rows = next(iter(record.samples.values()))
+        for row, (item, sample) in enumerate(zip(record.items, rows, strict=True)):
+            entry = listing.entries[item]
+            original = entry if keep_duplicates else first.setdefault(sample.blake2b, entry)
+            if original is entry:
+                places.append((shard, row))
+            else:
+                duplicates.append(Skip(entry.name, _duplicate_reason(entry, original, listing)))
+    return places, duplicates
+
+
+def _duplicate_reason(entry: Entry, original: Entry, listing: Listing) -> str:
+    if entry.label == original.label:
+        return f"duplicate: equals {original.name}"
+    name = listing.class_names[original.label]
+    return f"duplicate of another class: equals {original.name} of {name!r}"
+
+
+def _index(
+    records: Sequence[ShardRecord],
+    places: Sequence[Place],
+    resolution: int,
+    class_names: Sequence[str],
+) -> tuple[Index, str]:
+    """Return a set's index, and the digest of its content."""
+    rows = []
+    digest = hashlib.sha256(canonical_json([resolution, list(class_names)]))
+    for shard, row in places:
+        sample = records[shard].samples[resolution][row]
+        rows.append((sample.offset, shard, sample.length, sample.label, sample.crc32))
+        digest.update(f"{sample.blake2b}{sample.label}\n".encode())
+    return np.array(rows, INDEX_ROW), digest.hexdigest()

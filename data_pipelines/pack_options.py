@@ -1,0 +1,128 @@
+"""What determines the content of packed sets, besides their source: options and selections."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from data_pipelines.images import ImageFormat
+from data_pipelines.sources.base import Entry, Listing
+
+
+class PackError(ValueError):
+    """Packing cannot go on; the message is one line. What was finished stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """The options that determine the content.
+
+    Attributes:
+        resolution: Edge of the stored images in pixels: centre crop, then Lanczos. Several make one
+            set each, in one pass over the source.
+        image_format: `png` and `webp` are lossless, `jpeg` is smaller.
+        quality: JPEG quality, 1..95.
+        shard_images: Source items per shard; null gives shards of roughly 128 MB.
+        limit: Take only the first items of the source.
+        subset: Take this many items, from each class its share.
+        holdout: Put this many items, from each class its share, into a set of their own.
+        min_edge: Skip images whose shorter side has fewer pixels.
+        labelled: Store the classes; else the set is unlabelled.
+        keep_duplicates: Keep images of equal pixels; null keeps them in published benchmark sets
+            only, whose counts are known, and leaves out all but the first elsewhere.
+    """
+
+    resolution: int | tuple[int, ...]
+    image_format: ImageFormat = "png"
+    quality: int = 95
+    shard_images: int | None = None
+    limit: int | None = None
+    subset: int | None = None
+    holdout: int | None = None
+    min_edge: int = 16
+    labelled: bool = True
+    keep_duplicates: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_edge", "shard_images", "limit", "subset", "holdout"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PackError(f"{name}={value} must be positive")
+        if not self.resolutions or min(self.resolutions) < 1:
+            raise PackError(f"resolution={self.resolution} must be positive")
+        if len(set(self.resolutions)) < len(self.resolutions):
+            raise PackError(f"resolution={self.resolution} names one size twice")
+        if not 1 <= self.quality <= 95:
+            raise PackError(f"quality={self.quality} must be in 1..95")
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All stored resolutions."""
+        return (self.resolution,) if isinstance(self.resolution, int) else self.resolution
+
+    def resolved(self, published: bool) -> PackOptions:
+        """Return the options with the source's defaults in place of null."""
+        largest = max(self.resolutions)
+        per_shard = max(64, min(16384, 2**28 // (3 * largest**2 // 2 + 1)))
+        keep = published if self.keep_duplicates is None else self.keep_duplicates
+        return replace(
+            self,
+            resolution=self.resolutions,
+            shard_images=self.shard_images or per_shard,
+            keep_duplicates=keep,
+        )
+
+
+def select(listing: Listing, options: PackOptions) -> dict[str, Listing]:
+    """Return what each part of the pack holds: {"": all}, or {"train": ..., "holdout": ...}.
+
+    Raises:
+        PackError: More items are asked for than there are.
+    """
+    entries = listing.entries[: options.limit]
+    names = listing.class_names
+    if options.subset is not None:
+        entries = _pick(entries, stratified(entries, options.subset, "subset"), inside=True)
+    held = stratified(entries, options.holdout, "holdout") if options.holdout else set()
+    if not options.labelled:
+        entries, names = [entry._replace(label=-1) for entry in entries], ()
+    if not options.holdout:
+        return {"": Listing(entries, names, listing.skips)}
+    return {
+        "train": Listing(_pick(entries, held, inside=False), names, listing.skips),
+        "holdout": Listing(_pick(entries, held, inside=True), names),
+    }
+
+
+def _pick(entries: Sequence[Entry], chosen: set[int], *, inside: bool) -> list[Entry]:
+    return [entry for place, entry in enumerate(entries) if (place in chosen) is inside]
+
+
+def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
+    """Choose `count` places such that each class has its share, to within one.
+
+    Within a class the choice is by a hash of the name: it does not depend on the order, and differs
+    between purposes.
+
+    Raises:
+        PackError: There are not more than `count` entries.
+    """
+    if count >= len(entries):
+        raise PackError(f"{purpose}={count} of {len(entries)} items leaves none; take fewer")
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for place, entry in enumerate(entries):
+        by_class[entry.label].append(place)
+    chosen: set[int] = set()
+    passed = 0
+    for label in sorted(by_class):
+        places = sorted(by_class[label], key=lambda place: _hash(purpose, entries[place].name))
+        before = passed * count // len(entries)
+        passed += len(places)
+        chosen.update(places[: passed * count // len(entries) - before])
+    return chosen
+
+
+def _hash(purpose: str, name: str) -> bytes:
+    return hashlib.blake2b(f"{purpose}/{name}".encode(), digest_size=16).digest()

@@ -1,0 +1,127 @@
+"""The working folder of a pack: who may write, what is being packed, and which shards are done.
+
+It lies in the destination (`.packing/`) until the manifests are written. A shard's record is
+written after the shard, and stands for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.manifest import atomic_file, canonical_json
+from data_pipelines.pack_options import PackError
+from data_pipelines.shard_writer import WrittenSample
+from data_pipelines.sources.base import Skip
+
+FOLDER = ".packing"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What was written of one range of items, at one or several resolutions.
+
+    Attributes:
+        num_bytes: Size of the shard, by resolution.
+        sha256: Checksum of the shard, by resolution.
+        samples: Rows of the shard's samples, by resolution; all have the same items.
+        items: The samples' places in the listing.
+        skips: Items that were left out.
+    """
+
+    num_bytes: dict[int, int]
+    sha256: dict[int, str]
+    samples: dict[int, list[WrittenSample]]
+    items: list[int]
+    skips: list[Skip]
+
+
+class WorkFolder:
+    """The working folder of one destination."""
+
+    def __init__(self, destination: Path) -> None:
+        self.destination = destination
+        self.path = destination / FOLDER
+
+    def exists(self) -> bool:
+        """Tell whether a pack into the destination has begun and not ended."""
+        return self.path.is_dir()
+
+    def claim(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Note what is being packed, and return what was noted first."""
+        note = self.path / "request.json"
+        if not note.exists():
+            with atomic_file(note) as file:
+                file.write(canonical_json(request))
+        noted: dict[str, Any] = json.loads(note.read_bytes())
+        return noted
+
+    def write(self, part: str, number: int, record: ShardRecord) -> None:
+        """Write the record of a finished shard."""
+        samples = {str(r): [list(row) for row in rows] for r, rows in record.samples.items()}
+        document = {**vars(record), "samples": samples}
+        with atomic_file(self._record(part, number)) as file:
+            file.write(json.dumps(document).encode())
+
+    def read(self, part: str, number: int) -> ShardRecord | None:
+        """Return the record of a shard, or None if it is not written."""
+        try:
+            document = json.loads(self._record(part, number).read_bytes())
+        except FileNotFoundError:
+            return None
+        return ShardRecord(
+            num_bytes={int(r): size for r, size in document["num_bytes"].items()},
+            sha256={int(r): text for r, text in document["sha256"].items()},
+            samples={
+                int(r): [WrittenSample(*row) for row in rows]
+                for r, rows in document["samples"].items()
+            },
+            items=document["items"],
+            skips=[Skip(*skip) for skip in document["skips"]],
+        )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the destination alone. Raises PackError if any other packer is at work."""
+        with self._locked("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def share(self, task: str) -> Iterator[None]:
+        """Hold one task of an array, beside its other tasks. Raises PackError if it is taken."""
+        with self._locked("lock", fcntl.LOCK_SH), self._locked(f"lock-{task}", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, mode: int) -> Iterator[None]:
+        """Hold a lock that the system releases however this process ends.
+
+        File systems without locks (some network mounts) are used without one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise PackError(
+                f"another process is packing into {self.destination}; wait for it to end"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(descriptor)
+                raise
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _record(self, part: str, number: int) -> Path:
+        return self.path / f"{part or 'all'}-{number:06d}.json"
