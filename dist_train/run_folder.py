@@ -72,9 +72,10 @@ class RunLock:
         while not self._try():
             if time.monotonic() > deadline:
                 self._file.seek(0)
+                owner = self._file.read().strip() or "another process"
+                self._file.close()
                 raise RunFolderBusyError(
-                    f"{run_dir} is in use by {self._file.read().strip() or 'another process'};"
-                    " stop it, or choose another run folder"
+                    f"{run_dir} is in use by {owner}; stop it, or choose another run folder"
                 )
             time.sleep(0.2)
         self._file.seek(0)
