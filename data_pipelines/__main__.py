@@ -1,4 +1,4 @@
-"""`python -m data_pipelines pack|info`: prepare image sets, and look at them."""
+"""`python -m data_pipelines COMMAND`: prepare image sets, check them, look at them."""
 
 from __future__ import annotations
 
@@ -48,12 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands.add_parser("pack", help="write a source of images as shards"))
-    info = commands.add_parser("info", help="describe a packed set")
-    info.add_argument("path", type=Path, help="folder of the set")
-    info.add_argument(
-        "--classes", action="store_true", help="print only the number of classes (for scripts)"
-    )
-    info.set_defaults(command=lambda arguments: _print_info(arguments.path, arguments.classes))
+    _add_info(commands.add_parser("info", help="describe a packed set"))
+    _add_check(commands.add_parser("check", help="read a whole set and find any damage"))
+    _add_preview(commands.add_parser("preview", help="write a contact sheet of a set"))
+    _add_bench(commands.add_parser("bench", help="measure how fast a set is delivered"))
     return parser
 
 
@@ -162,17 +160,88 @@ def _summary(path: Path, manifest: Manifest) -> str:
     return text
 
 
-def _print_info(path: Path, only_classes: bool) -> None:
-    manifest = read_manifest(path)
-    if only_classes:
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder of the set")
+    parser.add_argument("--classes", action="store_true", help="print the number of classes only")
+    parser.set_defaults(command=_info)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    manifest = read_manifest(arguments.path)
+    if arguments.classes:
         print(len(manifest.class_names))
         return
-    print(_summary(path, manifest))
+    print(_summary(arguments.path, manifest))
     print(f"source   {manifest.kind}: {manifest.source['path']}")
     print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))
     print(f"digest   {manifest.digest}")
     for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
         print(f"  {count:8d}  {name}")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder of the set")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-decode", action="store_true", help="compare checksums only")
+    parser.set_defaults(command=_check)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from data_pipelines.checking import check
+
+    report = check(arguments.path, workers=arguments.workers, decode=not arguments.no_decode)
+    for problem in report.problems:
+        print(problem)
+    if report.problems:
+        raise ValueError(f"{len(report.problems)} problems in {arguments.path}")
+    print(_summary(arguments.path, read_manifest(arguments.path)))
+    if not arguments.no_decode:
+        mean, std = (values.round(2).tolist() for values in report.mean_and_std())
+        print(f"mean {mean}, standard deviation {std} of 0..255")
+    print("whole: every byte is as packed")
+
+
+def _add_preview(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder of the set")
+    parser.add_argument("picture", type=Path, help="the picture to write (.png)")
+    parser.add_argument("--count", type=int, default=64, help="images to show")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the images")
+    parser.set_defaults(command=_preview)
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from data_pipelines.preview import write_contact_sheet
+
+    shown = write_contact_sheet(
+        arguments.path, arguments.picture, count=arguments.count, seed=arguments.seed
+    )
+    print(f"{arguments.picture}: {shown} images")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder of the set")
+    parser.add_argument("--resolution", type=int, help="deliver at this edge (default: as stored)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
+    parser.add_argument("--device", default="cpu", help="where batches are delivered: cpu, cuda")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from data_pipelines.bench import measure_all
+
+    stored = read_manifest(arguments.path).resolution
+    rates = measure_all(
+        arguments.path,
+        resolution=arguments.resolution or stored,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        seconds=arguments.seconds,
+        device=arguments.device,
+    )
+    for rate in rates:
+        print(rate)
 
 
 if __name__ == "__main__":

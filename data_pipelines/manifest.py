@@ -138,8 +138,7 @@ def write_index(path: Path, index: Index) -> str:
     """Write `path/index.npy` atomically and return its SHA-256."""
     with atomic_file(path / INDEX) as file:
         np.save(file, index)
-    with open(path / INDEX, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path / INDEX)
 
 
 def read_index(path: Path, manifest: Manifest) -> Index:
@@ -186,6 +185,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from data_pipelines.manifest import Manifest, read_manifest
 
+Backend = Literal["dali", "webdataset", "synthetic"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -32,7 +34,7 @@ class DataConfig:
     """
 
     path: str = ""
-    backend: Literal["dali", "webdataset", "synthetic"] = "dali"
+    backend: Backend = "dali"
     resolution: int
     flip: bool = False
     shuffle: bool = True

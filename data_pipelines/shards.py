@@ -21,17 +21,19 @@ class ShardedImages:
 
     Args:
         path: Folder of the packed set.
+        check_sizes: Compare the shards' sizes with the manifest at once.
 
     Raises:
         DatasetError: The set is missing, unfinished or damaged (checks manifest, index and sizes;
             the bytes of a sample are checked when they are read).
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, check_sizes: bool = True) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.index = read_index(self.path, self.manifest)
-        check_shard_sizes(self.path, self.manifest)
+        if check_sizes:
+            check_shard_sizes(self.path, self.manifest)
         self.info = describe(self.manifest)
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()

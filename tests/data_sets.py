@@ -12,6 +12,7 @@ from data_pipelines.images import ImageFormat, Pixels
 from data_pipelines.manifest import Manifest
 from data_pipelines.pack import pack
 from data_pipelines.pack_options import PackOptions
+from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.kinds import make_source
 
 
@@ -50,3 +51,17 @@ def packed_folder(
         resolution=resolution, image_format=image_format, shard_images=shard_images
     )
     return pack(make_source("folder", source), destination, options)[destination]
+
+
+def damage(dataset: Path, indices: list[int]) -> None:
+    """Flip one byte in the middle of each sample's image."""
+    images = ShardedImages(dataset)
+    for index in indices:
+        row = images.index[index]
+        shard = dataset / images.manifest.shards[int(row["shard"])].name
+        with open(shard, "r+b") as file:
+            file.seek(int(row["offset"]) + int(row["length"]) // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 0x10]))
+    images.close()

@@ -17,7 +17,7 @@ from data_pipelines.delivery import TooManyCorrupt, box_reduce, read_ahead
 from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
-from tests.data_sets import encoded, packed_folder, write_class_folders
+from tests.data_sets import damage, encoded, packed_folder, write_class_folders
 
 BACKENDS = ["dali", "webdataset"]
 SEED = 11
@@ -137,20 +137,6 @@ def test_unlabelled_sets_have_no_labels(tmp_path: Path, backend: str) -> None:
     packed_folder(write_class_folders(tmp_path / "s", classes=1), tmp_path / "set")
     (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 4), 0, 1)
     assert batch.labels is None
-
-
-def damage(dataset: Path, indices: list[int]) -> None:
-    """Flip one byte in the middle of each sample's image."""
-    images = ShardedImages(dataset)
-    for index in indices:
-        row = images.index[index]
-        shard = dataset / images.manifest.shards[int(row["shard"])].name
-        with open(shard, "r+b") as file:
-            file.seek(int(row["offset"]) + int(row["length"]) // 2)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ 0x10]))
-    images.close()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

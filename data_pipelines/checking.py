@@ -1,0 +1,96 @@
+"""Checking a packed set: every byte against the manifest, every image by decoding it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.images import BadImage
+from data_pipelines.manifest import INDEX, file_sha256
+from data_pipelines.progress import Progress
+from data_pipelines.shards import ShardedImages
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        problems: One line each: the file, the sample if known, and what is wrong.
+        histogram: Number of pixels by channel and value, int64 [3, 256]; zero without decoding.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+
+    def mean_and_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation of each channel, in units of 0..255."""
+        values = np.arange(256, dtype=np.float64)
+        counts = self.histogram.sum(1)
+        mean = self.histogram @ values / counts
+        variance = self.histogram @ values**2 / counts - mean**2
+        return mean, np.sqrt(np.maximum(variance, 0))
+
+
+def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
+    """Read a whole set and compare it with its manifest.
+
+    Args:
+        path: Folder of the set.
+        workers: Threads; each takes a shard at a time.
+        decode: Decode the images too, which takes longer, and gives the histogram.
+
+    Raises:
+        DatasetError: The manifest or the index cannot be read at all.
+    """
+    images = ShardedImages(path, check_sizes=False)
+    report = Report()
+    if file_sha256(path / INDEX) != images.manifest.index_sha256:
+        report.problems.append(f"{INDEX}: its sha256 is not the one in the manifest")
+    shards = range(len(images.manifest.shards))
+    total = len(images)
+    with ThreadPoolExecutor(workers) as pool, Progress("checking", total=total) as progress:
+        for part in pool.map(lambda number: _check_shard(images, number, decode), shards):
+            report.problems += part.problems
+            report.histogram += part.histogram
+            progress.advance(total // len(shards))
+    images.close()
+    return report
+
+
+def _check_shard(images: ShardedImages, number: int, decode: bool) -> Report:
+    report = Report()
+    shard = images.manifest.shards[number]
+    path = images.path / shard.name
+    if not path.is_file():
+        report.problems.append(f"{shard.name}: the file is missing")
+        return report
+    size = path.stat().st_size
+    if size != shard.num_bytes:
+        report.problems.append(f"{shard.name}: {size} bytes, the manifest says {shard.num_bytes}")
+    damaged = list(_damaged_samples(images, number, decode, report.histogram))
+    report.problems += damaged
+    if size == shard.num_bytes and not damaged and file_sha256(path) != shard.sha256:
+        report.problems.append(f"{shard.name}: damaged outside the images (tar headers or labels)")
+    return report
+
+
+def _damaged_samples(
+    images: ShardedImages, number: int, decode: bool, histogram: NDArray[np.int64]
+) -> Iterator[str]:
+    """Yield a line for each damaged sample of a shard; add the others to the histogram."""
+    first, last = np.searchsorted(images.index["shard"], [number, number + 1])
+    for index in range(first, last):
+        try:
+            if decode:
+                pixels = images.decode(index).numpy().reshape(3, -1)
+                histogram += np.stack([np.bincount(channel, minlength=256) for channel in pixels])
+            else:
+                images.read(index)
+        except BadImage as error:
+            yield f"{images.locate(index)}: {error}"

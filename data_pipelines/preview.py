@@ -1,0 +1,39 @@
+"""A contact sheet of a packed set."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.order import SampleOrder
+from data_pipelines.shards import ShardedImages
+
+GAP = 2
+
+
+def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0) -> int:
+    """Write a grid of randomly chosen images, ordered by class; return how many it shows.
+
+    Args:
+        path: Folder of the packed set.
+        picture: The picture to write; its extension is the format.
+        count: Images to show, at most.
+        seed: Chooses the images.
+    """
+    images = ShardedImages(path)
+    count = min(count, len(images))
+    chosen = SampleOrder(len(images), seed).samples(np.arange(count)).tolist()
+    chosen.sort(key=lambda index: (images.label(index) or 0, index))
+    columns = math.ceil(math.sqrt(count))
+    step = images.info.resolution + GAP
+    sheet = np.full((math.ceil(count / columns) * step, columns * step, 3), 255, np.uint8)
+    for place, index in enumerate(chosen):
+        top, left = place // columns * step, place % columns * step
+        pixels = images.decode(index).permute(1, 2, 0).numpy()
+        sheet[top : top + step - GAP, left : left + step - GAP] = pixels
+    images.close()
+    Image.fromarray(sheet).save(picture)
+    return count
