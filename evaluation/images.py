@@ -21,6 +21,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from data_pipelines.manifest import MANIFEST
+from data_pipelines.shards import ShardedImages
 from evaluation.arrays import NpzArray
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
@@ -61,8 +63,10 @@ def open_images(path: Path) -> ImageSet:
         return EncodedImages(path, _tar_members([path]))
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder, zip, tar or npz of images")
-    if any(path.glob("*.tar")):
-        return _open_shards(path)
+    if (path / MANIFEST).exists():
+        return PackedImages(path)
+    if shards := sorted(path.glob("*.tar")):
+        return EncodedImages(path, _tar_members(shards))
     _check_finished(path)
     return EncodedImages(path, _folder_members(path))
 
@@ -174,8 +178,6 @@ class PackedImages:
     """A set packed by `python -m data_pipelines pack`."""
 
     def __init__(self, path: Path) -> None:
-        from data_pipelines.shards import ShardedImages
-
         self._images = ShardedImages(path)
         info = self._images.info
         self.identity = {
@@ -269,16 +271,6 @@ def _tar_members(paths: Sequence[Path]) -> list[EncodedMember]:
         except (OSError, tarfile.TarError) as error:
             raise ValueError(f"{path} cannot be read as an uncompressed tar: {error}") from None
     return members
-
-
-def _open_shards(folder: Path) -> ImageSet:
-    from data_pipelines.pipeline import read_info
-
-    try:
-        read_info(folder)
-    except ValueError:
-        return EncodedImages(folder, _tar_members(sorted(folder.glob("*.tar"))))
-    return PackedImages(folder)
 
 
 def _check_finished(folder: Path) -> None:
