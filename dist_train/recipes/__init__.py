@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dist_train.config import RunConfig
-from dist_train.recipes import quickstart, rdm
+from dist_train.recipes import quickstart, rdm, wavediff
 from models.config_io import ConfigError
 
 Recipe = Callable[[], RunConfig]
 
 RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe for recipe in (*quickstart.RECIPES, *rdm.RECIPES)
+    recipe.__name__: recipe for recipe in (*quickstart.RECIPES, *rdm.RECIPES, *wavediff.RECIPES)
 }
 
 
