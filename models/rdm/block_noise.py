@@ -13,12 +13,15 @@ def block_noise(gaussian: Tensor, size: int) -> Tensor:
     correlation, power s^2 at frequency 0.
 
     Args:
-        gaussian: iid standard normal values, [..., H, W], H and W at least s.
-        size: Block edge s in pixels; 1 returns the input itself.
+        gaussian: iid standard normal values, [..., H, W]; not differentiated.
+        size: Block edge s in pixels.
     """
-    if size == 1:
-        return gaussian
-    return running_sum(running_sum(gaussian, size, -2), size, -1).div_(size)
+    return block_sum(gaussian, size) / size
+
+
+def block_sum(gaussian: Tensor, size: int) -> Tensor:
+    """Return size times the block noise."""
+    return running_sum(running_sum(gaussian, size, -2), size, -1)
 
 
 def running_sum(x: Tensor, count: int, dim: int) -> Tensor:
@@ -26,9 +29,8 @@ def running_sum(x: Tensor, count: int, dim: int) -> Tensor:
 
     Sums are doubled as often as possible: about log2(count) passes over the data.
     """
-    length = x.shape[dim]
-    window = torch.cat([x.narrow(dim, length - count + 1, count - 1), x], dim)
-    total, covered, reach = window, 0, 1  # `window` holds sums of `reach` entries
+    window, reach = x, 1  # sums of `reach` entries
+    total, covered = x, 0  # sums of `covered` entries; nothing yet if that is 0
     while reach <= count:
         if count & reach:
             total = _plus_earlier(total, window, covered, dim) if covered else window
@@ -40,7 +42,11 @@ def running_sum(x: Tensor, count: int, dim: int) -> Tensor:
 
 
 def _plus_earlier(x: Tensor, earlier: Tensor, shift: int, dim: int) -> Tensor:
-    """Return x[k] + earlier[k - shift] where both exist; the tensors end at the same place."""
-    length = min(x.shape[dim], earlier.shape[dim] - shift)
-    start = earlier.shape[dim] - shift - length
-    return x.narrow(dim, x.shape[dim] - length, length) + earlier.narrow(dim, start, length)
+    """Return x[k] + earlier[(k - shift) mod n] along dim."""
+    length = x.shape[dim]
+    shift %= length
+    out = torch.empty_like(x)
+    for to, origin, count in ((shift, 0, length - shift), (0, length - shift, shift)):
+        parts = x.narrow(dim, to, count), earlier.narrow(dim, origin, count)
+        torch.add(*parts, out=out.narrow(dim, to, count))
+    return out

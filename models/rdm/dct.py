@@ -1,15 +1,15 @@
 """Tile-wise cosine transform and blur (spec/RDM.md sections 5.1 and 5.2).
 
-An image is cut into s x s tiles. Both the transform and the blur act on each tile alone, so each
-is one s^2 x s^2 matrix for the tile's pixels; the blur never visits the frequency domain.
+An image is cut into s x s tiles. Both the transform and the blur are small matrices that multiply a
+tile from both sides; the blur never visits the frequency domain.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,14 +34,14 @@ def tile_dct(x: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: size does not divide H and W.
     """
-    matrix = dct_matrix(size).to(x.device, x.dtype)
-    return apply_to_tiles(torch.kron(matrix, matrix), x)
+    return map_tile_axes(dct_matrix(size).to(x.device, x.dtype), x)
 
 
 def tile_idct(coefficients: Tensor, size: int) -> Tensor:
     """Invert tile_dct."""
-    matrix = dct_matrix(size).to(coefficients.device, coefficients.dtype).T.contiguous()
-    return apply_to_tiles(torch.kron(matrix, matrix), coefficients)
+    return map_tile_axes(
+        dct_matrix(size).T.to(coefficients.device, coefficients.dtype), coefficients
+    )
 
 
 def attenuation(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
@@ -54,18 +54,6 @@ def attenuation(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
     return (1 - min_scale) * torch.exp(-sums * blur_sigma[:, None, None] ** 2 / 2) + min_scale
 
 
-def blur_matrix(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
-    """Return the blur of a flattened tile, m I + (1 - m) A kron A, [B, size^2, size^2].
-
-    A = C^T diag(exp(-f^2 b^2 / 2)) C is the plain blur along one axis.
-    """
-    basis = dct_matrix(size).to(blur_sigma)
-    decay = torch.exp(-(frequencies(size).to(blur_sigma) ** 2) * blur_sigma.unsqueeze(1) ** 2 / 2)
-    axis = (basis.T * decay.unsqueeze(1)) @ basis
-    both = torch.einsum("bik,bjl->bijkl", axis, axis).reshape(-1, size**2, size**2)
-    return (1 - min_scale) * both + min_scale * torch.eye(size**2).to(blur_sigma)
-
-
 def tile_blur(x: Tensor, blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
     """Blur each tile of [B, C, H, W] by heat dissipation; blur_sigma [B] is in pixels.
 
@@ -74,27 +62,62 @@ def tile_blur(x: Tensor, blur_sigma: Tensor, size: int, min_scale: float) -> Ten
     Raises:
         ValueError: size does not divide H and W.
     """
-    return apply_to_tiles(blur_matrix(blur_sigma, size, min_scale).to(x.dtype), x)
+    return blur_tiles(x, blur_axes(blur_sigma, size, min_scale).to(x.dtype), min_scale)
 
 
-def apply_to_tiles(matrix: Tensor, x: Tensor) -> Tensor:
+def blur_axes(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
+    """Return the blur along one axis, A = sqrt(1 - m) C^T diag(exp(-f^2 b^2 / 2)) C, [B, s, s]."""
+    device = blur_sigma.device
+    basis, frequency = dct_matrix(size).to(device), frequencies(size).to(device)
+    decay = torch.exp(-(frequency * blur_sigma.unsqueeze(1)).square() / 2)
+    plain: Tensor = (basis.T * decay.unsqueeze(1)) @ basis
+    return plain * math.sqrt(1 - min_scale)
+
+
+def blur_tiles(x: Tensor, axes: Tensor, min_scale: float) -> Tensor:
+    """Return m P + A P A for each tile P of [B, C, H, W], with axes A [B, s, s] in x's dtype."""
+    return map_tile_axes(axes, x, added=min_scale)
+
+
+def map_tile_axes(matrix: Tensor, x: Tensor, added: float = 0.0) -> Tensor:
+    """Replace each tile P of x by matrix P matrix^T + added P.
+
+    Args:
+        matrix: [s, s], or one per sample [B, s, s].
+        x: [B, C, H, W].
+        added: Factor of the unchanged tile.
+
+    Raises:
+        ValueError: s does not divide H and W.
+    """
+    size = matrix.shape[-1]
+    check_tiles(x, size)
+    batch, width = x.shape[0], x.shape[3]
+    x = x.contiguous()
+    matrices = matrix.expand(batch, size, size)
+    across = (x.view(batch, -1, size) @ matrices.mT).view(-1, size, width)
+    strips = matrices.repeat_interleave(len(across) // batch, dim=0)
+    mapped = torch.baddbmm(x.view(-1, size, width), strips, across, beta=added)
+    return mapped.view(x.shape)
+
+
+def map_tiles(matrix: Tensor, x: Tensor) -> Tensor:
     """Multiply each flattened tile (row by row) of x by a matrix.
 
     Args:
-        matrix: [s^2, s^2], or one per sample [B, s^2, s^2].
+        matrix: [s^2, s^2].
         x: [B, C, H, W].
 
     Raises:
         ValueError: s does not divide H and W.
     """
-    size = round(matrix.shape[-1] ** 0.5)
+    size = round(matrix.shape[0] ** 0.5)
     check_tiles(x, size)
-    batch, channels, height, width = x.shape
-    tiles = F.pixel_unshuffle(x, size).view(batch, channels, size**2, -1)
-    if matrix.dim() == 3:
-        matrix = matrix.unsqueeze(1)
-    mixed = (matrix @ tiles).view(batch, channels * size**2, height // size, width // size)
-    return F.pixel_shuffle(mixed, size)
+    batch, width = x.shape[0], x.shape[3]
+    strips = x.reshape(batch, -1, size, width // size, size).permute(0, 2, 4, 1, 3)
+    mixed = matrix @ strips.reshape(batch, size**2, -1)
+    tiles = mixed.view(strips.shape).permute(0, 3, 1, 4, 2)
+    return tiles.reshape(x.shape)
 
 
 def check_tiles(x: Tensor, size: int) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.rdm.block_noise import block_noise
-from models.rdm.dct import attenuation, tile_blur
+from models.rdm.block_noise import block_sum
+from models.rdm.dct import attenuation, blur_axes, blur_tiles, check_tiles
 from models.rdm.denoising import Level
 from models.streams import Draws
 
@@ -110,13 +110,20 @@ class RelayProcess:
             ValueError: upscale does not divide H and W.
         """
         assert level.blur_sigma is not None
-        blurred = tile_blur(images, level.blur_sigma, self.upscale, self.min_scale)
+        check_tiles(images, self.upscale)
+        axes = blur_axes(level.blur_sigma, self.upscale, self.min_scale).to(images.dtype)
         sigma = level.sigma.view(-1, 1, 1, 1) * self.noise_gain
-        noisy = blurred.addcmul_(draws.randn(images.shape[1:]), sigma)
-        if self.block_noise_alpha:
-            blocks = block_noise(draws.randn(images.shape[1:]), self.upscale)
-            noisy.addcmul_(blocks, sigma * self.block_noise_alpha)
-        return noisy
+        noise = draws.randn(images.shape[1:])
+        blocks = draws.randn(images.shape[1:]) if self.block_noise_alpha else None
+        rows = 1 if images.device.type == "cpu" else len(images)  # one image fits a CPU's cache
+        for start in range(0, len(images), rows):
+            part = slice(start, start + rows)
+            blurred = blur_tiles(images[part], axes[part], self.min_scale)
+            noisy = torch.addcmul(blurred, noise[part], sigma[part], out=noise[part])
+            if blocks is not None:
+                sums = block_sum(blocks[part], self.upscale)
+                noisy.addcmul_(sums, sigma[part] * (self.block_noise_alpha / self.upscale))
+        return noise
 
     @property
     def noise_gain(self) -> float:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.rdm.block_noise import block_noise
-from models.rdm.dct import apply_to_tiles, dct_matrix
+from models.rdm.dct import dct_matrix, map_tiles
 from models.rdm.relay import RelayProcess
 from models.rdm.sampling import Denoise, LabelledDenoise, SamplingBase, finished
 from models.sampler import Sampler
@@ -126,14 +126,37 @@ def relay_sample(
         if target == 0:
             return denoised
         gamma = keep(settings.eta) * target / start
-        end = apply_to_tiles(matrix, denoised).add_(x, alpha=gamma)
+        end = heun_update(x, denoised, None, matrix, gamma, start / target)
         end = noise.add(end, settings.eta * target)
         if settings.second_order:
-            middle = (x + denoised).sub_(end - denoise(end, target), alpha=start / target)
-            end = apply_to_tiles(matrix, middle.mul_(0.5)).add_(x, alpha=gamma)
+            residual = end - denoise(end, target)
+            end = heun_update(x, denoised, residual, matrix, gamma, start / target)
             end = noise.add(end, settings.eta * target)
         x = end
     return x
+
+
+def heun_update(
+    x: Tensor,
+    denoised: Tensor,
+    residual: Tensor | None,
+    matrix: Tensor,
+    gamma: float,
+    ratio: float,
+) -> Tensor:
+    """Return the noise-free result of an Euler step, or of its Heun correction.
+
+    Args:
+        x: State at level t.
+        denoised: D(x, t).
+        residual: x1 - D(x1, t') of the Euler result x1; None for the Euler step itself.
+        matrix: Tile matrix M of the step, in x's dtype.
+        gamma: Share of x that is kept.
+        ratio: t / t'.
+    """
+    if residual is not None:
+        denoised = (x + denoised).sub_(residual, alpha=ratio).mul_(0.5)
+    return map_tiles(matrix, denoised).add_(x, alpha=gamma)
 
 
 def keep(eta: float) -> float:

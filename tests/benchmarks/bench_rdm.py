@@ -1,0 +1,170 @@
+"""Speed of RDM's arithmetic: `python -m tests.benchmarks.bench_rdm [--threads 1 2] [--network]`.
+
+Ratios to plain implementations of the definitions (rdm_reference.py), measured alternately in one
+process; medians. Targets are those of the project's issue on RDM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from models.rdm.block_noise import block_noise
+from models.rdm.dct import tile_blur
+from models.rdm.relay import RelayProcess
+from models.rdm.relay_sampling import RelaySampling, heun_update, step_matrices
+from models.rdm.unet import UNet, UNetConfig
+from models.streams import SampleStreams
+from tests.benchmarks import rdm_reference as reference
+
+SHAPE = (8, 3, 256, 256)
+PROCESS = RelayProcess()
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of functions that are run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if round_:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(what: str, ratio: float, target: float, at_least: bool = True) -> None:
+    met = ratio >= target if at_least else ratio <= target
+    bound = ">=" if at_least else "<="
+    print(f"  {what:58} {ratio:6.2f}x  (target {bound} {target:g}x) {'ok' if met else 'MISSED'}")
+
+
+def bench_corruption(rounds: int) -> None:
+    images = torch.rand(SHAPE) * 2 - 1
+    streams = SampleStreams(range(SHAPE[0]))
+
+    def ours() -> None:
+        level = PROCESS.sample_level(streams)
+        PROCESS.corrupt(images, level, streams)
+        PROCESS.weight(level.sigma)
+
+    times = medians(
+        {
+            "plain": lambda: reference.corrupt(images, PROCESS),
+            "ours": ours,
+            "draws": lambda: (streams.randn(SHAPE[1:]), streams.randn(SHAPE[1:])),
+        },
+        rounds,
+    )
+    report("corruption with its draws, against the definitions", times["plain"] / times["ours"], 8)
+    report(
+        "corruption with its draws, against the draws", times["ours"] / times["draws"], 1.6, False
+    )
+    print(f"    ({times['ours'] * 1e3:.1f} ms, draws alone {times['draws'] * 1e3:.1f} ms)")
+
+
+def bench_parts(rounds: int) -> None:
+    images, blur_sigma = torch.rand(SHAPE) * 2 - 1, torch.rand(SHAPE[0]) * 3
+    gaussian = torch.randn(SHAPE)
+    times = medians(
+        {
+            "plain blur": lambda: reference.blur(images, blur_sigma, 4, 1e-3),
+            "blur": lambda: tile_blur(images, blur_sigma, 4, 1e-3),
+            "plain blocks": lambda: reference.block_noise(gaussian, 4),
+            "blocks": lambda: block_noise(gaussian, 4),
+        },
+        rounds,
+    )
+    report("blur", times["plain blur"] / times["blur"], 20)
+    report("block noise, draw given", times["plain blocks"] / times["blocks"], 6)
+
+
+def bench_sampler(rounds: int) -> None:
+    settings = RelaySampling()
+    t, t_next = settings.levels()[2:4]
+    a, a_next = PROCESS.attenuation_at(torch.tensor([t, t_next], dtype=torch.float64))
+    matrix = step_matrices(PROCESS, settings, [t], [t_next])[0]
+    gamma = (1 - settings.eta**2) ** 0.5 * t_next / t
+    double = [torch.randn(SHAPE, dtype=torch.float64) for _ in range(5)]
+
+    def plain() -> None:
+        x, first, second, *noises = double
+        reference.heun_step(x, first, second, noises, a, a_next, t, t_next, settings.eta, 4)
+
+    def ours(dtype: torch.dtype) -> Callable[[], None]:
+        x, first, second, *noises = (tensor.to(dtype) for tensor in double)
+        tile_matrix = matrix.to(dtype)
+        amplitude = settings.eta * t_next
+
+        def step() -> None:
+            end = heun_update(x, first, None, tile_matrix, gamma, t / t_next)
+            end = end.add_(noises[0], alpha=amplitude)
+            end = heun_update(x, first, end - second, tile_matrix, gamma, t / t_next)
+            end.add_(noises[1], alpha=amplitude)
+
+        return step
+
+    times = medians(
+        {"plain": plain, "float32": ours(torch.float32), "float64": ours(torch.float64)}, rounds
+    )
+    report("sampler arithmetic per Heun step, float32", times["plain"] / times["float32"], 12)
+    report("sampler arithmetic per Heun step, float64", times["plain"] / times["float64"], 4)
+
+
+def bench_network(rounds: int) -> None:
+    """Forward, and forward with backward, at 64 pixels with 64 model channels."""
+    for label, options in {
+        "float32": {},
+        "float32 channels_last": {"channels_last": True},
+        "bfloat16": {"compute_dtype": "bfloat16"},
+        "bfloat16 channels_last": {"compute_dtype": "bfloat16", "channels_last": True},
+        "float32 compiled": {"compile": True},
+        "float32 recomputed blocks": {"recompute_blocks": True},
+    }.items():
+        chosen = dict(options)
+        layout = torch.channels_last if chosen.pop("channels_last", 0) else torch.contiguous_format
+        compiled = chosen.pop("compile", False)
+        config = UNetConfig(
+            resolution=64, model_channels=64, channel_mult=(1, 2, 3, 4), num_blocks=1,
+            attn_resolutions=(16, 8), **chosen,
+        )  # fmt: skip
+        network = UNet(config).to(memory_format=layout)
+        called = torch.compile(network) if compiled else network
+        x, noise = torch.randn(4, 3, 64, 64), torch.zeros(4)
+
+        def forward(called=called, x=x, noise=noise) -> None:
+            with torch.no_grad():
+                called(x, noise)
+
+        def both(called=called, x=x, noise=noise) -> None:
+            called(x, noise).float().square().mean().backward()
+
+        times = medians({"forward": forward, "both": both}, rounds)
+        print(
+            f"  {label:28} forward {times['forward'] * 1e3:7.1f} ms"
+            f"   with backward {times['both'] * 1e3:7.1f} ms"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--network", action="store_true", help="time the U-Net as well")
+    arguments = parser.parse_args()
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        print(f"{threads} thread(s), {'x'.join(map(str, SHAPE))}")
+        bench_corruption(arguments.rounds)
+        bench_parts(arguments.rounds)
+        bench_sampler(arguments.rounds)
+        if arguments.network:
+            bench_network(max(arguments.rounds // 2, 3))
+
+
+if __name__ == "__main__":
+    main()
