@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_train.config import RunConfig
@@ -41,8 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
 
 
-def train(config: RunConfig, run_dir: Path, allow_changes: bool = False) -> int:
-    """Train, or go on training, in this process group; returns the exit code."""
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    allow_changes: bool = False,
+    on_snapshot: Callable[[Path], None] | None = None,
+) -> int:
+    """Train, or go on training, in this process group; returns the exit code.
+
+    `on_snapshot` is called on rank 0 with the path of every snapshot that was written.
+    """
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.checkpoint import CheckpointError
     from dist_train.distributed import init_world
@@ -59,7 +67,7 @@ def train(config: RunConfig, run_dir: Path, allow_changes: bool = False) -> int:
             lock = RunLock(run_dir)
             settle_config(run_dir, config, allow_changes)
         world.barrier()
-        outcome = Trainer(config, run_dir, world).fit()
+        outcome = Trainer(config, run_dir, world, on_snapshot).fit()
     except (DivergedError, CheckpointError, RunFolderBusyError) as error:
         return _refuse(error, EXIT_DIVERGED if isinstance(error, DivergedError) else 2)
     except ValueError as error:
