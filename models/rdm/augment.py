@@ -67,7 +67,7 @@ def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, T
         _rotation(direction),
         _translation(*(-TRANSLATION_STD * shift * torch.tensor([width, height])).unbind(1)),
     )
-    return warp(images, inverse), labels.to(images.device)
+    return warp(images, inverse), labels.to(images.device, non_blocking=True)
 
 
 class _Gate:
@@ -96,13 +96,13 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     inverse = _translation((left - right) * half, (top - bottom) * half) @ inverse
     inverse = _compose(_scaling(2, 2), inverse, _scaling(half, half))
     inverse = _compose(_translation(-half, -half), inverse, _translation(half, half))
-    taps = images.new_tensor(SYM6_LOW_PASS)
+    taps = torch.tensor(SYM6_LOW_PASS).to(images, non_blocking=True)
     fine = _upsample(_upsample(padded, taps.flip(0), 3), taps.flip(0), 2)
     canvas = ((height + 2 * MARGIN) * 2, (width + 2 * MARGIN) * 2)
     to_unit = _scaling(2 / fine.shape[3], 2 / fine.shape[2])
     inverse = _compose(to_unit, inverse, _scaling(canvas[1] / 2, canvas[0] / 2))
     size = [len(images), channels, *canvas]
-    grid = F.affine_grid(inverse[:, :2].to(images), size, align_corners=False)
+    grid = F.affine_grid(inverse[:, :2].to(images, non_blocking=True), size, align_corners=False)
     fine = F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return _downsample(_downsample(fine, taps, 3), taps, 2)
 
@@ -119,7 +119,7 @@ def _margins(inverse: Tensor, width: int, height: int) -> list[int]:
 
 
 def _flip_where(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    mask = (chosen > 0).view(-1, 1, 1, 1).to(images.device)
+    mask = (chosen > 0).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
     return torch.where(mask, images.flip(dim), images)
 
 

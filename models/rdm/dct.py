@@ -12,20 +12,25 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 
-@lru_cache(maxsize=16)
-def dct_matrix(size: int) -> Tensor:
-    """Return the orthonormal DCT-II matrix C[k, n], float64 [size, size] on the CPU."""
+
+@lru_cache(maxsize=64)
+def dct_matrix(size: int, device: torch.device = CPU) -> Tensor:
+    """Return the orthonormal DCT-II matrix C[k, n], float64 [size, size].
+
+    Kept per device, because copying it there would wait for the device in every training step.
+    """
     k = torch.arange(size, dtype=torch.float64).unsqueeze(1)
     n = torch.arange(size, dtype=torch.float64)
     matrix: Tensor = (torch.pi * (2 * n + 1) * k / (2 * size)).cos() * (2 / size) ** 0.5
     matrix[0] = (1 / size) ** 0.5
-    return matrix
+    return matrix.to(device)
 
 
-def frequencies(size: int) -> Tensor:
-    """Return the angular frequencies pi k / size of the DCT, float64 [size] on the CPU."""
-    return torch.pi * torch.arange(size, dtype=torch.float64) / size
+def frequencies(size: int, device: torch.device = CPU) -> Tensor:
+    """Return the angular frequencies pi k / size of the DCT, float64 [size]."""
+    return torch.pi * torch.arange(size, dtype=torch.float64, device=device) / size
 
 
 def tile_dct(x: Tensor, size: int) -> Tensor:
@@ -34,13 +39,13 @@ def tile_dct(x: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: size does not divide H and W.
     """
-    return map_tile_axes(dct_matrix(size).to(x.device, x.dtype), x)
+    return map_tile_axes(dct_matrix(size, x.device).to(x.dtype), x)
 
 
 def tile_idct(coefficients: Tensor, size: int) -> Tensor:
     """Invert tile_dct."""
     return map_tile_axes(
-        dct_matrix(size).T.to(coefficients.device, coefficients.dtype), coefficients
+        dct_matrix(size, coefficients.device).T.to(coefficients.dtype), coefficients
     )
 
 
@@ -49,7 +54,7 @@ def attenuation(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
 
     a = (1 - m) exp(-(f_i^2 + f_j^2) b^2 / 2) + m, for blur_sigma b [B] and min_scale m.
     """
-    squares = frequencies(size).to(blur_sigma) ** 2
+    squares = frequencies(size, blur_sigma.device).to(blur_sigma.dtype) ** 2
     sums = squares.unsqueeze(1) + squares
     return (1 - min_scale) * torch.exp(-sums * blur_sigma[:, None, None] ** 2 / 2) + min_scale
 
@@ -68,7 +73,7 @@ def tile_blur(x: Tensor, blur_sigma: Tensor, size: int, min_scale: float) -> Ten
 def blur_axes(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
     """Return the blur along one axis, A = sqrt(1 - m) C^T diag(exp(-f^2 b^2 / 2)) C, [B, s, s]."""
     device = blur_sigma.device
-    basis, frequency = dct_matrix(size).to(device), frequencies(size).to(device)
+    basis, frequency = dct_matrix(size, device), frequencies(size, device)
     decay = torch.exp(-(frequency * blur_sigma.unsqueeze(1)).square() / 2)
     plain: Tensor = (basis.T * decay.unsqueeze(1)) @ basis
     return plain * math.sqrt(1 - min_scale)

@@ -147,7 +147,8 @@ class DenoisingObjective:
     def _dropout_keys(self, example: Example) -> Tensor | None:
         if self.unet.dropout == 0:
             return None
-        return torch.tensor(example.stream_seeds("dropout"), device=example.x.device)
+        keys = torch.tensor(example.stream_seeds("dropout"))
+        return keys.to(example.x.device, non_blocking=True)
 
 
 def hide_labels(labels: Tensor, uniform: Tensor, probability: float) -> Tensor:

@@ -62,10 +62,12 @@ class Preconditioning:
         Raises:
             ValueError: sigma is a number that is not positive.
         """
-        if isinstance(sigma, float) and not sigma > 0:
-            raise ValueError(f"sigma={sigma} must be positive")
         x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
+        if isinstance(sigma, float):
+            if not sigma > 0:
+                raise ValueError(f"sigma={sigma} must be positive")
+            sigma = torch.full((1,), sigma, device=x.device)
+        sigma = sigma.to(torch.float32).reshape(-1)
         scalings = self.scalings(sigma)
         c_skip, c_out, c_in = (c.reshape(-1, 1, 1, 1) for c in scalings[:3])
         raw = network(c_in * x, scalings.c_noise, labels, augment_labels, dropout_keys)

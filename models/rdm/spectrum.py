@@ -71,7 +71,7 @@ def radial_power(images: Tensor) -> Tensor:
         images: [B, C, R, R], any floating dtype. Indices of R and more (the corner) are left out.
     """
     edge = images.shape[-1]
-    matrix = dct_matrix(edge).to(images.device)
+    matrix = dct_matrix(edge, images.device)
     power = (matrix @ images.double() @ matrix.T).square().mean(dim=(0, 1))
     index = torch.arange(edge, dtype=torch.float64, device=images.device)
     radius = (index.square().unsqueeze(1) + index.square()).sqrt().round().long().flatten()

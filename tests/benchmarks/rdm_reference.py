@@ -1,6 +1,6 @@
 """The definitions of spec/RDM.md, written out plainly: what the benchmarks measure against.
 
-Transforms by FFT per tile, block noise by s^2 rolls, sums promoted to float64, samplers in DCT space.
+Transforms by FFT per tile, block noise by s^2 rolls, sums in float64, samplers in DCT space.
 """
 
 from __future__ import annotations
