@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands.add_parser("pack", help="write a source of images as shards"))
     _add_info(commands.add_parser("info", help="describe a packed set"))
     _add_check(commands.add_parser("check", help="read a whole set and find any damage"))
+    beton = commands.add_parser("beton", help="write FFCV's file of a set beside its shards")
+    beton.add_argument("path", type=Path, help="folder of the set")
+    beton.add_argument("--keep-jpeg", action="store_true", help="smaller, but decoded inexactly")
+    beton.set_defaults(command=_beton)
     _add_preview(commands.add_parser("preview", help="write a contact sheet of a set"))
     _add_bench(commands.add_parser("bench", help="measure how fast a set is delivered"))
     return parser
@@ -90,6 +94,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         help="write only share I of N, from 0 (a Slurm array task); --finish joins them",
     )
     parser.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
+    parser.add_argument("--beton", action="store_true", help="write FFCV's file too")
     parser.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
     parser.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
     parser.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
@@ -124,7 +129,13 @@ def _pack(arguments: argparse.Namespace) -> None:
         packer.pack_share(arguments.shard)
         print(f"share {arguments.shard.number} of {arguments.shard.count} is written")
         return
-    for folder, manifest in (packer.finish() if arguments.finish else packer.pack()).items():
+    sets = packer.finish() if arguments.finish else packer.pack()
+    if arguments.beton:
+        from data_pipelines.beton import write_beton
+
+        for folder in sets:
+            write_beton(folder)
+    for folder, manifest in sets.items():
         print(_summary(folder, manifest))
 
 
@@ -199,6 +210,13 @@ def _check(arguments: argparse.Namespace) -> None:
         mean, std = (values.round(2).tolist() for values in report.mean_and_std())
         print(f"mean {mean}, standard deviation {std} of 0..255")
     print("whole: every byte is as packed")
+
+
+def _beton(arguments: argparse.Namespace) -> None:
+    from data_pipelines.beton import BETON, write_beton
+
+    write_beton(arguments.path, keep_jpeg=arguments.keep_jpeg)
+    print(f"{arguments.path / BETON}: {(arguments.path / BETON).stat().st_size / 1e6:.1f} MB")
 
 
 def _add_preview(parser: argparse.ArgumentParser) -> None:

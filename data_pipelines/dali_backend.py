@@ -154,7 +154,7 @@ class _Feed:
     """Encoded batches in order for DALI, with their labels kept until the pixels come out."""
 
     def __init__(
-        self, reader: SampleReader, config: DataConfig, positions: Callable[[int], range]
+        self, reader: SampleReader[bytes], config: DataConfig, positions: Callable[[int], range]
     ) -> None:
         self.labels: dict[int, list[int]] = {}
         self.failure: Exception | None = None

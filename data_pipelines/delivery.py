@@ -11,7 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor
 from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import DataConfig, ImageBatch
-from data_pipelines.shards import ShardedImages
 
 T = TypeVar("T")
+Stored = TypeVar("Stored")
+Stored_co = TypeVar("Stored_co", covariant=True)
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +32,21 @@ class TooManyCorrupt(RuntimeError):  # noqa: N818 (reads better where it is rais
     """More samples of the set are damaged than `max_corrupt` allows."""
 
 
-class SampleReader:
+class Samples(Protocol[Stored_co]):
+    """Samples by number, checked when they are read."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Stored_co, int | None]:
+        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
+
+    def locate(self, index: int) -> str:
+        """Return where a sample lies, for messages."""
+
+
+class SampleReader(Generic[Stored]):
     """Maps global positions to samples; a damaged sample is replaced by the next one of the order.
 
     Which sample stands in depends on the position and on the files alone, so it is the same on any
@@ -45,7 +61,7 @@ class SampleReader:
         corrupt: Reason by sample index of all damaged samples met so far.
     """
 
-    def __init__(self, images: ShardedImages, order: SampleOrder, max_corrupt: float) -> None:
+    def __init__(self, images: Samples[Stored], order: SampleOrder, max_corrupt: float) -> None:
         self.images = images
         self.order = order
         self.corrupt: dict[int, str] = {}
@@ -53,7 +69,7 @@ class SampleReader:
         self._max_corrupt = max_corrupt
         self._lock = threading.Lock()
 
-    def load(self, positions: range, convert: Callable[[bytes], T]) -> tuple[list[T], list[int]]:
+    def load(self, positions: range, convert: Callable[[Stored], T]) -> tuple[list[T], list[int]]:
         """Return the converted bytes and the labels (-1: none) of the samples at `positions`.
 
         Raises:
@@ -66,7 +82,7 @@ class SampleReader:
         ]
         return [item for item, _ in loaded], [label for _, label in loaded]
 
-    def _load_one(self, position: int, index: int, convert: Callable[[bytes], T]) -> tuple[T, int]:
+    def _load_one(self, position: int, index: int, convert: Callable[[Stored], T]) -> tuple[T, int]:
         for candidate in itertools.count(position + 1):
             try:
                 encoded, label = self.images.read(index)

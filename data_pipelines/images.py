@@ -77,7 +77,11 @@ def resize_square(square: Pixels, resolution: int) -> Pixels:
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, quality: int) -> bytes:
-    """Encode RGB pixels; `quality` (1..95) is for JPEG only, PNG and WebP are lossless."""
+    """Encode RGB pixels; PNG and WebP are lossless.
+
+    JPEG (of `quality` 1..95) keeps colour at full resolution: a generator would learn the blur of
+    subsampled colour, and decoders differ in how they enlarge it.
+    """
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     if image_format == "png":
@@ -85,5 +89,5 @@ def encode(pixels: Pixels, image_format: ImageFormat, quality: int) -> bytes:
     elif image_format == "webp":
         image.save(buffer, "WEBP", lossless=True, quality=50, method=2)
     else:
-        image.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
     return buffer.getvalue()

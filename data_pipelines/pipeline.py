@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipelines.manifest import Manifest, read_manifest
 
-Backend = Literal["dali", "webdataset", "synthetic"]
+Backend = Literal["dali", "webdataset", "ffcv", "synthetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class DataConfig:
     Attributes:
         path: Folder of packed shards (`python -m data_pipelines pack`); ignored by `synthetic`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
-            same shards), or `synthetic` (generated images, for tests and dry runs).
+            same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
+            and dry runs).
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
             divides are reduced by box averaging.
         flip: Mirror each visit of an image horizontally with probability 1/2.
@@ -143,6 +144,10 @@ def _backend_class(backend: str) -> Callable[..., ImagePipeline]:
         from data_pipelines.webdataset_backend import WebDatasetPipeline
 
         return WebDatasetPipeline
+    if backend == "ffcv":
+        from data_pipelines.ffcv_backend import FfcvPipeline
+
+        return FfcvPipeline
     from data_pipelines.synthetic import SyntheticPipeline
 
     return SyntheticPipeline

@@ -79,11 +79,11 @@ def test_bench_measures_every_backend(dataset: Path, capsys: Capture) -> None:
     assert main(["bench", str(dataset), "--seconds", "0.05", "--batch-size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("bare Pillow")
-    assert [line.split()[0].rstrip(":") for line in lines[1:]] == ["dali", "webdataset"]
+    assert [line.split()[0].rstrip(":") for line in lines[1:]] == ["dali", "webdataset", "ffcv"]
     rates = list(
         measure_all(dataset, resolution=16, batch_size=8, workers=1, seconds=0.05, device="cpu")
     )
-    assert len(rates) == 3
+    assert len(rates) == 4
 
 
 def test_number_of_classes(dataset: Path, capsys: Capture) -> None:

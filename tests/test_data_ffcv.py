@@ -1,0 +1,100 @@
+"""The FFCV backend and its file; compiling takes seconds per pipeline, so there are few of them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.__main__ import main
+from data_pipelines.beton import BETON, write_beton
+from data_pipelines.manifest import DatasetError
+from data_pipelines.order import SampleOrder
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from tests.data_sets import packed_folder, write_class_folders
+
+pytest.importorskip("ffcv", reason="FFCV is optional: it needs libturbojpeg and OpenCV")
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:numba", "ignore::Warning:ffcv")
+
+
+def packed(path: Path, image_format: str = "png") -> Path:
+    packed_folder(write_class_folders(path / "source"), path / "set", image_format=image_format)
+    write_beton(path / "set")
+    return path / "set"
+
+
+def delivered(
+    path: Path, backend: str, share: Share, start: int, count: int, **settings: object
+) -> list[ImageBatch]:
+    config = DataConfig(
+        path=str(path), backend=backend, **{"resolution": 32, "flip": True, **settings}
+    )
+    pipeline = build_pipeline(config, seed=5, share=share)
+    batches = pipeline.batches(start)
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        batches.close()
+        pipeline.close()
+
+
+def test_lossless_batches_equal_those_of_the_shards(tmp_path: Path) -> None:
+    """Two ranks, resumed at 48, over the end of the first epoch, box-averaged to 16 pixels."""
+    path = packed(tmp_path)
+    for rank in range(2):
+        arguments = (Share(rank, 2, 4), 48, 4)
+        ours = delivered(path, "ffcv", *arguments, resolution=16)
+        theirs = delivered(path, "webdataset", *arguments, resolution=16)
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert one.positions == other.positions
+
+
+@pytest.mark.parametrize(("keep_jpeg", "mean_error"), [(False, 0), (True, 4)])
+def test_jpeg_batches_agree_and_damage_is_replaced(
+    tmp_path: Path, keep_jpeg: bool, mean_error: float
+) -> None:
+    path = packed(tmp_path, "jpeg")
+    write_beton(path, keep_jpeg=keep_jpeg)
+    index = int(SampleOrder(60, 5).samples(np.array([2]))[0])
+    rows = np.load(path / "set.beton.npy")
+    with open(path / BETON, "r+b") as file:
+        file.seek(int(rows[index]["offset"]) + 50)
+        file.write(b"damage")
+    (batch,) = delivered(path, "ffcv", Share(0, 1, 8), 0, 1, flip=False)
+    (whole,) = delivered(path, "webdataset", Share(0, 1, 8), 0, 1, flip=False)
+    want = whole.images[[0, 1, 3, 3, 4, 5, 6, 7]]
+    assert (batch.images.int() - want.int()).abs().float().mean() <= mean_error
+
+
+def test_beton_is_deterministic_and_readable_by_ffcv(tmp_path: Path) -> None:
+    from ffcv.reader import Reader
+
+    path = packed(tmp_path)
+    content = (path / BETON).read_bytes()
+    assert main(["beton", str(path)]) == 0
+    (path / "set.beton.json").unlink()
+    write_beton(path)
+    assert (path / BETON).read_bytes() == content
+    reader = Reader(str(path / BETON))
+    assert (reader.num_samples, reader.field_names) == (60, ["image", "label"])
+    assert reader.metadata["f1"].tolist() == [n // 20 for n in range(60)]
+
+
+def test_unfit_betons_are_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "one")
+    config = DataConfig(path=str(path), backend="ffcv", resolution=32)
+    other = tmp_path / "other"
+    packed_folder(write_class_folders(tmp_path / "s", per_class=5), other, resolution=16)
+    write_beton(other)
+    for name in (BETON, "set.beton.json", "set.beton.npy"):
+        (path / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(DatasetError, match="was written from another set"):
+        build_pipeline(config, seed=0, share=Share(0, 1, 4))
+    (path / "set.beton.json").unlink()
+    with pytest.raises(DatasetError, match=r"no whole set\.beton; write it with"):
+        build_pipeline(config, seed=0, share=Share(0, 1, 4))
