@@ -1,4 +1,4 @@
-"""Command line: `python -m evaluation sample | reference | run | table`.
+"""Command line of the evaluation: samples, references, results.
 
 Under torchrun (or Slurm) the same commands share their work over all ranks.
 """
@@ -8,38 +8,39 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from dist_train.distributed import World, init_world
-from dist_train.launch import launch_ranks, should_launch
-from dist_train.preemption import stop_with_launcher
-from evaluation.detectors import DETECTORS, DetectorConfig
+from evaluation.compare import format_comparison, write_plots
+from evaluation.detector_kinds import DETECTORS, build_detector
+from evaluation.detectors import DetectorConfig
+from evaluation.export import export
+from evaluation.formats import read_statistics
 from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds, write_samples
 from evaluation.grid import make_grid, write_image
 from evaluation.images import open_images
+from evaluation.inception_weights import convert_inception
+from evaluation.options import parse
 from evaluation.postprocess import PostProcess
-from evaluation.reference import make_reference
-from evaluation.run import Evaluation, evaluate, read_result
+from evaluation.protocols import PROTOCOLS, Protocol, find_protocol
+from evaluation.reference import make_reference, read_reference, write_reference
+from evaluation.results import find_results
+from evaluation.run import Evaluation, evaluate
 from evaluation.table import format_table
 from models.snapshot import Snapshot, read_snapshot
 
 TIMEOUT = timedelta(hours=2)
-GRID_IMAGES = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 after one line about what was wrong."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     try:
-        if should_launch(args.ranks):
-            return launch_ranks("evaluation", argv, args.ranks)
-        stop_with_launcher()
-        args.command(args)
+        COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         prefix = "" if rank == "0" else f"rank {rank}: "
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sample_command(args: argparse.Namespace) -> None:
     """Write samples as image files, and a grid picture."""
-    paths, overrides = split_overrides(args.snapshots)
+    paths, overrides = split_overrides(args.source)
     snapshots = read_snapshots(paths, overrides)
     plan = _plan(args)
     world = init_world(TIMEOUT)
@@ -67,9 +68,11 @@ def reference_command(args: argparse.Namespace) -> None:
     images = open_images(args.images)
     config = _detector(args)
     world = init_world(TIMEOUT)
+    detector = build_detector(config, world.device)
+    taps = args.taps.split(",") if args.taps else DETECTORS[config.name].reference_taps
     made = make_reference(
         images,
-        config.build(world.device),
+        detector.with_taps(taps),
         args.out,
         world,
         num_features=args.features,
@@ -81,31 +84,105 @@ def reference_command(args: argparse.Namespace) -> None:
 
 def run_command(args: argparse.Namespace) -> None:
     """Evaluate snapshots or images against a reference."""
-    paths, overrides = split_overrides(args.source)
-    are_snapshots = all(is_snapshot(path) for path in paths)
-    if not are_snapshots and len(paths) != 1:
-        raise ValueError("give snapshots (a relay's stages in order) or one set of images")
-    config = Evaluation(
-        out=args.out,
-        reference=args.reference,
-        snapshots=read_snapshots(paths, overrides) if are_snapshots else (),
-        images=None if are_snapshots else paths[0],
-        plan=_plan(args) if are_snapshots else None,
-        keep_images=args.keep_images,
-        detector=_detector(args),
-        metrics=tuple(args.metrics.split(",")) if args.metrics else (),
-        batch_size=args.batch_size,
-        title=args.title,
-    )
+    protocol = find_protocol(args.protocol) if args.protocol else None
+    repeats = protocol.repeats if protocol and not args.seeds else 1
     world = init_world(TIMEOUT)
-    result = evaluate(config, world)
-    _say(world, f"{args.out}\n{format_table([result])}")
+    results = [
+        evaluate(_evaluation(args, protocol, repeat if repeats > 1 else None), world)
+        for repeat in range(repeats)
+    ]
+    _say(world, f"{args.out}\n{format_table(results)}")
     world.close()
 
 
 def table_command(args: argparse.Namespace) -> None:
     """Print results side by side."""
-    print(format_table([read_result(path) for path in args.results]))
+    print(format_table(find_results(args.results)))
+
+
+def compare_command(args: argparse.Namespace) -> None:
+    """Print and plot results over images seen, NFE and eta."""
+    results = find_results(args.runs)
+    print(format_comparison(results))
+    if args.plots:
+        for path in write_plots(results, args.plots):
+            print(path)
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Write our statistics as a file of another tool."""
+    export(read_reference(args.reference), args.out, args.format)
+    print(f"{args.out}: {args.format}")
+
+
+def import_command(args: argparse.Namespace) -> None:
+    """Convert another tool's statistics file to ours."""
+    pipeline = args.pipeline or DETECTORS[args.detector].pipelines[0]
+    features = read_statistics(args.statistics, {"name": args.detector, "pipeline": pipeline})
+    write_reference(args.out, features, args.features)
+    print(f"{args.out}: {', '.join(features.gaussians)}; taken to be of the pipeline {pipeline}")
+
+
+def convert_command(args: argparse.Namespace) -> None:
+    """Convert Inception weights to safetensors."""
+    digest = convert_inception(args.weights, args.out, args.sha256)
+    print(f"{args.out}: 472 tensors, sha256 of the tensors {digest}")
+
+
+def protocols_command(args: argparse.Namespace) -> None:
+    """List the protocols."""
+    del args
+    for protocol in PROTOCOLS.values():
+        metrics = ", ".join(protocol.metrics)
+        print(
+            f"{protocol.name}: {protocol.num_samples} samples from seed {protocol.first_seed},"
+            f" {protocol.detector}/{protocol.pipeline}, {protocol.post.codec}, {metrics};"
+            f" reference: {protocol.reference}"
+        )
+
+
+def _evaluation(
+    args: argparse.Namespace, protocol: Protocol | None, repeat: int | None
+) -> Evaluation:
+    """Return what `run` is asked for; options win over the protocol's settings."""
+    paths, overrides = split_overrides(args.source)
+    are_snapshots = all(is_snapshot(path) for path in paths)
+    if not are_snapshots and (len(paths) != 1 or overrides):
+        raise ValueError("give snapshots (a relay's stages in order) or one set of images")
+    out: Path = args.out if repeat is None else args.out.with_stem(f"{args.out.stem}-{repeat}")
+    return Evaluation(
+        out=out,
+        reference=args.reference,
+        snapshots=read_snapshots(paths, overrides) if are_snapshots else (),
+        images=None if are_snapshots else paths[0],
+        plan=_plan(args, protocol, repeat or 0) if are_snapshots else None,
+        keep_images=args.keep_images,
+        detector=_detector(args, protocol),
+        metrics=tuple(args.metrics.split(",")) if args.metrics else _metrics(protocol),
+        protocol=protocol,
+        bootstrap=args.bootstrap,
+        batch_size=args.batch_size,
+        reference_pipeline=args.reference_pipeline or (protocol.pipeline if protocol else ""),
+        num_features=args.features,
+        title=args.title,
+    )
+
+
+def _metrics(protocol: Protocol | None) -> tuple[str, ...]:
+    return protocol.metrics if protocol else ()
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "sample": sample_command,
+    "reference": reference_command,
+    "run": run_command,
+    "table": table_command,
+    "compare": compare_command,
+    "protocols": protocols_command,
+    "export": export_command,
+    "import": import_command,
+    "convert": convert_command,
+}
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -137,87 +214,26 @@ def is_snapshot(path: Path) -> bool:
     return (path / "snapshot.json").exists() or (path / "snapshots").is_dir()
 
 
-def _plan(args: argparse.Namespace) -> SamplePlan:
+def _plan(
+    args: argparse.Namespace, protocol: Protocol | None = None, repeat: int = 0
+) -> SamplePlan:
+    """Return which samples are drawn; a protocol decides what no option does."""
+    if protocol is not None:
+        seeds = parse_seeds(args.seeds) if args.seeds else protocol.seeds(repeat)
+        return SamplePlan(seeds, args.labels, args.batch_size, protocol.post)
     post = PostProcess(args.quantisation, args.retouch, args.codec)
-    return SamplePlan(parse_seeds(args.seeds), args.labels, args.batch_size, post)
+    return SamplePlan(parse_seeds(args.seeds or "0-49999"), args.labels, args.batch_size, post)
 
 
-def _detector(args: argparse.Namespace) -> DetectorConfig:
-    return DetectorConfig(args.detector, args.weights, args.pipeline, args.compile)
+def _detector(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:
+    name = protocol.detector if protocol else args.detector
+    pipeline = args.pipeline or (protocol.pipeline if protocol else "")
+    return DetectorConfig(name, args.weights, pipeline, args.weights_sha256, args.compile)
 
 
 def _say(world: World, text: str) -> None:
     if world.rank == 0:
         print(text, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_sample(commands.add_parser("sample", help="write samples as image files"))
-    _add_reference(commands.add_parser("reference", help="compute reference statistics"))
-    _add_run(commands.add_parser("run", help="evaluate snapshots or images"))
-    table = commands.add_parser("table", help="print results side by side")
-    table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    table.set_defaults(command=table_command, ranks=None)
-    return parser
-
-
-def _add_sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("snapshots", nargs="+", metavar="SNAPSHOT|key=value")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--grid", type=Path, help="also write a grid picture of the first images")
-    parser.add_argument("--grid-images", type=int, default=GRID_IMAGES, help="images in the grid")
-    parser.add_argument("--grid-upscale", type=int, default=1, help="whole factor of enlargement")
-    _add_sampling(parser, "0-63")
-    parser.set_defaults(command=sample_command)
-
-
-def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="packed set, folder, zip, tar or npz of images")
-    parser.add_argument("out", type=Path, metavar="OUT.npz")
-    parser.add_argument(
-        "--features", type=int, default=10_000, help="images whose features are stored"
-    )
-    parser.add_argument("--batch-size", type=int, default=64)
-    _add_ranks(parser)
-    _add_detector(parser)
-    parser.set_defaults(command=reference_command)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
-    parser.add_argument("--reference", type=Path, required=True, help="statistics file, or images")
-    parser.add_argument("--out", type=Path, required=True, metavar="RESULT.json")
-    parser.add_argument("--title", default="", help="name in tables")
-    parser.add_argument("--metrics", default="", help="e.g. fd:block4,fd:head")
-    parser.add_argument("--keep-images", type=Path, help="keep generated images in this folder")
-    _add_sampling(parser, "0-49999")
-    _add_detector(parser)
-    parser.set_defaults(command=run_command)
-
-
-def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
-    parser.add_argument("--seeds", default=seeds, help=f"one per image (default {seeds})")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
-    parser.add_argument("--labels", choices=("balanced", "random"), default="balanced")
-    parser.add_argument(
-        "--retouch", choices=("none", "rdm_imagenet", "rdm_celebahq"), default="none"
-    )
-    parser.add_argument("--quantisation", choices=("edm", "adm"), default="edm")
-    parser.add_argument("--codec", choices=("png", "jpeg"), default="png")
-    _add_ranks(parser)
-
-
-def _add_ranks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
-
-
-def _add_detector(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--detector", choices=tuple(DETECTORS), default="effnet_lite0")
-    parser.add_argument("--weights", default="", help="weights file of the detector")
-    parser.add_argument("--pipeline", default="", help="input pipeline, if not the usual one")
-    parser.add_argument("--compile", action="store_true", help="compile the detector's network")
 
 
 if __name__ == "__main__":

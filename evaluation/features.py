@@ -7,6 +7,7 @@ another number of ranks changes nothing. No collective runs inside the loop.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def extract(
         ValueError: An image cannot be decoded, or a feature is not finite; the job fails.
     """
     source = world.broadcast_object(images.identity if world.rank == 0 else None)
-    name = short_hash([source["digest"], detector.identity, batch_size])
+    name = short_hash([source["digest"], detector.identity, list(detector.widths), batch_size])
     store: BatchStore | MomentStore
     if len(images) > STREAMING_IMAGES:
         selected = evenly_spread(len(images), num_kept)
@@ -60,7 +61,8 @@ def extract(
     else:
         store = BatchStore(folder / f"features-{name}", detector.widths)
     _fill(store, images, detector, world, batch_size, title)
-    return store.collect(len(images), {"images": source, "detector": detector.identity})
+    features = store.collect(len(images), {"images": source, "detector": detector.identity})
+    return dataclasses.replace(features, labels=images.labels(features.selected))
 
 
 def _fill(

@@ -9,12 +9,22 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evaluation.effnet import EfficientNetLite0, InvertedResidual
+from evaluation.inception import ConvUnit, FidInception
 
 
 def fold(module: nn.Module, conv: str, norm: str) -> None:
     """Replace the module's convolution by one that includes the norm, and the norm by identity."""
     setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
     setattr(module, norm, nn.Identity())
+
+
+def fold_inception(network: FidInception) -> FidInception:
+    """Fold all norms of the FID Inception in place and return it, in eval mode."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, ConvUnit):
+            fold(module, "conv", "bn")
+    return network
 
 
 def fold_effnet(network: EfficientNetLite0) -> EfficientNetLite0:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dist_train.distributed import World
 from evaluation.features import short_hash
 from evaluation.grid import encode_image, write_bytes
-from evaluation.images import decode_image
+from evaluation.images import Labels, decode_image
 from evaluation.postprocess import QUANTISATIONS, PostProcess
 from evaluation.progress import Progress
 from models.config_io import to_json
@@ -71,6 +71,9 @@ class GeneratedImages:
         snapshots: The model, or a relay's stages in order.
         plan: Which samples.
         device: Where to sample.
+
+    Attributes:
+        seconds: Time that this process has spent on sampling.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class GeneratedImages:
     ) -> None:
         self.snapshots, self.plan, self.device = snapshots, plan, torch.device(device)
         self._sampler: Sampler | None = None
+        self.seconds = 0.0
 
     @property
     def sampler(self) -> Sampler:
@@ -105,18 +109,32 @@ class GeneratedImages:
     def __len__(self) -> int:
         return len(self.plan.seeds)
 
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image, over all stages."""
+        return sum(self.sampler.nfe.values())
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], None for unconditional models."""
+        seeds = [self.plan.seeds[i] for i in indices]
+        labels = self.plan.labels_of(seeds, self.sampler.label_dim)
+        return None if labels is None else labels.numpy()
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 [B, 3, H, W] on the CPU, post-processed."""
         return self.plan.post.apply(self.draw(indices))
 
     def draw(self, indices: Sequence[int]) -> Tensor:
         """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU."""
+        started = time.monotonic()
         seeds = [self.plan.seeds[i] for i in indices]
         missing = self.plan.batch_size - len(seeds)
         filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
         labels = self.plan.labels_of(filled, self.sampler.label_dim)
         to_uint8 = QUANTISATIONS[self.plan.post.quantisation]
-        return sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
+        images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
+        self.seconds += time.monotonic() - started
+        return images
 
 
 class KeptImages:
@@ -125,9 +143,14 @@ class KeptImages:
     def __init__(self, generated: GeneratedImages, folder: Path) -> None:
         self._generated, self.folder = generated, folder
         self.identity = generated.identity
+        self.nfe = generated.nfe
 
     def __len__(self) -> int:
         return len(self._generated)
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], None for unconditional models."""
+        return self._generated.labels(indices)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices; afterwards their files exist."""
@@ -226,6 +249,7 @@ def _made_by(identity: dict[str, Any]) -> dict[str, Any]:
 def _write_manifest(kept: KeptImages, folder: Path, *, complete: bool, seconds: float) -> None:
     document = {
         "identity": kept.identity,
+        "nfe": kept.nfe,
         "complete": complete,
         "seconds": round(seconds, 3),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

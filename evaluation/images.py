@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from evaluation.arrays import NpzArray
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 TAR_SUFFIXES = {".tar", ".tgz"}
+Labels = NDArray[np.int64]
 PLAIN_MODES = {"RGB", "L", "1"}
 
 
@@ -38,6 +40,9 @@ class ImageSet(Protocol):
         """What it is: kind, path, number and digest; goes into every file made from it."""
 
     def __len__(self) -> int: ...
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], or None if they are not known."""
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W] on the CPU.
@@ -158,6 +163,11 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.members)
 
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return None: plain files have no classes that a folder's name would prove."""
+        del indices
+        return None
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
         return torch.stack([self._decode(self.members[i]) for i in indices])
@@ -190,6 +200,11 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self._images)
 
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], or None in an unlabelled set."""
+        labels = [self._images.label(i) for i in indices]
+        return None if None in labels else np.array(labels, np.int64)
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
         return torch.stack([torch.as_tensor(self._images.decode(i)) for i in indices])
@@ -214,6 +229,11 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return self._array.shape[0]
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return None: what `arr_1` means differs from file to file."""
+        del indices
+        return None
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.folding import fold
-
 INPUT_SIZE = 299
 SPATIAL_CHANNELS = 7
 TAPS = {
@@ -242,12 +240,3 @@ MEAN_TAPS = {
     "Mixed_6e": "768",
     "Mixed_7c": "pool",
 }
-
-
-def fold_inception(network: FidInception) -> FidInception:
-    """Fold all batch norms in place and return the network, in eval mode."""
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, ConvUnit):
-            fold(module, "conv", "bn")
-    return network

@@ -1,4 +1,4 @@
-"""The metrics by name: what each needs, and how its value is called in results.
+"""The metrics by name: what each computes, and how its value is called in results.
 
 A metric is asked for as `kind` or `kind:tap`, e.g. `fd:block4`. Values are named by what they are:
 `fid` only for the pool features of the FID Inception, else by extractor and tap.
@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dist_train.distributed import World
-from evaluation.frechet import frechet
-from evaluation.statistics import FeatureSet
+from evaluation.bootstrap import interval
+from evaluation.frechet import frechet, frechet_distance, frechet_infinity
+from evaluation.half_precision import adm_distance, half_precision_recall, stylegan_distance
+from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
+from evaluation.kernel_distance import cmmd, kid, kid_subsets
+from evaluation.per_class import per_class_distances
+from evaluation.precision_recall import manifold_scores
+from evaluation.sliced import mind
+from evaluation.statistics import FeatureSet, FloatArray, gaussian_of
 
 Values = dict[str, float]
+Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
 
 
 @dataclass(frozen=True)
@@ -35,19 +43,48 @@ class MetricRequest:
         known = FIELD_NAMES.get((detector, self.kind, self.tap))
         return known or f"{self.kind}_{detector}_{self.tap}"
 
-    def compute(self, gen: FeatureSet, ref: FeatureSet, world: World) -> dict[str, Any]:
-        """Return values, sizes and time. All ranks must call it; all get the result."""
+    def compute(
+        self, gen: FeatureSet, ref: FeatureSet, world: World, bootstrap: int = 0
+    ) -> dict[str, Any]:
+        """Return values, sizes and time. All ranks must call it; all get the result.
+
+        Args:
+            gen: Generated set.
+            ref: Reference set.
+            world: The ranks.
+            bootstrap: Resamples for a 95 % interval of the first value, 0 for none; only for
+                metrics of RESAMPLED.
+        """
         started = time.monotonic()
         values = KINDS[self.kind](gen, ref, self.tap, world)
-        n_ref = ref.n
-        seconds = round(time.monotonic() - started, 3)
-        return {
+        result: dict[str, Any] = {
             "values": values,
             "tap": self.tap,
             "n_gen": gen.n,
-            "n_ref": n_ref,
-            "seconds": seconds,
+            "n_ref": self.reference_size(ref),
         }
+        if bootstrap and self.kind in RESAMPLED:
+            result["interval95"] = self._interval(gen, ref, world, bootstrap, values)
+        return result | {"seconds": round(time.monotonic() - started, 3)}
+
+    def reference_size(self, ref: FeatureSet) -> int | None:
+        """Return how many reference images the value rests on (None: the file does not tell)."""
+        if self.kind in FROM_MOMENTS:
+            return ref.gaussians[self.tap].n if self.tap in ref.gaussians else None
+        return len(ref.features[self.tap]) if self.tap in ref.features else None
+
+    def _interval(
+        self, gen: FeatureSet, ref: FeatureSet, world: World, count: int, values: Values
+    ) -> list[float]:
+        statistic = RESAMPLED[self.kind]
+        bounds = interval(
+            lambda rows: statistic(rows, ref, self.tap),
+            gen.rows(self.tap),
+            next(iter(values.values())),
+            count=count,
+            world=world,
+        )
+        return list(bounds)
 
 
 def parse_request(text: str, taps: list[str]) -> MetricRequest:
@@ -65,23 +102,143 @@ def parse_request(text: str, taps: list[str]) -> MetricRequest:
     return MetricRequest(kind, tap)
 
 
+def _on_rank_0(compute: Callable[[], Values], world: World) -> Values:
+    values: Values = world.broadcast_object(compute() if world.rank == 0 else None)
+    return values
+
+
 def _fd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    value = frechet(gen, ref, tap) if world.rank == 0 else None
-    return {"distance": world.broadcast_object(value)}
+    return _on_rank_0(lambda: {"distance": frechet(gen, ref, tap)}, world)
 
 
-Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
+def _fd_biased(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    a, b = gen.gaussian(tap).biased(), ref.gaussian(tap).biased()
+    return _on_rank_0(lambda: {"distance": frechet_distance(a, b)}, world)
+
+
+def _fd_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    rows, gaussian = gen.rows(tap), ref.gaussian(tap)
+    start = min(5000, max(len(rows) // 10, 2))
+
+    def compute() -> Values:
+        intercept, slope = frechet_infinity(rows, gaussian, start=start)
+        return {"distance": intercept, "slope": slope}
+
+    return _on_rank_0(compute, world)
+
+
+def _is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref, world
+    scores = split_scores(gen.rows(tap), contiguous_splits(gen.n))
+    return {"score": float(scores.mean()), "std": float(scores.std())}
+
+
+def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref, world
+    return {"score": float(split_scores(gen.rows(tap), chunk_splits(gen.n)).mean())}
+
+
+def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    scores = manifold_scores(gen.rows(tap), ref.rows(tap), 3, world)
+    return {"precision": scores.precision, "recall": scores.recall}
+
+
+def _prdc(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return asdict(manifold_scores(gen.rows(tap), ref.rows(tap), 5, world))
+
+
+def _pr_half(distance: Callable[..., Any]) -> Compute:
+    def compute(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+        x, y = gen.rows(tap), ref.rows(tap)
+        names = ("precision", "recall")
+        return _on_rank_0(
+            lambda: dict(zip(names, half_precision_recall(x, y, 3, distance), strict=True)), world
+        )
+
+    return compute
+
+
+def _kid(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return {"distance": kid(gen.rows(tap), ref.rows(tap), world)}
+
+
+def _kid_subsets(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    x, y = gen.rows(tap), ref.rows(tap)
+
+    def compute() -> Values:
+        values = kid_subsets(x, y, size=1000, cut_size=True)
+        return {"distance": float(values.mean()), "std": float(values.std())}
+
+    return _on_rank_0(compute, world)
+
+
+def _cmmd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return {"distance": cmmd(gen.rows(tap), ref.rows(tap), world)}
+
+
+def _mind(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return _on_rank_0(lambda: {"distance": mind(gen.rows(tap), ref.rows(tap))}, world)
+
+
+def _fd_per_class(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return _on_rank_0(lambda: per_class_distances(gen, ref, tap), world)
+
 
 KINDS: dict[str, Compute] = {
     "fd": _fd,
+    "fd_biased": _fd_biased,
+    "fd_inf": _fd_infinity,
+    "fd_per_class": _fd_per_class,
+    "is": _is,
+    "is_chunks": _is_chunks,
+    "pr": _pr,
+    "pr_adm": _pr_half(adm_distance),
+    "pr_stylegan": _pr_half(stylegan_distance),
+    "prdc": _prdc,
+    "kid": _kid,
+    "kid_subsets": _kid_subsets,
+    "cmmd": _cmmd,
+    "mind": _mind,
+}
+FROM_MOMENTS = {"fd", "fd_biased", "fd_inf"}
+"""Metrics that ask only for the reference's moments."""
+
+
+def _resampled_fd(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
+    return frechet_distance(gaussian_of(rows), ref.gaussian(tap))
+
+
+def _resampled_is(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
+    del ref, tap
+    return float(split_scores(rows, contiguous_splits(len(rows))).mean())
+
+
+def _resampled_kid(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
+    return kid(rows, ref.rows(tap))
+
+
+RESAMPLED: dict[str, Callable[[FloatArray, FeatureSet, str], float]] = {
+    "fd": _resampled_fd,
+    "is": _resampled_is,
+    "kid": _resampled_kid,
 }
 
 FIELD_NAMES = {
     ("inception", "fd", "pool"): "fid",
+    ("inception", "fd_biased", "pool"): "fid_biased",
+    ("inception", "fd_inf", "pool"): "fid_inf",
     ("inception", "fd", "spatial"): "sfid",
+    ("inception", "is", "logits_unbiased"): "is",
+    ("inception", "is_chunks", "logits_unbiased"): "is_chunks",
+    ("inception", "is_chunks", "logits"): "is_chunks_biased_logits",
+    ("inception", "pr", "pool"): "pr",
+    ("inception", "pr_adm", "pool"): "pr_adm",
+    ("inception", "prdc", "pool"): "prdc",
+    ("inception", "kid", "pool"): "kid",
+    ("inception", "kid_subsets", "pool"): "kid_subsets",
     ("dinov2", "fd", "cls"): "fd_dinov2",
-}
-
-DEFAULT_METRICS = {
-    "effnet_lite0": ("fd:block4", "fd:block10", "fd:block15", "fd:head"),
+    ("dinov2", "fd_inf", "cls"): "fd_dinov2_inf",
+    ("dinov2", "prdc", "cls"): "prdc_dinov2",
+    ("clip", "cmmd", "embedding"): "cmmd",
+    ("vgg16", "pr_stylegan", "features"): "pr_vgg16_stylegan",
 }

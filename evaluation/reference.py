@@ -7,6 +7,7 @@ selected images, and a JSON string `meta` with the identity of images and detect
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from dist_train.distributed import World
-from evaluation.arrays import AnyArray, read_npz, write_npz
+from evaluation.arrays import AnyArray, npz_names, read_npz, write_npz
 from evaluation.detectors import Detector
 from evaluation.features import evenly_spread, extract, short_hash
+from evaluation.formats import read_statistics
 from evaluation.images import ImageSet, open_images
 from evaluation.statistics import FeatureSet, Gaussian
 
 FORMAT = "relaywave-statistics-1"
+STATISTICS_SUFFIXES = {".npz", ".npy", ".pkl", ".pt"}
 
 
 def write_reference(path: Path, features: FeatureSet, num_features: int) -> None:
@@ -35,6 +38,8 @@ def write_reference(path: Path, features: FeatureSet, num_features: int) -> None
         arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = gaussian.mu, gaussian.sigma
     for tap, values in features.features.items():
         arrays[f"features_{tap}"] = np.asarray(values[keep], np.float32)
+    if features.labels is not None:
+        arrays["labels"] = np.asarray(features.labels, np.int64)[keep]
     arrays["selected"] = np.array([features.selected[i] for i in keep], np.int64)
     arrays["meta"] = np.array(json.dumps(meta))
     write_npz(path, arrays)
@@ -63,7 +68,8 @@ def read_reference(path: Path) -> FeatureSet:
     prefix = "features_"
     features = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
     selected = arrays["selected"].tolist()
-    return FeatureSet(meta | {"source": str(path)}, n, gaussians, features, selected)
+    source = meta | {"source": str(path)}
+    return FeatureSet(source, n, gaussians, features, selected, arrays.get("labels"))
 
 
 def make_reference(
@@ -111,7 +117,8 @@ def cached_reference(
 ) -> FeatureSet:
     """Return the reference of a set of images, computed once per content and detector."""
     digest = world.broadcast_object(images.identity["digest"] if world.rank == 0 else None)
-    path = cache_folder() / f"{short_hash([digest, detector.identity, num_features])}.npz"
+    name = short_hash([digest, detector.identity, list(detector.widths), num_features])
+    path = cache_folder() / f"{name}.npz"
     make_reference(images, detector, path, world, num_features=num_features, batch_size=batch_size)
     return read_reference(path)
 
@@ -129,13 +136,41 @@ def load_reference(
     *,
     num_features: int = 10_000,
     batch_size: int = 64,
+    pipeline: str = "",
 ) -> FeatureSet:
-    """Return the reference that `path` names: a statistics file, or images (computed, cached)."""
-    if path.suffix == ".npz" and "meta" in read_npz(path, ["meta"]):
+    """Return the reference that `path` names: a statistics file, or images (computed, cached).
+
+    Args:
+        path: Our own or a foreign statistics file, or any set of images.
+        detector: The detector that features are compared by.
+        world: The ranks.
+        num_features: Features to keep of a reference that is computed.
+        batch_size: Images per forward pass.
+        pipeline: Pipeline that a foreign file was made by, if its name does not tell.
+
+    Raises:
+        ValueError: The file is of no known kind, or nobody says by which pipeline it was made.
+    """
+    names = npz_names(path) if path.suffix == ".npz" else set()
+    if "meta" in names:
         return read_reference(path)
-    return cached_reference(
+    if path.suffix not in STATISTICS_SUFFIXES or names == {"arr_0"}:
+        return cached_reference(
+            open_images(path), detector, world, num_features=num_features, batch_size=batch_size
+        )
+    if not pipeline:
+        raise ValueError(
+            f"{path} does not say how its images were resized; add --reference-pipeline"
+            f" (e.g. {detector.identity['pipeline']}) if you know"
+        )
+    made_by = {"name": detector.identity["name"], "pipeline": pipeline}
+    reference = read_statistics(path, made_by)
+    if "arr_0" not in names:
+        return reference
+    images = cached_reference(
         open_images(path), detector, world, num_features=num_features, batch_size=batch_size
     )
+    return dataclasses.replace(reference, features=images.features, selected=images.selected)
 
 
 def _is_same(path: Path, images: ImageSet, detector: Detector) -> bool:

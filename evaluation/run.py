@@ -6,22 +6,16 @@ command goes on after any interruption, on any number of ranks.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import torch
-
 from dist_train.distributed import World
+from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import Detector, DetectorConfig
-from evaluation.features import extract, short_hash
+from evaluation.features import extract
 from evaluation.generate import (
     GeneratedImages,
     SamplePlan,
@@ -29,14 +23,14 @@ from evaluation.generate import (
     read_manifest,
     write_samples,
 )
-from evaluation.grid import write_bytes
 from evaluation.images import ImageSet, open_images
-from evaluation.metrics import DEFAULT_METRICS, MetricRequest, parse_request
+from evaluation.metrics import MetricRequest, parse_request
+from evaluation.protocols import Protocol
 from evaluation.reference import load_reference
+from evaluation.results import Result, new_result, read_result, reused, write_result
 from evaluation.statistics import FeatureSet
 from models.snapshot import Snapshot
 
-FORMAT = "relaywave-result-1"
 LEAST_IMAGES = 2
 
 
@@ -53,7 +47,11 @@ class Evaluation:
         keep_images: Folder that generated samples are kept in, None to keep none.
         detector: The feature extractor.
         metrics: `kind` or `kind:tap`; empty takes the detector's defaults.
+        protocol: The protocol that the other settings came from, if any.
+        bootstrap: Resamples for confidence intervals, 0 for none.
         batch_size: Images per forward pass of the detector (generated images come in their own).
+        reference_pipeline: Pipeline of a foreign reference file that does not tell.
+        num_features: Features that are kept of a reference that is computed.
         title: Name in tables.
     """
 
@@ -65,25 +63,35 @@ class Evaluation:
     keep_images: Path | None = None
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     metrics: tuple[str, ...] = ()
+    protocol: Protocol | None = None
+    bootstrap: int = 0
     batch_size: int = 64
+    reference_pipeline: str = ""
+    num_features: int = 10_000
     title: str = ""
 
 
-def evaluate(config: Evaluation, world: World) -> dict[str, Any]:
+def evaluate(config: Evaluation, world: World) -> Result:
     """Compute the metrics that the result file lacks, write it and return its content.
 
     Raises:
         ValueError: The images, the detector and the reference do not fit together.
     """
-    detector = config.detector.build(world.device)
-    wanted = config.metrics or DEFAULT_METRICS[config.detector.name]
-    requests = [parse_request(text, list(detector.widths)) for text in wanted]
+    whole = build_detector(config.detector, world.device)
+    wanted = config.metrics or DETECTORS[config.detector.name].metrics
+    requests = [parse_request(text, list(whole.widths)) for text in wanted]
+    taps = list(dict.fromkeys(request.tap for request in requests))
     reference = load_reference(
-        config.reference, detector, world, num_features=10_000, batch_size=config.batch_size
+        config.reference,
+        whole.with_taps(DETECTORS[config.detector.name].reference_taps),
+        world,
+        num_features=config.num_features,
+        batch_size=config.batch_size,
+        pipeline=config.reference_pipeline,
     )
-    check_comparable(detector, reference)
+    check_comparable(whole, reference)
     with folder_lock(work_folder(config.out), world):
-        return _evaluate(config, detector, reference, requests, world)
+        return _evaluate(config, whole.with_taps(taps), reference, requests, world)
 
 
 def _evaluate(
@@ -92,25 +100,44 @@ def _evaluate(
     reference: FeatureSet,
     requests: Sequence[MetricRequest],
     world: World,
-) -> dict[str, Any]:
+) -> Result:
     images, batch_size = _open(config, world)
     if len(images) < LEAST_IMAGES:
         raise ValueError(f"{len(images)} image(s) are too few to evaluate; give at least 2")
-    result: dict[str, Any] = world.broadcast_object(
+    result: Result = world.broadcast_object(
         _start(config, images, detector, reference) if world.rank == 0 else None
     )
     names = {request.name(config.detector.name): request for request in requests}
     missing = {name: r for name, r in names.items() if name not in result["metrics"]}
     if missing:
-        started = time.monotonic()
-        features = extract(images, detector, work_folder(config.out), world, batch_size=batch_size)
-        result["seconds"]["features"] += round(time.monotonic() - started, 3)
+        features = _features(images, detector, batch_size, config, world, result)
         for name, request in missing.items():
-            result["metrics"][name] = request.compute(features, reference, world)
+            result["metrics"][name] = request.compute(features, reference, world, config.bootstrap)
             if world.rank == 0:
                 write_result(config.out, result)
     world.barrier()
     return result
+
+
+def _features(
+    images: ImageSet,
+    detector: Detector,
+    batch_size: int,
+    config: Evaluation,
+    world: World,
+    result: Result,
+) -> FeatureSet:
+    """Extract features and note in the result what it took."""
+    started = time.monotonic()
+    features = extract(images, detector, work_folder(config.out), world, batch_size=batch_size)
+    seconds = time.monotonic() - started
+    if isinstance(images, GeneratedImages):
+        sampling = max(world.gather_objects(images.seconds))
+        result["nfe"] = images.nfe
+        result["seconds"]["sampling"] = round((result["seconds"]["sampling"] or 0) + sampling, 3)
+        seconds -= sampling
+    result["seconds"]["features"] = round(result["seconds"]["features"] + seconds, 3)
+    return features
 
 
 def _open(config: Evaluation, world: World) -> tuple[ImageSet, int]:
@@ -126,98 +153,54 @@ def _open(config: Evaluation, world: World) -> tuple[ImageSet, int]:
 
 def _start(
     config: Evaluation, images: ImageSet, detector: Detector, reference: FeatureSet
-) -> dict[str, Any]:
-    """Return the result to fill: the one on disk if it is of the same inputs, else a new one."""
-    source = dict(images.identity)
-    manifest = read_manifest(config.images) if config.images and config.images.is_dir() else None
-    identity = {
-        "images": source["digest"],
-        "reference": reference_digest(reference),
-        "detector": detector.identity,
-    }
-    old = read_result(config.out) if config.out.exists() else None
-    if old and old["identity"] == short_hash(identity):
-        return old | {"title": config.title or old["title"]}
-    return {
-        "format": FORMAT,
-        "title": config.title or _default_title(config),
-        "identity": short_hash(identity),
-        "images": source,
-        "samples": manifest["identity"] if manifest else None,
-        "reference": reference.meta | {"n": reference.n, "digest": identity["reference"]},
-        "detector": detector.identity,
-        "metrics": {},
-        "seconds": {"generation": manifest["seconds"] if manifest else None, "features": 0.0},
-        "versions": versions(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+) -> Result:
+    """Return the result to fill: what the file on disk has of the same inputs, or a new one."""
+    folder = config.images or config.keep_images
+    result = new_result(
+        title=config.title or (config.images or config.snapshots[-1].path).name,
+        images=images.identity,
+        samples=read_manifest(folder) if folder and folder.is_dir() else None,
+        reference=reference,
+        detector=detector.identity,
+        protocol=_protocol_facts(config, images),
+    )
+    return reused(read_result(config.out), result) if config.out.exists() else result
 
 
-def _default_title(config: Evaluation) -> str:
-    path = config.images or config.snapshots[-1].path
-    return path.name
+def _protocol_facts(config: Evaluation, images: ImageSet) -> dict[str, Any] | None:
+    """Return the protocol, its published values, and in what this evaluation departs from it."""
+    protocol = config.protocol
+    if protocol is None:
+        return None
+    deviations = []
+    if len(images) != protocol.num_samples:
+        deviations.append(f"{len(images)} images instead of {protocol.num_samples}")
+    if config.images is not None:
+        deviations.append("images were given: seeds, labels and post-processing are not checked")
+    return asdict(protocol) | {"deviations": deviations}
 
 
 def check_comparable(detector: Detector, reference: FeatureSet) -> None:
     """Refuse a reference that another detector, pipeline or weights file made.
 
+    What a foreign file does not tell (its weights) cannot be checked.
+
     Raises:
         ValueError: They differ; says in what.
     """
-    theirs = reference.meta["detector"]
-    unlike = [k for k, v in detector.identity.items() if theirs.get(k) != v]
+    source, theirs = reference.meta.get("source", ""), reference.meta["detector"]
+    unlike = [k for k, v in detector.identity.items() if theirs.get(k, v) != v]
     if unlike:
-        differences = "; ".join(
-            f"{k} is {theirs.get(k)}, not {detector.identity[k]}" for k in unlike
-        )
-        raise ValueError(
-            f"the reference {reference.meta.get('source', '')} was made differently: {differences}"
-        )
+        differences = "; ".join(f"{k} is {theirs[k]}, not {detector.identity[k]}" for k in unlike)
+        raise ValueError(f"the reference {source} was made differently: {differences}")
     for tap, gaussian in reference.gaussians.items():
-        width = detector.widths.get(tap)
-        if width is not None and width != gaussian.dim:
+        if detector.widths.get(tap, gaussian.dim) != gaussian.dim:
             raise ValueError(
-                f"the reference {reference.meta.get('source', '')} has {gaussian.dim} features at"
-                f" tap {tap}, the detector gives {width}"
+                f"the reference {source} has {gaussian.dim} features at tap {tap}, the detector"
+                f" {detector.identity['name']} gives {detector.widths[tap]}"
             )
-
-
-def reference_digest(reference: FeatureSet) -> str:
-    """Return a digest of the moments that distances are measured to."""
-    digest = hashlib.sha256()
-    for tap in sorted(reference.gaussians):
-        gaussian = reference.gaussians[tap]
-        for array in (gaussian.mu, gaussian.sigma):
-            digest.update(np.ascontiguousarray(array, np.float64).tobytes())
-    return digest.hexdigest()
 
 
 def work_folder(out: Path) -> Path:
     """Return the folder of working files of a result."""
     return out.with_name(out.name + ".work")
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read a result file. Raises ValueError if it is none."""
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a result: {error}") from None
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a result of format {FORMAT}")
-    return result
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result file atomically."""
-    write_bytes(path, (json.dumps(result, indent=2, default=str) + "\n").encode())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the software that values may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }

@@ -142,6 +142,7 @@ class FeatureSet:
         gaussians: Moments over all images, by tap.
         features: float32 [M, D] by tap: of all images (M = n, in index order) or of `selected`.
         selected: Indices of the M images, ascending.
+        labels: Classes of the M images, int64 [M], where they are known.
     """
 
     meta: dict[str, Any]
@@ -149,6 +150,7 @@ class FeatureSet:
     gaussians: dict[str, Gaussian] = field(default_factory=dict)
     features: dict[str, FloatArray] = field(default_factory=dict)
     selected: Sequence[int] = ()
+    labels: NDArray[np.int64] | None = None
 
     def rows(self, tap: str) -> FloatArray:
         """Return the features of a tap. Raises ValueError if they were not kept."""

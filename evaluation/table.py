@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Result = dict[str, Any]
+from evaluation.results import Result
 
 
 def format_table(results: Sequence[Result]) -> str:
@@ -13,10 +13,17 @@ def format_table(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
     header = ["model", "images seen", "n", *names, "sampling s", "evaluation s"]
     rows = [
-        [_title(r), _seen(r), _count(r), *(_value(r, n) for n in names), *_times(r)]
-        for r in results
+        [
+            str(result["title"]),
+            _seen(result),
+            str(result["images"]["num_images"]),
+            *(_value(result, name) for name in names),
+            *_times(result),
+        ]
+        for result in results
     ]
-    return _align([header, *rows]) + "\n\n" + comparability(results)
+    blocks = [align([header, *rows]), *(_published(result) for result in results)]
+    return "\n\n".join([*filter(None, blocks), comparability(results)])
 
 
 def comparability(results: Sequence[Result]) -> str:
@@ -24,18 +31,12 @@ def comparability(results: Sequence[Result]) -> str:
     facts = [_comparison_facts(result) for result in results]
     unlike = [what for what in facts[0] if any(fact[what] != facts[0][what] for fact in facts)]
     if unlike:
-        return (
-            f"NOT comparable with each other: these results have different {' and '.join(unlike)}."
-        )
-    return "Comparable with each other (one reference, detector and n) and " + scope(results[0])
-
-
-def _comparison_facts(result: Result) -> dict[str, Any]:
-    return {
-        "references": result["reference"]["digest"],
-        "detectors": result["detector"],
-        "numbers of images": result["images"]["num_images"],
-    }
+        return f"NOT comparable with each other: these results have different {', '.join(unlike)}."
+    among = (
+        "Comparable with each other (same reference, detector and n) and " if results[1:] else ""
+    )
+    text = among + scope(results[0])
+    return text[0].upper() + text[1:]
 
 
 def scope(result: Result) -> str:
@@ -43,55 +44,24 @@ def scope(result: Result) -> str:
     detector, n = result["detector"], result["images"]["num_images"]
     if detector["name"] == "inception":
         return (
-            f"with published numbers of the {detector['pipeline']} pipeline, this reference and"
-            f" n = {n} only."
+            f"comparable with numbers of the {detector['pipeline']} pipeline, this reference and"
+            f" n = {n}; not with those of another pipeline, reference or n."
         )
     return (
-        f"with other {detector['name']} distances of the same tap, reference and n = {n}; they are"
-        " no FID: not comparable with any published FID."
+        f"comparable with other {detector['name']} distances of the same tap, pipeline, reference"
+        f" and n = {n}; these are no FID and comparable with no published FID."
     )
 
 
-def _title(result: Result) -> str:
-    return str(result["title"])
-
-
-def _models(result: Result) -> list[dict[str, Any]]:
+def models_of(result: Result) -> list[dict[str, Any]]:
+    """Return the descriptions of the models that made the images; empty for other images."""
     source = result["samples"] or result["images"]
     models: list[dict[str, Any]] = source.get("models", [])
     return models
 
 
-def _seen(result: Result) -> str:
-    models = _models(result)
-    if not models:
-        return "-"
-    seen = [int(model["images_seen"]) for model in models]
-    return "untrained" if not any(seen) else "+".join(map(str, seen))
-
-
-def _count(result: Result) -> str:
-    return str(result["images"]["num_images"])
-
-
-def _value(result: Result, name: str) -> str:
-    metric = result["metrics"].get(name)
-    if metric is None:
-        return "-"
-    return " / ".join(f"{value:.4g}" for value in metric["values"].values())
-
-
-def _times(result: Result) -> list[str]:
-    seconds = result["seconds"]
-    metrics = sum(metric["seconds"] for metric in result["metrics"].values())
-    generation = seconds["generation"]
-    return [
-        "-" if generation is None else f"{generation:.1f}",
-        f"{seconds['features'] + metrics:.1f}",
-    ]
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text columns, the first row as header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -101,3 +71,51 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _comparison_facts(result: Result) -> dict[str, Any]:
+    return {
+        "references": result["reference"]["digest"],
+        "detectors or pipelines": result["detector"],
+        "numbers of images": result["images"]["num_images"],
+    }
+
+
+def _published(result: Result) -> str:
+    """Return the protocol's published values beside ours."""
+    protocol = result["protocol"]
+    if not protocol or not protocol["published"]:
+        return ""
+    rows = [[f"{protocol['name']}", "ours", "published"]]
+    for key, value in protocol["published"].items():
+        metric, _, name = key.partition(".")
+        ours = result["metrics"].get(metric, {"values": {}})["values"].get(name)
+        rows.append([key, "-" if ours is None else f"{ours:.4g}", f"{value:g}"])
+    deviations = "".join(f"\nDeviation: {text}." for text in protocol["deviations"])
+    return align(rows) + deviations
+
+
+def _seen(result: Result) -> str:
+    seen = [int(model["images_seen"]) for model in models_of(result)]
+    if not seen:
+        return "-"
+    return "+".join(map(str, seen)) if any(seen) else "untrained"
+
+
+def _value(result: Result, name: str) -> str:
+    metric = result["metrics"].get(name)
+    if metric is None:
+        return "-"
+    text = " / ".join(f"{value:.4g}" for value in list(metric["values"].values())[:4])
+    if "interval95" in metric:
+        low, high = metric["interval95"]
+        text += f" [{low:.4g}, {high:.4g}]"
+    return text
+
+
+def _times(result: Result) -> list[str]:
+    seconds = result["seconds"]
+    metrics = sum(metric["seconds"] for metric in result["metrics"].values())
+    sampling = seconds["sampling"]
+    total = seconds["features"] + metrics
+    return ["-" if sampling is None else f"{sampling:.1f}", f"{total:.1f}"]

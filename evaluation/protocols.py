@@ -1,0 +1,160 @@
+"""Evaluation protocols as named objects: how published numbers came about.
+
+A protocol fixes everything but the model and the reference file: samples, seeds, retouch, codec,
+detector, pipeline, metrics (spec/EVALUATION.md section 6). Beside each faithful one stands a clean
+one: PNG, no retouch, TF1 resizing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from evaluation.postprocess import PostProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a number is made.
+
+    Attributes:
+        name: Name on the command line.
+        num_samples: Images that are generated.
+        first_seed: Seeds are first_seed .. first_seed + num_samples - 1.
+        repeats: Disjoint seed ranges that are evaluated one after another (EDM: 3).
+        per_class: Images of each class with balanced labels, 0 for unconditional models.
+        reference: What the reference statistics are made of.
+        detector: Name of the detector.
+        pipeline: Its input pipeline.
+        metrics: What is computed, as `kind:tap`.
+        post: Quantisation, retouch and codec.
+        published: Value in the paper by metric and value name, e.g. `fid.distance`.
+        note: What else there is to know.
+    """
+
+    name: str
+    num_samples: int = 50_000
+    first_seed: int = 0
+    repeats: int = 1
+    per_class: int = 0
+    reference: str
+    detector: str = "inception"
+    pipeline: str = "tf1"
+    metrics: tuple[str, ...] = ("fd:pool",)
+    post: PostProcess = field(default_factory=PostProcess)
+    published: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def seeds(self, repeat: int = 0) -> tuple[int, ...]:
+        """Return the seeds of the `repeat`-th range."""
+        start = self.first_seed + repeat * self.num_samples
+        return tuple(range(start, start + self.num_samples))
+
+    def clean(self) -> Protocol:
+        """Return the variant without retouch or lossy files, with TF1 resizing."""
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}_clean",
+            pipeline="tf1" if self.detector == "inception" else self.pipeline,
+            post=PostProcess(),
+            note=f"{self.name} as PNG, not retouched, TF1 resizing: measures the model alone",
+        )
+
+
+ADM_METRICS = ("fd:pool", "fd:spatial", "is_chunks:logits_unbiased", "pr_adm:pool")
+RDM_METRICS = ("fd:pool", "fd:spatial", "is_chunks:logits", "pr:pool")
+STYLEGAN_METRICS = ("fd_biased:pool", "is:logits_unbiased", "kid_subsets:pool")
+VGG_RECALL = ("pr_stylegan:features",)
+
+
+def _wavediff(dataset: str, fid: float, recall: float) -> list[Protocol]:
+    """Return WaveDiff's FID protocol of a data set and its recall protocol (another detector)."""
+    faithful = Protocol(
+        name=f"wavediff_{dataset}",
+        reference=f"shipped {dataset} *_stat.npy: training images, flipped at random, as JPEG",
+        pipeline="pytorch_fid",
+        post=PostProcess(codec="jpeg"),
+        published={"fid.distance": fid},
+        note="samples pass through JPEG (Pillow defaults), as in the official script",
+    )
+    recall_protocol = Protocol(
+        name=f"wavediff_{dataset}_recall",
+        reference=f"up to 200,000 {dataset} training images, VGG16 features",
+        detector="vgg16",
+        pipeline="raw",
+        metrics=VGG_RECALL,
+        published={"pr_vgg16_stylegan.recall": recall},
+        note="StyleGAN2-ADA pr50k3_full; the authors' code for it is not public",
+    )
+    return [faithful, recall_protocol]
+
+
+_FAITHFUL = [
+    Protocol(
+        name="rdm_imagenet256",
+        first_seed=10_000,
+        per_class=50,
+        reference="all ImageNet training images, centre crop and Lanczos to 256 (EDM-style zip)",
+        metrics=RDM_METRICS,
+        post=PostProcess(retouch="rdm_imagenet"),
+        published={
+            "fid.distance": 1.87,
+            "sfid.distance": 3.97,
+            "is_chunks_biased_logits.score": 278.75,
+            "pr.precision": 0.81,
+            "pr.recall": 0.59,
+        },
+        note="precision and recall against 10,000 reference images; brightness x 1.06",
+    ),
+    Protocol(
+        name="rdm_celebahq256",
+        num_samples=30_000,
+        first_seed=80_000,
+        reference="all 30,000 CelebA-HQ images at 256",
+        metrics=("fd:pool", "pr:pool"),
+        post=PostProcess(retouch="rdm_celebahq"),
+        published={"fid.distance": 3.15, "pr.precision": 0.77, "pr.recall": 0.55},
+        note="contrast x 0.9, brightness x 1.05, colour x 0.99",
+    ),
+    *_wavediff("cifar10", 4.01, 0.55),
+    *_wavediff("stl10", 12.93, 0.41),
+    *_wavediff("celebahq256", 5.94, 0.37),
+    *_wavediff("celebahq512", 6.40, 0.35),
+    *_wavediff("celebahq1024", 5.98, 0.39),
+    *_wavediff("lsun_church", 5.06, 0.40),
+]
+_TOOLS = [
+    Protocol(
+        name="adm",
+        reference="ADM reference batch (moments of the training set, 10,000 images for P/R)",
+        metrics=ADM_METRICS,
+        post=PostProcess(quantisation="adm"),
+    ),
+    Protocol(
+        name="edm",
+        repeats=3,
+        reference="EDM fid-refs .npz of the training set",
+        note="EDM papers report the minimum of three seed ranges; all three and the mean are kept",
+    ),
+    Protocol(
+        name="stylegan",
+        reference="training images; biased covariances",
+        metrics=STYLEGAN_METRICS,
+    ),
+    Protocol(name="clean_fid", reference="clean-fid statistics", pipeline="clean"),
+]
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        *_FAITHFUL,
+        *(protocol.clean() for protocol in _FAITHFUL if protocol.detector == "inception"),
+        *_TOOLS,
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return a protocol by name. Raises ValueError, listing the known ones."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
