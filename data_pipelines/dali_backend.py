@@ -16,16 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipelines.datasets import open_data
 from data_pipelines.delivery import (
     BatchFinisher,
     SampleReader,
-    check_resolution,
     decode_square,
     read_ahead,
 )
-from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
-from data_pipelines.shards import ShardedImages
 
 logger = logging.getLogger(__name__)
 Encoded = NDArray[np.uint8]
@@ -78,14 +76,12 @@ class DaliPipeline:
     def __init__(
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
     ) -> None:
-        self._images = ShardedImages(config.path)
-        self.info = self._images.info
         self._config, self._share, self._device = config, share, torch.device(device)
-        order = SampleOrder(len(self._images), seed, config.shuffle, config.flip)
-        self._reader = SampleReader(self._images, order, config.max_corrupt)
+        data = open_data(config, seed)
+        self.info, self._samples = data.info, data.samples
+        self._reader = SampleReader(data.samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
-        factor = check_resolution(config, self.info.resolution)
-        self._finish = BatchFinisher(order, factor, bool(self.info.class_names))
+        self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
@@ -99,7 +95,7 @@ class DaliPipeline:
 
     def close(self) -> None:
         """Close the shards; a graph is released with the iterator that uses it."""
-        self._images.close()
+        self._samples.close()
 
     def _decodable(self, start: int, first: int) -> Iterator[ImageBatch]:
         """Yield micro-batches from number `first`; end before one that DALI cannot decode."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
-from data_pipelines.order import SampleOrder
-from data_pipelines.pipeline import DataConfig, ImageBatch
+from data_pipelines.order import Order
+from data_pipelines.pipeline import ImageBatch
 
 T = TypeVar("T")
 Stored = TypeVar("Stored")
@@ -61,7 +61,7 @@ class SampleReader(Generic[Stored]):
         corrupt: Reason by sample index of all damaged samples met so far.
     """
 
-    def __init__(self, images: Samples[Stored], order: SampleOrder, max_corrupt: float) -> None:
+    def __init__(self, images: Samples[Stored], order: Order, max_corrupt: float) -> None:
         self.images = images
         self.order = order
         self.corrupt: dict[int, str] = {}
@@ -109,16 +109,6 @@ class SampleReader(Generic[Stored]):
             )
 
 
-def check_resolution(config: DataConfig, stored: int) -> int:
-    """Return the box reduction's factor. Raises ValueError if the stored edge is no multiple."""
-    if stored % config.resolution:
-        raise ValueError(
-            f"resolution={config.resolution} does not divide the {stored} pixels of {config.path};"
-            f" set it to {stored} or a divisor, or pack the set at {config.resolution}"
-        )
-    return stored // config.resolution
-
-
 def decode_square(encoded: bytes, resolution: int) -> Pixels:
     """Decode a packed sample with Pillow, uint8 [3, R, R].
 
@@ -153,7 +143,7 @@ def box_reduce(images: Tensor, factor: int) -> Tensor:
 class BatchFinisher:
     """Turns decoded images into an ImageBatch: box reduction, mirroring, labels on the device."""
 
-    def __init__(self, order: SampleOrder, factor: int, labelled: bool) -> None:
+    def __init__(self, order: Order, factor: int, labelled: bool) -> None:
         self._order = order
         self._factor = factor
         self._labelled = labelled

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from data_pipelines.beton import BETON, check_beton, import_ffcv
-from data_pipelines.delivery import BatchFinisher, SampleReader, check_resolution, read_ahead
+from data_pipelines.datasets import open_data
+from data_pipelines.delivery import BatchFinisher, SampleReader, read_ahead
 from data_pipelines.images import BadImage
-from data_pipelines.order import Integers, SampleOrder
+from data_pipelines.order import Integers
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.shards import ShardedImages
 
@@ -60,15 +61,16 @@ class FfcvPipeline:
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
     ) -> None:
         import_ffcv()
-        images = ShardedImages(config.path)
-        self.info = images.info
+        if config.mix:
+            raise ValueError("backend='ffcv' reads one set; set data.backend=dali for a mix")
         self._config, self._share, self._device = config, share, torch.device(device)
-        factor = check_resolution(config, self.info.resolution)
-        order = SampleOrder(len(images), seed, config.shuffle, config.flip)
-        self._samples = BetonSamples(images)
-        self._reader = SampleReader(self._samples, order, config.max_corrupt)
+        data = open_data(config, seed)
+        assert isinstance(data.samples, ShardedImages)
+        self.info = data.info
+        self._samples = BetonSamples(data.samples)
+        self._reader = SampleReader(self._samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
-        self._finish = BatchFinisher(order, factor, bool(self.info.class_names))
+        self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
         self._decoder = _Decoder(self._samples.path, share.micro_batch_size, config.workers)
 
     def batches(self, start: int) -> Generator[ImageBatch]:

@@ -7,7 +7,9 @@ pipeline on any number of ranks therefore visits the same images, and resumes fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,28 +69,46 @@ def _feistel(values: Words, keys: Words, size: int) -> Words:
     return (high << low_bits) | low
 
 
-@dataclass(frozen=True)
+class Order(Protocol):
+    """An endless global order over numbered samples."""
+
+    def samples(self, positions: Integers) -> Integers:
+        """Return the sample index at each global position, int64 [N]."""
+
+    def flips(self, positions: Integers) -> NDArray[np.bool_]:
+        """Return whether the visit at each global position is mirrored, bool [N]."""
+
+
+@dataclass(frozen=True, eq=False)
 class SampleOrder:
-    """The endless global order over a set.
+    """The endless global order over one set.
 
     Attributes:
-        num_samples: Images per epoch.
+        num_samples: Samples per epoch.
         seed: The run's seed.
-        shuffle: Visit the images in a new random order each epoch; else in file order.
+        shuffle: Visit the samples in a new random order each epoch; else in file order.
         flip: Mirror each visit with probability 1/2.
+        window: Shuffle the shards, and then the samples within stretches of this many, so that
+            few shards are in use at a time; None shuffles all samples.
+        bounds: For a window: where each shard's samples start, and the end, int64 [shards + 1].
     """
 
     num_samples: int
     seed: int
     shuffle: bool = True
     flip: bool = False
+    window: int | None = None
+    bounds: Integers | None = None
 
     def samples(self, positions: Integers) -> Integers:
         """Return the sample index at each global position, int64 [N]."""
         epochs, places = np.divmod(positions, self.num_samples)
         if not self.shuffle:
             return places
-        return permute(places, self.num_samples, hash_words(self.seed, _purpose("order"), epochs))
+        keys = hash_words(self.seed, _purpose("order"), epochs)
+        if self.window is None:
+            return permute(places, self.num_samples, keys)
+        return self._in_windows(places, keys, self.window)
 
     def flips(self, positions: Integers) -> NDArray[np.bool_]:
         """Return whether the visit at each global position is mirrored, bool [N]."""
@@ -96,6 +116,102 @@ class SampleOrder:
             return np.zeros(len(positions), bool)
         words = hash_words(self.seed, _purpose("flip"), positions)
         return (words >> np.uint64(63)).astype(bool)
+
+    def _in_windows(self, places: Integers, keys: Words, window: int) -> Integers:
+        """Shuffle within windows of a sequence that joins the shards in a new order each epoch."""
+        starts = places // window * window
+        sizes = np.minimum(window, self.num_samples - starts)
+        shuffled = places.copy()
+        for size in np.unique(sizes):
+            rows = np.flatnonzero(sizes == size)
+            row_keys = hash_words(keys[rows], starts[rows])
+            inside = permute(places[rows] - starts[rows], int(size), row_keys)
+            shuffled[rows] = starts[rows] + inside
+        return self._across_shards(shuffled, keys)
+
+    def _across_shards(self, places: Integers, keys: Words) -> Integers:
+        """Map places of the joined sequence to samples, epoch by epoch."""
+        assert self.bounds is not None
+        sizes = np.diff(self.bounds)
+        samples = np.empty_like(places)
+        for key in np.unique(keys):
+            shards = permute(np.arange(len(sizes)), len(sizes), np.array([key]))
+            ends = np.cumsum(sizes[shards])
+            rows = np.flatnonzero(keys == key)
+            turn = np.searchsorted(ends, places[rows], side="right")
+            within = places[rows] - (ends[turn] - sizes[shards[turn]])
+            samples[rows] = self.bounds[shards[turn]] + within
+        return samples
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedOrder:
+    """An order over some of a set's samples.
+
+    Attributes:
+        order: The order over the selection.
+        selection: The set's samples that are selected, int64 [num_samples of the order].
+    """
+
+    order: Order
+    selection: Integers
+
+    def samples(self, positions: Integers) -> Integers:
+        """Return the sample index at each global position, int64 [N]."""
+        return self.selection[self.order.samples(positions)]
+
+    def flips(self, positions: Integers) -> NDArray[np.bool_]:
+        """Return whether the visit at each global position is mirrored, bool [N]."""
+        return self.order.flips(positions)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedOrder:
+    """An order over several sets, numbered one behind the other, in fixed proportions.
+
+    Positions come in cycles in which each set has its quota, at places that are shuffled anew in
+    each cycle; a set's visits go on through its own order from cycle to cycle.
+
+    Attributes:
+        orders: The sets' own orders.
+        sizes: Number of samples of each set (not of its selection).
+        quotas: Visits of each set per cycle.
+        seed: The run's seed.
+    """
+
+    orders: tuple[Order, ...]
+    sizes: tuple[int, ...]
+    quotas: tuple[int, ...]
+    seed: int
+
+    def samples(self, positions: Integers) -> Integers:
+        """Return the sample index at each global position, int64 [N]."""
+        cycles, places = np.divmod(positions, sum(self.quotas))
+        keys = hash_words(self.seed, _purpose("mix"), cycles)
+        slots = permute(places, sum(self.quotas), keys)
+        samples = np.empty_like(positions)
+        first_slot = first_sample = 0
+        for order, size, quota in zip(self.orders, self.sizes, self.quotas, strict=True):
+            rows = np.flatnonzero((slots >= first_slot) & (slots < first_slot + quota))
+            visits = cycles[rows] * quota + slots[rows] - first_slot
+            samples[rows] = first_sample + order.samples(visits)
+            first_slot += quota
+            first_sample += size
+        return samples
+
+    def flips(self, positions: Integers) -> NDArray[np.bool_]:
+        """Return whether the visit at each global position is mirrored, bool [N]."""
+        return self.orders[0].flips(positions)
+
+
+def quotas(weights: Sequence[float], cycle: int = 1000) -> tuple[int, ...]:
+    """Return how often each set is visited per cycle of about `cycle` positions, at least once."""
+    return tuple(max(1, round(cycle * weight / sum(weights))) for weight in weights)
+
+
+def subset(num_samples: int, count: int) -> Integers:
+    """Return `count` samples of a set, spread at random but always the same, in file order."""
+    return np.sort(permute(np.arange(count), num_samples, hash_words(_purpose("subset"))))
 
 
 def _purpose(name: str) -> int:

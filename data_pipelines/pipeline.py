@@ -12,6 +12,24 @@ from torch import Tensor
 
 from data_pipelines.manifest import Manifest, read_manifest
 
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSet:
+    """A further set that a pipeline draws from.
+
+    Attributes:
+        path: Folder of packed shards, of the same resolution and classes as the first set.
+        weight: How often it is drawn from, relative to the other sets.
+    """
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight={self.weight} must be positive")
+
+
 Backend = Literal["dali", "webdataset", "ffcv", "synthetic"]
 
 
@@ -28,6 +46,12 @@ class DataConfig:
             divides are reduced by box averaging.
         flip: Mirror each visit of an image horizontally with probability 1/2.
         shuffle: Visit the images in a new random order each epoch; else in file order.
+        shuffle_window: Shuffle the shards, and the images within windows of this many, so that
+            few shards are in use at a time; null shuffles all images with each other.
+        classes: Names of the classes to draw from (labels stay as they are); empty for all.
+        subset: Draw from this many images of each set, always the same ones; null for all.
+        weight: With `mix`: how often this set is drawn from, relative to the others.
+        mix: Further sets to draw from.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches that are prepared ahead.
         max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
@@ -39,6 +63,11 @@ class DataConfig:
     resolution: int
     flip: bool = False
     shuffle: bool = True
+    shuffle_window: int | None = None
+    classes: tuple[str, ...] = ()
+    subset: int | None = None
+    weight: float = 1.0
+    mix: tuple[MixedSet, ...] = ()
     workers: int = 1
     prefetch: int = 2
     max_corrupt: float = 1e-3
@@ -46,10 +75,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.resolution < 1:
             raise ValueError(f"resolution={self.resolution} must be positive")
-        if self.workers < 1:
-            raise ValueError(f"workers={self.workers} must be at least 1")
-        if self.prefetch < 1:
-            raise ValueError(f"prefetch={self.prefetch} must be at least 1")
+        for name in ("workers", "prefetch", "shuffle_window", "subset"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not self.weight > 0:
+            raise ValueError(f"weight={self.weight} must be positive")
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipelines.delivery import TooManyCorrupt, box_reduce, read_ahead
 from data_pipelines.order import SampleOrder
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
 from tests.data_sets import damage, encoded, packed_folder, write_class_folders
 
@@ -32,9 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(dataset: Path, backend: str, **settings: object) -> DataConfig:
     return DataConfig(
-        path=str(dataset),
-        backend=backend,
-        **{"resolution": 32, "flip": True, **settings},
+        backend=backend, **{"path": str(dataset), "resolution": 32, "flip": True, **settings}
     )
 
 
@@ -281,3 +279,64 @@ def test_read_ahead_keeps_the_order_and_passes_errors_on() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**{"resolution": 8, **settings})
+
+
+def test_class_filter_and_subset(dataset: Path) -> None:
+    data = config(dataset, "webdataset", classes=("class0", "class2"), subset=10)
+    _, labels, _ = joined(delivered(data, Share(0, 1, 10), 0, 2))
+    assert labels is not None
+    assert set(labels.tolist()) <= {0, 2}
+    per_epoch = [{image.numpy().tobytes() for image in half} for half in plain_epochs(dataset, 10)]
+    assert per_epoch[0] == per_epoch[1]
+    assert len(per_epoch[0]) == 10
+    assert build_pipeline(data, seed=0, share=Share(0, 1, 1)).info.num_images == 10
+
+
+def plain_epochs(dataset: Path, count: int) -> list[Tensor]:
+    data = config(dataset, "webdataset", subset=count, flip=False)
+    return [batch.images for batch in delivered(data, Share(0, 1, count), 0, 2)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_windows_and_mixes_do_not_depend_on_ranks(
+    dataset: Path, tmp_path: Path, backend: str, world_size: int
+) -> None:
+    packed_folder(write_class_folders(tmp_path / "s", per_class=4), tmp_path / "other")
+    data = config(
+        dataset,
+        backend,
+        shuffle_window=20,
+        weight=3.0,
+        mix=(MixedSet(path=str(tmp_path / "other"), weight=1.0),),
+    )
+    images, labels, positions = by_ranks(data, world_size, start=100)
+    whole = by_ranks(data, 2, start=100)
+    assert torch.equal(images, whole[0])
+    assert torch.equal(labels, whole[1])
+    assert positions == whole[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": ("dog",)}, "has no 'dog'; it has class0, class1, class2"),
+        ({"subset": 61}, "subset=61 of 60 images"),
+        ({"path": "/nowhere"}, "/nowhere is no folder"),
+    ],
+)
+def test_settings_that_do_not_fit_the_set(
+    dataset: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_pipeline(config(dataset, "webdataset", **settings), seed=0, share=Share(0, 1, 1))
+
+
+def test_unlike_sets_are_not_mixed(dataset: Path, tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "s", classes=2, per_class=2)
+    packed_folder(source, tmp_path / "small", resolution=16)
+    packed_folder(source, tmp_path / "two")
+    for name, message in [("small", "has 16 pixels"), ("two", "have other class tables")]:
+        data = config(dataset, "webdataset", mix=(MixedSet(path=str(tmp_path / name)),))
+        with pytest.raises(ValueError, match=message):
+            build_pipeline(data, seed=0, share=Share(0, 1, 1))

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipelines.order import SampleOrder, permute
+from data_pipelines.order import (
+    MixedOrder,
+    SampleOrder,
+    SelectedOrder,
+    permute,
+    quotas,
+    subset,
+)
 from data_pipelines.pipeline import Share
 
 
@@ -82,3 +89,74 @@ def test_permute_takes_a_key_per_value() -> None:
     one, two = permute(values, 1000, keys)
     assert one == permute(values[:1], 1000, keys[:1])[0]
     assert two == permute(values[:1], 1000, keys[1:])[0]
+
+
+def windowed(sizes: list[int], window: int) -> SampleOrder:
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    return SampleOrder(sum(sizes), seed=6, window=window, bounds=bounds)
+
+
+@pytest.mark.parametrize("window", [1, 7, 16, 1000])
+def test_windowed_epochs_are_permutations(window: int) -> None:
+    order = windowed([10, 3, 0, 25, 12], window)
+    for epoch in epochs(order, 3):
+        assert np.array_equal(np.sort(epoch), np.arange(50))
+    straddling = np.arange(45, 55)
+    assert np.array_equal(order.samples(straddling), order.samples(np.arange(100))[straddling])
+
+
+def test_window_bounds_the_shards_in_use() -> None:
+    """Any stretch of `window` positions touches few shards; a full shuffle touches nearly all."""
+    order = windowed([100] * 50, 200)
+    stretch = order.samples(np.arange(200)) // 100
+    assert len(np.unique(stretch)) <= 3
+    full = SampleOrder(5000, seed=6).samples(np.arange(200)) // 100
+    assert len(np.unique(full)) > 40
+
+
+def mean_gap(order: SampleOrder) -> float:
+    """Mean distance in the file of consecutive samples: (N + 1) / 3 if fully shuffled."""
+    (epoch,) = epochs(order, 1)
+    return float(np.abs(np.diff(epoch)).mean())
+
+
+def test_shuffle_quality_is_as_documented() -> None:
+    full = (5000 + 1) / 3
+    assert mean_gap(SampleOrder(5000, seed=3)) == pytest.approx(full, rel=0.05)
+    gaps = [mean_gap(windowed([100] * 50, window)) for window in (1, 200, 1000, 5000)]
+    assert gaps == sorted(gaps)
+    assert gaps[1] > 0.4 * full
+    assert gaps[2] > 0.75 * full
+
+
+def test_selection_keeps_the_file_numbers() -> None:
+    selection = np.array([5, 8, 13])
+    order = SelectedOrder(SampleOrder(3, seed=1, flip=True), selection)
+    assert sorted(order.samples(np.arange(3)).tolist()) == [5, 8, 13]
+    assert len(order.flips(np.arange(7))) == 7
+
+
+def test_subset_is_always_the_same_and_spread_out() -> None:
+    chosen = subset(1000, 100)
+    assert np.array_equal(chosen, subset(1000, 100))
+    assert len(np.unique(chosen)) == 100
+    assert abs(chosen.mean() - 500) < 100
+
+
+def test_mix_keeps_the_proportions_and_every_sets_epochs() -> None:
+    parts = (SampleOrder(30, seed=1), SampleOrder(7, seed=2))
+    order = MixedOrder(parts, sizes=(30, 7), quotas=quotas([3.0, 1.0], cycle=20), seed=9)
+    assert order.quotas == (15, 5)
+    samples = order.samples(np.arange(40 * 7))
+    from_second = samples >= 30
+    assert from_second.sum() == 70
+    assert from_second[:20].sum() == 5
+    counts = np.bincount(samples)
+    assert counts[:30].tolist() == [7] * 30
+    assert counts[30:].tolist() == [10] * 7
+    scattered = np.array([77, 3, 200])
+    assert np.array_equal(order.samples(scattered), samples[scattered])
+
+
+def test_rare_sets_are_not_lost() -> None:
+    assert quotas([1e6, 1.0])[1] == 1

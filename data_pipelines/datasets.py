@@ -1,0 +1,168 @@
+"""The packed sets of a configuration as one numbered collection of samples, with its order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.manifest import canonical_json
+from data_pipelines.order import (
+    Integers,
+    MixedOrder,
+    Order,
+    SampleOrder,
+    SelectedOrder,
+    hash_words,
+    quotas,
+    subset,
+)
+from data_pipelines.pipeline import DataConfig, DatasetInfo
+from data_pipelines.shards import ShardedImages
+
+
+class JoinedImages:
+    """Several packed sets, numbered one behind the other."""
+
+    def __init__(self, parts: Sequence[ShardedImages]) -> None:
+        self.path = Path(" + ".join(str(part.path) for part in parts))
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        """Return a sample's encoded bytes and label. Raises BadImage if it is damaged."""
+        part, within = self._find(index)
+        return part.read(within)
+
+    def locate(self, index: int) -> str:
+        """Return where a sample lies, for messages."""
+        part, within = self._find(index)
+        return f"{part.locate(within)} of {part.path}"
+
+    def close(self) -> None:
+        """Close all sets."""
+        for part in self._parts:
+            part.close()
+
+    def _find(self, index: int) -> tuple[ShardedImages, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[number], index - int(self._ends[number]) + len(self._parts[number])
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """What a backend streams.
+
+    Attributes:
+        samples: The samples, by number.
+        order: The global order over them.
+        info: Their description; num_images counts an epoch of the selection.
+        factor: Edge of the boxes that reduce stored images to the configured resolution.
+    """
+
+    samples: ShardedImages | JoinedImages
+    order: Order
+    info: DatasetInfo
+    factor: int
+
+
+def open_data(config: DataConfig, seed: int) -> OpenedData:
+    """Open the sets of a configuration.
+
+    Raises:
+        ValueError: A set is missing or damaged, or the settings do not fit the sets.
+    """
+    paths = [config.path, *(other.path for other in config.mix)]
+    sets = [ShardedImages(path) for path in paths]
+    selections = [_selection(part, config) for part in sets]
+    orders = [
+        _order(part, selection, config, _set_seed(seed, number))
+        for number, (part, selection) in enumerate(zip(sets, selections, strict=True))
+    ]
+    chosen = [
+        len(part) if selection is None else len(selection)
+        for part, selection in zip(sets, selections, strict=True)
+    ]
+    factor = check_resolution(config, sets[0].info.resolution)
+    if len(sets) == 1:
+        info = replace(sets[0].info, num_images=chosen[0])
+        return OpenedData(sets[0], orders[0], info, factor)
+    _check_alike(sets)
+    weights = [config.weight, *(other.weight for other in config.mix)]
+    order = MixedOrder(tuple(orders), tuple(map(len, sets)), quotas(weights), seed)
+    identity = canonical_json([[part.info.digest for part in sets], weights])
+    info = replace(
+        sets[0].info, num_images=sum(chosen), digest=hashlib.sha256(identity).hexdigest()
+    )
+    return OpenedData(JoinedImages(sets), order, info, factor)
+
+
+def check_resolution(config: DataConfig, stored: int) -> int:
+    """Return the box reduction's factor. Raises ValueError if the stored edge is no multiple."""
+    if stored % config.resolution:
+        raise ValueError(
+            f"resolution={config.resolution} does not divide the {stored} pixels of {config.path};"
+            f" set it to {stored} or a divisor, or pack the set at {config.resolution}"
+        )
+    return stored // config.resolution
+
+
+def _selection(images: ShardedImages, config: DataConfig) -> Integers | None:
+    """Return the samples that the class filter and the subset leave, None for all."""
+    if not config.classes and config.subset is None:
+        return None
+    chosen: Integers = np.arange(len(images))
+    if config.classes:
+        names = images.info.class_names
+        unknown = [name for name in config.classes if name not in names]
+        if unknown:
+            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
+            raise ValueError(f"classes: {images.path} has no {unknown[0]!r}; it has {known}")
+        labels = [names.index(name) for name in config.classes]
+        chosen = np.flatnonzero(np.isin(images.index["label"], labels))
+    if config.subset is not None:
+        if config.subset > len(chosen):
+            raise ValueError(f"subset={config.subset} of {len(chosen)} images in {images.path}")
+        chosen = chosen[subset(len(chosen), config.subset)]
+    if not len(chosen):
+        raise ValueError(f"classes={list(config.classes)} have no images in {images.path}")
+    return chosen
+
+
+def _order(
+    images: ShardedImages, selection: Integers | None, config: DataConfig, seed: int
+) -> Order:
+    count = len(images) if selection is None else len(selection)
+    bounds = None
+    if config.shuffle_window is not None:
+        shards = images.index["shard"] if selection is None else images.index["shard"][selection]
+        bounds = np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
+    order = SampleOrder(count, seed, config.shuffle, config.flip, config.shuffle_window, bounds)
+    return order if selection is None else SelectedOrder(order, selection)
+
+
+def _set_seed(seed: int, number: int) -> int:
+    """Return the seed of a mix's set; the first set keeps the run's."""
+    return seed if number == 0 else int(hash_words(seed, number)[0] >> np.uint64(1))
+
+
+def _check_alike(sets: Sequence[ShardedImages]) -> None:
+    """Raise ValueError unless the sets of a mix have one resolution and one class table."""
+    first, *others = (part.info for part in sets)
+    for part, info in zip(sets[1:], others, strict=True):
+        if info.resolution != first.resolution:
+            raise ValueError(
+                f"mix: {part.path} has {info.resolution} pixels, {sets[0].path} {first.resolution};"
+                " pack them alike"
+            )
+        if info.class_names != first.class_names:
+            raise ValueError(
+                f"mix: {part.path} and {sets[0].path} have other class tables;"
+                " pack them with the same classes, or --unlabelled"
+            )
