@@ -125,9 +125,14 @@ class AdaptiveGroupNorm(nn.Module):
         nn.init.ones_(self.style.bias[:channels])
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim]."""
-        scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
-        return torch.addcmul(shift, F.group_norm(x, self.groups, eps=1e-6), scale)
+        """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim].
+
+        The batch is folded into the channels, so that one kernel normalises and modulates.
+        """
+        scale, shift = self.style(latent).chunk(2, 1)
+        folded = x.reshape(1, -1, *x.shape[2:])
+        groups = len(x) * self.groups
+        return F.group_norm(folded, groups, scale.flatten(), shift.flatten(), 1e-6).view(x.shape)
 
 
 class Attention(nn.Module):

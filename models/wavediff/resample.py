@@ -5,6 +5,8 @@ Images are zero outside (spec/WAVEDIFF.md section 3.1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,16 +22,54 @@ def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
 
 def fir_down(x: Tensor) -> Tensor:
     """Smooth and take every second pixel, [B, C, H, W] -> [B, C, H/2, W/2]."""
-    channels = x.shape[1]
-    kernel = fir_kernel(x).expand(channels, 1, 4, 4)
-    return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+    return _down(x, 1.0)
 
 
 def fir_up(x: Tensor) -> Tensor:
     """Double the size: out[2i] = (x[i-1] + 3 x[i])/4, out[2i+1] = (3 x[i] + x[i+1])/4 per axis."""
-    channels = x.shape[1]
-    kernel = fir_kernel(x, gain=4.0).expand(channels, 1, 4, 4)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
+    return _up(x, 4.0)
+
+
+class _Down(torch.autograd.Function):
+    """Strided depth-wise convolution.
+
+    Its gradient is _Up, whose gradient is _Down again: R1 differentiates twice, and PyTorch's own
+    second derivative of a depth-wise convolution convolves channel by channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
+        ctx.gain = gain
+        return F.conv2d(x, _depthwise(x, gain), stride=2, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _up(gradients[0], ctx.gain), None
+
+
+class _Up(torch.autograd.Function):
+    """Strided depth-wise transposed convolution, the transpose of _Down."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
+        ctx.gain = gain
+        return F.conv_transpose2d(x, _depthwise(x, gain), stride=2, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _down(gradients[0], ctx.gain), None
+
+
+def _down(x: Tensor, gain: float) -> Tensor:
+    return _Down.apply(x, gain)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _up(x: Tensor, gain: float) -> Tensor:
+    return _Up.apply(x, gain)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _depthwise(x: Tensor, gain: float) -> Tensor:
+    return fir_kernel(x, gain).repeat(x.shape[1], 1, 1, 1)
 
 
 def mean_down(x: Tensor) -> Tensor:

@@ -1,0 +1,223 @@
+"""Speed of WaveDiff: `python -m tests.benchmarks.bench_wavediff [--threads 1 2] [--only haar ...]`.
+
+Ratios to the same networks on plain definitions (wavediff_reference.py), measured in turn in one
+process; medians. Targets are those of the project's issue on WaveDiff. `--only protocol` measures
+sampling as the paper does: T steps and the inverse transform, warmed up, per batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from models.objective import Example
+from models.streams import SampleStreams
+from models.wavediff.haar import haar_dwt, haar_idwt
+from models.wavediff.objective import WaveDiffConfig, WaveDiffObjective
+from models.wavediff.presets import PRESETS
+from tests.benchmarks import wavediff_reference as reference
+
+CHANNELS_LAST = torch.channels_last
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of functions that are run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if round_:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(what: str, times: dict[str, float], target: float) -> None:
+    plain = times["plain"]
+    best = max(plain / seconds for name, seconds in times.items() if name.startswith("ours"))
+    columns = ", ".join(
+        f"{name} {seconds * 1e3:.1f} ms ({plain / seconds:.2f}x)" for name, seconds in times.items()
+    )
+    verdict = "ok" if best >= target else "MISSED"
+    print(f"  {what:34} target {target:g}x {verdict:6} | {columns}", flush=True)
+
+
+def bench_haar(rounds: int) -> None:
+    images = torch.rand(8, 3, 256, 256) * 2 - 1
+    y = haar_dwt(images)
+    copy = torch.empty_like(images)
+    for what, ours, plain, target in (
+        ("Haar transform 8x3x256x256", lambda: haar_dwt(images), reference.haar_dwt, 5),
+        ("Haar inverse 8x3x256x256", lambda: haar_idwt(y), reference.haar_idwt, 3),
+    ):
+        argument = images if plain is reference.haar_dwt else y
+        times = medians(
+            {
+                "plain": lambda plain=plain, argument=argument: plain(argument),
+                "ours": ours,
+                "copy": lambda: copy.copy_(images),
+            },
+            8 * rounds,
+        )
+        report(what, times, target)
+        print(f"    {times['ours'] / times['copy']:.1f} times a copy (one read, one write)")
+
+
+def bench_generator(rounds: int) -> None:
+    for preset, batch, target in (
+        ("wavediff_cifar10", 8, 1.25),
+        ("wavediff_lsun_church256", 1, 1.1),
+    ):
+        config = PRESETS[preset]()
+        network, *given = generator_and_inputs(config, batch)
+        with torch.inference_mode():
+            contiguous = [*given]
+
+            def plain(network=network, given=contiguous) -> object:
+                with reference.plainly():
+                    return network(*given)
+
+            times = medians({"plain": plain, "ours": lambda n=network, g=given: n(*g)}, rounds)
+            network.to(memory_format=CHANNELS_LAST)
+            given[0] = given[0].contiguous(memory_format=CHANNELS_LAST)
+            layout = medians({"ours": lambda n=network, g=given: n(*g)}, rounds)
+        times["ours, channels_last"] = layout["ours"]
+        report(f"generator {preset}, batch {batch}", times, target)
+
+
+def generator_and_inputs(config: WaveDiffConfig, batch: int) -> list:
+    torch.manual_seed(0)
+    network = config.build().build_networks()["generator"].eval()
+    edge = config.space.edge(config.resolution)
+    y = torch.randn(batch, config.space.channels, edge, edge)
+    t = torch.arange(batch) % config.diffusion.steps
+    return [network, y, t, torch.randn(batch, config.generator.latent_dim)]
+
+
+def bench_training(rounds: int) -> None:
+    config = PRESETS["wavediff_cifar10"]()
+    objective = config.build()
+    plain, ours = PlainPair(objective), Pair(objective)
+    last = Pair(objective, CHANNELS_LAST)
+
+    for what, step, target in (
+        ("discriminator step without R1", lambda pair: pair.update("discriminator", 1), 1.6),
+        ("discriminator step with R1", lambda pair: pair.update("discriminator", 0), 1.6),
+        ("pair iteration without R1", lambda pair: pair.iterate(1), 1.4),
+        ("pair iteration with R1", lambda pair: pair.iterate(0), 1.4),
+    ):
+        runs = {
+            "plain": lambda step=step: step(plain),
+            "ours": lambda step=step: step(ours),
+            "ours, channels_last": lambda step=step: step(last),
+        }
+        report(f"{what}, CIFAR-10", medians(runs, rounds), target)
+
+
+class Pair:
+    """Networks, optimizers and a batch of a training iteration."""
+
+    def __init__(
+        self,
+        objective: WaveDiffObjective,
+        layout: torch.memory_format = torch.contiguous_format,
+        batch: int = 8,
+    ) -> None:
+        torch.manual_seed(0)
+        self.objective, self.losses = objective, objective.losses()
+        self.networks: dict[str, nn.Module] = objective.build_networks()
+        for network in self.networks.values():
+            network.to(memory_format=layout)
+        self.adam = {
+            name: torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.5, 0.9))
+            for name, network in self.networks.items()
+        }
+        size = objective.resolution
+        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        x = objective.prepare(images).contiguous(memory_format=layout)
+        self.example = Example(x, None, tuple(range(batch)), seed=0)
+
+    def update(self, name: str, step: int) -> None:
+        for other, network in self.networks.items():
+            network.requires_grad_(other == name)
+        loss, _ = self.losses[name](self.networks, self.example, step)
+        self.adam[name].zero_grad()
+        loss.backward()
+        self.adam[name].step()
+
+    def iterate(self, step: int) -> None:
+        for name in self.losses:
+            self.update(name, step)
+
+
+class PlainPair(Pair):
+    """The same on plain definitions, with the official three backward passes through D."""
+
+    def update(self, name: str, step: int) -> None:
+        with reference.plainly():
+            if name == "generator":
+                super().update(name, step)
+                return
+            self.networks["discriminator"].requires_grad_(True)
+            self.adam[name].zero_grad()
+            reference.discriminator_backward(self.objective, self.networks, self.example, step)
+            self.adam[name].step()
+
+
+def bench_protocol(rounds: int, presets: list[str], batch: int, device: str) -> None:
+    """Time T generator steps and the inverse transform per batch, noise of y_T drawn before."""
+    for preset in presets:
+        config = PRESETS[preset]()
+        network = config.build().build_networks()["generator"].eval().to(device)
+        sampler = config.build_sampler(network)
+        seconds = []
+        for _ in range(rounds + max(1, rounds // 30)):
+            draws = SampleStreams(range(batch), device)
+            synchronise(device)
+            start = time.perf_counter()
+            with torch.inference_mode():
+                sampler.generate(draws)
+            synchronise(device)
+            seconds.append(time.perf_counter() - start)
+        timed = seconds[-rounds:]
+        mean = statistics.mean(timed)
+        print(
+            f"  {preset}: batch {batch}, {mean:.3f} s per batch (deviation"
+            f" {statistics.pstdev(timed):.3f}), {batch / mean:.1f} images/s on {device}"
+        )
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+BENCHES = {"haar": bench_haar, "generator": bench_generator, "training": bench_training}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs (the paper: 300)")
+    parser.add_argument("--only", nargs="+", choices=[*BENCHES, "protocol"], default=list(BENCHES))
+    parser.add_argument("--presets", nargs="+", default=["wavediff_cifar10"], choices=list(PRESETS))
+    parser.add_argument("--batch", type=int, default=8, help="protocol: batch (the paper: 100)")
+    parser.add_argument("--device", default="cpu", help="protocol: cpu or cuda")
+    options = parser.parse_args()
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        print(f"{threads} thread(s)")
+        for name in options.only:
+            if name == "protocol":
+                bench_protocol(options.rounds, options.presets, options.batch, options.device)
+            else:
+                BENCHES[name](options.rounds)
+
+
+if __name__ == "__main__":
+    main()
