@@ -165,7 +165,7 @@ def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
         for member in members:
             if getattr(member, "__name__", None) == value["type"]:
                 return _decode(member, value, where)
-        names = ", ".join(m.__name__ for m in members if dataclasses.is_dataclass(m))
+        names = ", ".join(getattr(m, "__name__", str(m)) for m in members)
         raise ConfigError(f"{where} has the unknown type {value['type']!r}; expected {names}")
     problems = []
     for member in members:

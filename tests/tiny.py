@@ -14,7 +14,7 @@ from dist_train.config import (
 from models.rdm.objective import EdmConfig, RelayConfig
 from models.rdm.unet import UNetConfig
 from models.wavediff.discriminator import DiscriminatorConfig
-from models.wavediff.generator import GeneratorConfig
+from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.objective import WaveDiffConfig
 
 BATCH = 8

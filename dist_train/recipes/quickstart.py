@@ -14,7 +14,7 @@ from models.rdm.sampling import EdmSampling
 from models.rdm.unet import UNetConfig
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
-from models.wavediff.generator import GeneratorConfig
+from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.objective import WaveDiffConfig
 
 PHOTOGRAPHS = 8
