@@ -78,7 +78,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", TINY)
 def test_resume_is_bitwise_the_uninterrupted_run(runs: Path, name: str) -> None:
-    whole, resumed = whole_tensors(runs / "two_ranks" / name), whole_tensors(runs / "resumed" / name)
+    whole = whole_tensors(runs / "two_ranks" / name)
+    resumed = whole_tensors(runs / "resumed" / name)
     assert whole.keys() == resumed.keys()
     for tensor, values in whole.items():
         assert torch.equal(values, resumed[tensor]), tensor
@@ -109,9 +110,8 @@ def test_ranks_micro_batches_and_zero_stage_do_not_matter(
         # but a few weights must agree to summation order.
         difference = (values - other[tensor]).abs()
         assert difference.max() <= 2 * lr * WHOLE / BATCH, tensor
-    differences = torch.cat(
-        [(v - other[k]).abs() for k, v in whole.items() if "/exp_avg" not in k]
-    )
+    weights = [tensor for tensor in whole if "/exp_avg" not in tensor]
+    differences = torch.cat([(whole[tensor] - other[tensor]).abs() for tensor in weights])
     assert differences.quantile(0.98) < 2e-6
 
 
