@@ -78,9 +78,9 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, AnyArr
         ValueError: The file is missing or damaged, or an array holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if names is None or key in names}
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as npz: {error}") from None
     except ValueError as error:
         if "pickle" in str(error):

@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation.grid import write_bytes
 from evaluation.results import Result
-from evaluation.table import align, comparability, models_of
+from evaluation.table import align, comparability, models_of, short_names
 
 AXES = ("images seen", "NFE", "eta")
 WIDTH, HEIGHT, MARGIN = 640, 400, 60
@@ -35,7 +35,7 @@ def axis_value(result: Result, axis: str) -> float | None:
 def format_comparison(results: Sequence[Result]) -> str:
     """Return one row per result and value, ordered by images seen."""
     names = list(dict.fromkeys(name for result in results for name in values_of(result)))
-    header = ["model", *AXES, "n", *names]
+    header = ["model", *AXES, "n", *short_names(names, results)]
     ordered = sorted(results, key=lambda r: axis_value(r, "images seen") or 0.0)
     rows = [
         [

@@ -11,7 +11,8 @@ from evaluation.results import Result
 def format_table(results: Sequence[Result]) -> str:
     """Return a table with one row per result and a closing line about comparability."""
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
-    header = ["model", "images seen", "n", *names, "sampling s", "evaluation s"]
+    header = ["model", "images seen", "n", *short_names(names, results)]
+    header += ["sampling s", "evaluation s"]
     rows = [
         [
             str(result["title"]),
@@ -24,6 +25,13 @@ def format_table(results: Sequence[Result]) -> str:
     ]
     blocks = [align([header, *rows]), *(_published(result) for result in results)]
     return "\n\n".join([*filter(None, blocks), comparability(results)])
+
+
+def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """Return `fd:block4` for `fd_effnet_lite0_block4` where all results share the detector."""
+    detectors = {result["detector"]["name"] for result in results}
+    mark = f"_{detectors.pop()}_" if len(detectors) == 1 else "\n"
+    return [name.replace(mark, ":") for name in names]
 
 
 def comparability(results: Sequence[Result]) -> str:
@@ -48,8 +56,8 @@ def scope(result: Result) -> str:
             f" n = {n}; not with those of another pipeline, reference or n."
         )
     return (
-        f"comparable with other {detector['name']} distances of the same tap, pipeline, reference"
-        f" and n = {n}; these are no FID and comparable with no published FID."
+        f"comparable with other distances of {detector['name']} features ({detector['pipeline']}),"
+        f" same tap, reference and n = {n}; these are no FID and comparable with no published FID."
     )
 
 

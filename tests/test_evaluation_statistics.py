@@ -1,0 +1,176 @@
+"""Moments, Fréchet distances and other statistics against closed forms and scipy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from dist_train.distributed import World
+from evaluation.bootstrap import interval
+from evaluation.features import BatchStore, MomentStore, evenly_spread
+from evaluation.frechet import frechet_distance, frechet_of_features
+from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
+from evaluation.kernel_distance import cmmd, kid
+from evaluation.per_class import per_class_distances
+from evaluation.precision_recall import manifold_scores
+from evaluation.sliced import mind
+from evaluation.statistics import FeatureSet, Gaussian, Moments, gaussian_of, moments_of
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+RNG = np.random.default_rng(0)
+
+
+def normal(n: int, dim: int, mean: float = 0.0, spread: float = 1.0) -> np.ndarray:
+    return (mean + spread * RNG.normal(size=(n, dim))).astype(np.float32)
+
+
+def test_merged_moments_are_single_pass_moments() -> None:
+    x = normal(500, 8, mean=1000.0)
+    merged = Moments.empty(8)
+    for start in range(0, 500, 77):
+        merged.merge(moments_of(x[start : start + 77]))
+    gaussian = merged.gaussian()
+    np.testing.assert_allclose(gaussian.mu, x.astype(np.float64).mean(0), rtol=1e-14)
+    np.testing.assert_allclose(gaussian.sigma, np.cov(x.astype(np.float64).T), rtol=1e-9)
+    assert gaussian.n == 500
+
+
+def test_distance_of_diagonal_gaussians_is_closed_form() -> None:
+    a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.25])
+    x, y = Gaussian(np.zeros(3), np.diag(a), 9), Gaussian(np.ones(3), np.diag(b), 9)
+    expected = 3 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+def test_distance_agrees_with_the_matrix_square_root() -> None:
+    x, y = normal(400, 20), normal(300, 20, 0.1, 1.3)
+    a, b = gaussian_of(x), gaussian_of(y)
+    root = scipy.linalg.sqrtm(a.sigma @ b.sigma).real
+    expected = np.square(a.mu - b.mu).sum() + np.trace(a.sigma + b.sigma - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_of_features(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_distance_is_exact_for_fewer_samples_than_features() -> None:
+    x, y = normal(30, 100), normal(25, 100, 0.2)
+    traces = np.trace(gaussian_of(x).sigma) + np.trace(gaussian_of(y).sigma)
+    from_moments = frechet_distance(gaussian_of(x), gaussian_of(y))
+    assert from_moments == pytest.approx(frechet_of_features(x, y), abs=1e-10 * traces)
+    assert abs(frechet_of_features(x, x)) < 1e-10 * traces
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "problem"),
+    [
+        ([0.0, np.nan], np.eye(2), "NaN"),
+        ([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]], "not symmetric"),
+        ([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]], "eigenvalue"),
+        ([0.0, 0.0, 0.0], np.eye(2), "shapes"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(mu: list[float], sigma: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Gaussian(np.array(mu), np.array(sigma), 10).check("file")
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 sample"):
+        gaussian_of(normal(1, 4))
+    with pytest.raises(ValueError, match="too few for k=3"):
+        manifold_scores(normal(3, 4), normal(10, 4))
+    with pytest.raises(ValueError, match="too few"):
+        kid(normal(1, 4), normal(10, 4))
+    with pytest.raises(ValueError, match="dimensions"):
+        manifold_scores(normal(9, 4), normal(9, 5))
+
+
+def test_precision_and_recall_of_known_sets() -> None:
+    ref = normal(50, 3)
+    assert manifold_scores(ref, ref).precision == 1.0
+    far = manifold_scores(ref + 1000, ref)
+    assert (far.precision, far.recall, far.density, far.coverage) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_duplicates_are_neighbours_but_a_point_is_not_its_own() -> None:
+    pairs = np.repeat(normal(6, 2), 2, axis=0)  # every point has one twin at distance 0
+    shifted = pairs + np.float32(1e-3)
+    assert manifold_scores(shifted, pairs, k=1).precision == 0.0
+    assert manifold_scores(shifted, pairs, k=2).precision == 1.0
+
+
+def test_precision_recall_far_from_the_origin_loses_nothing() -> None:
+    x, y = normal(300, 16), normal(280, 16)
+    moved = manifold_scores(x.astype(np.float64) + 1e4, y.astype(np.float64) + 1e4, k=3)
+    assert moved == manifold_scores(x, y, k=3)
+
+
+def test_inception_score_limits() -> None:
+    sure = np.eye(10)[np.arange(1000) % 10] * 100.0
+    assert split_scores(sure, contiguous_splits(1000, 1))[0] == pytest.approx(10, rel=1e-12)
+    assert split_scores(np.zeros((50, 10)), chunk_splits(50, 20)) == pytest.approx([1, 1, 1])
+    with pytest.raises(ValueError, match="too few"):
+        split_scores(np.zeros((5, 10)), contiguous_splits(5, 10))
+
+
+def test_kernel_and_sliced_distances_vanish_on_equal_sets() -> None:
+    x = normal(64, 8)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert cmmd(unit, unit) == pytest.approx(0, abs=1e-9)
+    assert mind(x, x) == 0
+    assert kid(x, x) < 0  # the unbiased estimate leaves the diagonals out
+
+
+def test_bootstrap_interval_holds_the_value_and_narrows() -> None:
+    widths = []
+    for n in (100, 10_000):
+        x = normal(n, 1)
+        value = float(x.mean())
+        low, high = interval(lambda rows: float(rows.mean()), x, value, count=100, world=ALONE)
+        assert low < value < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0] / 10, rel=0.4)
+
+
+def test_distances_per_class_find_the_bad_class() -> None:
+    labels = np.repeat(np.arange(3), 40)
+    ref, gen = normal(120, 6), normal(120, 6)
+    gen[labels == 2] += 3.0
+    sets = [
+        FeatureSet({}, 120, {"t": gaussian_of(x)}, {"t": x}, range(120), labels) for x in (gen, ref)
+    ]
+    values = per_class_distances(sets[0], sets[1], "t")
+    assert values["worst_class"] == 2
+    assert values["class_2"] > 5 * values["class_0"]
+    with pytest.raises(ValueError, match="labels"):
+        per_class_distances(FeatureSet({}, 1), sets[1], "t")
+
+
+@pytest.mark.parametrize("split", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
+def test_streamed_moments_are_those_of_kept_features(tmp_path: Path, split: list[int]) -> None:
+    """Two processes, killed and restarted in any order, count every batch once."""
+    x = normal(47, 5)
+    stores = [MomentStore(tmp_path, {"t": 5}, evenly_spread(47, 10), every=1) for _ in range(2)]
+    kept = BatchStore(tmp_path / "kept", {"t": 5})
+    for turn, batch in enumerate(split):
+        indices = range(batch * 10, min(batch * 10 + 10, 47))
+        store = stores[turn % 2]
+        assert batch * 10 not in store.done()
+        store.write(batch * 10, indices, {"t": x[indices]})
+        kept.write(batch * 10, indices, {"t": x[indices]})
+    streamed, whole = stores[0].collect(47, {}), kept.collect(47, {})
+    np.testing.assert_allclose(
+        streamed.gaussian("t").sigma, whole.gaussian("t").sigma, rtol=1e-12, atol=1e-15
+    )
+    assert list(streamed.selected) == evenly_spread(47, 10)
+    np.testing.assert_array_equal(streamed.rows("t"), x[evenly_spread(47, 10)])
+
+
+def test_a_missing_or_repeated_image_is_not_reported_over(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path, {"t": 2})
+    store.write(0, range(3), {"t": np.zeros((3, 2), np.float32)})
+    with pytest.raises(ValueError, match="image 3 0 times"):
+        store.collect(4, {})
