@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dist_train.distributed import World, init_world
+from dist_train.launch import launch_ranks, should_launch
 from evaluation.compare import format_comparison, write_plots
 from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import DetectorConfig
@@ -35,12 +36,23 @@ from models.snapshot import Snapshot, read_snapshot
 
 TIMEOUT = timedelta(hours=2)
 
+Work = Callable[[World], None]
+"""What the ranks do together, after the command line has been checked."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 after one line about what was wrong."""
-    args = parse(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parse(words)
     try:
-        COMMANDS[args.command](args)
+        work = COMMANDS[args.command](args)
+        if work is None:
+            return 0
+        if should_launch(args.ranks):
+            return launch_ranks("evaluation", words, args.ranks)
+        world = init_world(TIMEOUT)
+        work(world)
+        world.close()
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         prefix = "" if rank == "0" else f"rank {rank}: "
@@ -49,50 +61,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sample_command(args: argparse.Namespace) -> None:
+def sample_command(args: argparse.Namespace) -> Work:
     """Write samples as image files, and a grid picture."""
     paths, overrides = split_overrides(args.source)
     snapshots = read_snapshots(paths, overrides)
     plan = _plan(args)
-    world = init_world(TIMEOUT)
-    kept = write_samples(GeneratedImages(snapshots, plan, world.device), args.out, world)
-    if args.grid and world.rank == 0:
-        pictures = kept.batch(range(min(len(kept), args.grid_images)))
-        write_image(args.grid, make_grid(pictures, upscale=args.grid_upscale))
-    _say(world, f"{args.out}: {len(kept)} images" + (f", grid {args.grid}" if args.grid else ""))
-    world.close()
+
+    def work(world: World) -> None:
+        kept = write_samples(GeneratedImages(snapshots, plan, world.device), args.out, world)
+        if args.grid and world.rank == 0:
+            pictures = kept.batch(range(min(len(kept), args.grid_images)))
+            write_image(args.grid, make_grid(pictures, upscale=args.grid_upscale))
+        grid = f", grid {args.grid}" if args.grid else ""
+        _say(world, f"{args.out}: {len(kept)} images{grid}")
+
+    return work
 
 
-def reference_command(args: argparse.Namespace) -> None:
+def reference_command(args: argparse.Namespace) -> Work:
     """Compute the reference statistics of a set of images."""
     images = open_images(args.images)
     config = _detector(args)
-    world = init_world(TIMEOUT)
-    detector = build_detector(config, world.device)
     taps = args.taps.split(",") if args.taps else DETECTORS[config.name].reference_taps
-    made = make_reference(
-        images,
-        detector.with_taps(taps),
-        args.out,
-        world,
-        num_features=args.features,
-        batch_size=args.batch_size,
-    )
-    _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
-    world.close()
+
+    def work(world: World) -> None:
+        detector = build_detector(config, world.device).with_taps(taps)
+        made = make_reference(
+            images,
+            detector,
+            args.out,
+            world,
+            num_features=args.features,
+            batch_size=args.batch_size,
+        )
+        _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
+
+    return work
 
 
-def run_command(args: argparse.Namespace) -> None:
+def run_command(args: argparse.Namespace) -> Work:
     """Evaluate snapshots or images against a reference."""
     protocol = find_protocol(args.protocol) if args.protocol else None
     repeats = protocol.repeats if protocol and not args.seeds else 1
-    world = init_world(TIMEOUT)
-    results = [
-        evaluate(_evaluation(args, protocol, repeat if repeats > 1 else None), world)
-        for repeat in range(repeats)
+    configs = [
+        _evaluation(args, protocol, repeat if repeats > 1 else None) for repeat in range(repeats)
     ]
-    _say(world, f"{args.out}\n{format_table(results)}")
-    world.close()
+
+    def work(world: World) -> None:
+        results = [evaluate(config, world) for config in configs]
+        _say(world, f"{args.out}\n{format_table(results)}")
+
+    return work
 
 
 def table_command(args: argparse.Namespace) -> None:
@@ -172,7 +191,7 @@ def _metrics(protocol: Protocol | None) -> tuple[str, ...]:
     return protocol.metrics if protocol else ()
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "sample": sample_command,
     "reference": reference_command,
     "run": run_command,

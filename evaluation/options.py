@@ -36,11 +36,17 @@ def build_parser() -> argparse.ArgumentParser:
         description="Samples, references, results. Under torchrun, ranks share the work.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_sample(commands.add_parser("sample", help="write samples as image files"))
-    _add_reference(commands.add_parser("reference", help="compute reference statistics"))
-    _add_run(commands.add_parser("run", help="evaluate snapshots or images"))
+    _add_sample(_shared(commands.add_parser("sample", help="write samples as image files")))
+    _add_reference(_shared(commands.add_parser("reference", help="compute reference statistics")))
+    _add_run(_shared(commands.add_parser("run", help="evaluate snapshots or images")))
     _add_views(commands)
     _add_conversions(commands)
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a command share its work over ranks started here."""
+    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
     return parser
 
 
