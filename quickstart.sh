@@ -5,7 +5,7 @@
 #   bash quickstart.sh [--data PATH] [--out DIR]
 #
 #   --data PATH   your own folder, zip or tar of images (class = sub-folder) instead of the
-#                 photographs inside the scikit-image wheel
+#                 photographs inside the scikit-image wheel; at most 6,000 of them are taken
 #   --out DIR     where everything goes (default: runs/quickstart, or runs/quickstart-NAME)
 #
 # Run it again and it goes on where it was stopped, or shows what is there.
@@ -71,7 +71,7 @@ mkdir -p "$out"
 
 phase "Data: 64x64 shards"
 if [ -n "$data" ]; then
-    relaywave data_pipelines pack images "$data" "$out/data" --resolution 64
+    relaywave data_pipelines pack images "$data" "$out/data" --resolution 64 --subset 6000
 else
     relaywave data_pipelines pack photographs "$out/data" --resolution 64
 fi

@@ -76,7 +76,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
     parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
     parser.add_argument("--limit", type=int, help="take only the first items of the source")
-    parser.add_argument("--subset", type=int, help="take this many, each class its share")
+    parser.add_argument("--subset", type=int, help="take at most this many, each class its share")
     parser.add_argument("--holdout", type=int, help="put this many into a set of their own")
     parser.add_argument(
         "--duplicates",

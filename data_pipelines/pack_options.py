@@ -26,7 +26,7 @@ class PackOptions:
         quality: JPEG quality, 1..95.
         shard_images: Source items per shard; null gives shards of roughly 128 MB.
         limit: Take only the first items of the source.
-        subset: Take this many items, from each class its share.
+        subset: Take at most this many items, from each class its share.
         holdout: Put this many items, from each class its share, into a set of their own.
         min_edge: Skip images whose shorter side has fewer pixels.
         labelled: Store the classes; else the set is unlabelled.
@@ -79,11 +79,11 @@ def select(listing: Listing, options: PackOptions) -> dict[str, Listing]:
     """Return what each part of the pack holds: {"": all}, or {"train": ..., "holdout": ...}.
 
     Raises:
-        PackError: More items are asked for than there are.
+        PackError: The hold-out would leave nothing.
     """
     entries = listing.entries[: options.limit]
     names = listing.class_names
-    if options.subset is not None:
+    if options.subset is not None and options.subset < len(entries):
         entries = _pick(entries, stratified(entries, options.subset, "subset"), inside=True)
     held = stratified(entries, options.holdout, "holdout") if options.holdout else set()
     if not options.labelled:
