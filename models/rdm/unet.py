@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.rdm.dropout import keyed_dropout
+from models.rdm.blocks import Block, Conv2d, GroupNorm, Resample, zero_init
 
-HEAD_CHANNELS = 64
 EMBEDDING_WIDTH = 4  # embedding channels per model channel
-
-Resample = Literal["up", "down"] | None
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,98 +75,6 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
-
-
-class Conv2d(nn.Conv2d):
-    """Convolution with "same" zero padding, in the dtype of its input."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C_in, H, W] to [B, C_out, H, W]."""
-        assert self.bias is not None
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, padding=self.padding)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with at least 4 channels and at most 32 groups, in its input's dtype."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(max(min(32, channels // 4), 1), channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W]; the kernels accumulate statistics in float32 for half dtypes."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-
-class Block(nn.Module):
-    """Residual block with modulation by the embedding, resampling and self-attention (3.2).
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        emb_channels: Channels of the embedding.
-        resample: Halve ("down", 2x2 mean) or double ("up", nearest) the resolution first.
-        attention: Attend with one head per 64 output channels (none below 64).
-        dropout: Probability, see models/rdm/dropout.py.
-        layer: Number of the block within its network, for the dropout masks.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        *,
-        resample: Resample = None,
-        attention: bool = False,
-        dropout: float = 0.0,
-        layer: int = 0,
-    ) -> None:
-        super().__init__()
-        self.resample = resample
-        self.dropout = dropout
-        self.layer = layer
-        self.num_heads = out_channels // HEAD_CHANNELS if attention else 0
-        self.norm0 = GroupNorm(in_channels)
-        self.conv0 = Conv2d(in_channels, out_channels, 3)
-        self.affine = nn.Linear(emb_channels, 2 * out_channels)
-        self.norm1 = GroupNorm(out_channels)
-        self.conv1 = zero_init(Conv2d(out_channels, out_channels, 3))
-        self.skip = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        if self.num_heads:
-            self.norm2 = GroupNorm(out_channels)
-            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
-            self.proj = zero_init(Conv2d(out_channels, out_channels, 1))
-
-    def forward(self, x: Tensor, emb: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
-        """Map [B, C_in, H, W] and a float32 embedding [B or 1, E] to [B, C_out, H', W'].
-
-        Dropout acts where keys (int64 [B]) are given.
-        """
-        h = self.conv0(resampled(F.silu(self.norm0(x)), self.resample))
-        scale, shift = self.affine(emb)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
-        h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        if dropout_keys is not None and self.dropout > 0:
-            h = keyed_dropout(h, dropout_keys, self.layer, self.dropout)
-        x = resampled(x, self.resample)
-        x = self.conv1(h) + (x if self.skip is None else self.skip(x))
-        return x + self.attend(x) if self.num_heads else x
-
-    def attend(self, x: Tensor) -> Tensor:
-        """Return the self-attention branch of x, [B, C, H, W].
-
-        Checkpoints order the 3C channels as (head, channel, q|k|v) with q|k|v fastest.
-        """
-        batch, channels, height, width = x.shape
-        heads = (batch, self.num_heads, channels // self.num_heads, 3, height * width)
-        q, k, v = self.qkv(self.norm2(x)).view(heads).permute(3, 0, 1, 4, 2).contiguous().unbind()
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
-        branch: Tensor = self.proj(h.reshape(x.shape))
-        return branch
 
 
 class UNet(nn.Module):
@@ -294,17 +198,3 @@ def noise_embedding(values: Tensor, channels: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
     angles = values.unsqueeze(1) * torch.exp(-math.log(10000) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def resampled(x: Tensor, resample: Resample) -> Tensor:
-    """Return x, its 2x2 means ("down") or its pixels doubled ("up")."""
-    if resample == "down":
-        return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if resample == "up" else x
-
-
-def zero_init(layer: M) -> M:
-    """Set a layer's parameters to zero, so that its branch starts as nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

@@ -1,0 +1,1 @@
+"""Checks of the RDM goldens, one function per kind of file."""
