@@ -23,7 +23,7 @@ from evaluation.export import export
 from evaluation.formats import read_statistics
 from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds, write_samples
 from evaluation.grid import make_grid, write_image
-from evaluation.images import open_images
+from evaluation.images import ImageSet, open_images
 from evaluation.inception_weights import convert_inception
 from evaluation.options import parse
 from evaluation.postprocess import PostProcess
@@ -69,9 +69,7 @@ def sample_command(args: argparse.Namespace) -> Work:
 
     def work(world: World) -> None:
         kept = write_samples(GeneratedImages(snapshots, plan, world.device), args.out, world)
-        if args.grid and world.rank == 0:
-            pictures = kept.batch(range(min(len(kept), args.grid_images)))
-            write_image(args.grid, make_grid(pictures, upscale=args.grid_upscale))
+        _write_grid(args, kept, world)
         grid = f", grid {args.grid}" if args.grid else ""
         _say(world, f"{args.out}: {len(kept)} images{grid}")
 
@@ -109,6 +107,8 @@ def run_command(args: argparse.Namespace) -> Work:
 
     def work(world: World) -> None:
         results = [evaluate(config, world) for config in configs]
+        if args.grid:
+            _write_grid(args, open_images(configs[0].images or args.keep_images), world)
         _say(world, f"{args.out}\n{format_table(results)}")
 
     return work
@@ -166,6 +166,8 @@ def _evaluation(
     """Return what `run` is asked for; options win over the protocol's settings."""
     paths, overrides = split_overrides(args.source)
     are_snapshots = all(is_snapshot(path) for path in paths)
+    if args.grid and are_snapshots and not args.keep_images:
+        raise ValueError("--grid needs the generated images: add --keep-images FOLDER")
     if not are_snapshots and (len(paths) != 1 or overrides):
         raise ValueError("give snapshots (a relay's stages in order) or one set of images")
     out: Path = args.out if repeat is None else args.out.with_stem(f"{args.out.stem}-{repeat}")
@@ -185,6 +187,12 @@ def _evaluation(
         num_features=args.features,
         title=args.title,
     )
+
+
+def _write_grid(args: argparse.Namespace, images: ImageSet, world: World) -> None:
+    if args.grid and world.rank == 0:
+        pictures = images.batch(range(min(len(images), args.grid_images)))
+        write_image(args.grid, make_grid(pictures, upscale=args.grid_upscale))
 
 
 def _metrics(protocol: Protocol | None) -> tuple[str, ...]:

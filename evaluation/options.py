@@ -53,9 +53,7 @@ def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|key=value")
     parser.add_argument("--out", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--grid", type=Path, help="also write a grid picture of the first images")
-    parser.add_argument("--grid-images", type=int, default=GRID_IMAGES, help="images in the grid")
-    parser.add_argument("--grid-upscale", type=int, default=1, help="whole factor of enlargement")
+    _add_grid(parser)
     _add_sampling(parser, "0-63")
 
 
@@ -77,6 +75,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", type=int, default=0, help="resamples for 95%% intervals")
     parser.add_argument("--keep-images", type=Path, help="keep generated images in this folder")
     parser.add_argument("--reference-pipeline", default="", help="of a file that does not tell")
+    _add_grid(parser)
     _add_sampling(parser, "")
     _add_detector(parser)
 
@@ -105,6 +104,12 @@ def _add_conversions(commands: Subparsers) -> None:
     convert.add_argument("weights", type=Path, help="the public .pth or NVIDIA's TorchScript .pt")
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--sha256", default="", help="digest that the source must have")
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grid", type=Path, help="also write a grid picture of the first images")
+    parser.add_argument("--grid-images", type=int, default=GRID_IMAGES, help="images in the grid")
+    parser.add_argument("--grid-upscale", type=int, default=1, help="whole factor of enlargement")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
