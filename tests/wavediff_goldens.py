@@ -72,7 +72,7 @@ class Arrays:
         return module.to(dtype)
 
     def check(self, name: str, value: Tensor, tolerance: float, *, scale: float = 0.0) -> None:
-        """Compare with the array; `tolerance` is relative to its largest entry, at least `scale`."""
+        """Compare with the array; `tolerance` is relative to its largest entry, or `scale`."""
         wanted = self.tensor(name).double()
         found = value.detach().double()
         assert found.shape == wanted.shape, (name, found.shape, wanted.shape)

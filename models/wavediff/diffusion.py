@@ -126,17 +126,33 @@ class Diffusion:
             t: Timesteps in 0..T-1, int64 [B].
             noise_tp1: Normal noise of the step to t + 1 (drawn first).
             noise_t: Normal noise of the leap to t (drawn second).
+
+        Raises:
+            ValueError: A timestep is outside the schedule (on the CPU; elsewhere asking waits).
         """
+        self._check_timesteps(t)
         table = coefficients(self.config, x0.device)
         x_t = _rows(table.scale, t, x0) * x0 + _rows(table.noise, t, x0) * noise_t
         step = _rows(table.step_scale, t + 1, x0) * x_t
         return x_t, step + _rows(table.step_noise, t + 1, x0) * noise_tp1
 
     def posterior_sample(self, x0: Tensor, x_tp1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return a sample of q(x_t | x_{t+1}, x_0); at t = 0 it is x_0 and the noise is unused."""
+        """Return a sample of q(x_t | x_{t+1}, x_0); at t = 0 it is x_0 and the noise is unused.
+
+        Raises:
+            ValueError: A timestep is outside the schedule (on the CPU).
+        """
+        self._check_timesteps(t)
         table = coefficients(self.config, x0.device)
         mean = _rows(table.posterior_x0, t, x0) * x0 + _rows(table.posterior_x_tp1, t, x0) * x_tp1
         return mean + _rows(table.posterior_deviation, t, x0) * noise
+
+    def _check_timesteps(self, t: Tensor) -> None:
+        if t.device.type == "cpu" and not 0 <= int(t.min()) <= int(t.max()) < self.steps:
+            raise ValueError(
+                f"timesteps {int(t.min())}..{int(t.max())} are outside 0..{self.steps - 1}, the"
+                f" schedule of diffusion.steps={self.steps}"
+            )
 
 
 def _rows(table: Tensor, t: Tensor, like: Tensor) -> Tensor:

@@ -202,7 +202,8 @@ def minibatch_deviation(
         members = h.view(group, sets, channels, height, width)
     else:
         members = h.view(sets, group, channels, height, width).transpose(0, 1)
-    deviation = (members.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    variance = (members - members.mean(0)).square().mean(0)
+    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))
     by_sample = (
         deviation.repeat(group) if grouping == "strided" else deviation.repeat_interleave(group)
     )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 EXPLODED_LOSS = 100.0
 """Adversarial losses are a few units when training works; here logits are beyond 100."""
+EXPLODED_PENALTY = 1e4
+"""The weighted R1 penalty is at most a few units when training works."""
 SATURATED_LOSS = 20.0
 """An adversarial loss from which the generator gets no usable gradient."""
 
@@ -54,6 +56,12 @@ def diagnose_pair(metrics: Mapping[str, float]) -> str | None:
         return (
             f"{exploded[0]}={losses[exploded[0]]:.4g} has exploded; lower optim.discriminator.lr or"
             " raise objective.r1_gamma"
+        )
+    penalty = metrics.get("discriminator/r1", 0.0)
+    if penalty > EXPLODED_PENALTY:
+        return (
+            f"the R1 penalty is {penalty:.3g}: the discriminator's gradient has exploded; lower"
+            " optim.discriminator.lr or objective.r1_interval, or raise objective.r1_gamma"
         )
     return _diagnose_discriminator(metrics) or _diagnose_generator(metrics)
 
