@@ -71,8 +71,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C_out, H / stride, W / stride]."""
-        y = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = functional.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        y = functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         return torch.add(x, y) if self.has_shortcut else y
 
@@ -98,12 +98,12 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the taps by name, each [B, D] (see TAPS)."""
         taps = {}
-        x = functional.relu6(self._bn0(self._conv_stem(x)))
+        x = functional.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         for number, block in enumerate(self._blocks):
             x = block(x)
             if number in TAPPED_BLOCKS:
                 taps[f"block{number}"] = x.mean((2, 3))
-        taps["head"] = functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        taps["head"] = functional.relu6(self._bn1(self._conv_head(x)), inplace=True).mean((2, 3))
         return taps
 
     def logits(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C_out, H', W']."""
-        return F.relu(self.bn(self.conv(x)))
+        return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 def average_pool(x: Tensor) -> Tensor:
