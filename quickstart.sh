@@ -10,17 +10,21 @@
 #
 # Run it again and it goes on where it was stopped, or shows what is there.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+
+refuse() { echo "quickstart.sh: $*" >&2; exit 2; }
 
 data='' out=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --data) data=$(realpath -e -- "${2:?--data needs a path}") && shift 2 ;;
-        --out) out=${2:?--out needs a folder} && shift 2 ;;
-        -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
-        *) echo "quickstart.sh: unknown option $1 (see --help)" >&2 && exit 2 ;;
+        --data) data=${2:-} && [ -e "$data" ] || refuse "--data needs a path that exists, not '$data'"; shift 2 ;;
+        --out) out=${2:-} && [ -n "$out" ] || refuse "--out needs a folder"; shift 2 ;;
+        -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;;
+        *) refuse "unknown option $1 (see --help)" ;;
     esac
 done
+[ -z "$data" ] || data=$(realpath -- "$data")
+[ -z "$out" ] || out=$(realpath -m -- "$out")
+cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ -z "$out" ]; then
     out=runs/quickstart${data:+-$(basename -- "$data" | tr -c 'A-Za-z0-9\n' '_')}
 fi

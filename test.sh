@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source .ci/setup.sh
+setup_system
 setup_venv test
+setup_ffcv
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -35,3 +35,37 @@ setup_venv() {
         --no-build-isolation -e ".[$extra]"
     touch "$stamp"
 }
+
+# With root on Debian or Ubuntu, installs what some tests run on: a real Slurm, and the libraries that
+# FFCV is built with. Elsewhere those tests skip, and say so.
+SYSTEM_PACKAGES="slurmctld slurmd slurm-client slurmdbd munge mariadb-server
+    build-essential pkg-config libturbojpeg0-dev libopencv-dev"
+
+setup_system() {
+    local missing=() package
+    for package in $SYSTEM_PACKAGES; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -eq 0 ]; then
+        return
+    fi
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "WARNING: without root these are not installed: ${missing[*]}; tests that need them skip" >&2
+        return
+    fi
+    echo "Installing system packages for the tests: ${missing[*]} ..."
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+setup_ffcv() {
+    if .venv/bin/python -c 'import ffcv' 2>/dev/null; then
+        return
+    fi
+    if ! pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
+        echo "WARNING: FFCV is not built (no OpenCV or TurboJPEG headers); its tests skip" >&2
+        return
+    fi
+    echo "Building FFCV ..."
+    .venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation ffcv
+}
