@@ -21,7 +21,8 @@ from data_pipelines.order import (
     subset,
 )
 from data_pipelines.pipeline import DataConfig, DatasetInfo
-from data_pipelines.shards import ShardedImages
+from data_pipelines.remote import FileCache
+from data_pipelines.shards import DEFAULT_CACHE, ShardedImages
 
 
 class JoinedImages:
@@ -79,7 +80,9 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
         ValueError: A set is missing or damaged, or the settings do not fit the sets.
     """
     paths = [config.path, *(other.path for other in config.mix)]
-    sets = [ShardedImages(path) for path in paths]
+    folder = Path(config.cache) if config.cache else DEFAULT_CACHE.folder
+    cache = FileCache(folder, int(config.cache_gb * 1e9))
+    sets = [ShardedImages(path, cache=cache) for path in paths]
     selections = [_selection(part, config) for part in sets]
     orders = [
         _order(part, selection, config, _set_seed(seed, number))

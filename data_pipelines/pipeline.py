@@ -38,7 +38,8 @@ class DataConfig:
     """Where training images come from and how they are delivered.
 
     Attributes:
-        path: Folder of packed shards (`python -m data_pipelines pack`); ignored by `synthetic`.
+        path: Folder of packed shards (`python -m data_pipelines pack`), or its URL: http(s)://,
+            s3://, gs://, or `pipe:COMMAND {}`; ignored by `synthetic`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
             and dry runs).
@@ -52,6 +53,8 @@ class DataConfig:
         subset: Draw from this many images of each set, always the same ones; null for all.
         weight: With `mix`: how often this set is drawn from, relative to the others.
         mix: Further sets to draw from.
+        cache: Folder that keeps the shards of remote sets; "" is ~/.cache/relaywave/shards.
+        cache_gb: Size of the cache, in 10^9 bytes.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches that are prepared ahead.
         max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
@@ -68,6 +71,8 @@ class DataConfig:
     subset: int | None = None
     weight: float = 1.0
     mix: tuple[MixedSet, ...] = ()
+    cache: str = ""
+    cache_gb: float = 100.0
     workers: int = 1
     prefetch: int = 2
     max_corrupt: float = 1e-3
@@ -79,8 +84,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} must be positive")
+        if not self.weight > 0 or not self.cache_gb > 0:
+            raise ValueError(f"weight={self.weight} and cache_gb={self.cache_gb} must be positive")
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
 

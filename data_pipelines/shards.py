@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +15,37 @@ from torch import Tensor
 from data_pipelines.images import BadImage, decode_rgb
 from data_pipelines.manifest import check_shard_sizes, read_index, read_manifest
 from data_pipelines.pipeline import describe
+from data_pipelines.remote import FileCache, RemoteFolder, is_remote
+
+MAX_OPEN = 128
+DEFAULT_CACHE = FileCache(Path.home() / ".cache/relaywave/shards", 100 * 10**9)
 
 
 class ShardedImages:
     """A packed set as a sequence of samples in the order of its source; safe to share by threads.
 
     Args:
-        path: Folder of the packed set.
-        check_sizes: Compare the shards' sizes with the manifest at once.
+        path: Folder of the packed set, or its URL (see data_pipelines/remote.py).
+        check_sizes: Compare the shards' sizes with the manifest at once (local sets).
+        cache: Where a remote set's files are kept.
 
     Raises:
         DatasetError: The set is missing, unfinished or damaged (checks manifest, index and sizes;
             the bytes of a sample are checked when they are read).
+        Unreachable: A remote set cannot be read.
     """
 
-    def __init__(self, path: Path | str, *, check_sizes: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: Path | str, *, check_sizes: bool = True, cache: FileCache = DEFAULT_CACHE
+    ) -> None:
+        self._remote = RemoteFolder(str(path), cache) if is_remote(str(path)) else None
+        self.path = self._remote.path if self._remote else Path(path)
         self.manifest = read_manifest(self.path)
         self.index = read_index(self.path, self.manifest)
-        if check_sizes:
+        if check_sizes and not self._remote:
             check_shard_sizes(self.path, self.manifest)
         self.info = describe(self.manifest)
-        self._files: dict[int, int] = {}
+        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -46,11 +56,12 @@ class ShardedImages:
 
         Raises:
             BadImage: The bytes in the shard are not the ones that were packed.
+            Unreachable: A remote shard cannot be had.
         """
         row = self.index[index]
         length, shard = int(row["length"]), int(row["shard"])
         try:
-            encoded = os.pread(self._file(shard), length, int(row["offset"]))
+            encoded = self._file(shard).read(length, int(row["offset"]))
         except OSError as error:
             raise BadImage(f"unreadable: {error}") from None
         if len(encoded) != length or zlib.crc32(encoded) != int(row["crc32"]):
@@ -74,13 +85,37 @@ class ShardedImages:
     def close(self) -> None:
         """Close the shards' files."""
         with self._lock:
-            for descriptor in self._files.values():
-                os.close(descriptor)
             self._files.clear()
 
-    def _file(self, shard: int) -> int:
+    def _file(self, shard: int) -> _OpenFile:
+        """Return a shard's file; the ones used longest ago are closed when nobody reads them."""
         with self._lock:
             if shard not in self._files:
-                path = self.path / self.manifest.shards[shard].name
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[shard] = self._open(shard)
+                if len(self._files) > MAX_OPEN:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(shard)
             return self._files[shard]
+
+    def _open(self, shard: int) -> _OpenFile:
+        if self._remote is None:
+            return _OpenFile(self.path / self.manifest.shards[shard].name)
+        while True:
+            try:
+                return _OpenFile(self._remote.shard(shard))
+            except FileNotFoundError:  # another process has just made room in the cache
+                continue
+
+
+class _OpenFile:
+    """A file that is read at offsets by several threads, and closed after the last one is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, length: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)

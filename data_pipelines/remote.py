@@ -1,0 +1,215 @@
+"""Packed sets on web servers and object stores, read through a local cache of whole files.
+
+A file is downloaded once per machine, whatever the number of ranks, checked against the manifest,
+and kept until the cache is full.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from data_pipelines.manifest import INDEX, MANIFEST, Manifest, atomic_file, read_manifest
+
+logger = logging.getLogger(__name__)
+
+SCHEME = re.compile(r"(https?|s3|gs)://|pipe:")
+DELAYS = (1.0, 2.0, 4.0, 8.0)
+TIMEOUT = 60.0
+BLOCK = 1 << 20
+COMMANDS = {"s3": "aws s3 cp {} -", "gs": "gsutil -q cat {}"}
+
+
+class Unreachable(RuntimeError):  # noqa: N818 (a finding about the other side)
+    """A file of a remote set cannot be had, after all retries."""
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a set's path is a URL: http(s)://, s3://, gs:// or pipe:COMMAND."""
+    return SCHEME.match(path) is not None
+
+
+@dataclass(frozen=True)
+class FileCache:
+    """Where downloads are kept.
+
+    Attributes:
+        folder: The folder; made if missing, shared by all processes of a machine.
+        max_bytes: Size above which the files used longest ago are removed.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def make_room(self, newest: Path) -> None:
+        """Remove the shards used longest ago until the rest fits; `newest` stays."""
+        files = [file for file in self.folder.rglob("*.tar") if file != newest]
+        files.sort(key=lambda file: file.stat().st_mtime)
+        total = newest.stat().st_size + sum(file.stat().st_size for file in files)
+        for file in files:
+            if total <= self.max_bytes:
+                return
+            total -= file.stat().st_size
+            file.unlink(missing_ok=True)  # readers that have it open keep its content
+
+
+class RemoteFolder:
+    """A packed set at a URL.
+
+    Args:
+        url: The set's folder: `https://host/set`, `s3://bucket/set`, `gs://bucket/set`, or
+            `pipe:COMMAND` with `{}` for the file's name, e.g. `pipe:ssh host cat set/{}`.
+        cache: Where downloads are kept.
+
+    Raises:
+        Unreachable: The manifest or the index cannot be had.
+    """
+
+    def __init__(self, url: str, cache: FileCache) -> None:
+        self.url = url
+        self._cache = cache
+        name = hashlib.sha256(url.encode()).hexdigest()[:16]
+        self.path = cache.folder / name
+        self._download(MANIFEST, None, None)
+        self.manifest: Manifest = read_manifest(self.path)
+        if not self._is_there(INDEX, self.manifest.index_sha256):
+            self._download(INDEX, None, self.manifest.index_sha256)
+
+    def shard(self, number: int) -> Path:
+        """Return the local path of a shard, downloaded if it is not in the cache.
+
+        Raises:
+            Unreachable: It cannot be had, or is not the one in the manifest.
+        """
+        shard = self.manifest.shards[number]
+        path = self.path / shard.name
+        with _locked(path):
+            if path.exists() and path.stat().st_size == shard.num_bytes:
+                os.utime(path)
+            else:
+                self._download(shard.name, shard.num_bytes, shard.sha256)
+                self._cache.make_room(path)
+        return path
+
+    def _is_there(self, name: str, sha256: str) -> bool:
+        path = self.path / name
+        if not path.exists():
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+    def _download(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
+        """Download a file into the cache, with retries; it appears there only when it is whole."""
+        for delay in (*DELAYS, None):
+            try:
+                self._download_once(name, num_bytes, sha256)
+                return
+            except (OSError, _Incomplete) as error:
+                if delay is None:
+                    raise Unreachable(
+                        f"{name} of {self.url} cannot be had after {len(DELAYS) + 1} attempts:"
+                        f" {error}; check the address, the network and the access rights,"
+                        " then run the same command again"
+                    ) from None
+                logger.warning("%s of %s: %s; again in %g s", name, self.url, error, delay)
+                time.sleep(delay)
+
+    def _download_once(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with _open_stream(self.url, name) as stream, atomic_file(target) as file:
+            while block := stream.read(BLOCK):
+                file.write(block)
+                digest.update(block)
+            if num_bytes is not None and file.tell() != num_bytes:
+                raise _Incomplete(f"{file.tell()} bytes came, the manifest says {num_bytes}")
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise _Incomplete("its sha256 is not the one in the manifest")
+
+
+class _Incomplete(Exception):  # noqa: N818 (always retried)
+    """A transfer that ended early, or brought other bytes."""
+
+
+@contextmanager
+def _open_stream(url: str, name: str) -> Iterator[IO[bytes]]:
+    """Open a file of a remote set for reading, start to end."""
+    scheme, _, rest = url.partition(":")
+    if scheme in ("http", "https"):
+        with urllib.request.urlopen(f"{url.rstrip('/')}/{name}", timeout=TIMEOUT) as response:
+            yield cast(IO[bytes], response)
+        return
+    address = f"{url.rstrip('/')}/{name}"
+    command = rest.replace("{}", shlex.quote(name)) if scheme == "pipe" else ""
+    command = command or COMMANDS[scheme].format(shlex.quote(address))
+    with _Pipe(command) as pipe:
+        yield cast(IO[bytes], pipe)
+        pipe.check_end()
+
+
+class _Pipe:
+    """The output of a shell command; one that falls silent for TIMEOUT seconds is given up."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self._process = subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> _Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+        self._complaints.close()
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, none at the end. Raises _Incomplete if none come in time."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        if not select.select([descriptor], [], [], TIMEOUT)[0]:
+            raise _Incomplete(f"`{self._command}` sent nothing for {TIMEOUT:g} s")
+        return os.read(descriptor, size)
+
+    def check_end(self) -> None:
+        """Raise _Incomplete if the command failed."""
+        code = self._process.wait(TIMEOUT)
+        if code:
+            self._complaints.seek(0)
+            complaint = self._complaints.read().decode(errors="replace").strip()
+            last = complaint.splitlines()[-1] if complaint else "no message"
+            raise _Incomplete(f"`{self._command}` ended with code {code}: {last}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process or thread at a time fetch a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

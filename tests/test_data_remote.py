@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import functools
+import gc
+import http.server
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from data_pipelines import remote
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.remote import FileCache, Unreachable
+from data_pipelines.shards import ShardedImages
+from tests.data_sets import packed_folder, write_class_folders
+
+
+class FlakyServer(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; each file fails `failures` times first, then comes cut short once."""
+
+    failures = 0
+    requests: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        seen = self.requests.count(self.path)
+        self.requests.append(self.path)
+        if seen < self.failures:
+            self.send_error(503)
+        elif seen == self.failures and self.failures and self.path.endswith(".tar"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"the beginning only")
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("remote")
+    packed_folder(write_class_folders(path / "source"), path / "set")
+    return path / "set"
+
+
+@pytest.fixture
+def server(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(remote, "DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(FlakyServer, "requests", [])
+    handler = functools.partial(FlakyServer, directory=str(dataset.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}/set"
+        listening.shutdown()
+        thread.join()
+
+
+def delivered(path: str, cache: Path, backend: str = "webdataset") -> list[ImageBatch]:
+    config = DataConfig(
+        path=path, cache=str(cache), backend=backend, resolution=32, shuffle_window=16, workers=2
+    )
+    pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 8))
+    batches = pipeline.batches(0)
+    try:
+        return list(itertools.islice(batches, 9))
+    finally:
+        batches.close()
+        pipeline.close()
+
+
+def same(one: list[ImageBatch], other: list[ImageBatch]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a.images, b.images) for a, b in pairs)
+
+
+@pytest.mark.parametrize("backend", ["webdataset", "dali"])
+@pytest.mark.parametrize("failures", [0, 2])
+def test_web_servers_with_retries(
+    dataset: Path,
+    tmp_path: Path,
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    failures: int,
+) -> None:
+    monkeypatch.setattr(FlakyServer, "failures", failures)
+    assert same(delivered(server, tmp_path, backend), delivered(str(dataset), tmp_path))
+    tars = [path for path in FlakyServer.requests if path.endswith(".tar")]
+    assert len(tars) == 4 * (1 if failures == 0 else failures + 2)
+    delivered(server, tmp_path, backend)
+    assert [path for path in FlakyServer.requests if path.endswith(".tar")] == tars
+
+
+def test_pipes(dataset: Path, tmp_path: Path) -> None:
+    url = f"pipe:cat {dataset}/{{}}"
+    assert same(delivered(url, tmp_path), delivered(str(dataset), tmp_path))
+
+
+def test_small_caches_make_room(dataset: Path, tmp_path: Path) -> None:
+    size = max(file.stat().st_size for file in dataset.glob("shards/*.tar"))
+    cache = FileCache(tmp_path, 2 * size)
+    images = ShardedImages(f"pipe:cat {dataset}/{{}}", cache=cache)
+    local = ShardedImages(dataset)
+    for index in (0, 20, 40, 59, 0):
+        assert images.read(index) == local.read(index)
+        assert len(list(tmp_path.rglob("*.tar"))) <= 2
+    images.close()
+    local.close()
+
+
+def test_unreachable_sets_say_so(
+    dataset: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Unreachable, match=r"manifest\.json of .*/nothing cannot be had after 4"):
+        ShardedImages(f"{server}/nothing", cache=FileCache(tmp_path, 1))
+    with pytest.raises(Unreachable, match="ended with code 3: no such host"):
+        ShardedImages("pipe:echo no such host >&2; exit 3 #{}", cache=FileCache(tmp_path, 1))
+    images = ShardedImages(server, cache=FileCache(tmp_path, 1))
+    monkeypatch.setattr(FlakyServer, "failures", 10**6)
+    with pytest.raises(Unreachable, match=r"shards/000000\.tar of .* cannot be had"):
+        images.read(0)
+
+
+def test_object_stores_use_their_commands(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin/aws"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\ncat "{dataset.parent}/${{3#s3://bucket/}}"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    images = ShardedImages("s3://bucket/set", cache=FileCache(tmp_path / "cache", 10**9))
+    assert images.read(5) == ShardedImages(dataset).read(5)
+
+
+def test_commands_that_fall_silent_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DELAYS", ())
+    monkeypatch.setattr(remote, "TIMEOUT", 0.2)
+    with pytest.raises(Unreachable, match=r"`sleep 60.*` sent nothing for 0\.2 s"):
+        ShardedImages("pipe:sleep 60 # {}", cache=FileCache(tmp_path, 1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_itself_reads_the_shards(dataset: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    shards = [str(path) for path in sorted(dataset.glob("shards/*.tar"))]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    gc.collect()  # it leaves its files open
+    images = ShardedImages(dataset)
+    assert len(samples) == len(images)
+    for index, sample in enumerate(samples):
+        assert (sample["png"], int(sample["cls"])) == images.read(index)
+    images.close()
