@@ -79,7 +79,10 @@ class Objective(Protocol):
         """Return the losses in the order of their updates, keyed by the network they update."""
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Judge a logging interval's mean metrics: None if healthy, else what to change."""
+        """Judge a logging interval's mean metrics: None if healthy, else what to change.
+
+        Metrics are named `<network>/<metric>`, e.g. `denoiser/loss`.
+        """
 
 
 class ObjectiveConfig(Protocol):

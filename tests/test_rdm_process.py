@@ -198,6 +198,6 @@ def test_conditional_objective_needs_labels() -> None:
 
 def test_diagnosis_names_a_diverged_loss() -> None:
     objective = EdmConfig(unet=TINY).build()
-    assert objective.diagnose({"loss": 0.9}) is None
+    assert objective.diagnose({"denoiser/loss": 0.9}) is None
     assert objective.diagnose({}) is None
-    assert "lower optim.denoiser.lr" in (objective.diagnose({"loss": math.nan}) or "")
+    assert "lower optim.denoiser.lr" in (objective.diagnose({"denoiser/loss": math.nan}) or "")

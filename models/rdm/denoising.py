@@ -114,7 +114,7 @@ class DenoisingObjective:
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """Judge the mean loss per pixel: of the order of 1 before training, less afterwards."""
-        loss = metrics.get("loss")
+        loss = metrics.get(f"{DENOISER}/loss")
         if loss is None or loss < 100:
             return None
         return (
