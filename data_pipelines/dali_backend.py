@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ def build_graph(
     batch_size: int,
     threads: int,
     prefetch: int,
-    device_id: int | None,
+    decoder: Literal["cpu", "mixed"],
+    device_id: int | None = None,
 ) -> Any:
     """Return the DALI pipeline: encoded bytes to uint8 RGB [B, 3, H, W].
 
@@ -44,7 +45,8 @@ def build_graph(
         batch_size: Images per batch.
         threads: Decoding threads of DALI's CPU part.
         prefetch: Batches decoded ahead.
-        device_id: The GPU to decode on, or None for the CPU; the graph is the same.
+        decoder: `mixed` decodes on the GPU; the rest of the graph is the same and follows it.
+        device_id: The GPU; None for a graph that runs on the CPU, or is only looked at.
 
     Raises:
         ValueError: DALI is not installed.
@@ -64,7 +66,6 @@ def build_graph(
     )
     with graph:
         encoded = fn.external_source(source=source, batch=True, ndim=1, dtype=types.UINT8)
-        decoder = "cpu" if device_id is None else "mixed"
         pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
         graph.set_outputs(fn.transpose(pixels, perm=[2, 0, 1]))
     return graph
@@ -105,6 +106,7 @@ class DaliPipeline:
             batch_size=self._share.micro_batch_size,
             threads=self._config.workers,
             prefetch=self._config.prefetch,
+            decoder="cpu" if self._device.type == "cpu" else "mixed",
             device_id=self._device_id(),
         )
         graph.build()

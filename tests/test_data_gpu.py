@@ -1,0 +1,60 @@
+"""The GPU path: its graph without a GPU, its batches with one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipelines.dali_backend import build_graph
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from tests.data_sets import packed_folder, write_class_folders
+
+
+def placement(decoder: str) -> list[tuple[str, str]]:
+    """Return (operator, device) of the serialised graph, in order."""
+    graph = build_graph(lambda: [], batch_size=4, threads=1, prefetch=2, decoder=decoder)
+    text = graph.serialize()
+    pattern = rb"\n.(ExternalSource|decoders__Image|Transpose).*?\x06device\x12\x06string\*.(\w+)@"
+    pairs = re.findall(pattern, text, re.DOTALL)
+    return [(name.decode(), device.decode()) for name, device in pairs]
+
+
+def test_one_graph_for_both_devices() -> None:
+    on_cpu, on_gpu = placement("cpu"), placement("mixed")
+    assert on_cpu == [("ExternalSource", "cpu"), ("decoders__Image", "cpu"), ("Transpose", "cpu")]
+    assert on_gpu == [("ExternalSource", "cpu"), ("decoders__Image", "mixed"), ("Transpose", "gpu")]
+
+
+def delivered(path: Path, backend: str, device: str) -> list[ImageBatch]:
+    config = DataConfig(path=str(path), backend=backend, resolution=16, flip=True)
+    pipeline = build_pipeline(config, seed=1, share=Share(0, 1, 8), device=device)
+    batches = pipeline.batches(40)
+    try:
+        return list(itertools.islice(batches, 6))
+    finally:
+        batches.close()
+        pipeline.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["dali", "webdataset", "ffcv"])
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_gpu_batches_equal_cpu_batches(tmp_path: Path, backend: str, image_format: str) -> None:
+    if backend == "ffcv":
+        pytest.importorskip("ffcv")
+        from data_pipelines.beton import write_beton
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format=image_format)
+    if backend == "ffcv":
+        write_beton(tmp_path / "set")
+    on_gpu = delivered(tmp_path / "set", backend, "cuda")
+    on_cpu = delivered(tmp_path / "set", "webdataset", "cpu")
+    tolerance = 0 if image_format == "png" else 4
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        assert one.images.device.type == "cuda"
+        assert (one.images.cpu().int() - other.images.int()).abs().max() <= tolerance
+        assert torch.equal(one.labels.cpu(), other.labels)
