@@ -97,6 +97,16 @@ def test_channels_last_gives_the_same():
     torch.testing.assert_close(found, wanted)
 
 
+def test_networks_can_be_compiled_whole():
+    """No graph breaks; the aot_eager backend needs no C++ compiler."""
+    network = lively(Generator(TINY, 12, 8))
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    given = inputs(TINY)
+    found = compiled(*given)
+    found.sum().backward()
+    torch.testing.assert_close(found, network(*given), rtol=1e-4, atol=1e-5)
+
+
 def test_samples_do_not_influence_each_other_in_the_generator():
     network = lively(Generator(TINY, 12, 8)).double()
     y, t, z = (v.double() if v.is_floating_point() else v for v in inputs(TINY, batch=4))

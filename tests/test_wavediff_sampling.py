@@ -10,7 +10,7 @@ from models.snapshot import load_sampler, write_snapshot
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.objective import WaveDiffConfig
 from models.wavediff.space import PixelSpace, WaveletSpace
-from tests.test_wavediff_objective import TINY, lively_pair
+from tests.test_wavediff_objective import TINY, example, lively_pair
 
 
 def variants() -> list[WaveDiffConfig]:
@@ -58,3 +58,13 @@ def test_labels_and_relays_are_refused():
         sample(sampler, [0], torch.tensor([1]))
     with pytest.raises(ValueError, match="samples by itself"):
         TINY.build_sampler(lively_pair()["generator"], previous=sampler)
+
+
+def test_sampling_first_does_not_disturb_training():
+    """Coefficients are made once, perhaps in inference mode, and serve both."""
+    config = dataclasses.replace(TINY, diffusion=DiffusionConfig(steps=3))
+    networks = lively_pair(config)
+    sample(config.build_sampler(networks["generator"]), [0])
+    for name, loss_fn in config.build().losses().items():
+        loss_fn(networks, example(config=config), 0)[0].backward()
+        assert any(p.grad is not None for p in networks[name].parameters())

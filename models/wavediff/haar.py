@@ -55,4 +55,5 @@ def haar_idwt(y: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def _mixing(like: Tensor, factor: float) -> Tensor:
-    return torch.tensor(SIGNS, dtype=like.dtype, device=like.device) * factor
+    signs = torch.tensor(SIGNS, dtype=like.dtype) * factor
+    return signs.to(like.device, non_blocking=True)  # else a GPU would be waited for

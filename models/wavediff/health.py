@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 EXPLODED_LOSS = 100.0
@@ -19,27 +18,13 @@ SATURATED_LOSS = 20.0
 """An adversarial loss from which the generator gets no usable gradient."""
 
 
-def diversity(predictions: Tensor, selected: Tensor, group: int) -> Tensor:
-    """Return how far the selected samples of each group differ: deviation over root mean square.
+def diversity(images: Tensor) -> Tensor:
+    """Return how far images [B, C, H, W] differ: their deviation over their root mean square.
 
-    0 is a collapsed generator (one image for every latent), 1 are samples without a common part.
-    Of interest where y_{t+1} is almost pure noise, so that no training image shows through.
-
-    Args:
-        predictions: Predicted y_0, [B, C, H, W].
-        selected: The samples to look at, bool [B].
-        group: Consecutive samples that are compared; B must be a multiple of it.
-
-    Returns:
-        One value per group, [B / group]; NaN where less than two samples are selected.
+    0 is a collapsed generator (one image for every latent), 1 are images without a common part.
     """
-    sets = predictions.reshape(len(predictions) // group, group, -1)
-    weight = selected.view(-1, group, 1).to(sets.dtype)
-    count = weight.sum(1)
-    mean = (weight * sets).sum(1, keepdim=True) / count[:, None]
-    variance = (weight * (sets - mean).square()).sum((1, 2)) / (count[:, 0] - 1)
-    power = (weight * sets.square()).sum((1, 2)) / count[:, 0]
-    return torch.where(count[:, 0] > 1, (variance / power).sqrt(), torch.nan)
+    deviation = images.var(0).sum().sqrt()
+    return deviation / images.square().mean(0).sum().sqrt()
 
 
 def diagnose_pair(metrics: Mapping[str, float]) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
 from models.sampler import Sampler
+from models.streams import SampleStreams
 from models.wavediff.diffusion import Diffusion, DiffusionConfig
 from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
 from models.wavediff.generator import Generator
@@ -24,6 +25,11 @@ from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.health import diagnose_pair, diversity
 from models.wavediff.sampling import WaveDiffSampler
 from models.wavediff.space import PixelSpace, WaveletSpace
+
+GRID_SIZE = 8
+"""Images of the fixed-latent grid whose diversity is watched."""
+GRID_INTERVAL = 50
+"""Steps between looks at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,6 @@ class WaveDiffObjective:
         self, networks: Networks, example: Example, step: int
     ) -> tuple[Tensor, Metrics]:
         """Return the adversarial loss plus the weighted reconstruction error."""
-        del step
         t, _, y_tp1, prediction, fake = self._generate(networks, example, "generator")
         logits = networks["discriminator"](fake, t, y_tp1)
         adversarial = F.softplus(-logits).mean()
@@ -164,9 +169,7 @@ class WaveDiffObjective:
             "loss": loss,
             "loss_adversarial": adversarial,
             "loss_reconstruction": reconstruction,
-            "diversity": diversity(
-                prediction.detach(), t == self.diffusion.steps - 1, self.batch_multiple
-            ),
+            "diversity": self._grid_diversity(networks["generator"], example.x, step),
         }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -192,6 +195,20 @@ class WaveDiffObjective:
             prediction,
             self.diffusion.posterior_sample(prediction, y_tp1, t, noise),
         )
+
+    def _grid_diversity(self, generator: nn.Module, x: Tensor, step: int) -> Tensor:
+        """Return how far first predictions from fixed noise and latents differ, now and then.
+
+        The same on every rank; NaN (not measured) in most steps.
+        """
+        if step % GRID_INTERVAL:
+            return x.new_full((), torch.nan)
+        draws = SampleStreams(range(GRID_SIZE), x.device)
+        y = draws.randn(x.shape[1:]).to(x.dtype)
+        z = draws.randn((self.config.generator.latent_dim,)).to(x.dtype)
+        t = torch.full((GRID_SIZE,), self.diffusion.steps - 1, device=x.device)
+        with torch.no_grad():
+            return diversity(generator(y, t, z))
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """Judge an interval's mean metrics: None if healthy, else what to change.

@@ -16,8 +16,9 @@ _TAPS = (1.0, 3.0, 3.0, 1.0)
 
 def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
     """Return the 4x4 smoothing kernel, its sum being `gain`, in the dtype and device of `like`."""
-    taps = torch.tensor(_TAPS, dtype=like.dtype, device=like.device)
-    return torch.outer(taps, taps) * (gain / 64)
+    taps = torch.tensor(_TAPS, dtype=like.dtype)
+    kernel = torch.outer(taps, taps) * (gain / 64)
+    return kernel.to(like.device, non_blocking=True)  # else a GPU would be waited for
 
 
 def fir_down(x: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ def filter_bank(wavelet: str) -> FilterBank:
 
 def _squares(filters: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     """Return the outer products of (height, width) filters: LL, LH, HL, HH, [4, 1, n, n]."""
-    taps = torch.tensor(filters, dtype=like.dtype, device=like.device)
-    return torch.einsum("ai,bj->abij", taps, taps).flatten(0, 1)[:, None]
+    taps = torch.tensor(filters, dtype=like.dtype)
+    squares = torch.einsum("ai,bj->abij", taps, taps).flatten(0, 1)[:, None]
+    return squares.to(like.device, non_blocking=True)
 
 
 def _wrap(x: Tensor, before: int, after: int) -> Tensor:
