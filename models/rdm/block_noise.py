@@ -13,40 +13,41 @@ def block_noise(gaussian: Tensor, size: int) -> Tensor:
     correlation, power s^2 at frequency 0.
 
     Args:
-        gaussian: iid standard normal values, [..., H, W]; not differentiated.
+        gaussian: iid standard normal values, [..., H, W].
         size: Block edge s in pixels.
     """
-    return block_sum(gaussian, size) / size
+    return block_sum_(gaussian.clone(), size, torch.empty_like(gaussian)).div_(size)
 
 
-def block_sum(gaussian: Tensor, size: int) -> Tensor:
-    """Return size times the block noise."""
-    return running_sum(running_sum(gaussian, size, -2), size, -1)
+def block_sum_(gaussian: Tensor, size: int, spare: Tensor) -> Tensor:
+    """Return size times the block noise, in the memory of one of the two tensors.
 
-
-def running_sum(x: Tensor, count: int, dim: int) -> Tensor:
-    """Return the periodic sum of each entry and the count - 1 entries before it along dim.
-
-    Sums are doubled as often as possible: about log2(count) passes over the data.
+    Both are overwritten: at image size, fresh memory costs as much as the sums themselves.
     """
-    window, reach = x, 1  # sums of `reach` entries
-    total, covered = x, 0  # sums of `covered` entries; nothing yet if that is 0
-    while reach <= count:
-        if count & reach:
-            total = _plus_earlier(total, window, covered, dim) if covered else window
-            covered += reach
-        if 2 * reach <= count:
-            window = _plus_earlier(window, window, reach, dim)
+    for dim in (-2, -1):
+        gaussian, spare = _running_sum_(gaussian, size, dim, spare)
+    return gaussian
+
+
+def _running_sum_(x: Tensor, count: int, dim: int, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the periodic sums of each entry and the count - 1 before it, and free memory."""
+    if count & (count - 1):
+        spare.copy_(x)
+        for shift in range(1, count):
+            spare.add_(x.roll(shift, dim))
+        return spare, x
+    reach = 1  # a power of two is reached by doubling
+    while reach < count:
+        _add_earlier(x, reach, dim, out=spare)
+        x, spare = spare, x
         reach *= 2
-    return total
+    return x, spare
 
 
-def _plus_earlier(x: Tensor, earlier: Tensor, shift: int, dim: int) -> Tensor:
-    """Return x[k] + earlier[(k - shift) mod n] along dim."""
+def _add_earlier(x: Tensor, shift: int, dim: int, out: Tensor) -> None:
+    """Write x[k] + x[(k - shift) mod n] along dim to `out`."""
     length = x.shape[dim]
     shift %= length
-    out = torch.empty_like(x)
     for to, origin, count in ((shift, 0, length - shift), (0, length - shift, shift)):
-        parts = x.narrow(dim, to, count), earlier.narrow(dim, origin, count)
+        parts = x.narrow(dim, to, count), x.narrow(dim, origin, count)
         torch.add(*parts, out=out.narrow(dim, to, count))
-    return out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.rdm.block_noise import block_sum
+from models.rdm.block_noise import block_sum_
 from models.rdm.dct import attenuation, blur_axes, blur_tiles, check_tiles
 from models.rdm.denoising import Level
 from models.streams import Draws
@@ -113,6 +113,7 @@ class RelayProcess:
         check_tiles(images, self.upscale)
         axes = blur_axes(level.blur_sigma, self.upscale, self.min_scale).to(images.dtype)
         sigma = level.sigma.view(-1, 1, 1, 1) * self.noise_gain
+        block_sigma = sigma * (self.block_noise_alpha / self.upscale)
         noise = draws.randn(images.shape[1:])
         blocks = draws.randn(images.shape[1:]) if self.block_noise_alpha else None
         rows = 1 if images.device.type == "cpu" else len(images)  # one image fits a CPU's cache
@@ -121,8 +122,8 @@ class RelayProcess:
             blurred = blur_tiles(images[part], axes[part], self.min_scale)
             noisy = torch.addcmul(blurred, noise[part], sigma[part], out=noise[part])
             if blocks is not None:
-                sums = block_sum(blocks[part], self.upscale)
-                noisy.addcmul_(sums, sigma[part] * (self.block_noise_alpha / self.upscale))
+                sums = block_sum_(blocks[part], self.upscale, spare=blurred)
+                noisy.addcmul_(sums, block_sigma[part])
         return noise
 
     @property
