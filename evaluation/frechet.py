@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evaluation.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
+
+ACCURACY = 1e-10
+"""Error that a distance may have, relative to the traces of both covariances."""
+GRAM_SIZE = 1024
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -26,8 +31,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """
     if a.dim != b.dim:
         raise ValueError(f"cannot compare features of {a.dim} and {b.dim} dimensions")
-    cross = nuclear_norm(a.factor.T @ b.factor)
-    return _assemble(a.mu, b.mu, float(np.trace(a.sigma) + np.trace(b.sigma)), cross)
+    traces = float(np.trace(a.sigma) + np.trace(b.sigma))
+    cross = nuclear_norm(a.factor.T @ b.factor, ACCURACY * traces)
+    return _assemble(a.mu, b.mu, traces, cross)
 
 
 def frechet_of_features(x: FloatArray, y: FloatArray) -> float:
@@ -57,10 +63,31 @@ def extrapolate(sizes: NDArray[Any], values: FloatArray) -> tuple[float, float]:
     return float(intercept), float(slope)
 
 
-def nuclear_norm(matrix: FloatArray) -> float:
-    """Return the sum of singular values."""
-    values = torch.linalg.svdvals(torch.from_numpy(np.ascontiguousarray(matrix, np.float64)))
-    return float(values.sum())
+def nuclear_norm(matrix: FloatArray, accuracy: float = 0.0) -> float:
+    """Return the sum of singular values.
+
+    Large matrices go through the eigenvalues of their Gram matrix, four times faster, where the
+    estimated loss (squaring hides singular values below 1e-8 of the largest) is below `accuracy`.
+    """
+    g = torch.from_numpy(np.ascontiguousarray(matrix, np.float64))
+    if min(g.shape) >= GRAM_SIZE:
+        squares = torch.linalg.eigvalsh(g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g)
+        if _gram_error(squares) <= accuracy:
+            return float(squares.clamp(min=0).sqrt().sum())
+    return float(torch.linalg.svdvals(g).sum())
+
+
+def _gram_error(squares: Tensor) -> float:
+    """Estimate the error of the sum of roots of a Gram matrix' eigenvalues (ascending).
+
+    Each eigenvalue is off by at most about eps times the largest (a twentieth of it was seen),
+    with a random sign; one that does not stand out of this noise may be off by a full root.
+    """
+    noise = float(squares[-1]) * np.finfo(np.float64).eps
+    is_clear = squares > 100 * noise
+    spread = float((noise / 2 / squares[is_clear].sqrt()).square().sum()) ** 0.5
+    hidden = int((~is_clear).sum()) * (100 * noise) ** 0.5
+    return spread + float(hidden)
 
 
 def frechet_infinity(

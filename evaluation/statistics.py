@@ -20,6 +20,7 @@ FloatArray = NDArray[np.floating[Any]]
 BLOCK_ROWS = 1024
 SYMMETRY_TOLERANCE = 1e-6
 EIGENVALUE_TOLERANCE = 1e-8
+LEAST_PIVOT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,16 @@ class Gaussian:
     def factor(self) -> FloatArray:
         """L [D, r] with L L^T = sigma and r its numerical rank; computed once.
 
-        From the symmetric eigenproblem; eigenvalues below D * 2.2e-16 of the largest are noise.
+        By Cholesky where sigma is well away from singular (ten times faster), else from the
+        symmetric eigenproblem, where eigenvalues below D * 2.2e-16 of the largest are noise.
         """
-        values, vectors = torch.linalg.eigh(torch.from_numpy(np.asarray(self.sigma, np.float64)))
+        sigma = torch.from_numpy(np.asarray(self.sigma, np.float64))
+        triangle, failed = torch.linalg.cholesky_ex(sigma)
+        pivots = triangle.diagonal()
+        if not failed and float(pivots.min()) ** 2 > LEAST_PIVOT * float(pivots.max()) ** 2:
+            lower: FloatArray = triangle.numpy()
+            return lower
+        values, vectors = torch.linalg.eigh(sigma)
         keep = values > values[-1] * self.dim * np.finfo(np.float64).eps
         factor: FloatArray = (vectors[:, keep] * values[keep].sqrt()).numpy()
         return factor

@@ -12,7 +12,12 @@ import torch
 from dist_train.distributed import World
 from evaluation.bootstrap import interval
 from evaluation.features import BatchStore, MomentStore, evenly_spread
-from evaluation.frechet import frechet_distance, frechet_of_features
+from evaluation.frechet import (
+    GRAM_SIZE,
+    frechet_distance,
+    frechet_of_features,
+    nuclear_norm,
+)
 from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
 from evaluation.kernel_distance import cmmd, kid
 from evaluation.per_class import per_class_distances
@@ -53,6 +58,16 @@ def test_distance_agrees_with_the_matrix_square_root() -> None:
     expected = np.square(a.mu - b.mu).sum() + np.trace(a.sigma + b.sigma - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     assert frechet_of_features(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 3.0, 6.0])
+def test_large_matrices_lose_less_than_the_stated_accuracy(decay: float) -> None:
+    """Gram route or not, whatever the spectrum: compared with the singular values themselves."""
+    dim = GRAM_SIZE
+    scales = np.arange(1, dim + 1) ** -decay
+    matrix = (RNG.normal(size=(dim, dim)) / dim**0.5) * scales[:, None] * scales
+    exact = float(np.linalg.svd(matrix, compute_uv=False).sum())
+    assert abs(nuclear_norm(matrix, 1e-10 * exact) - exact) <= 1e-10 * exact
 
 
 def test_distance_is_exact_for_fewer_samples_than_features() -> None:

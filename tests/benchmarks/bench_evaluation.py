@@ -1,0 +1,216 @@
+"""Speed of evaluation: `python -m tests.benchmarks.bench_evaluation [--only frechet ...]`.
+
+Ratios to straightforward implementations, measured in turn in one process, one thread; medians.
+Targets are those of the project's issue on evaluation. `--only ranks` starts processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+from PIL import Image
+
+from dist_train.distributed import init_world
+from evaluation.detector_kinds import build_detector
+from evaluation.detectors import DetectorConfig
+from evaluation.features import extract
+from evaluation.folding import fold_inception
+from evaluation.frechet import frechet_distance, frechet_of_features
+from evaluation.images import open_images
+from evaluation.inception import FidInception
+from evaluation.precision_recall import manifold_scores
+from evaluation.statistics import FloatArray, Gaussian, gaussian_of
+from tests.ranks import run_ranks
+
+DIM = 2048
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median CPU seconds of functions that are run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(what: str, ratio: float, target: float, seconds: str) -> None:
+    verdict = "ok" if ratio >= target else "MISSED"
+    print(f"  {what:52} {ratio:8.2f}x  (target {target:g}x) {verdict:6} {seconds}", flush=True)
+
+
+def features(n: int, dim: int, rank: int, shift: float, seed: int) -> FloatArray:
+    """Return features with the decaying spectrum of a real extractor's."""
+    generator = np.random.default_rng(seed)
+    scales = 3 * np.arange(1, rank + 1) ** -0.5
+    basis = np.random.default_rng(99).normal(size=(rank, dim)) / np.sqrt(rank)
+    x = 0.4 + shift + (generator.normal(size=(n, rank)) * scales) @ basis
+    return (x + 0.05 * generator.normal(size=(n, dim))).astype(np.float32)
+
+
+def with_sqrtm(a: Gaussian, b: Gaussian) -> float:
+    """Return the Fréchet distance as pytorch-fid computes it."""
+    root = scipy.linalg.sqrtm(a.sigma @ b.sigma).real
+    return float(np.square(a.mu - b.mu).sum() + np.trace(a.sigma + b.sigma - 2 * root))
+
+
+def bench_frechet(rounds: int) -> None:
+    x, y = features(3000, DIM, 256, 0.02, 0), features(2600, DIM, 256, 0.0, 1)
+    a, b = gaussian_of(x), gaussian_of(y)
+    fresh = lambda g: Gaussian(g.mu, g.sigma, g.n)  # noqa: E731 - no cached factor
+    assert b.factor.shape[0] == DIM
+    times = medians(
+        {
+            "sqrtm": lambda: with_sqrtm(a, b),
+            "cold": lambda: frechet_distance(fresh(a), fresh(b)),
+            "cached": lambda: frechet_distance(fresh(a), b),
+        },
+        rounds,
+    )
+    for name, target in (("cold", 2.5), ("cached", 4)):
+        seconds = f"{times['sqrtm']:.2f} s / {times[name]:.2f} s"
+        report(f"FD of 2048-d statistics, {name}", times["sqrtm"] / times[name], target, seconds)
+    traces = float(np.trace(a.sigma) + np.trace(b.sigma))
+    error = abs(frechet_distance(a, b) - frechet_of_features(x, y)) / traces
+    print(f"  error against the features' own singular values: {error:.1e} of the traces")
+    x, y = x[:300], y[:260]
+    a, b = gaussian_of(x), gaussian_of(y)
+    times = medians(
+        {"sqrtm": lambda: with_sqrtm(a, b), "features": lambda: frechet_of_features(x, y)}, rounds
+    )
+    seconds = f"{times['sqrtm']:.2f} s / {times['features'] * 1e3:.0f} ms"
+    ratio = times["sqrtm"] / times["features"]
+    report("FD of 300 / 260 samples, from features", ratio, 100, seconds)
+
+
+def plain_precision_recall(gen: FloatArray, ref: FloatArray, k: int = 3, rows: int = 1000) -> tuple:
+    """Return precision and recall by blocks of full rows in numpy, float64 as RDM's estimator."""
+
+    def distances(a: FloatArray, b: FloatArray) -> FloatArray:
+        squares = np.square(a).sum(1)[:, None] - 2 * (a @ b.T) + np.square(b).sum(1)
+        return np.maximum(squares, 0)
+
+    def radii(a: FloatArray) -> FloatArray:
+        blocks = (distances(a[i : i + rows], a) for i in range(0, len(a), rows))
+        return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])
+
+    gen, ref = gen.astype(np.float64), ref.astype(np.float64)
+    gen_radii, ref_radii = radii(gen), radii(ref)
+    precise, recalled = [], np.zeros(len(ref), np.bool_)
+    for i in range(0, len(gen), rows):
+        block = distances(gen[i : i + rows], ref)
+        precise.append((block <= ref_radii).any(1))
+        recalled |= (block <= gen_radii[i : i + rows, None]).any(0)
+    return float(np.concatenate(precise).mean()), float(recalled.mean())
+
+
+def bench_precision_recall(rounds: int) -> None:
+    x, y = features(10_000, DIM, 256, 0.02, 0), features(10_000, DIM, 256, 0.0, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    manifold_scores(x, y)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = medians(
+        {"plain": lambda: plain_precision_recall(x, y), "ours": lambda: manifold_scores(x, y)},
+        rounds,
+    )
+    seconds = f"{times['plain']:.1f} s / {times['ours']:.1f} s"
+    ratio = times["plain"] / times["ours"]
+    report("precision and recall, 10k x 10k x 2048", ratio, 3, seconds)
+    print(f"  peak memory: {after / 2**20:.2f} GiB, of which {before / 2**20:.2f} before")
+    ours = manifold_scores(x, y)
+    print(f"  values: {plain_precision_recall(x, y)} and {(ours.precision, ours.recall)}")
+
+
+def bench_inception(rounds: int) -> None:
+    torch.manual_seed(0)
+    plain, folded = FidInception().eval(), FidInception().eval()
+    folded.load_state_dict(plain.state_dict())
+    folded = fold_inception(folded).to(memory_format=torch.channels_last)
+    compiled = torch.compile(folded)
+    x = torch.randn(16, 3, 299, 299)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        compiled(last)
+        times = medians(
+            {
+                "plain": lambda: plain(x),
+                "eager": lambda: folded(last),
+                "compiled": lambda: compiled(last),
+            },
+            rounds,
+        )
+        expected = plain(x)["pool"]
+        errors = {
+            name: float((network(last)["pool"] - expected).norm() / expected.norm())
+            for name, network in (("eager", folded), ("compiled", compiled))
+        }
+    for name, target in (("eager", 1.25), ("compiled", 1.5)):
+        rate = f"{16 / times['plain']:.1f} -> {16 / times[name]:.1f} images/s"
+        rate += f", relative error {errors[name]:.1e}"
+        report(f"Inception features, {name}", times["plain"] / times[name], target, rate)
+
+
+def extract_images(images: Path, work: Path, seconds: Path) -> None:
+    torch.set_num_threads(1)
+    world = init_world()
+    detector = build_detector(DetectorConfig())
+    source = open_images(images)
+    assert source.identity
+    world.barrier()
+    started = time.perf_counter()
+    extract(source, detector, work, world)
+    if world.rank == 0:
+        seconds.write_text(str(time.perf_counter() - started))
+
+
+def bench_ranks(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "images").mkdir()
+        generator = np.random.default_rng(0)
+        for i in range(1024):
+            pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{i:04d}.png")
+        ratios = []
+        for turn in range(rounds):
+            times = []
+            for ranks in (1, 2):
+                work = root / f"work{turn}-{ranks}"
+                run_ranks(ranks, extract_images, root / "images", work, root / "seconds")
+                times.append(float((root / "seconds").read_text()))
+            ratios.append(times[0] / times[1])
+    report("features on 2 ranks, one core each", statistics.median(ratios), 1.8, str(times))
+
+
+BENCHES: dict[str, Callable[[int], None]] = {
+    "frechet": bench_frechet,
+    "precision_recall": bench_precision_recall,
+    "inception": bench_inception,
+    "ranks": bench_ranks,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=tuple(BENCHES), default=list(BENCHES))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.only:
+        print(name)
+        BENCHES[name](options.rounds)
+
+
+if __name__ == "__main__":
+    main()
