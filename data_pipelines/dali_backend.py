@@ -27,10 +27,11 @@ from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
 logger = logging.getLogger(__name__)
 Encoded = NDArray[np.uint8]
+Flip = np.int32
 
 
 def build_graph(
-    source: Callable[[], list[Encoded]],
+    source: Callable[[], tuple[list[Encoded], list[Flip]]],
     *,
     batch_size: int,
     threads: int,
@@ -38,10 +39,10 @@ def build_graph(
     decoder: Literal["cpu", "mixed"],
     device_id: int | None = None,
 ) -> Any:
-    """Return the DALI pipeline: encoded bytes to uint8 RGB [B, 3, H, W].
+    """Return the DALI pipeline: encoded bytes and flips to uint8 RGB [B, 3, H, W].
 
     Args:
-        source: Returns the next batch's encoded images; called ahead of use.
+        source: Returns the next batch's encoded images, and 1 for each to mirror; called ahead.
         batch_size: Images per batch.
         threads: Decoding threads of DALI's CPU part.
         prefetch: Batches decoded ahead.
@@ -65,9 +66,13 @@ def build_graph(
         prefetch_queue_depth=prefetch,
     )
     with graph:
-        encoded = fn.external_source(source=source, batch=True, ndim=1, dtype=types.UINT8)
+        encoded, flips = fn.external_source(source=source, num_outputs=2, batch=True)
         pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
-        graph.set_outputs(fn.transpose(pixels, perm=[2, 0, 1]))
+        graph.set_outputs(
+            fn.crop_mirror_normalize(  # with mean 0 and deviation 1: only mirrors and transposes
+                pixels, mirror=flips, dtype=types.UINT8, output_layout="CHW"
+            )
+        )
     return graph
 
 
@@ -100,9 +105,9 @@ class DaliPipeline:
 
     def _decodable(self, start: int, first: int) -> Iterator[ImageBatch]:
         """Yield micro-batches from number `first`; end before one that DALI cannot decode."""
-        feed = _Feed(self._reader, self._config, lambda k: self._share.positions(start, first + k))
+        feed = _Feed(self._load, lambda k: self._share.positions(start, first + k), self._config)
         graph = build_graph(
-            feed.next_encoded,
+            feed.next_batch,
             batch_size=self._share.micro_batch_size,
             threads=self._config.workers,
             prefetch=self._config.prefetch,
@@ -116,12 +121,19 @@ class DaliPipeline:
                 if images is None:
                     return
                 positions = self._share.positions(start, first + k)
-                yield self._finish(images, feed.labels.pop(k), positions)
+                yield self._finish.finish_mirrored(images, feed.labels.pop(k), positions)
         finally:
             feed.close()
 
+    def _load(self, positions: range) -> _Loaded:
+        encoded, labels = self._reader.load(positions, _as_array)
+        return encoded, [Flip(flip) for flip in self._finish.flips(positions)], labels
+
     def _run(self, graph: Any, feed: _Feed) -> Tensor | None:
-        """Return the next decoded batch, a view of DALI's memory; None if it cannot be decoded."""
+        """Return the next decoded batch, None if it cannot be decoded.
+
+        Its memory is DALI's, which does not use it again before the tensor is gone.
+        """
         try:
             (output,) = graph.run(self._stream())
         except RuntimeError as error:
@@ -148,28 +160,32 @@ class DaliPipeline:
         return self._device.index if self._device.index is not None else torch.cuda.current_device()
 
 
+_Loaded = tuple[list[Encoded], list[Flip], list[int]]
+
+
 class _Feed:
     """Encoded batches in order for DALI, with their labels kept until the pixels come out."""
 
     def __init__(
-        self, reader: SampleReader[bytes], config: DataConfig, positions: Callable[[int], range]
+        self,
+        load: Callable[[range], _Loaded],
+        positions: Callable[[int], range],
+        config: DataConfig,
     ) -> None:
         self.labels: dict[int, list[int]] = {}
         self.failure: Exception | None = None
-        self._batches = read_ahead(
-            lambda k: reader.load(positions(k), _as_array), 1, config.prefetch
-        )
+        self._batches = read_ahead(lambda k: load(positions(k)), 1, config.prefetch)
         self._count = itertools.count()
 
-    def next_encoded(self) -> list[Encoded]:
+    def next_batch(self) -> tuple[list[Encoded], list[Flip]]:
         """Return the next batch's encoded images; DALI would hide the type of an exception."""
         try:
-            encoded, labels = next(self._batches)
+            encoded, flips, labels = next(self._batches)
         except Exception as error:
             self.failure = error
             raise
         self.labels[next(self._count)] = labels
-        return encoded
+        return encoded, flips
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -140,21 +140,55 @@ def box_reduce(images: Tensor, factor: int) -> Tensor:
     return ((sums + area // 2) // area).to(torch.uint8)
 
 
+def mirror(images: Tensor, flips: Sequence[bool]) -> Tensor:
+    """Return a copy of images [B, 3, H, W] in which the ones marked by `flips` are mirrored."""
+    if images.device.type != "cpu":
+        mask = torch.tensor(flips, device=images.device)[:, None, None, None]
+        return torch.where(mask, images.flip(3), images)
+    mirrored = images.flip(3)  # on the CPU several times faster than torch.where
+    for row, flip in enumerate(flips):
+        if not flip:
+            mirrored[row] = images[row]
+    return mirrored
+
+
+def planes_first(images: Tensor) -> Tensor:
+    """Return images [B, H, W, 3] as contiguous [B, 3, H, W]."""
+    planes = images.permute(0, 3, 1, 2)
+    if images.device.type != "cpu":
+        return planes.contiguous()
+    copied = torch.empty(planes.shape, dtype=images.dtype)
+    for target, source in zip(copied, planes, strict=True):  # twice as fast as contiguous()
+        target.copy_(source)
+    return copied
+
+
 class BatchFinisher:
-    """Turns decoded images into an ImageBatch: box reduction, mirroring, labels on the device."""
+    """Turns decoded images into an ImageBatch: mirroring, box reduction, labels on the device."""
 
     def __init__(self, order: Order, factor: int, labelled: bool) -> None:
         self._order = order
         self._factor = factor
         self._labelled = labelled
 
+    def flips(self, positions: range) -> list[bool]:
+        """Return which of a batch's images are to be mirrored."""
+        flips: list[bool] = self._order.flips(np.arange(positions.start, positions.stop)).tolist()
+        return flips
+
     def __call__(self, images: Tensor, labels: Sequence[int], positions: range) -> ImageBatch:
-        """Return a batch that owns its memory, from images uint8 [B, 3, S, S] on any device."""
-        flips = torch.from_numpy(self._order.flips(np.arange(positions.start, positions.stop)))
-        flips = flips.to(images.device, non_blocking=True)[:, None, None, None]
-        reduced = box_reduce(images, self._factor)
+        """Return a batch from images uint8 [B, 3, S, S] that are not mirrored yet."""
+        flips = self.flips(positions)
+        return self.finish_mirrored(
+            mirror(images, flips) if any(flips) else images, labels, positions
+        )
+
+    def finish_mirrored(
+        self, images: Tensor, labels: Sequence[int], positions: range
+    ) -> ImageBatch:
+        """Return a batch from images uint8 [B, 3, S, S] that the decoder has mirrored."""
         return ImageBatch(
-            images=torch.where(flips, reduced.flip(3), reduced),
+            images=box_reduce(images, self._factor),
             labels=torch.tensor(labels, device=images.device) if self._labelled else None,
             positions=tuple(positions),
         )

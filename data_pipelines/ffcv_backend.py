@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipelines.beton import BETON, check_beton, import_ffcv
 from data_pipelines.datasets import open_data
-from data_pipelines.delivery import BatchFinisher, SampleReader, read_ahead
+from data_pipelines.delivery import BatchFinisher, SampleReader, planes_first, read_ahead
 from data_pipelines.images import BadImage
 from data_pipelines.order import Integers
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
@@ -82,8 +82,7 @@ class FfcvPipeline:
             pixels = self._decoder(np.array(indices))
             if self._device.type == "cuda":
                 pixels = pixels.pin_memory().to(self._device, non_blocking=True)
-            images = pixels.permute(0, 3, 1, 2).contiguous()
-            return self._finish(images, labels, positions)
+            return self._finish(planes_first(pixels), labels, positions)
 
         return read_ahead(produce, 1, self._config.prefetch)  # FFCV itself uses all workers
 
@@ -116,6 +115,6 @@ class _Decoder:
         self._runner: Any = Idle(self._loader, np.zeros(0, np.int64))
 
     def __call__(self, indices: Integers) -> Tensor:
-        """Return the samples' pixels, uint8 [B, H, W, 3], in memory of their own."""
+        """Return the samples' pixels, uint8 [B, H, W, 3]; the next call overwrites them."""
         (pixels,) = self._runner.run_pipeline(0, indices, 0, None)
-        return torch.from_numpy(np.array(pixels))
+        return torch.from_numpy(pixels)
