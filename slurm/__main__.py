@@ -1,0 +1,60 @@
+"""relaywave's commands as Slurm jobs: `python -m slurm COMMAND --help`.
+
+Exit codes: 0 done, 2 refused after one line about what is wrong; then nothing was queued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from slurm import commands, scheduling, training, watch_commands
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "train": (training.add_train, "submit a run"),
+    "sweep": (training.add_sweep, "submit a grid of runs as one array"),
+    "sample": (commands.add_sample, "submit sampling"),
+    "eval": (commands.add_eval, "submit an evaluation"),
+    "reference": (commands.add_reference, "submit reference statistics"),
+    "pack": (commands.add_pack, "submit the packing of an image set as an array"),
+    "resume": (training.add_resume, "submit stopped runs again"),
+    "reconcile": (scheduling.add_reconcile, "submit what is missing of scheduled evaluation"),
+    "status": (watch_commands.add_status, "show where runs and their jobs stand"),
+    "logs": (watch_commands.add_logs, "show what the tasks of a job print"),
+    "history": (watch_commands.add_history, "show what runs have cost, and their goodput"),
+    "cancel": (watch_commands.add_cancel, "end jobs; training saves its state first"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
+    chooser = argparse.ArgumentParser(
+        prog="python -m slurm",
+        description=f"{__doc__}\ncommands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chooser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    command = chooser.parse_args(words[:1]).command
+    add, text = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m slurm {command}", description=text, allow_abbrev=False
+    )
+    add(parser)
+    args, passed_on = parser.parse_known_args(words[1:])
+    if "passed_on" in args:
+        args.passed_on = passed_on
+    elif passed_on:  # options and positional words in any order
+        args = parser.parse_intermixed_args(words[1:])
+    try:
+        args.command(args)
+    except (ValueError, OSError) as error:
+        print(f"slurm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The site profile (TOML): what a cluster wants of every job, so that recipes need not know it.
+
+    partition = "gpu"
+    account = "diffusion"
+    shared = ["/work", "/home"]       # file systems that compute nodes see
+    setup = ["module load cuda/12.4"] # lines of the batch script, before the job
+    network_interface = "ib0"
+
+Looked for in `--site FILE`, $RELAYWAVE_SITE, and ~/.config/relaywave/site.toml; without any of them
+Slurm's own defaults hold. Every key is an attribute of `Site`; an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from models.config_io import ConfigError, from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """A container that tasks run in.
+
+    Attributes:
+        image: Image file or reference; "" runs without a container.
+        runtime: `pyxis` (options of srun) or `apptainer` (a command around Python).
+        mounts: Folders seen inside, as `/outside:/inside`.
+        python: Python inside the container.
+    """
+
+    image: str = ""
+    runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    mounts: tuple[str, ...] = ()
+    python: str = "python3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Facts of a cluster.
+
+    Attributes:
+        partition: Partition of jobs that name none; "" is Slurm's default.
+        account: Account likewise.
+        qos: Quality of service likewise.
+        constraint: Node features likewise.
+        evaluation_partition: Partition of scheduled evaluation (cheap, preemptible); "" is
+            `partition`.
+        evaluation_qos: Quality of service of scheduled evaluation; "" is `qos`.
+        mem: Memory per node, as Slurm writes it (`64G`); "" is Slurm's default.
+        cpus_per_task: Cores of each rank; 0 is Slurm's default.
+        cpu_bind: Argument of srun's --cpu-bind; "" leaves binding to Slurm.
+        open_files: Limit on open files per process; 0 leaves it.
+        setup: Lines of the batch script before the job (modules, proxies).
+        environment: Variables of every task.
+        network_interface: Interface of NCCL and gloo; "" takes the one that leads to rank 0.
+        scratch: Folder on each node's own disk for temporary files and caches; variables such as
+            $SLURM_JOB_ID are filled in there. "" is the system's.
+        shared: Roots of the file systems that all nodes see; run folders must lie in one of them.
+            Empty: only folders that are certainly local (such as /tmp) are refused.
+        signal_seconds: How long before the time limit a job is told to save.
+        container: What tasks run in.
+        array_parallelism: How many tasks of an array run at once.
+    """
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    evaluation_partition: str = ""
+    evaluation_qos: str = ""
+    mem: str = ""
+    cpus_per_task: int = 0
+    cpu_bind: str = ""
+    open_files: int = 0
+    setup: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    network_interface: str = ""
+    scratch: str = ""
+    shared: tuple[str, ...] = ()
+    signal_seconds: int = 120
+    container: Container = field(default_factory=Container)
+    array_parallelism: int = 16
+
+    def __post_init__(self) -> None:
+        if self.signal_seconds < 1:
+            raise ValueError(f"signal_seconds={self.signal_seconds} must be positive")
+        if self.array_parallelism < 1:
+            raise ValueError(f"array_parallelism={self.array_parallelism} must be positive")
+        for root in self.shared:
+            if not root.startswith("/"):
+                raise ValueError(f"shared={root!r} must be an absolute folder")
+
+
+def read_site(path: Path | None = None) -> Site:
+    """Read the site profile of a file, or of the usual places.
+
+    Raises:
+        ConfigError: The file cannot be read, is not TOML, or has an unknown or unfit key.
+    """
+    found = path or _usual_place()
+    if found is None:
+        return Site()
+    try:
+        document = tomllib.loads(found.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{found} cannot be read as a site profile: {error}") from None
+    return from_json(Site, document, found.name)
+
+
+def _usual_place() -> Path | None:
+    named = os.environ.get("RELAYWAVE_SITE")
+    if named:
+        return Path(named)
+    usual = Path.home() / ".config" / "relaywave" / "site.toml"
+    return usual if usual.exists() else None

@@ -1,0 +1,146 @@
+"""What is evaluated of a run while it trains: `evaluation/plan.json` in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.config_io import ConfigError, read_config, write_config
+from slurm.jobs import run_command
+from slurm.leases import Work
+from slurm.ranks import enter_rank, this_task
+from slurm.resources import Resources, check_job_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledProtocol:
+    """One way to evaluate snapshots.
+
+    Attributes:
+        name: Name of its results.
+        words: Options of `python -m evaluation run`, such as `--reference R.npz --seeds 0-9999`.
+        before: Snapshots, or run folders (their newest), of earlier stages of a relay.
+        every_images: Only snapshots at multiples of this, and the last one, are evaluated:
+            milestones; 0 is all.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    every_images: int = 0
+
+    def __post_init__(self) -> None:
+        check_job_name(self.name)
+        if "." in self.name:
+            raise ValueError(f"the protocol name {self.name!r} must not have a dot")
+
+    def wants(self, images: int, total_images: int) -> bool:
+        """Whether the snapshot at `images` is evaluated so."""
+        milestone = not self.every_images or images % self.every_images == 0
+        return images > 0 and (milestone or images >= total_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """The protocols of a run, and how their jobs run.
+
+    Attributes:
+        protocols: Usually two tiers: a quick one for each snapshot, a full one for milestones.
+        resources: What each job asks for.
+        best: What decides the best snapshot, as `protocol:metric.value`; "" marks none.
+        highest: Whether the best is the highest value instead of the lowest.
+        patience: Stop training when so many newer evaluated snapshots are not better; 0 never.
+        keep_snapshots: Keep so many newest snapshots, the best one, and all that any protocol has
+            still to evaluate; 0 keeps all.
+        max_attempts: How often an evaluation is tried.
+        backoff_seconds: Wait after a failure; doubles with each.
+        claim_seconds: How long a caller has from claiming work to submitting it.
+    """
+
+    protocols: tuple[ScheduledProtocol, ...]
+    resources: Resources = field(default_factory=Resources)
+    best: str = ""
+    highest: bool = False
+    patience: int = 0
+    keep_snapshots: int = 0
+    max_attempts: int = 3
+    backoff_seconds: float = 600.0
+    claim_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        names = [protocol.name for protocol in self.protocols]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two protocols have the same name: {', '.join(names)}")
+        if self.best and (":" not in self.best or self.best.split(":")[0] not in names):
+            raise ValueError(f"best={self.best!r} is not like {names[0]}:metric.value")
+        if self.patience and not self.best:
+            raise ValueError("patience needs `best`, to know which snapshot is better")
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """Evaluate one snapshot by one protocol, if it is still this attempt's to do.
+
+    Attributes:
+        work: What is evaluated.
+        protocol: How.
+        attempt: Number of the attempt.
+    """
+
+    work: Work
+    protocol: ScheduledProtocol
+    attempt: int
+
+    @property
+    def title(self) -> str:
+        """What it does, in a few words, for people."""
+        return f"{self.protocol.name} of {self.work.run_dir.name} at {self.work.images:,} images"
+
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return self.work.result.exists()
+
+    def __call__(self) -> str:
+        """Evaluate in this rank."""
+        task = this_task()
+        enter_rank(task)
+        if self.finished() or not self.work.start(self.attempt, task.job_id):
+            return "left to another job"
+        snapshot = self.work.run_dir / "snapshots" / f"{self.work.images:012d}"
+        words = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
+        run_command("evaluation", [*words, "--out", str(self.work.unfinished)])
+        if task.rank == 0:
+            self.work.finish()
+        return "finished"
+
+    def checkpoint(self) -> object:
+        """Say, for submitit, what is to be run after the requeue: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def read_plan(run_dir: Path) -> EvaluationPlan | None:
+    """Return the plan of a run, None without one. Raises ConfigError if it does not parse."""
+    path = run_dir / "evaluation" / "plan.json"
+    return read_config(EvaluationPlan, path) if path.exists() else None
+
+
+def write_plan(run_dir: Path, plan: EvaluationPlan) -> None:
+    """Give a run a plan."""
+    (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
+    write_config(plan, run_dir / "evaluation" / "plan.json")
+
+
+def total_images(run_dir: Path) -> int:
+    """Return the length of a run, from its configuration. Raises ConfigError if it has none."""
+    try:
+        return int(json.loads((run_dir / "config.json").read_text())["total_images"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{run_dir} is not a run folder: {error}") from None
+
+
+def snapshots(run_dir: Path) -> list[int]:
+    """Return the images seen of a run's committed snapshots, in order."""
+    return sorted(int(p.parent.name) for p in run_dir.glob("snapshots/[0-9]*/snapshot.json"))

@@ -1,0 +1,131 @@
+"""Where jobs live: `slurm/` in the folder that they work for. It is all that any command reads.
+
+<root>/slurm/code/<digest>/          the code that the jobs run
+<root>/slurm/jobs/<id>.json          what was submitted
+<root>/slurm/jobs/<id>.attempts.jsonl  every start and end of a training job, and why
+<root>/slurm/jobs/<id>_<task>_log.out, .err   what tasks printed (submitit's names)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.config_io import ConfigError, from_json, to_json
+from slurm.resources import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """A submitted job.
+
+    Attributes:
+        job_id: Slurm's id; of an array, that of the whole; of a local job, its process.
+        kind: Command that submitted it: `train`, `eval`, ...
+        name: Job name.
+        cluster: `slurm`, `local` or `debug`.
+        submitted: Unix time.
+        cwd: Folder that it was submitted from.
+        code: Folder of its code.
+        resources: What it asked for.
+        logs: Folder of what its tasks print.
+        tasks: What each array task does, in words; one entry if it is no array.
+        stopped: Whether the user cancelled it.
+    """
+
+    job_id: str
+    kind: str
+    name: str
+    cluster: str
+    submitted: float
+    cwd: str
+    code: str
+    resources: Resources
+    logs: str
+    tasks: tuple[str, ...] = ()
+    stopped: bool = False
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Ids of the array's tasks (`12_0`, ...), or the job's own."""
+        if len(self.tasks) < 2:
+            return [self.job_id]
+        return [f"{self.job_id}_{number}" for number in range(len(self.tasks))]
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The jobs of a folder, usually a run folder."""
+
+    root: Path
+
+    @property
+    def path(self) -> Path:
+        """Folder of all that is about jobs."""
+        return self.root / "slurm"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of records and logs."""
+        return self.path / "jobs"
+
+    def write(self, record: JobRecord) -> None:
+        """Write a record, atomically."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        write_json(self.jobs / f"{record.job_id}.json", to_json(record))
+
+    def records(self) -> list[JobRecord]:
+        """Return the folder's jobs, oldest first."""
+        found: list[JobRecord] = []
+        for path in self.jobs.glob("*.json"):
+            try:
+                found.append(from_json(JobRecord, json.loads(path.read_text()), path.name))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path} cannot be read as a job's record: {error}") from None
+        return sorted(found, key=lambda record: (record.submitted, record.job_id))
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what a training job has noted about its starts and ends, oldest first."""
+        return read_lines(self._attempts(job_id))
+
+    def note(self, job_id: str, event: str, **facts: Any) -> None:
+        """Add to what a job has noted: one line in one write, so that ranks do not mix theirs."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
+        with open(self._attempts(job_id), "ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def _attempts(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.attempts.jsonl"
+
+
+def images_saved(run_dir: Path) -> int:
+    """Return the images seen of the newest committed checkpoint, 0 without any.
+
+    This and all of the module avoids torch: it is also called from batch scripts and status.
+    """
+    markers = run_dir.glob("checkpoints/[0-9]*/checkpoint.json")
+    return max((int(marker.parent.name) for marker in markers), default=0)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file that may not exist; a line torn by a kill is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that readers see the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,247 @@
+"""Submitting jobs through submitit: to Slurm, or as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from slurm.cluster import Container, Site
+from slurm.code import code_folder, copy_code
+from slurm.folder import JobFolder, JobRecord
+from slurm.jobs import Job, TrainJob, outside_environment
+from slurm.queue import SlurmError
+from slurm.requeue import epilogue
+from slurm.resources import Resources, check_job_name
+
+Cluster = Literal["slurm", "local", "debug"]
+TIMEOUT_REQUEUES = 100_000
+"""submitit's own bound on requeues after a time limit; ours (`slurm.requeue`) looks at progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What is to be submitted.
+
+    Attributes:
+        kind: The command: `train`, `eval`, ...
+        name: Job name.
+        folder: Folder that the job works for; its files go to `slurm/` there.
+        jobs: The job, or the tasks of an array.
+        resources: What each of them asks for.
+        site: The site profile.
+        cluster: Where it runs.
+        code: Code to run; None copies the present code.
+        cwd: Folder that relative paths are of; None is the present one.
+    """
+
+    kind: str
+    name: str
+    folder: Path
+    jobs: Sequence[Job]
+    resources: Resources
+    site: Site
+    cluster: Cluster = "slurm"
+    code: Path | None = None
+    cwd: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_job_name(self.name)
+        if not self.jobs:
+            raise ValueError(f"{self.name} has nothing to do")
+
+
+def submit(submission: Submission) -> JobRecord:
+    """Submit, write the record, and return it.
+
+    Raises:
+        SlurmError: Slurm refuses it.
+    """
+    folder = JobFolder(submission.folder.absolute())
+    folder.jobs.mkdir(parents=True, exist_ok=True)
+    code = submission.code or copy_code(folder.path)
+    executor = _executor(submission, folder, code)
+    with _environment_of_jobs(submission, code):
+        submitted = _submit_all(executor, submission.jobs)
+        record = JobRecord(
+            job_id=submitted[0].job_id.partition("_")[0],
+            kind=submission.kind,
+            name=submission.name,
+            cluster=submission.cluster,
+            submitted=time.time(),
+            cwd=str(submission.cwd or Path.cwd()),
+            code=str(code),
+            resources=submission.resources,
+            logs=str(folder.jobs),
+            tasks=tuple(job.title for job in submission.jobs),
+        )
+        _write_records(folder, record, submission.jobs)
+        if submission.cluster == "debug":
+            for job in submitted:
+                job.results()
+    return record
+
+
+def _write_records(folder: JobFolder, record: JobRecord, jobs: Sequence[Job]) -> None:
+    """Write the record, and into each run folder of an array of runs that of its task."""
+    folder.write(record)
+    if len(jobs) > 1:
+        for job_id, job in zip(record.task_ids, jobs, strict=True):
+            if isinstance(job, TrainJob):
+                own = replace(record, job_id=job_id, kind="train", tasks=(job.title,))
+                JobFolder(job.run_dir).write(own)
+
+
+def batch_script(submission: Submission) -> str:
+    """Return the exact batch script that `submit` would give to sbatch; writes nothing."""
+    from submitit.slurm import slurm as submitit_slurm
+
+    folder = JobFolder(submission.folder.absolute())
+    code = submission.code or code_folder(folder.path)
+    command = f"{_python(submission)} -u -m submitit.core._submit {shlex.quote(str(folder.jobs))}"
+    parameters = slurm_parameters(submission, folder, code)
+    if len(submission.jobs) > 1:
+        parameters["map_count"] = len(submission.jobs)
+    text: str = submitit_slurm._make_sbatch_string(
+        command=command, folder=folder.jobs, **parameters
+    )
+    return text
+
+
+def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> dict[str, Any]:
+    """Return all parameters of submitit's Slurm executor."""
+    site, resources = submission.site, submission.resources
+    parameters = resources.parameters(site)
+    parameters["additional_parameters"]["chdir"] = str(submission.cwd or Path.cwd())
+    return {
+        **parameters,
+        "job_name": submission.name,
+        "setup": _setup(site, code),
+        "teardown": _teardown(submission),
+        "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
+    }
+
+
+def _setup(site: Site, code: Path) -> list[str]:
+    """Return the lines of the batch script before the job."""
+    variables = {
+        "PYTHONPATH": str(code),
+        "PYTHONSAFEPATH": "1",  # the folder of submission must not hide the copied code
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        **site.environment,
+    }
+    if site.network_interface:
+        variables["RELAYWAVE_INTERFACE"] = site.network_interface
+    if site.scratch:
+        variables["RELAYWAVE_SCRATCH"] = site.scratch
+    limits = ["ulimit -c 0", *([f"ulimit -n {site.open_files}"] if site.open_files else [])]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [*site.setup, *limits, *exports]
+
+
+def _teardown(submission: Submission) -> list[str] | None:
+    """Return the lines of the batch script after the job."""
+    job = submission.jobs[0]
+    if not isinstance(job, TrainJob):
+        return None
+    run_dir = '"$RUN_DIR"' if len(submission.jobs) > 1 else shlex.quote(str(job.run_dir))
+    lines = epilogue(shlex.quote(sys.executable), run_dir, job.policy)
+    if len(submission.jobs) > 1:
+        folders = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
+                           if isinstance(job, TrainJob))  # fmt: skip
+        lines.insert(0, f"code=$?; folders=({folders}); RUN_DIR=${{folders[$SLURM_ARRAY_TASK_ID]}}")
+        lines[1] = lines[1].replace("$?", "$code", 1)
+    return lines
+
+
+def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[str]:
+    container = submission.site.container
+    arguments = ["--kill-on-bad-exit=1"]
+    if cpus_per_task:  # since Slurm 22.05, srun does not take it over from the batch script
+        arguments.append(f"--cpus-per-task={cpus_per_task}")
+    if submission.site.cpu_bind:
+        arguments.append(f"--cpu-bind={submission.site.cpu_bind}")
+    if container.image and container.runtime == "pyxis":
+        arguments.append(f"--container-image={container.image}")
+        if container.mounts:
+            arguments.append(f"--container-mounts={','.join(container.mounts)}")
+    return arguments
+
+
+def _python(submission: Submission) -> str:
+    """Return the shell words that start Python in a task."""
+    container = submission.site.container
+    if not container.image:
+        return shlex.quote(sys.executable)
+    if container.runtime == "pyxis":
+        return shlex.quote(container.python)
+    return shlex.join(["apptainer", "exec", "--nv", *_binds(container), container.image,
+                       container.python])  # fmt: skip
+
+
+def _binds(container: Container) -> list[str]:
+    return [f"--bind={mount}" for mount in container.mounts]
+
+
+def _executor(submission: Submission, folder: JobFolder, code: Path) -> Any:
+    import submitit
+
+    resources = submission.resources
+    if submission.cluster == "slurm":
+        executor = submitit.SlurmExecutor(
+            folder.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=_python(submission)
+        )
+        executor.update_parameters(**slurm_parameters(submission, folder, code))
+        return executor
+    if resources.nodes > 1:
+        raise ValueError(f"--nodes={resources.nodes}: without Slurm there is this machine only")
+    if submission.cluster == "debug":
+        return submitit.DebugExecutor(folder.jobs)
+    local = submitit.LocalExecutor(folder.jobs, max_num_timeout=TIMEOUT_REQUEUES)
+    local.update_parameters(
+        tasks_per_node=resources.tasks_per_node,
+        gpus_per_node=resources.gpus_per_node,
+        timeout_min=resources.minutes,
+        signal_delay_s=submission.site.signal_seconds,
+    )
+    return local
+
+
+def _submit_all(executor: Any, jobs: Sequence[Job]) -> list[Any]:
+    """Submit one job, or several as an array."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        if len(jobs) == 1:
+            return [executor.submit(jobs[0])]
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+        return submitted
+    except (FailedJobError, FailedSubmissionError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise SlurmError(f"Slurm refused the job: {lines[-1] if lines else error}") from None
+
+
+@contextmanager
+def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
+    """Let jobs start from a clean environment, also when a job submits them.
+
+    Processes without Slurm get the variables that the batch script would set.
+    """
+    before = dict(os.environ)
+    clean = outside_environment()
+    if submission.cluster == "local":
+        clean |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", **submission.site.environment}
+    os.environ.clear()
+    os.environ.update(clean)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,100 @@
+"""Slurm's commands, asked and answered in plain types. Nothing here goes through a shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr")
+ACTIVE = frozenset(
+    {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "RESIZING",
+     "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"}
+)  # fmt: skip
+"""States of a job that may still run."""
+
+
+class SlurmError(ValueError):
+    """Slurm is not here, does not answer, or refuses; the message is one line."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in the queue: Slurm's id (`12` or `12_3`), state, reason, nodes, time used and left."""
+
+    job_id: str
+    name: str
+    state: str
+    reason: str
+    nodes: str
+    elapsed: str
+    left: str
+    start: str
+
+
+def have_slurm() -> bool:
+    """Whether Slurm's commands are on this machine."""
+    return shutil.which("sbatch") is not None and shutil.which("srun") is not None
+
+
+def run_slurm(command: Sequence[str], timeout: float = 60.0) -> str:
+    """Run a Slurm command and return its output.
+
+    Raises:
+        SlurmError: It is missing, failed, or did not answer in time.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]} is not on this machine; log in to the cluster, or use --cluster local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} did not answer in {timeout:.0f} s") from None
+    if done.returncode:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise SlurmError(f"{command[0]}: {lines[-1] if lines else 'failed without a message'}")
+    return done.stdout
+
+
+def queued(job_ids: Iterable[str] | None = None) -> dict[str, QueuedJob]:
+    """Return the jobs in the queue by id: all of this user's, or those of `job_ids`.
+
+    Pending tasks of an array have an entry each. Jobs that have left the queue are left out.
+    """
+    fields = ("%i", "%j", "%T", "%r", "%N", "%M", "%L", "%S")
+    command = ["squeue", "--noheader", "--array", "--me", f"--format={'|'.join(fields)}"]
+    jobs = [QueuedJob(*line.split("|")) for line in run_slurm(command).splitlines() if line]
+    if job_ids is None:
+        return {job.job_id: job for job in jobs}
+    wanted = set(job_ids)
+    return {job.job_id: job for job in jobs if {job.job_id, job.job_id.split("_")[0]} & wanted}
+
+
+def describe(job_id: str) -> dict[str, str]:
+    """Return what slurmctld knows of a job (`scontrol show job`), by field name."""
+    words = run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:
+    """Return sacct's rows of whole allocations, one for each time that a job ran."""
+    ids = sorted(set(job_ids))
+    if not ids:
+        return []
+    command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader", "--array",
+               f"--jobs={','.join(ids)}", f"--format={','.join(fields)}"]  # fmt: skip
+    lines = run_slurm(command).splitlines()
+    return [dict(zip(fields, line.split("|"), strict=True)) for line in lines if line]
+
+
+def submission_problem(script: str) -> str:
+    """Return why Slurm would refuse a batch script, "" if it would not; queues nothing."""
+    done = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1].removeprefix("allocation failure: ") if lines else "sbatch refuses it"

@@ -1,0 +1,252 @@
+"""`python -m slurm train | sweep | resume`: runs as jobs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.config_io import ConfigError, override
+from slurm.folder import JobFolder, read_lines
+from slurm.jobs import STOP, TrainJob
+from slurm.launcher import Submission
+from slurm.options import Target, add_resources, add_target, resources_of, target_of
+from slurm.preflight import check_time
+from slurm.queue import SlurmError, queued
+from slurm.requeue import Policy, add_policy
+from slurm.resources import Resources, check_job_name
+
+if TYPE_CHECKING:
+    from dist_train.config import RunConfig
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """Submit a run."""
+    config = _resolve(args.recipe, args.overrides)
+    target, run_dir = target_of(args), args.run_dir.absolute()
+    resources = _resources(args, config)
+    name = check_job_name(args.name or run_dir.name)
+    check_run(config, run_dir, resources, args.allow_changes)
+    check_speed(config, run_dir, resources, target, args.images_per_second)
+    target.check(resources, run_dir)
+    check_idle(run_dir)
+    submission = Submission(
+        kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
+        resources=resources, site=target.site, cluster=target.cluster,
+    )  # fmt: skip
+    _prepare(config, run_dir, target, args.allow_changes)
+    target.launch(submission)
+
+
+def sweep_command(args: argparse.Namespace) -> None:
+    """Submit a run for each point of a grid of overrides, as one array."""
+    target, out = target_of(args), args.out.absolute()
+    runs = {
+        out / name: _resolve(args.recipe, [*args.overrides, *point])
+        for name, point in grid_points(args.grid).items()
+    }
+    some = next(iter(runs.values()))
+    resources = dataclasses.replace(_resources(args, some), array_parallelism=args.parallel or 0)
+    name = check_job_name(args.name or out.name)
+    for run_dir, config in runs.items():
+        check_run(config, run_dir, resources, args.allow_changes)
+        check_speed(config, run_dir, resources, target, args.images_per_second)
+        check_idle(run_dir)
+    target.check(resources, out)
+    jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
+    waiting = [job for job in jobs if not job.finished()]
+    if not waiting:
+        print(f"all {len(jobs)} runs of {out} are finished")
+        return
+    for run_dir, config in runs.items():
+        _prepare(config, run_dir, target, args.allow_changes)
+    target.launch(
+        Submission(
+            kind="sweep", name=name, folder=out, jobs=waiting, resources=resources,
+            site=target.site, cluster=target.cluster,
+        )
+    )  # fmt: skip
+
+
+def resume_command(args: argparse.Namespace) -> None:
+    """Submit runs again as they were submitted, with the same code unless told otherwise."""
+    target = target_of(args)
+    for run_dir in args.runs:
+        resume(run_dir.absolute(), target, update_code=args.update_code)
+
+
+def resume(run_dir: Path, target: Target, *, update_code: bool = False) -> None:
+    """Submit a run again.
+
+    Raises:
+        ConfigError: It has never been submitted.
+        SlurmError: A job of it is still in the queue.
+    """
+    records = [record for record in JobFolder(run_dir).records() if record.kind == "train"]
+    if not records:
+        raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
+    last = records[-1]
+    target.check(last.resources, run_dir)
+    check_idle(run_dir)
+    if not target.dry_run:
+        (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
+    if TrainJob(run_dir).finished():
+        print(f"{run_dir.name}: is finished")
+        return
+    target.launch(
+        Submission(
+            kind="train", name=last.name, folder=run_dir, jobs=[TrainJob(run_dir)],
+            resources=last.resources, site=target.site, cluster=target.cluster,
+            code=None if update_code else Path(last.code), cwd=Path(last.cwd),
+        )
+    )  # fmt: skip
+
+
+def check_run(
+    config: RunConfig, run_dir: Path, resources: Resources, allow_changes: bool = False
+) -> None:
+    """Check that ranks can share the batch, and that the folder is not of another run.
+
+    Raises:
+        ConfigError: They cannot, or it is.
+    """
+    from dist_train.loop import plan_batches
+    from dist_train.run_folder import HARMLESS
+    from models.config_io import differences, read_config, to_json
+
+    batch_multiple = config.objective.build().batch_multiple
+    plan_batches(config, batch_multiple, resources.world_size)
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    changed = differences(to_json(read_config(type(config), path)), to_json(config))
+    if changed and not (allow_changes and changed.keys() <= HARMLESS):
+        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise ConfigError(f"{run_dir} is a run of other settings ({listing}); use another folder")
+
+
+def check_speed(
+    config: RunConfig, run_dir: Path, resources: Resources, target: Target, expected: float | None
+) -> None:
+    """Check the time limit against the speed that is expected, or that the run last had."""
+    lines = read_lines(run_dir / "metrics.jsonl")
+    measured = lines[-1].get("speed/images_per_second") if lines else None
+    check_time(resources, target.site, config.checkpoint_images, expected or measured)
+
+
+def check_idle(run_dir: Path) -> None:
+    """Check that no job of the run is in the queue. Raises SlurmError if one is."""
+    records = JobFolder(run_dir).records()
+    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
+    for job_id, job in (queued(ids) if ids else {}).items():
+        raise SlurmError(
+            f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
+            f" `python -m slurm cancel {run_dir}` first"
+        )
+
+
+def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
+    """Return {run name: overrides} of all points of a grid.
+
+    Args:
+        grid: Axes like `seed=0,1,2`, or with a JSON list: `objective.unet.channel_mult=[[1],[2]]`.
+
+    Raises:
+        ConfigError: An axis is not of that form.
+    """
+    axes = [_parse_axis(text) for text in grid]
+    points = {}
+    for choice in itertools.product(*axes):
+        words = (f"{key.rpartition('.')[2]}_{value}" for key, value in choice)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))
+        points[name] = [f"{key}={value}" for key, value in choice]
+    if len(points) < len(list(itertools.product(*axes))):
+        raise ConfigError("two points of the grid have the same name; give distinct values")
+    return points
+
+
+def _parse_axis(text: str) -> list[tuple[str, str]]:
+    key, separator, values = text.partition("=")
+    if not separator or not key or not values:
+        raise ConfigError(f"--grid {text!r} is not like key=value,value,...")
+    try:
+        listed = json.loads(values)
+    except json.JSONDecodeError:
+        listed = None
+    if isinstance(listed, list):
+        return [(key, json.dumps(value)) for value in listed]
+    return [(key, value) for value in values.split(",")]
+
+
+def policy_of(args: argparse.Namespace) -> Policy:
+    """Return the limits of running again that the command line sets."""
+    return Policy(args.max_stalled, args.max_crashes, args.backoff_seconds)
+
+
+def _resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    from dist_train.recipes import find_recipe
+
+    return override(find_recipe(recipe)(), overrides)
+
+
+def _resources(args: argparse.Namespace, config: RunConfig) -> Resources:
+    """Take nodes and GPUs from the recipe where the command line leaves them open."""
+    return resources_of(
+        args, nodes=config.nodes, gpus_per_node=config.gpus_per_node, minutes=24 * 60
+    )
+
+
+def _prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
+    """Write the run's configuration, which is all that its job reads."""
+    from dist_train.run_folder import settle_config
+
+    if not target.dry_run:
+        settle_config(run_dir, config, allow_changes)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `train`."""
+    parser.add_argument("recipe", help="name of a recipe (`python -m dist_train list`)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
+    _add_training(parser)
+    parser.set_defaults(command=train_command)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sweep`."""
+    parser.add_argument("recipe", help="name of a recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument(
+        "--grid", action="append", required=True, metavar="key=a,b,...", help="an axis of the grid"
+    )
+    parser.add_argument("--parallel", type=int, help="runs at once")
+    _add_training(parser)
+    parser.set_defaults(command=sweep_command)
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `resume`."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument(
+        "--update-code", action="store_true", help="run the present code, not that of the run"
+    )
+    add_target(parser)
+    parser.set_defaults(command=resume_command)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="go on with changed settings that are harmless"
+    )
+    parser.add_argument(
+        "--images-per-second", type=float, help="expected speed, to judge the time limit by"
+    )
+    add_policy(parser)
+    add_resources(parser)

@@ -1,0 +1,146 @@
+"""Driving jobs of the test cluster: tiny runs, waiting, and finding their processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from slurm.__main__ import main
+from slurm.folder import JobFolder, read_lines
+from slurm.queue import QueuedJob, queued
+
+TINY = [
+    "quickstart_edm16",
+    "data.backend=synthetic",
+    "objective.unet.model_channels=8",
+    "objective.unet.label_dim=4",
+    "wandb_project=null",
+    "global_batch_size=8",
+    "log_images=8",
+    "checkpoint_images=80",
+    "snapshot_images=640",
+    "total_images=640",
+]
+TWO_NODES = ["--nodes=2", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]
+
+
+def train(run_dir: Path, *options: str) -> str:
+    """Submit a tiny run on two nodes; returns its job id."""
+    words = [*TINY, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir), *options]
+    assert main(["train", *words]) == 0
+    return last_job(run_dir)
+
+
+def last_job(folder: Path) -> str:
+    return JobFolder(folder).records()[-1].job_id
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:.0f} s for: {what}")
+        time.sleep(0.2)
+
+
+def images(run_dir: Path) -> int:
+    lines = read_lines(run_dir / "metrics.jsonl")
+    return int(lines[-1]["images_seen"]) if lines else 0
+
+
+def wait_for_images(run_dir: Path, count: int) -> None:
+    wait_for(f"{run_dir.name} to reach {count} images", lambda: images(run_dir) >= count)
+
+
+def wait_for_end(*job_ids: str, seconds: float = 180.0) -> None:
+    wait_for(f"jobs {job_ids} to end", lambda: not queued(job_ids), seconds)
+    going = {"RUNNING", "PENDING"}  # accounting hears of it a little later
+    wait_for("sacct", lambda: not any(states(job_id)[-1] in going for job_id in job_ids), 30)
+
+
+def job(job_id: str) -> QueuedJob:
+    return queued([job_id])[job_id]
+
+
+def states(job_id: str) -> list[str]:
+    """Return how each start of a job ended, by sacct."""
+    words = ["sacct", "-X", "--duplicates", "-nP", "-j", job_id, "-o", "State"]
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in output.splitlines()]
+
+
+def starts(run_dir: Path, job_id: str) -> list[int]:
+    """Return the saved progress with which each start of a run began."""
+    attempts = JobFolder(run_dir).attempts(job_id)
+    return [a["images_seen"] for a in attempts if a["event"] == "start"]
+
+
+def rank_pids(run_dir: Path) -> dict[int, int]:
+    """Return {rank: pid} of the run's living tasks."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            variables = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"submitit.core._submit" in command and str(run_dir).encode() in b" ".join(command):
+            if b"srun" in command[0]:
+                continue
+            settings = dict(v.split(b"=", 1) for v in variables if b"=" in v)
+            found[int(settings[b"SLURM_PROCID"])] = int(process.name)
+    return found
+
+
+def daemon_pid(root: Path, name: str) -> int:
+    return int((root / "slurm" / f"{name}.pid").read_text())
+
+
+def processes_of_node(root: Path, node: str) -> list[int]:
+    """Return slurmd of a node, and all that it has started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
+    steps = [
+        pid for pid in parents
+        if f"SLURMD_NODENAME={node}".encode() in _environ(pid) or _is_step(pid, node)
+    ]  # fmt: skip
+    return [daemon_pid(root, node), *(pid for pid in steps if pid != os.getpid())]
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _is_step(pid: int, node: str) -> bool:
+    """Whether a process is a slurmstepd that a slurmd of this node has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        if not (Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd")):
+            return False
+        return any(
+            f"SLURMD_NODENAME={node}".encode() in _environ(int(child))
+            for child in children.read_text().split()
+        )
+    except OSError:
+        return False
+
+
+def assert_no_orphans(run_dir: Path) -> None:
+    wait_for(f"processes of {run_dir.name} to end", lambda: not rank_pids(run_dir), 30)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads(path.read_text())
+    return content
