@@ -7,6 +7,7 @@ for singular covariances (fewer samples than features).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,10 @@ def _gram_error(squares: Tensor) -> float:
     Each eigenvalue is off by at most about eps times the largest (a twentieth of it was seen),
     with a random sign; one that does not stand out of this noise may be off by a full root.
     """
-    noise = float(squares[-1]) * np.finfo(np.float64).eps
+    noise = float(squares[-1]) * float(np.finfo(np.float64).eps)
     is_clear = squares > 100 * noise
-    spread = float((noise / 2 / squares[is_clear].sqrt()).square().sum()) ** 0.5
-    hidden = int((~is_clear).sum()) * (100 * noise) ** 0.5
-    return spread + float(hidden)
+    spread = math.sqrt(float((noise / 2 / squares[is_clear].sqrt()).square().sum()))
+    return spread + int((~is_clear).sum()) * math.sqrt(100 * noise)
 
 
 def frechet_infinity(

@@ -1,0 +1,194 @@
+"""Protocols, results, tables and comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dist_train.distributed import World
+from evaluation.compare import axis_value, format_comparison, write_plots
+from evaluation.detector_kinds import DETECTORS
+from evaluation.detectors import Detector
+from evaluation.generate import SamplePlan, format_seeds, parse_seeds
+from evaluation.grid import encode_image, make_grid
+from evaluation.metrics import KINDS, MetricRequest, parse_request
+from evaluation.postprocess import PostProcess
+from evaluation.protocols import PROTOCOLS, find_protocol
+from evaluation.results import new_result, reused
+from evaluation.run import check_comparable
+from evaluation.statistics import FeatureSet, gaussian_of
+from evaluation.table import format_table
+
+RNG = np.random.default_rng(0)
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_names_metrics_that_exist(name: str) -> None:
+    protocol = find_protocol(name)
+    kind = DETECTORS[protocol.detector]
+    assert protocol.pipeline in kind.pipelines
+    for text in protocol.metrics:
+        assert text.split(":")[0] in KINDS
+    for key in protocol.published:
+        metric = key.split(".")[0]
+        names = [parse_name(text, protocol.detector) for text in protocol.metrics]
+        assert metric in names, f"{key} is published but not computed"
+
+
+def parse_name(text: str, detector: str) -> str:
+    kind, _, tap = text.partition(":")
+    return MetricRequest(kind, tap).name(detector)
+
+
+def test_rdm_draws_exactly_50_images_of_each_class() -> None:
+    protocol = find_protocol("rdm_imagenet256")
+    seeds = protocol.seeds()
+    assert (seeds[0], seeds[-1]) == (10_000, 59_999)
+    labels = SamplePlan(seeds).labels_of(seeds, 1000)
+    assert labels is not None
+    assert torch.bincount(labels).eq(protocol.per_class).all()
+
+
+def test_a_clean_variant_stands_beside_every_faithful_one() -> None:
+    for name in ("rdm_imagenet256", "rdm_celebahq256", "wavediff_cifar10", "wavediff_celebahq1024"):
+        clean = find_protocol(f"{name}_clean")
+        assert clean.pipeline == "tf1"
+        assert clean.post == PostProcess()
+        assert clean.num_samples == find_protocol(name).num_samples
+    with pytest.raises(ValueError, match="is not one of rdm_imagenet256"):
+        find_protocol("fid50k")
+
+
+def test_edm_ranges_are_disjoint() -> None:
+    protocol = find_protocol("edm")
+    ranges = [set(protocol.seeds(repeat)) for repeat in range(protocol.repeats)]
+    assert len(set.union(*ranges)) == 3 * 50_000
+
+
+def test_jpeg_and_retouch_are_switches() -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(PostProcess().apply(images), images)
+    assert not torch.equal(PostProcess(codec="jpeg").apply(images), images)
+    brighter = PostProcess(retouch="rdm_imagenet").apply(images)
+    assert (brighter >= images).all()
+    assert encode_image(images[0], "jpeg")[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("text", ["0-3", "5", "0-3,7,9-12"])
+def test_seeds_come_back(text: str) -> None:
+    assert format_seeds(parse_seeds(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-3", "-1", "1,,2"])
+def test_bad_seeds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="seeds"):
+        parse_seeds(text)
+
+
+def test_random_labels_depend_on_the_seed_alone() -> None:
+    plan = SamplePlan(tuple(range(1000)), labels="random")
+    labels = plan.labels_of(range(1000), 10)
+    assert labels is not None
+    again = plan.labels_of([7, 3], 10)
+    assert again is not None
+    assert again.tolist() == [labels[7], labels[3]]
+    assert torch.bincount(labels, minlength=10).min() > 60
+
+
+def result(seen: int, distance: float, digest: str = "a") -> dict[str, Any]:
+    reference = feature_set()
+    made = new_result(
+        title=f"run at {seen}",
+        images={
+            "digest": str(seen),
+            "num_images": 10,
+            "models": [{"images_seen": seen, "objective": {"sampling": {"eta": 0.2}}}],
+        },
+        samples=None,
+        reference=reference,
+        detector=reference.meta["detector"],
+        protocol=None,
+    )
+    made["nfe"] = 18
+    made["reference"]["digest"] = digest
+    values = {"distance": distance}
+    made["metrics"]["fd_effnet_lite0_block4"] = {"values": values, "seconds": 1.0}
+    return made
+
+
+def feature_set(n: int = 20) -> FeatureSet:
+    rows = RNG.normal(size=(n, 4)).astype(np.float32)
+    meta = {"detector": {"name": "effnet_lite0", "pipeline": "half_pixel112"}}
+    return FeatureSet(meta, n, {"block4": gaussian_of(rows)}, {"block4": rows}, range(n))
+
+
+def test_comparison_orders_by_images_seen_and_plots(tmp_path: Path) -> None:
+    results = [result(2000, 5.0), result(1000, 9.0)]
+    lines = format_comparison(results).splitlines()
+    assert lines[2].startswith("run at 1000")
+    assert (axis_value(results[0], "NFE"), axis_value(results[0], "eta")) == (18.0, 0.2)
+    (plot,) = write_plots(results, tmp_path)
+    assert plot.name == "fd_effnet_lite0_block4_by_images_seen.svg"
+    assert plot.read_text().count("<circle") == 2
+
+
+def test_the_table_says_what_is_comparable() -> None:
+    assert "comparable with no published FID" in format_table([result(0, 9.0), result(5, 1.0)])
+    unlike = format_table([result(0, 9.0), result(5, 1.0, digest="b")])
+    assert "NOT comparable with each other: these results have different references" in unlike
+    assert "untrained" in unlike
+
+
+def test_metrics_are_kept_for_the_same_inputs_only() -> None:
+    old, new = result(1, 2.0), result(1, 3.0)
+    new["metrics"] = {}
+    assert reused(old, new)["metrics"] == {}  # another reference: other features were drawn
+    new["identity"] = old["identity"]
+    assert reused(old, new)["metrics"] == old["metrics"]
+
+
+def test_references_of_another_detector_or_width_are_refused() -> None:
+    reference = feature_set()
+    identity = {"name": "effnet_lite0", "pipeline": "half_pixel112", "weights_sha256": "w"}
+    cpu = torch.device("cpu")
+    check_comparable(Detector(identity, {"block4": 4}, lambda _: dict, cpu), reference)
+    with pytest.raises(ValueError, match="has 4 features at tap block4"):
+        check_comparable(Detector(identity, {"block4": 40}, lambda _: dict, cpu), reference)
+    other = identity | {"name": "inception"}
+    with pytest.raises(ValueError, match="name is effnet_lite0, not inception"):
+        check_comparable(Detector(other, {"pool": 4}, lambda _: dict, cpu), reference)
+
+
+def test_metrics_tell_sizes_and_what_they_lack() -> None:
+    gen, ref = feature_set(30), feature_set()
+    request = parse_request("pr:block4", ["block4"])
+    metric = request.compute(gen, ref, ALONE)
+    assert (metric["n_gen"], metric["n_ref"]) == (30, 20)
+    bare = FeatureSet(ref.meta, 20, ref.gaussians)
+    with pytest.raises(ValueError, match="holds no features of tap 'block4'"):
+        request.compute(gen, bare, ALONE)
+    with pytest.raises(ValueError, match="is not one of"):
+        parse_request("fid", ["block4"])
+    with pytest.raises(ValueError, match="the detector has the taps block4"):
+        parse_request("fd:pool", ["block4"])
+
+
+def test_names_are_fid_only_for_inception() -> None:
+    assert MetricRequest("fd", "pool").name("inception") == "fid"
+    assert MetricRequest("fd", "head").name("effnet_lite0") == "fd_effnet_lite0_head"
+
+
+def test_grids_are_nearly_square() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    grid = make_grid(images, upscale=2, gap=1)
+    assert grid.shape == (3, 2 * 4 + 1, 3 * 4 + 2)
+    assert grid[0, 0, 0] == 0
+    assert grid[0, -1, 0] == 3
+    assert grid[0, -1, -1] == 255
+    with pytest.raises(ValueError, match="grid of 0 images"):
+        make_grid(images[:0])
