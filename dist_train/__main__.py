@@ -1,7 +1,12 @@
-"""Train a recipe here: `python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...`.
+"""Train a recipe here, and look after runs.
 
-Exit codes: 0 finished, 2 refused (bad settings or input), 3 diverged, 75 stopped on request with
-its state saved: run the same command again to go on.
+python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
+python -m dist_train list                                           all recipes
+python -m dist_train status RUN                                     where a run stands
+
+Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
+written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung: after
+75 and 76 the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,32 +16,29 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from dist_train.config import RunConfig
 from dist_train.launch import launch_ranks, should_launch
 from dist_train.recipes import RECIPES, find_recipe
-from models.config_io import override, to_json
+from models.config_io import ConfigError, override, to_json
 
 EXIT_REFUSED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_intermixed_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if options.recipe == "list":
+        if arguments[:1] == ["list"]:
             return _list_recipes()
-        config = override(find_recipe(options.recipe)(), options.overrides)
-        if options.print_config:
-            print(json.dumps(to_json(config), indent=2))
-            return 0
-        if options.run_dir is None:
-            raise ValueError("--run-dir is missing: name the folder that this run lives in")
-        if should_launch(options.ranks):
-            return launch_ranks("dist_train", arguments, options.ranks)
-        return train(config, options.run_dir, options.allow_changes)
+        if arguments[:1] == ["status"]:
+            from dist_train.status import print_status
+
+            return print_status(arguments[1:])
+        return _train_command(arguments)
     except (ValueError, OSError) as error:
         return _refuse(error)
 
@@ -46,20 +48,28 @@ def train(
     run_dir: Path,
     allow_changes: bool = False,
     on_snapshot: Callable[[Path], None] | None = None,
+    profile_steps: int = 0,
 ) -> int:
     """Train, or go on training, in this process group; returns the exit code.
 
-    `on_snapshot` is called on rank 0 with the path of every snapshot that was written.
+    Args:
+        config: The resolved configuration.
+        run_dir: The run folder.
+        allow_changes: Whether harmless settings may differ from those that the run began with.
+        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
+        profile_steps: Steps to trace.
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.checkpoint import CheckpointError
     from dist_train.distributed import init_world
     from dist_train.loop import DivergedError, Outcome, Trainer
     from dist_train.preemption import stop_with_launcher
-    from dist_train.run_folder import RunFolderBusyError, RunLock, settle_config
+    from dist_train.run_folder import RunFolderError, RunLock, settle_config
+    from dist_train.watchdog import EXIT_LOST, LostRankError
 
     stop_with_launcher()
-    world = init_world()
+    # Collectives outlast the watchdog, which says more than they do.
+    world = init_world(timedelta(seconds=config.hang_timeout + 30))
     lock = None
     try:
         if world.rank == 0:
@@ -67,10 +77,12 @@ def train(
             lock = RunLock(run_dir)
             settle_config(run_dir, config, allow_changes)
         world.barrier()
-        outcome = Trainer(config, run_dir, world, on_snapshot).fit()
-    except (DivergedError, CheckpointError, RunFolderBusyError) as error:
-        return _refuse(error, EXIT_DIVERGED if isinstance(error, DivergedError) else 2)
-    except ValueError as error:
+        outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
+    except LostRankError as error:
+        return _refuse(error, EXIT_LOST, always=True)
+    except DivergedError as error:
+        return _refuse(error, EXIT_DIVERGED)
+    except (CheckpointError, RunFolderError, ValueError) as error:
         return _refuse(error)
     finally:
         if lock is not None:
@@ -79,9 +91,36 @@ def train(
     return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
 
 
-def _refuse(error: Exception, code: int = EXIT_REFUSED) -> int:
+def _train_command(arguments: list[str]) -> int:
+    options = _parser().parse_intermixed_args(arguments)
+    config = override(find_recipe(options.recipe)(), options.overrides)
+    if options.deepspeed is not None:
+        config = replace(config, deepspeed=_read_json(options.deepspeed))
+    if options.print_config:
+        print(json.dumps(to_json(config), indent=2))
+        return 0
+    if options.run_dir is None:
+        raise ValueError("--run-dir is missing: name the folder that this run lives in")
+    if should_launch(options.ranks):
+        return launch_ranks("dist_train", arguments, options.ranks)
+    return train(
+        config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
+    )
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} does not hold a JSON object")
+    return document
+
+
+def _refuse(error: Exception, code: int = EXIT_REFUSED, always: bool = False) -> int:
     """Say in one line, on one rank, what is wrong."""
-    if os.environ.get("RANK", "0") == "0":
+    if always or os.environ.get("RANK", "0") == "0":
         print(f"dist_train: {error}", file=sys.stderr, flush=True)
     return code
 
@@ -96,15 +135,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dist_train",
         description="Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
-        " The same command goes on where an interrupted one stopped.",
+        " The same command goes on where an interrupted one stopped."
+        " Other commands: list, status RUN.",
     )
-    parser.add_argument("recipe", help="name of a recipe, or `list`")
+    parser.add_argument("recipe", help="name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, help="folder of the run: all its state is there")
     parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
     parser.add_argument(
         "--allow-changes", action="store_true", help="go on with changed settings that are harmless"
+    )
+    parser.add_argument(
+        "--deepspeed", type=Path, metavar="JSON", help="further settings of DeepSpeed"
+    )
+    parser.add_argument(
+        "--profile-steps", type=int, default=0, metavar="N", help="trace N steps into profile/"
     )
     return parser
 

@@ -10,32 +10,27 @@ Why not torch.distributed.checkpoint: ZeRO's partitions are uneven 1-D ranges th
 tensors cannot describe, its metadata is a pickle, and it has no content hashes; one flipped byte
 would load silently (spec/FIELD.md sections 4e and 4i).
 
-Writing is asynchronous: the state is copied, training goes on, a thread writes and hashes, and
-rank 0 commits at the step boundary at which every rank has reported its file as written.
+This file reads; checkpoint_writer.py writes.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dist_train.distributed import World
-from dist_train.engines import Fragment
+from dist_train.fragments import Fragment
 from models.snapshot import file_sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = "checkpoint.json"
 
 
@@ -51,147 +46,31 @@ class TrainState:
         images_seen: The clock of training: all the state of data pipeline, noise and schedules.
         step: Passes over all updates.
         updates: Optimizer updates by network.
+        loss_scales: State of the loss scale by network.
+        data_offset: Images of the global order that roll-backs passed over.
+        metric: Value of the metric that the best checkpoint is chosen by.
     """
 
     images_seen: int
     step: int
     updates: dict[str, int]
-
-
-class CheckpointWriter:
-    """Writes one rank's part of checkpoints in the background, and prunes old ones.
-
-    Args:
-        run_dir: The run folder, shared by all ranks.
-        world: The process group.
-        keep: How many newest checkpoints stay.
-    """
-
-    def __init__(self, run_dir: Path, world: World, keep: int) -> None:
-        self._folder = run_dir / "checkpoints"
-        self._world = world
-        self._keep = keep
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._state: TrainState | None = None
-        if world.rank == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(".*.tmp"):
-                shutil.rmtree(leftover)
-        world.barrier()
-
-    @property
-    def pending(self) -> bool:
-        """Whether a checkpoint was begun and is not committed yet."""
-        return self._state is not None
-
-    @property
-    def written(self) -> bool:
-        """Whether this rank's thread has ended; `commit` or `finish` is next."""
-        return self._thread is not None and not self._thread.is_alive()
-
-    @property
-    def failed(self) -> bool:
-        """Whether this rank could not write, for instance because the disk is full."""
-        return self._error is not None
-
-    def begin(self, state: TrainState, groups: Mapping[str, Iterable[Fragment]]) -> None:
-        """Copy this rank's fragments and start writing them; training may go on at once.
-
-        Args:
-            state: Progress to record.
-            groups: Owned fragments by name ("denoiser", "denoiser.ema", ...).
-        """
-        self.finish()
-        tensors = {
-            f"{group}/{kind}/{fragment.name}@{fragment.start}": values.detach().to("cpu", copy=True)
-            for group, fragments in groups.items()
-            for fragment in fragments
-            for kind, values in {"weight": fragment.weight, **fragment.moments}.items()
-        }
-        self._state = state
-        self._thread = threading.Thread(target=self._write, args=(tensors,), name="checkpoint")
-        self._thread.start()
-
-    def commit(self) -> None:
-        """Make the pending checkpoint count, once every rank's `written` was true. Collective."""
-        assert self._state is not None
-        if self._world.rank == 0:
-            self._write_marker(self._state)
-            self._prune()
-        self._state = None
-
-    def finish(self) -> None:
-        """Wait for the pending checkpoint, if any, and commit it. Collective.
-
-        Raises:
-            CheckpointError: A rank could not write; earlier checkpoints are untouched.
-        """
-        if not self.pending:
-            return
-        assert self._thread is not None
-        self._thread.join()
-        failures = self._world.gather_objects(None if self._error is None else str(self._error))
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                self._discard()
-                raise CheckpointError(
-                    f"rank {rank} could not write its checkpoint to {self._folder}: {failure};"
-                    " the previous checkpoint is kept: make room and run the same command again"
-                )
-        self.commit()
-
-    def _discard(self) -> None:
-        """Give up the pending checkpoint and free its space."""
-        assert self._state is not None
-        if self._world.rank == 0:
-            shutil.rmtree(self._temporary(self._state), ignore_errors=True)
-        self._state, self._thread, self._error = None, None, None
-
-    def _temporary(self, state: TrainState) -> Path:
-        return self._folder / f".{state.images_seen:012d}.tmp"
-
-    def _write(self, tensors: dict[str, Tensor]) -> None:
-        """Write, sync and index this rank's file (in the thread)."""
-        assert self._state is not None
-        try:
-            folder = self._temporary(self._state)
-            folder.mkdir(exist_ok=True)
-            file = folder / f"rank_{self._world.rank:05d}.safetensors"
-            save_file(tensors, file)
-            _fsync(file)
-            index = {"size": file.stat().st_size, "sha256": file_sha256(file)}
-            _write_json(file.with_suffix(".json"), index)
-        except BaseException as error:
-            self._error = error
-
-    def _write_marker(self, state: TrainState) -> None:
-        folder = self._temporary(state)
-        indices = sorted(folder.glob("rank_*.json"))
-        if len(indices) != self._world.size:
-            raise CheckpointError(
-                f"{folder} holds the files of {len(indices)} ranks, expected {self._world.size}:"
-                " is the run folder shared by all nodes?"
-            )
-        files = {i.with_suffix(".safetensors").name: json.loads(i.read_text()) for i in indices}
-        for index in indices:
-            index.unlink()
-        marker = {"format_version": FORMAT_VERSION, **state.__dict__, "files": files}
-        _write_json(folder / MARKER, marker)
-        final = self._folder / f"{state.images_seen:012d}"
-        if final.exists():  # the same state was saved before a restart
-            shutil.rmtree(final)
-        folder.replace(final)
-        _fsync(self._folder)
-
-    def _prune(self) -> None:
-        for old in committed(self._folder.parent)[: -self._keep]:
-            shutil.rmtree(old)
+    loss_scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    data_offset: int = 0
+    metric: float | None = None
 
 
 def committed(run_dir: Path) -> list[Path]:
     """Return the run's committed checkpoints, oldest first."""
     return sorted(marker.parent for marker in run_dir.glob(f"checkpoints/[0-9]*/{MARKER}"))
+
+
+def read_metric(path: Path) -> float | None:
+    """Return the metric that a committed checkpoint was written with, None if it cannot be read."""
+    try:
+        metric: float | None = json.loads((path / MARKER).read_text())["metric"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return metric
 
 
 def find_newest_whole(run_dir: Path, world: World) -> tuple[Path | None, list[str]]:
@@ -227,9 +106,9 @@ def _check_files(path: Path, world: World) -> list[str]:
         files = sorted(marker["files"].items())
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return [f"{path}/{MARKER} cannot be read ({error})"] if world.rank == 0 else []
-    if marker["format_version"] > FORMAT_VERSION:
+    if marker["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {marker['format_version']}, this relaywave reads up to"
+            f"{path} has checkpoint format {marker['format_version']}, this relaywave reads"
             f" {FORMAT_VERSION}; use the relaywave that wrote it"
         )
     problems = []
@@ -254,7 +133,7 @@ class CheckpointReader:
     def __init__(self, path: Path) -> None:
         marker = json.loads((path / MARKER).read_text())
         self.path = path
-        self.state = TrainState(marker["images_seen"], marker["step"], marker["updates"])
+        self.state = TrainState(**{f.name: marker[f.name] for f in fields(TrainState)})
         self._pieces: dict[str, list[tuple[int, str, Any]]] = {}
         for name in sorted(marker["files"]):
             try:
@@ -299,23 +178,9 @@ class CheckpointReader:
                 self.read(f"{group}/{kind}/{fragment.name}", fragment.start, values)
 
     @torch.no_grad()
-    def restore_parameters(self, group: str, parameters: Iterable[tuple[str, Tensor]]) -> None:
+    def restore_parameters(self, group: str, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite whole parameters, by name, with the weights of a group."""
-        for name, parameter in parameters:
+        for name, parameter in parameters.items():
             flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
             self.read(f"{group}/weight/{name}", 0, flat)
             parameter.copy_(flat.view(parameter.shape))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1))
-    _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    """Force a file's (or folder's) content to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,56 +6,24 @@ written to `run_dir/config.json`, and every later process reads it from there.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipelines.pipeline import DataConfig
+from dist_train.ema_profiles import ConstantEma, EmaProfile, HalflifeEma, PowerEma
+from dist_train.schedules import CosineSchedule, WarmupSchedule
 from models.families import AnyObjective
 
-
-@dataclass(frozen=True, kw_only=True)
-class WarmupSchedule:
-    """Linear ramp from 0 to the base rate over `images` images, then constant.
-
-    lr(n) = base * min(n / images, 1), n = images seen before the step (spec/RDM.md section 8);
-    images=0 is a constant rate.
-    """
-
-    images: int = 0
-
-    def scale(self, images_seen: int) -> float:
-        """Return lr / base at `images_seen`."""
-        return min(images_seen / self.images, 1.0) if self.images else 1.0
-
-    def rate(self, base: float, images_seen: int) -> float:
-        """Return the learning rate at `images_seen`."""
-        return base * self.scale(images_seen)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineSchedule:
-    """Cosine from the base rate to `minimum`, constant in an epoch (spec/WAVEDIFF.md section 7).
-
-    lr(e) = minimum + (base - minimum) (1 + cos(pi e / epochs)) / 2, e = images // epoch_images.
-    """
-
-    epochs: int
-    epoch_images: int
-    minimum: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.epoch_images < 1:
-            raise ValueError(
-                f"epochs={self.epochs} and epoch_images={self.epoch_images} must be positive"
-            )
-
-    def rate(self, base: float, images_seen: int) -> float:
-        """Return the learning rate at `images_seen`."""
-        epoch = min(images_seen // self.epoch_images, self.epochs)
-        return (
-            self.minimum + (base - self.minimum) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        )
+__all__ = [
+    "AdamConfig",
+    "ConstantEma",
+    "CosineSchedule",
+    "DivergencePolicy",
+    "HalflifeEma",
+    "PowerEma",
+    "RunConfig",
+    "WarmupSchedule",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,46 +54,33 @@ class AdamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalflifeEma:
-    """EMA with a half-life in images that ramps up with training (spec/RDM.md section 8).
+class DivergencePolicy:
+    """What to do when training goes wrong.
 
-    h = min(halflife_images, rampup_ratio * images seen before the step), beta = 0.5^(batch / h);
-    rampup_ratio=null switches the ramp off.
+    An update with a gradient that is not finite is never applied, whatever the policy; each
+    interval is judged before its state is saved.
+
+    Attributes:
+        action: `stop` at the first sign; `skip` goes on after skipped updates and stops at other
+            signs; `roll_back` goes back to the last checkpoint and on with other data: the images
+            between the checkpoint and the place of the divergence are passed over.
+        explosion: An interval's mean loss above this multiple of the interval before (or of 1, if
+            that was less) is a sign; null never is.
+        max_skipped_in_a_row: More consecutive skipped updates stop a run that may skip.
+        max_roll_backs: More of them stop a run that may roll back.
     """
 
-    halflife_images: int
-    rampup_ratio: float | None = 0.05
-
-    def beta(self, images_seen: int, batch: int) -> float:
-        """Return the weight of the old average in the step that starts at `images_seen`."""
-        halflife = float(self.halflife_images)
-        if self.rampup_ratio is not None:
-            halflife = min(halflife, self.rampup_ratio * images_seen)
-        return float(0.5 ** (batch / max(halflife, 1e-8)))
-
-    def describe(self) -> str:
-        """Return one line for snapshots and logs."""
-        return f"halflife {self.halflife_images} images, rampup {self.rampup_ratio}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConstantEma:
-    """EMA of constant decay, starting at the first updated weights (spec/WAVEDIFF.md sec. 7)."""
-
-    decay: float = 0.9999
+    action: Literal["stop", "skip", "roll_back"] = "stop"
+    explosion: float | None = 100.0
+    max_skipped_in_a_row: int = 10
+    max_roll_backs: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay} must be in [0, 1)")
-
-    def beta(self, images_seen: int, batch: int) -> float:
-        """Return the weight of the old average in the step that starts at `images_seen`."""
-        del batch
-        return self.decay if images_seen else 0.0
-
-    def describe(self) -> str:
-        """Return one line for snapshots and logs."""
-        return f"decay {self.decay}"
+        if self.explosion is not None and not self.explosion > 1:
+            raise ValueError(f"explosion={self.explosion} must be above 1, or null")
+        for name in ("max_skipped_in_a_row", "max_roll_backs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,19 +95,35 @@ class RunConfig:
         objective: What is trained (networks, process, sampler defaults).
         data: Where images come from.
         optim: One optimizer per network of the objective.
-        ema: Average of the sampled network.
+        ema: Average of the sampled network; snapshots hold it.
+        extra_emas: Further averages by name, stored at each snapshot in `ema/NAME`.
         total_images: Length of training.
         global_batch_size: Samples per update, over all ranks and micro-batches.
         micro_batch_size: Samples per rank and forward pass; null takes global_batch_size / ranks.
         seed: Seed of the initial weights, the sample order and all noise.
-        zero_stage: DeepSpeed ZeRO stage of every network (1 shards the optimizer and the EMA).
+        zero_stage: DeepSpeed ZeRO stage of every network: 1 shards the optimizer and the EMA, 2 the
+            gradients as well, 3 (one network without R1 only) the weights as well.
+        offload: What is kept in the CPU's memory: nothing, the optimizer (from ZeRO-1 on), or the
+            parameters as well (ZeRO-3).
+        deepspeed: Further settings in DeepSpeed's own format; contradictions are refused.
         channels_last: Keep convolution weights and activations in channels_last memory format.
         compile: Run networks through torch.compile (not those with a second-order loss).
+        divergence: What to do when a loss explodes or is not a number.
+        hang_timeout: Seconds without progress after which a run dumps all stacks and ends.
+        peak_tflops: 1e12 operations per second of a device, for the model FLOPs utilisation; null
+            takes those of known GPUs.
         log_images: Interval of status lines and metrics.
         checkpoint_images: Interval of checkpoints (all state needed to resume).
         snapshot_images: Interval of snapshots (EMA weights for sampling).
         keep_checkpoints: How many newest checkpoints are kept.
+        keep_every_images: Checkpoints at multiples of this are kept for good; null keeps none.
+        keep_best: Name of a metric, e.g. `generator/loss`; the checkpoint that was written with its
+            lowest value is kept as well.
+        grid_seeds: Images in the sample grid of each snapshot; 0 draws none.
+        grid_previous: Snapshot or run folder of the stage that a relay's grids continue from; null
+            draws no grids of a relay.
         wandb_project: Project that metrics are mirrored to; null switches wandb off.
+        tensorboard: Mirror metrics to `tensorboard/` as well.
         nodes: Default number of nodes of a Slurm job.
         gpus_per_node: Default number of ranks per node of a Slurm job.
     """
@@ -161,27 +132,46 @@ class RunConfig:
     objective: AnyObjective
     data: DataConfig
     optim: dict[str, AdamConfig]
-    ema: HalflifeEma | ConstantEma
+    ema: EmaProfile
+    extra_emas: dict[str, EmaProfile] = field(default_factory=dict)
     total_images: int
     global_batch_size: int
     micro_batch_size: int | None = None
     seed: int = 0
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    deepspeed: dict[str, Any] = field(default_factory=dict)
     channels_last: bool = False
     compile: bool = False
+    divergence: DivergencePolicy = field(default_factory=DivergencePolicy)
+    hang_timeout: float = 600.0
+    peak_tflops: float | None = None
     log_images: int = 50_000
     checkpoint_images: int = 1_000_000
     snapshot_images: int = 10_000_000
     keep_checkpoints: int = 2
+    keep_every_images: int | None = None
+    keep_best: str | None = None
+    grid_seeds: int = 0
+    grid_previous: str | None = None
     wandb_project: str | None = None
+    tensorboard: bool = False
     nodes: int = 1
     gpus_per_node: int = 8
 
     def __post_init__(self) -> None:
         positive = ("total_images", "global_batch_size", "log_images", "checkpoint_images",
-                    "snapshot_images", "keep_checkpoints", "nodes", "gpus_per_node")  # fmt: skip
+                    "snapshot_images", "keep_checkpoints", "nodes", "gpus_per_node",
+                    "hang_timeout")  # fmt: skip
         for name in positive:
-            if getattr(self, name) < 1:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} must be positive or null")
+        for name in ("micro_batch_size", "keep_every_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be positive or null")
+        if self.grid_seeds < 0:
+            raise ValueError(f"grid_seeds={self.grid_seeds} must not be negative")
+        for name in self.extra_emas:
+            if not name.isidentifier():
+                raise ValueError(f"extra_emas.{name}: a name is made of letters, digits and _")

@@ -28,12 +28,15 @@ class World:
         local_rank: This process among those of its node.
         size: Number of processes.
         device: Where this process computes.
+        store: The group's key-value store, which works while collectives hang; None for a world of
+            one process.
     """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
+    store: Any = None
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over all ranks; the argument is left alone."""
@@ -99,7 +102,8 @@ def init_world(timeout: timedelta = DEFAULT_TIMEOUT) -> World:
                 raise ValueError(f"WORLD_SIZE={size} but {name} is not set; start with torchrun")
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
-    return World(rank=rank, local_rank=local_rank, size=size, device=device)
+    store = dist.distributed_c10d._get_default_store() if size > 1 else None
+    return World(rank=rank, local_rank=local_rank, size=size, device=device, store=store)
 
 
 def _env_int(name: str, default: int) -> int:

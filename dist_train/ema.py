@@ -1,13 +1,15 @@
-"""The exponential moving average of the sampled network, sharded like its optimizer."""
+"""Exponential moving averages of the sampled network, sharded like its optimizer."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
 
-from dist_train.config import ConstantEma, HalflifeEma
+import torch
+from torch import Tensor
+
 from dist_train.distributed import World
-from dist_train.engines import Fragment
+from dist_train.ema_profiles import EmaProfile
+from dist_train.fragments import Fragment
 
 
 class ShardedEma:
@@ -18,17 +20,17 @@ class ShardedEma:
 
     Args:
         fragments: The rank's owned fragments; their weights are followed from now on.
-        config: How the decay depends on training progress.
+        profile: How the decay depends on training progress.
     """
 
-    def __init__(self, fragments: list[Fragment], config: HalflifeEma | ConstantEma) -> None:
-        self.config = config
+    def __init__(self, fragments: list[Fragment], profile: EmaProfile) -> None:
+        self.profile = profile
         self._fragments = fragments
         self._averages = [fragment.weight.clone() for fragment in fragments]
 
     def update(self, images_seen: int, batch: int) -> None:
         """Take in the weights after the step that began at `images_seen`, in one fused pass."""
-        beta = self.config.beta(images_seen, batch)
+        beta = self.profile.beta(images_seen, batch)
         weights = [fragment.weight for fragment in self._fragments]
         torch._foreach_lerp_(self._averages, weights, 1 - beta)
 
@@ -39,20 +41,24 @@ class ShardedEma:
             for fragment, average in zip(self._fragments, self._averages, strict=True)
         ]
 
-    def gather(self, network: nn.Module, world: World) -> dict[str, Tensor]:
+    def gather(self, shapes: Mapping[str, torch.Size], world: World) -> dict[str, Tensor]:
         """Return the whole average by parameter name on rank 0 (an empty dict elsewhere).
 
         Collective; needs one parameter of extra memory at a time on the other ranks.
+
+        Args:
+            shapes: Shape by name of all parameters of the network.
+            world: The process group.
         """
         mine: dict[str, list[Fragment]] = {}
         for fragment in self.fragments():
             mine.setdefault(fragment.name, []).append(fragment)
         whole = {}
-        for name, parameter in network.named_parameters():
-            flat = torch.zeros(parameter.numel(), device=parameter.device)
+        for name, shape in shapes.items():
+            flat = torch.zeros(shape.numel(), device=world.device)
             for fragment in mine.get(name, []):
                 flat[fragment.start : fragment.start + fragment.weight.numel()] = fragment.weight
             world.reduce_sum(flat, to=0)
             if world.rank == 0:
-                whole[name] = flat.view(parameter.shape).cpu()
+                whole[name] = flat.view(shape).cpu()
         return whole

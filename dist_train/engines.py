@@ -1,16 +1,17 @@
 """DeepSpeed behind a narrow interface: one engine per network, and what each rank holds of it.
 
 The only file that imports deepspeed. It owns these rules (spec/FIELD.md section 4, all of them
-silent or obscure when broken):
+silent or obscure when broken; `check_stage` refuses what cannot work):
 
-* Losses call the raw modules, never the engine: output hooks of the engine fire inside
+* Losses call the raw modules, not the engine, up to ZeRO-2: output hooks of the engine fire inside
   `autograd.grad` and make R1 silently wrong under ZeRO-1. Hence precision belongs to the network
   (float32 weights, compute dtype inside), and DeepSpeed always runs in float32.
+* Under ZeRO-3 losses call the engine (`Engine.called`), which gathers the weights: the raw module
+  would be silently wrong. R1 fails there, and so does a second network.
 * One backward call per micro-batch and network: of several, ZeRO-1/2 keep only the last.
 * While one network is updated, the others are frozen (`updating_only`), else their gradients leak.
 * We pass our own torch optimizer; DeepSpeed's name lookup may turn Adam into AdamW.
 * DeepSpeed clips gradients to norm 1 unless it is told not to.
-* ZeRO-3 releases weights outside the engine's forward, so raw-module losses cannot use it.
 """
 
 from __future__ import annotations
@@ -20,34 +21,21 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from dist_train.adam import CheckedAdam, LossScale
 from dist_train.config import AdamConfig
 from dist_train.distributed import World
+from dist_train.engine_settings import engine_settings
+from dist_train.fragments import Fragment, share
+
+__all__ = ["MOMENTS", "Engine", "Fragment", "updating_only"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A contiguous range of one parameter's flattened float32 master weights, held by this rank.
-
-    Attributes:
-        name: Name of the parameter in its network.
-        start: First element of the range in the flattened parameter.
-        weight: The master weights, a 1-D view that the optimizer updates in place.
-        moments: Adam's moments, 1-D views by name; empty before the first update.
-    """
-
-    name: str
-    start: int
-    weight: Tensor
-    moments: Mapping[str, Tensor]
 
 
 class Engine:
@@ -57,9 +45,17 @@ class Engine:
         network: The module, float32, on the world's device. The weights of rank 0 win.
         adam: Optimizer settings.
         world: The process group.
-        zero_stage: 0 (replicated), 1 (optimizer sharded) or 2 (gradients sharded as well).
+        zero_stage: 0 (replicated), 1 (optimizer sharded), 2 (gradients sharded as well) or
+            3 (weights sharded as well).
         micro_batch_size: Samples per rank and backward call.
         accumulation_steps: Backward calls per update.
+        offload: What lives in the memory of the CPU: nothing, the optimizer, or the weights as well
+            (ZeRO-3).
+        scale_loss: Whether gradients pass through float16 and need a dynamic loss scale.
+        extra: Further settings of DeepSpeed.
+
+    Raises:
+        ValueError: `extra` contradicts what this engine has to set.
     """
 
     def __init__(
@@ -71,39 +67,59 @@ class Engine:
         zero_stage: int,
         micro_batch_size: int,
         accumulation_steps: int,
+        offload: Literal["none", "optimizer", "parameters"] = "none",
+        scale_loss: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(world)
         self.network = network
-        self.updates = 0
         self.zero_stage = zero_stage
+        self.loss_scale = LossScale(scale_loss)
+        self.shapes = {name: p.shape for name, p in network.named_parameters()}
+        self.updates = 0
         self._world = world
-        self._optimizer = torch.optim.Adam(
-            network.parameters(), lr=adam.lr, betas=adam.betas, eps=adam.eps
+        clip = adam.max_gradient_norm or 0.0
+        settings: dict[str, Any] = {"lr": adam.lr, "betas": adam.betas, "eps": adam.eps}
+        self._optimizer: torch.optim.Adam = (
+            torch.optim.Adam(network.parameters(), **settings)
+            if zero_stage
+            else CheckedAdam(network.parameters(), self.loss_scale, clip, **settings)
         )
         self._engine, self._sharded, _, _ = deepspeed.initialize(
             model=network,
             optimizer=self._optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": micro_batch_size,
-                "gradient_accumulation_steps": accumulation_steps,
-                "zero_optimization": {"stage": zero_stage},
-                "zero_allow_untested_optimizer": True,
-                "gradient_clipping": adam.max_gradient_norm or 0.0,
-                "steps_per_print": 10**12,
-            },
+            config=engine_settings(
+                extra or {},
+                zero_stage=zero_stage,
+                micro_batch_size=micro_batch_size,
+                accumulation_steps=accumulation_steps,
+                clip=clip if zero_stage else 0.0,
+                offload=offload,
+            ),
         )
+        if zero_stage:
+            self._sharded.loss_scaler = self.loss_scale
+
+    @property
+    def called(self) -> nn.Module:
+        """What losses must call to run the network."""
+        return self._engine if self.zero_stage == 3 else self.network
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's mean loss (averaged over micro-batches)."""
-        self._engine.backward(loss)
+        self._engine.backward(loss if self.zero_stage else self.loss_scale.scale_loss(loss))
 
     def step(self, learning_rate: float) -> None:
-        """End a micro-batch; on the last one of an update, average over ranks and apply Adam."""
+        """End a micro-batch; on the last one of an update, average over ranks and apply Adam.
+
+        An update whose gradient is not finite is skipped on all ranks and counted.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         boundary = self._engine.is_gradient_accumulation_boundary()
+        before = self.loss_scale.skipped
         self._engine.step()
-        self.updates += int(boundary)
+        self.updates += int(boundary and self.loss_scale.skipped == before)
 
     def gradient_norm(self) -> float:
         """Return the global L2 norm of the last update's gradient (NaN before the first)."""
@@ -112,12 +128,15 @@ class Engine:
 
     def held(self) -> list[Fragment]:
         """Return what this rank's optimizer works on: all under ZeRO-0, else its partition."""
-        named = dict(self.network.named_parameters())
+        named = self.network.named_parameters()
         if self.zero_stage == 0:
             return [
                 Fragment(name, 0, p.detach().view(-1), self._moments(p, 0, p.numel()))
-                for name, p in named.items()
+                for name, p in named
             ]
+        if self.zero_stage == 3:
+            pieces = [self._held_piece(name, p) for name, p in named]
+            return [piece for piece in pieces if piece.weight.numel()]
         return [
             Fragment(
                 name,
@@ -129,37 +148,69 @@ class Engine:
                     mapping.hp_fragment_address.numel,
                 ),
             )
-            for name, p in named.items()
+            for name, p in named
             if (mapping := getattr(p, "_hp_mapping", None)) is not None
         ]
 
     def owned(self) -> list[Fragment]:
         """Return this rank's part of a disjoint cover of all parameters (checkpoints, EMA)."""
         fragments = self.held()
-        if self.zero_stage > 0 or self._world.size == 1:
-            return fragments
-        total = sum(fragment.weight.numel() for fragment in fragments)
-        first = total * self._world.rank // self._world.size
-        last = total * (self._world.rank + 1) // self._world.size
-        return list(_cut(fragments, first, last))
+        return (
+            fragments if self.zero_stage else share(fragments, self._world.rank, self._world.size)
+        )
 
     def begin_restore(self, updates: int) -> list[Fragment]:
         """Return the held fragments, moments allocated, to be overwritten with a saved state.
 
-        The network's own weights are not touched: the caller sets them to the same values.
+        Afterwards the caller sets `whole_parameters` to the same weights and calls `end_restore`.
         """
         self.updates = updates
-        for group in self._optimizer.param_groups if updates else ():
-            for parameter in group["params"]:
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(updates)),
-                    **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
-                }
+        self._optimizer.state.clear()
+        for master in self._masters() if updates else ():
+            self._optimizer.state[master] = {
+                "step": torch.tensor(float(updates)),
+                **{moment: torch.zeros_like(master) for moment in MOMENTS},
+            }
         return self.held()
+
+    def whole_parameters(self) -> dict[str, Tensor]:
+        """Return the network's own weights by name; none under ZeRO-3, where only parts exist."""
+        return {} if self.zero_stage == 3 else dict(self.network.named_parameters())
+
+    def end_restore(self) -> None:
+        """Under ZeRO-3, carry the restored masters into the weights' own partitions."""
+        if self.zero_stage == 3:
+            parameter: Any
+            for parameter in self.network.parameters():
+                group, offset, size = self._place(parameter)
+                master = self._sharded.fp32_partitioned_groups_flat[group]
+                parameter.ds_tensor.data.copy_(master.detach().narrow(0, offset, size))
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks from the network."""
         self._engine.destroy()
+
+    def _masters(self) -> list[Tensor]:
+        """Return the tensors that the optimizer updates."""
+        if self.zero_stage == 0:
+            return list(self.network.parameters())
+        if self.zero_stage == 3:
+            return list(self._sharded.fp32_partitioned_groups_flat)
+        return list(self._sharded.single_partition_of_fp32_groups)
+
+    def _place(self, parameter: nn.Parameter) -> tuple[int, int, int]:
+        """Return where ZeRO-3 keeps this rank's part: group, offset and padded size."""
+        group, offset, size = self._sharded.grad_position[self._sharded.get_param_id(parameter)]
+        return group, offset, size
+
+    def _held_piece(self, name: str, parameter: nn.Parameter) -> Fragment:
+        """Return this rank's part of a parameter under ZeRO-3, without its padding."""
+        group, offset, size = self._place(parameter)
+        start = min(self._world.rank * size, self.shapes[name].numel())
+        size = min(size, self.shapes[name].numel() - start)
+        master = self._sharded.fp32_partitioned_groups_flat[group]
+        weight = master.detach().narrow(0, offset, size)
+        return Fragment(name, start, weight, self._moments(master, offset, size))
 
     def _moments(self, parameter: Tensor, start: int, numel: int) -> dict[str, Tensor]:
         state: dict[Any, Any] = self._optimizer.state.get(parameter, {})
@@ -180,22 +231,6 @@ def updating_only(name: str, networks: Mapping[str, nn.Module]) -> Iterator[None
     finally:
         for network in networks.values():
             network.requires_grad_(True)
-
-
-def _cut(fragments: list[Fragment], first: int, last: int) -> Iterator[Fragment]:
-    """Yield the parts of `fragments`, laid end to end, that fall in the range [first, last)."""
-    offset = 0
-    for fragment in fragments:
-        size = fragment.weight.numel()
-        low, high = max(first - offset, 0), min(last - offset, size)
-        offset += size
-        if low < high:
-            yield Fragment(
-                fragment.name,
-                fragment.start + low,
-                fragment.weight[low:high],
-                {name: values[low:high] for name, values in fragment.moments.items()},
-            )
 
 
 def _import_deepspeed(world: World) -> Any:

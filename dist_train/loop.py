@@ -2,33 +2,38 @@
 
 Its clock is `images_seen`. Everything random in a step is a function of (seed, position in the
 global sample order), and everything scheduled is a function of images seen, so the state of a run
-is its tensors and one integer: any number of ranks, any ZeRO stage and any split into micro-batches
-continues it with the same global batches and the same noise.
+is its tensors and a few integers: any number of ranks, any ZeRO stage and any split into
+micro-batches continues it with the same global batches and the same noise.
 """
 
 from __future__ import annotations
 
 import enum
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from data_pipelines.pipeline import ImagePipeline, Share, build_pipeline
-from dist_train.checkpoint import CheckpointReader, CheckpointWriter, TrainState, find_newest_whole
+from dist_train.artifacts import SnapshotWriter
+from dist_train.build import build_data, build_engines, called_networks, plan_batches
+from dist_train.checkpoint import CheckpointReader, TrainState, find_newest_whole
+from dist_train.checkpoint_writer import CheckpointWriter
 from dist_train.config import RunConfig
 from dist_train.distributed import World
+from dist_train.divergence import DivergedError, Judge
 from dist_train.ema import ShardedEma
-from dist_train.engines import Engine, updating_only
+from dist_train.engines import updating_only
+from dist_train.flops import peak_flops, step_flops
+from dist_train.fragments import Fragment
 from dist_train.metrics import MetricAverages, MetricsLog
 from dist_train.preemption import StopRequest
-from models.config_io import ConfigError, to_json
-from models.objective import Example, Objective
-from models.snapshot import write_snapshot
-from models.streams import stream_seed
+from dist_train.profiler import StepProfiler
+from dist_train.retention import Retention
+from dist_train.timing import PhaseTimer, peak_memory
+from dist_train.watchdog import Watchdog, blaming_lost_ranks
+from models.objective import Example
+
+__all__ = ["DivergedError", "Outcome", "Trainer", "plan_batches"]
 
 
 class Outcome(enum.Enum):
@@ -36,10 +41,6 @@ class Outcome(enum.Enum):
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
-
-
-class DivergedError(RuntimeError):
-    """A loss is not finite or the networks are sick; the last checkpoint before it is kept."""
 
 
 class Trainer:
@@ -50,6 +51,7 @@ class Trainer:
         run_dir: The run folder; its newest whole checkpoint is resumed.
         world: The process group.
         on_snapshot: Called on rank 0 with the path of every snapshot that was written.
+        profile_steps: Steps of this process to trace into `profile/`; 0 traces none.
 
     Raises:
         ConfigError: The settings do not fit each other, the data, or the number of ranks.
@@ -62,67 +64,83 @@ class Trainer:
         run_dir: Path,
         world: World,
         on_snapshot: Callable[[Path], None] | None = None,
+        profile_steps: int = 0,
     ) -> None:
         self.config, self.run_dir, self.world = config, run_dir, world
         self.objective = config.objective.build()
-        self.micro_batch_size, self.accumulation_steps = plan_batches(
-            config, self.objective.batch_multiple, world.size
-        )
-        self.pipeline = _build_pipeline(config, self.objective, world, self.micro_batch_size)
-        self.networks = _build_networks(config, self.objective, world)
-        self.engines = {
-            name: Engine(
-                network,
-                config.optim[name],
-                world=world,
-                zero_stage=config.zero_stage,
-                micro_batch_size=self.micro_batch_size,
-                accumulation_steps=self.accumulation_steps,
-            )
-            for name, network in self.networks.items()
-        }
-        self.ema = ShardedEma(self.engines[self.objective.sampled_network].owned(), config.ema)
-        self.images_seen = self.step = 0
-        self._on_snapshot = on_snapshot
-        self._losses = self.objective.losses()
-        self._called = _compiled(config, self.objective, self.networks)
+        batches = plan_batches(config, self.objective.batch_multiple, world.size)
+        self.micro_batch_size, self.accumulation_steps = batches
+        self.pipeline = build_data(config, self.objective, world, self.micro_batch_size)
+        self.engines = build_engines(config, self.objective, world, batches)
+        self.networks = {name: engine.network for name, engine in self.engines.items()}
+        self.losses = self.objective.losses()
+        profiles = {"ema": config.ema, **config.extra_emas}
+        owned = self.engines[self.objective.sampled_network].owned()
+        self.emas = {name: ShardedEma(owned, profile) for name, profile in profiles.items()}
+        self.images_seen = self.step = self.data_offset = 0
+        self._called = called_networks(config, self.objective, self.engines)
         self._averages = MetricAverages()
-        self._writer = CheckpointWriter(run_dir, world, config.keep_checkpoints)
+        self._timer = PhaseTimer(world.device)
+        scales = {name: engine.loss_scale for name, engine in self.engines.items()}
+        self._judge = Judge(config.divergence, self.objective.diagnose, scales)
+        self._writer = CheckpointWriter(
+            run_dir,
+            world,
+            Retention(
+                last=config.keep_checkpoints,
+                every_images=config.keep_every_images,
+                best=config.keep_best is not None,
+            ),
+        )
+        self._snapshots = SnapshotWriter(config, run_dir, world, self.pipeline.info, on_snapshot)
+        self._profiler = StepProfiler(run_dir, world, profile_steps)
+        self._watchdog = Watchdog(run_dir, world, config.hang_timeout)
+        self._peak_flops = peak_flops(config.peak_tflops, world.device)
+        self._flops: float | None = None
         self._saved: int | None = None
+        self._roll_backs = 0
         self._notes = self._resume()
+        self._interval_first = self.images_seen
+        self._metric: float | None = None
         self._log: MetricsLog | None = None
 
     def fit(self) -> Outcome:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
 
         Raises:
-            DivergedError: A loss is not finite, or the objective's diagnosis says so.
+            DivergedError: A loss is sick, and the policy says stop.
             CheckpointError: A checkpoint could not be written.
         """
         config = self.config
-        if self.world.rank == 0:
-            self._open_log()
         try:
-            with StopRequest() as stop:
+            if self.world.rank == 0:
+                self._open_log()
+            with StopRequest() as stop, self._watchdog, blaming_lost_ranks(self.world):
                 if self.images_seen == 0:
-                    self._write_snapshot()
+                    self._write_snapshots()
                 examples = self._examples()
-                self._start_interval()
+                self._timer.read()
                 while self.images_seen < config.total_images:
                     self._train_step(examples)
                     saving = self._crossed(config.checkpoint_images)
-                    if saving or self._crossed(config.log_images):
-                        self._report()  # before saving: what diverged is never saved
-                    if self._crossed(config.snapshot_images):
-                        self._write_snapshot()
+                    sampling = self._crossed(config.snapshot_images)
+                    if saving or sampling or self._crossed(config.log_images):
+                        trouble = self._report()  # before saving: what diverged is never saved
+                        if trouble:
+                            self._roll_back(trouble)
+                            examples = self._examples()
+                            continue
+                    if sampling:
+                        self._write_snapshots()
                     if saving:
                         self._begin_checkpoint()
                     if self._agree_to_stop(stop):
-                        self._report()
+                        if trouble := self._report():
+                            raise DivergedError(trouble)
                         self._save()
                         return Outcome.PREEMPTED
                 self._save()
-                self._write_snapshot()
+                self._write_snapshots()
             return Outcome.FINISHED
         finally:
             if self._log is not None:
@@ -132,26 +150,34 @@ class Trainer:
     # One step.
 
     def _train_step(self, examples: Iterator[Example]) -> None:
-        waiting = time.monotonic()
-        batch = [next(examples) for _ in range(self.accumulation_steps)]
-        self._data_seconds += time.monotonic() - waiting
-        for name, loss_fn in self._losses.items():
-            rate = self._learning_rate(name)
+        timer = self._timer
+        self._watchdog.beat(f"the data for step {self.step}")
+        with timer.phase("data_wait", host=True):
+            batch = [next(examples) for _ in range(self.accumulation_steps)]
+        self._watchdog.beat(f"step {self.step}")
+        for name, loss_fn in self.losses.items():
+            rate, engine = self._learning_rate(name), self.engines[name]
             with updating_only(name, self.networks):
                 for example in batch:
-                    loss, metrics = loss_fn(self._called, example, self.step)
-                    self.engines[name].backward(loss)
-                    self.engines[name].step(rate)
+                    with timer.phase("forward"):
+                        loss, metrics = loss_fn(self._called, example, self.step)
+                    with timer.phase("backward"):
+                        engine.backward(loss)
+                    with timer.phase("update"):
+                        engine.step(rate)
                     self._averages.add({f"{name}/{key}": value for key, value in metrics.items()})
-        self.ema.update(self.images_seen, self.config.global_batch_size)
+        with timer.phase("ema"):
+            for ema in self.emas.values():
+                ema.update(self.images_seen, self.config.global_batch_size)
         self.images_seen += self.config.global_batch_size
         self.step += 1
+        self._profiler.step()
 
     def _examples(self) -> Iterator[Example]:
         """Yield this rank's micro-batches in model space, endlessly, from the current position."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         conditional = self.config.objective.label_dim > 0
-        for batch in self.pipeline.batches(self.images_seen):
+        for batch in self.pipeline.batches(self.images_seen + self.data_offset):
             x = self.objective.prepare(batch.images).contiguous(memory_format=layout)
             labels = batch.labels if conditional else None
             yield Example(x, labels, batch.positions, self.config.seed)
@@ -168,43 +194,61 @@ class Trainer:
 
     # What leaves the loop: metrics, checkpoints, snapshots.
 
-    def _start_interval(self) -> None:
-        self._interval_began, self._interval_first = time.monotonic(), self.images_seen
-        self._data_seconds = 0.0
-
-    def _report(self) -> None:
-        """Reduce the interval's metrics, judge them, and log them on rank 0."""
-        if self.images_seen == self._interval_first:
-            return
-        seconds = time.monotonic() - self._interval_began
+    def _report(self) -> str | None:
+        """Reduce the interval's metrics, log them on rank 0, and return what is wrong, if any."""
+        images = self.images_seen - self._interval_first
+        if images == 0:
+            return None
         metrics = self._averages.reduce(self.world)
-        self._judge(metrics)
+        trouble = self._judge.find_trouble(metrics)
+        self._metric = metrics.get(self.config.keep_best or "")
         for name, engine in self.engines.items():
             metrics[f"{name}/gradient_norm"] = engine.gradient_norm()
             metrics[f"{name}/learning_rate"] = self._learning_rate(name)
-        metrics["speed/images_per_second"] = (self.images_seen - self._interval_first) / seconds
-        metrics["speed/data_wait_fraction"] = self._data_seconds / seconds
+            metrics[f"{name}/skipped_updates"] = engine.loss_scale.skipped
+            if engine.loss_scale.dynamic:
+                metrics[f"{name}/loss_scale"] = engine.loss_scale.cur_scale
+        corrupt = self.world.all_reduce_sum(torch.tensor(float(len(self.pipeline.corrupt))))
+        metrics["data/replaced_samples"] = float(corrupt)
+        metrics |= self._speed(images)
         if self._log is not None:
             self._log.write(self.images_seen, self.step, metrics)
-        self._start_interval()
+        self._interval_first = self.images_seen
+        return trouble
 
-    def _judge(self, metrics: Mapping[str, float]) -> None:
-        losses = {name: metrics[f"{name}/loss"] for name in self._losses}
-        sick = self.objective.diagnose(metrics)
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                sick = f"the loss of the {name} is {loss}; lower optim.{name}.lr"
-        if sick:
-            raise DivergedError(
-                f"training diverged between {self._interval_first:,} and {self.images_seen:,}"
-                f" images: {sick}. The checkpoints before that are kept in {self.run_dir}"
-            )
+    def _speed(self, images: int) -> dict[str, float]:
+        """Return how fast the interval was, and where its time went."""
+        seconds, phases = self._timer.read()
+        steps = images // self.config.global_batch_size
+        speed = {
+            "speed/images_per_second": images / seconds,
+            "speed/data_wait_fraction": phases["data_wait"] / seconds,
+            "memory/peak_gb": peak_memory(self.world.device),
+            **{f"seconds/{name}": total / steps for name, total in phases.items()},
+        }
+        if self._flops and self._peak_flops:
+            rate = self._flops * images / seconds / self.world.size
+            speed |= {"speed/tflops_per_rank": rate / 1e12, "speed/mfu": rate / self._peak_flops}
+        return speed
+
+    def _groups(self) -> dict[str, list[Fragment]]:
+        """Return all tensors of the run's state that this rank owns, by group."""
+        name = self.objective.sampled_network
+        groups = {name: engine.owned() for name, engine in self.engines.items()}
+        return groups | {f"{name}.{ema}": self.emas[ema].fragments() for ema in self.emas}
 
     def _begin_checkpoint(self) -> None:
-        updates = {name: engine.updates for name, engine in self.engines.items()}
-        groups = {name: engine.owned() for name, engine in self.engines.items()}
-        groups[f"{self.objective.sampled_network}.ema"] = self.ema.fragments()
-        self._writer.begin(TrainState(self.images_seen, self.step, updates), groups)
+        state = TrainState(
+            images_seen=self.images_seen,
+            step=self.step,
+            updates={name: engine.updates for name, engine in self.engines.items()},
+            loss_scales={name: engine.loss_scale.state() for name, engine in self.engines.items()},
+            data_offset=self.data_offset,
+            metric=self._metric,
+        )
+        self._watchdog.beat("a checkpoint")
+        with self._timer.phase("save", host=True):
+            self._writer.begin(state, self._groups())
         self._saved = self.images_seen
 
     def _save(self) -> None:
@@ -221,32 +265,12 @@ class Trainer:
             self._writer.finish()
         return bool(stops > 0)
 
-    def _write_snapshot(self) -> None:
-        """Write the EMA of the sampled network, unless an earlier process already has."""
-        path = self.run_dir / "snapshots" / f"{self.images_seen:012d}"
-        if self.world.broadcast_object((path / "snapshot.json").exists()):
-            return
-        name = self.objective.sampled_network
-        weights = self.ema.gather(self.networks[name], self.world)
-        if self.world.rank == 0:
-            write_snapshot(
-                path,
-                weights,
-                objective=self.config.objective,
-                network=name,
-                images_seen=self.images_seen,
-                ema=self.config.ema.describe(),
-                provenance={
-                    "run": self.run_dir.name,
-                    "recipe": self.config.recipe,
-                    "dataset_digest": self.pipeline.info.digest,
-                    "class_names": list(self.pipeline.info.class_names),
-                    "torch": torch.__version__,
-                },
-            )
-            if self._on_snapshot is not None:
-                self._on_snapshot(path)
-        self.world.barrier()
+    def _write_snapshots(self) -> None:
+        self._watchdog.beat("a snapshot")
+        shapes = self.engines[self.objective.sampled_network].shapes
+        self._snapshots.write(self.images_seen, self.emas, shapes)
+
+    # Going on, and going back.
 
     def _resume(self) -> list[str]:
         """Restore the newest whole checkpoint, if any; return what should be told about it."""
@@ -254,90 +278,53 @@ class Trainer:
         notes = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
         if path is None:
             return notes
-        reader = CheckpointReader(path)
-        for name, engine in self.engines.items():
-            reader.restore(name, engine.begin_restore(reader.state.updates[name]))
-            reader.restore_parameters(name, self.networks[name].named_parameters())
-        reader.restore(f"{self.objective.sampled_network}.ema", self.ema.fragments())
-        self.images_seen, self.step = reader.state.images_seen, reader.state.step
-        self._saved = self.images_seen
+        self._restore(path)
         return [*notes, f"resumed from {path} at {self.images_seen:,} images"]
 
+    def _restore(self, path: Path) -> None:
+        reader = CheckpointReader(path)
+        state, sampled = reader.state, self.objective.sampled_network
+        for name, engine in self.engines.items():
+            reader.restore(name, engine.begin_restore(state.updates[name]))
+            reader.restore_parameters(name, engine.whole_parameters())
+            engine.end_restore()
+            engine.loss_scale.load_state(state.loss_scales[name])
+        for name, ema in self.emas.items():
+            reader.restore(f"{sampled}.{name}", ema.fragments())
+        self.images_seen, self.step = state.images_seen, state.step
+        self.data_offset = state.data_offset
+        self._saved = self.images_seen
+
+    def _roll_back(self, trouble: str) -> None:
+        """Return to the last whole checkpoint and pass over the images that led to the trouble.
+
+        Raises:
+            DivergedError: The policy does not roll back, has done so too often, or cannot.
+        """
+        policy, diverged = self.config.divergence, self.images_seen
+        self._writer.finish()
+        path, _ = find_newest_whole(self.run_dir, self.world)
+        if policy.action != "roll_back" or self._roll_backs >= policy.max_roll_backs or not path:
+            raise DivergedError(
+                f"training diverged by {diverged:,} images: {trouble}."
+                f" The checkpoints before that are kept in {self.run_dir}"
+            )
+        passed_over = self.data_offset
+        self._restore(path)
+        self._roll_backs += 1
+        self.data_offset = passed_over + diverged - self.images_seen
+        self._judge.forget()
+        self._interval_first = self.images_seen
+        if self._log is not None:
+            self._log.rewind(self.images_seen)
+            self._log.say(
+                f"rolled back from {diverged:,} to {self.images_seen:,} images and passed over the"
+                f" images between: {trouble}"
+            )
+
     def _open_log(self) -> None:
-        config = self.config
-        self._log = MetricsLog(
-            self.run_dir,
-            self.images_seen,
-            config.total_images,
-            config.wandb_project,
-            to_json(config),
-        )
+        self._log = MetricsLog(self.config, self.run_dir, self.images_seen)
         for note in self._notes:
             self._log.say(note)
-
-
-def plan_batches(config: RunConfig, batch_multiple: int, world_size: int) -> tuple[int, int]:
-    """Return (micro_batch_size, accumulation_steps) for a number of ranks.
-
-    Raises:
-        ConfigError: The global batch cannot be split so; names sizes that can.
-    """
-    batch, micro = config.global_batch_size, config.micro_batch_size
-    if micro is None:
-        micro = max(batch // world_size, 1)
-    unit = micro * world_size
-    if batch % unit:
-        fits = sorted({max(batch // unit, 1) * unit, -(-batch // unit) * unit})
-        raise ConfigError(
-            f"global_batch_size={batch} is not a multiple of micro_batch_size {micro} x"
-            f" {world_size} ranks; set it to {' or '.join(map(str, fits))}"
-        )
-    if micro % batch_multiple:
-        raise ConfigError(
-            f"micro_batch_size={micro} is not a multiple of {batch_multiple}, the size of a"
-            " minibatch-stddev group; change it, global_batch_size or the number of ranks"
-        )
-    return micro, batch // unit
-
-
-def _build_pipeline(
-    config: RunConfig, objective: Objective, world: World, micro_batch_size: int
-) -> ImagePipeline:
-    if config.data.resolution != objective.resolution:
-        raise ConfigError(
-            f"data.resolution={config.data.resolution}, but the objective is for"
-            f" {objective.resolution}x{objective.resolution} images; set both alike"
-        )
-    share = Share(world.rank, world.size, micro_batch_size)
-    pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
-    classes, label_dim = len(pipeline.info.class_names), config.objective.label_dim
-    if label_dim and not classes:
-        raise ConfigError(
-            f"label_dim={label_dim}, but {config.data.path} has no labels; set it to 0"
-        )
-    if label_dim and classes > label_dim:
-        raise ConfigError(f"label_dim={label_dim}, but {config.data.path} has {classes} classes")
-    return pipeline
-
-
-def _build_networks(config: RunConfig, objective: Objective, world: World) -> dict[str, nn.Module]:
-    torch.manual_seed(stream_seed(config.seed, "initial weights", 0))
-    networks = objective.build_networks()
-    if networks.keys() != config.optim.keys():
-        raise ConfigError(
-            f"optim has settings for {sorted(config.optim)}, the objective has the networks"
-            f" {sorted(networks)}"
-        )
-    return {name: network.to(world.device).train() for name, network in networks.items()}
-
-
-def _compiled(
-    config: RunConfig, objective: Objective, networks: Mapping[str, nn.Module]
-) -> dict[str, nn.Module]:
-    """Return the networks as losses call them; R1's double backward cannot be compiled."""
-    return {
-        name: torch.compile(network)  # type: ignore[misc]
-        if config.compile and name not in objective.second_order
-        else network
-        for name, network in networks.items()
-    }
+        if self._peak_flops:
+            self._flops = step_flops(self.config.objective)

@@ -1,11 +1,9 @@
-"""Metrics: averaged without synchronising the device, kept in metrics.jsonl, mirrored to wandb."""
+"""Metrics: averaged without synchronising the device, kept in metrics.jsonl, shown and mirrored."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dist_train.config import RunConfig
 from dist_train.distributed import World
+from dist_train.mirrors import start_mirrors
 
 
 class MetricAverages:
@@ -50,31 +50,24 @@ class MetricAverages:
 
 
 class MetricsLog:
-    """Rank 0's record of a run: metrics.jsonl, a progress bar or plain lines, and wandb.
+    """Rank 0's record of a run: metrics.jsonl, a progress bar or plain lines, and mirrors.
+
+    metrics.jsonl is the truth. wandb and TensorBoard are mirrors: if one fails, training goes on.
 
     Args:
+        config: The run's configuration.
         run_dir: The run folder.
         images_seen: Where the run goes on: lines of an interrupted process after it are cut off.
-        total_images: Length of the run, for the bar.
-        wandb_project: Project to mirror to, or None.
-        config: The run's configuration, for wandb.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        images_seen: int,
-        total_images: int,
-        wandb_project: str | None,
-        config: Mapping[str, Any],
-    ) -> None:
-        path = run_dir / "metrics.jsonl"
-        _cut_after(path, images_seen)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._bar = _progress_bar(run_dir.name, images_seen, total_images)
-        self._total = total_images
+    def __init__(self, config: RunConfig, run_dir: Path, images_seen: int) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        _cut_after(self._path, images_seen)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._bar = _progress_bar(run_dir.name, images_seen, config.total_images)
+        self._total = config.total_images
         self._name = run_dir.name
-        self._wandb = _start_wandb(wandb_project, run_dir, config) if wandb_project else None
+        self._mirrors = start_mirrors(config, run_dir)
 
     def write(self, images_seen: int, step: int, metrics: Mapping[str, float]) -> None:
         """Record one interval's means."""
@@ -84,8 +77,8 @@ class MetricsLog:
             for k, v in line.items()
         }
         self._file.write(json.dumps(finite) + "\n")
-        if self._wandb is not None:
-            self._wandb.log({k: v for k, v in finite.items() if v is not None})
+        for mirror in self._mirrors:
+            mirror.write({k: v for k, v in finite.items() if v is not None})
         self._show(images_seen, metrics)
 
     def say(self, message: str) -> None:
@@ -95,12 +88,21 @@ class MetricsLog:
         else:
             self._bar.write(message)
 
+    def rewind(self, images_seen: int) -> None:
+        """Forget the lines after `images_seen`: the run has gone back."""
+        self._file.close()
+        _cut_after(self._path, images_seen)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        if self._bar is not None:
+            self._bar.reset()
+            self._bar.update(images_seen)
+
     def close(self) -> None:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for mirror in self._mirrors:
+            mirror.close()
         self._file.close()
 
     def _show(self, images_seen: int, metrics: Mapping[str, float]) -> None:
@@ -148,37 +150,3 @@ def _cut_after(path: Path, images_seen: int) -> None:
     temporary = path.with_suffix(".jsonl.tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
-
-
-def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Any:
-    """Start or continue the run's wandb record; offline unless the user is logged in.
-
-    The id lives in the run folder from the first second, so that a requeued job goes on with it.
-    wandb is a mirror: if it cannot start, training goes on.
-    """
-    try:
-        import wandb
-    except ImportError:
-        print("wandb is not installed: metrics go to metrics.jsonl only", file=sys.stderr)
-        return None
-    id_file = run_dir / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
-    logged_in = wandb.login(prompt=False, verify=False)
-    try:
-        run = wandb.init(
-            project=project,
-            id=id_file.read_text().strip(),
-            name=run_dir.name,
-            dir=run_dir,
-            config=dict(config),
-            resume="allow",
-            mode=None if logged_in or "WANDB_MODE" in os.environ else "offline",
-            settings=wandb.Settings(silent=True, x_disable_stats=True),
-        )
-    except (wandb.Error, OSError) as error:
-        print(f"wandb could not start ({error}): metrics go to metrics.jsonl only", file=sys.stderr)
-        return None
-    run.define_metric("images_seen")
-    run.define_metric("*", step_metric="images_seen")
-    return run

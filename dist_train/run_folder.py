@@ -8,10 +8,12 @@ run_dir/snapshots/       EMA weights to sample from
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -20,14 +22,28 @@ from dist_train.config import RunConfig
 from models.config_io import ConfigError, differences, read_config, to_json, write_config
 
 HARMLESS = frozenset(
-    {"total_images", "micro_batch_size", "zero_stage", "log_images", "checkpoint_images",
-     "snapshot_images", "keep_checkpoints", "wandb_project", "nodes", "gpus_per_node", "compile",
-     "channels_last", "data.path", "data.backend", "data.workers", "data.prefetch"}
+    {"total_images", "micro_batch_size", "zero_stage", "offload", "deepspeed", "hang_timeout",
+     "peak_tflops", "log_images", "checkpoint_images", "snapshot_images",
+     "keep_checkpoints", "keep_every_images",
+     "keep_best", "grid_seeds", "grid_previous", "wandb_project", "tensorboard", "nodes",
+     "gpus_per_node", "compile", "channels_last", "data.path", "data.backend", "data.workers",
+     "data.prefetch", "divergence.action", "divergence.explosion",
+     "divergence.max_skipped_in_a_row", "divergence.max_roll_backs"}
 )  # fmt: skip
 """Settings that may change within a run: they alter cost and length, not what a step learns."""
 
 
-class RunFolderBusyError(RuntimeError):
+FORMAT_VERSION = 1
+"""Of the layout of a run folder; a run begun by a newer relaywave is refused."""
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""How file systems say that they have no locks."""
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that cannot be used; the message says why."""
+
+
+class RunFolderBusyError(RunFolderError):
     """Another process is training in this run folder."""
 
 
@@ -38,9 +54,10 @@ def settle_config(run_dir: Path, config: RunConfig, allow_changes: bool = False)
         ConfigError: The folder belongs to other settings (they are listed).
     """
     path = run_dir / "config.json"
+    check_format(run_dir)
     if path.exists():
         changed = differences(to_json(read_config(RunConfig, path)), to_json(config))
-        harmful = changed.keys() - HARMLESS
+        harmful = {key for key in changed if not _is_harmless(key)}
         if changed and (harmful or not allow_changes):
             listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
             advice = (
@@ -50,13 +67,32 @@ def settle_config(run_dir: Path, config: RunConfig, allow_changes: bool = False)
             )
             raise ConfigError(f"{run_dir} was begun with other settings ({listing}); {advice}")
     run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "format.json").write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
     write_config(config, path)
+
+
+def check_format(run_dir: Path) -> None:
+    """Raise ConfigError if the folder was begun by a newer relaywave."""
+    path = run_dir / "format.json"
+    if not path.exists():
+        return
+    version = json.loads(path.read_text())["format_version"]
+    if version > FORMAT_VERSION:
+        raise ConfigError(
+            f"{run_dir} has run folder format {version}, this relaywave knows {FORMAT_VERSION};"
+            " use the relaywave that began it, or a newer one"
+        )
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
 class RunLock:
     """An exclusive lock on a run folder, held by rank 0 for as long as it lives.
 
-    It is an flock, which the kernel releases with the process, so a killed run leaves none behind.
+    It is an flock, which the kernel releases with the process, so a killed run leaves none behind
+    whatever the file says. Where the file system has no locks, a warning is all that there is.
 
     Args:
         run_dir: The run folder.
@@ -64,15 +100,18 @@ class RunLock:
 
     Raises:
         RunFolderBusyError: Another process still holds the lock after that time.
+        RunFolderError: The folder cannot be written.
     """
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
-        self._file: IO[str] = open(run_dir / "lock", "a+")  # noqa: SIM115 - held until release()
+        try:
+            self._file: IO[str] = open(run_dir / "lock", "a+")  # noqa: SIM115 - until release()
+        except OSError as error:
+            raise RunFolderError(f"{run_dir} cannot be written: {error.strerror}") from None
         deadline = time.monotonic() + patience
-        while not self._try():
+        while not _lock(self._file):
             if time.monotonic() > deadline:
-                self._file.seek(0)
-                owner = self._file.read().strip() or "another process"
+                owner = _read_owner(self._file)
                 self._file.close()
                 raise RunFolderBusyError(
                     f"{run_dir} is in use by {owner}; stop it, or choose another run folder"
@@ -80,17 +119,41 @@ class RunLock:
             time.sleep(0.2)
         self._file.seek(0)
         self._file.truncate()
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
-        self._file.write(json.dumps(owner))
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
+        self._file.write(json.dumps(me))
         self._file.flush()
+
+    @staticmethod
+    def owner(run_dir: Path) -> str | None:
+        """Return who trains in the folder now, or None; changes nothing."""
+        try:
+            with open(run_dir / "lock") as file:
+                return None if _lock(file, fcntl.LOCK_SH) else _read_owner(file)
+        except FileNotFoundError:
+            return None
 
     def release(self) -> None:
         """Let others train in the folder."""
         self._file.close()
 
-    def _try(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+
+def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Try to take a lock; False if another process holds it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{file.name}: the file system has no locks; start one run only", file=sys.stderr)
+    return True
+
+
+def _read_owner(file: IO[str]) -> str:
+    """Return "pid 12 on host since ..." as the owner wrote it."""
+    file.seek(0)
+    try:
+        return "pid {pid} on {host} since {since}".format(**json.loads(file.read()))
+    except (ValueError, KeyError):
+        return "another process"

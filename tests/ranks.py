@@ -1,32 +1,84 @@
-"""Running a test's function on several gloo processes."""
+"""Running a test's function on several gloo processes.
+
+The processes are started once and serve the whole session: importing torch and DeepSpeed costs more
+than most tests. A failure ends them, as they may be left in different places.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
+PATIENCE = 150.0
+"""Seconds that a function may take."""
+_pools: dict[int, RankPool] = {}
+
 
 def run_ranks(size: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Call `function(*arguments)` in `size` processes that find each other through the environment.
+    """Call `function(*arguments)` in `size` processes that are one process group.
 
     The function must be importable (module level). An exception in any of them is raised here.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(
-        _enter, args=(size, port, function, arguments), nprocs=size, start_method="spawn"
-    )
+    pool = _pools.get(size) or _pools.setdefault(size, RankPool(size))
+    try:
+        pool.run(function, arguments)
+    except BaseException:
+        del _pools[size]
+        pool.end()
+        raise
 
 
-def _enter(
-    rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+class RankPool:
+    """A process group that waits for work."""
+
+    def __init__(self, size: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = mp.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(size)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self._processes:
+            process.start()
+        for _, theirs in pipes:
+            theirs.close()
+
+    def run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        for connection in self._connections:
+            connection.send((function, arguments))
+        left = list(self._connections)
+        while left:
+            ready = wait(left, PATIENCE)
+            assert ready, f"{function.__name__} did not end in {PATIENCE:g} s"
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                rank = self._connections.index(connection)
+                try:
+                    problem = connection.recv()
+                except EOFError:
+                    problem = "it is gone"
+                assert problem is None, f"rank {rank}: {problem}"
+                left.remove(connection)
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank: int, size: int, port: int, work: Connection) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -35,6 +87,19 @@ def _enter(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    function(*arguments)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    while True:
+        try:
+            function, arguments = work.recv()
+        except EOFError:
+            return
+        try:
+            function(*arguments)
+            work.send(None)
+        except BaseException:
+            work.send(traceback.format_exc())
+
+
+@atexit.register
+def _end_all() -> None:
+    for pool in _pools.values():
+        pool.end()

@@ -100,7 +100,7 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
         for key, value in network.state_dict().items():
             torch.testing.assert_close(value, reference[name][key], rtol=0, atol=1e-6)
         _check_cover(engines[name], network, world, zero_stage)
-    gathered = ema.gather(networks["generator"], world)
+    gathered = ema.gather(engines["generator"].shapes, world)
     assert gathered.keys() == (average.keys() if world.rank == 0 else set())
     for name, value in gathered.items():
         torch.testing.assert_close(value, average[name], rtol=0, atol=1e-7)
@@ -135,15 +135,16 @@ def _check_checkpoint_damage(folder: Path) -> None:
     from dist_train.checkpoint import (
         CheckpointError,
         CheckpointReader,
-        CheckpointWriter,
         TrainState,
         find_newest_whole,
     )
+    from dist_train.checkpoint_writer import CheckpointWriter
     from dist_train.distributed import init_world
-    from dist_train.engines import Fragment
+    from dist_train.fragments import Fragment
+    from dist_train.retention import Retention
 
     world = init_world()
-    writer = CheckpointWriter(folder, world, keep=3)
+    writer = CheckpointWriter(folder, world, Retention(last=3))
     for images in (10, 20, 30):
         values = torch.arange(6.0) + 100 * images
         part = values[:2] if world.rank == 0 else values[2:]

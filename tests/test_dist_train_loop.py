@@ -83,9 +83,7 @@ def test_resume_is_bitwise_the_uninterrupted_run(runs: Path, name: str) -> None:
     assert whole.keys() == resumed.keys()
     for tensor, values in whole.items():
         assert torch.equal(values, resumed[tensor]), tensor
-    pairs = zip(
-        _losses(runs / "two_ranks" / name), _losses(runs / "resumed" / name), strict=True
-    )
+    pairs = zip(_losses(runs / "two_ranks" / name), _losses(runs / "resumed" / name), strict=True)
     for ours, theirs in pairs:
         assert ours == pytest.approx(theirs, rel=0, abs=0, nan_ok=True)
 

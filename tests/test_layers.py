@@ -21,7 +21,8 @@ OWNERS = {
     "nvidia": {"data_pipelines/dali_backend.py"},
     "ffcv": {"data_pipelines/ffcv_backend.py", "data_pipelines/beton.py"},
     "webdataset": {"data_pipelines/webdataset_backend.py"},
-    "wandb": {"dist_train/metrics.py"},
+    "wandb": {"dist_train/mirrors.py"},
+    "tensorboard": {"dist_train/mirrors.py"},
 }
 FILES = [path for layer in MAY_IMPORT for path in sorted((ROOT / layer).rglob("*.py"))]
 

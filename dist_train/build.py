@@ -1,0 +1,116 @@
+"""From a configuration to the parts of a run; everything that does not fit is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from data_pipelines.pipeline import ImagePipeline, Share, build_pipeline
+from dist_train.config import RunConfig
+from dist_train.distributed import World
+from dist_train.engine_settings import check_stage
+from dist_train.engines import Engine
+from dist_train.precision import check_precision, compute_dtypes
+from models.config_io import ConfigError
+from models.objective import Objective
+from models.streams import stream_seed
+
+
+def plan_batches(config: RunConfig, batch_multiple: int, world_size: int) -> tuple[int, int]:
+    """Return (micro_batch_size, accumulation_steps) for a number of ranks.
+
+    Raises:
+        ConfigError: The global batch cannot be split so; names sizes that can.
+    """
+    batch, micro = config.global_batch_size, config.micro_batch_size
+    if micro is None:
+        micro = max(batch // world_size, 1)
+    unit = micro * world_size
+    if batch % unit:
+        fits = sorted({max(batch // unit, 1) * unit, -(-batch // unit) * unit})
+        raise ConfigError(
+            f"global_batch_size={batch} is not a multiple of micro_batch_size {micro} x"
+            f" {world_size} ranks; set it to {' or '.join(map(str, fits))}"
+        )
+    if micro % batch_multiple:
+        raise ConfigError(
+            f"micro_batch_size={micro} is not a multiple of {batch_multiple}, the size of a"
+            " minibatch-stddev group; change it, global_batch_size or the number of ranks"
+        )
+    return micro, batch // unit
+
+
+def build_data(
+    config: RunConfig, objective: Objective, world: World, micro_batch_size: int
+) -> ImagePipeline:
+    """Return the pipeline. Raises ConfigError if the data do not fit the objective."""
+    if config.data.resolution != objective.resolution:
+        raise ConfigError(
+            f"data.resolution={config.data.resolution}, but the objective is for"
+            f" {objective.resolution}x{objective.resolution} images; set both alike"
+        )
+    share = Share(world.rank, world.size, micro_batch_size)
+    pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
+    classes, label_dim = len(pipeline.info.class_names), config.objective.label_dim
+    if label_dim and not classes:
+        raise ConfigError(
+            f"label_dim={label_dim}, but {config.data.path} has no labels; set it to 0"
+        )
+    if label_dim and classes > label_dim:
+        raise ConfigError(f"label_dim={label_dim}, but {config.data.path} has {classes} classes")
+    return pipeline
+
+
+def build_engines(
+    config: RunConfig, objective: Objective, world: World, batches: tuple[int, int]
+) -> dict[str, Engine]:
+    """Return one engine per network, freshly initialised and alike on all ranks.
+
+    Args:
+        config: The run's configuration.
+        objective: What it trains.
+        world: The process group.
+        batches: As returned by `plan_batches`.
+
+    Raises:
+        ConfigError: The settings do not fit each other, the objective or the device.
+    """
+    check_precision(config.objective, world.device)
+    torch.manual_seed(stream_seed(config.seed, "initial weights", 0))
+    networks = objective.build_networks()
+    if networks.keys() != config.optim.keys():
+        raise ConfigError(
+            f"optim has settings for {sorted(config.optim)}, the objective has the networks"
+            f" {sorted(networks)}"
+        )
+    check_stage(
+        config.zero_stage, config.offload, len(networks), second_order=bool(objective.second_order)
+    )
+    return {
+        name: Engine(
+            network.to(world.device).train(),
+            config.optim[name],
+            world=world,
+            zero_stage=config.zero_stage,
+            micro_batch_size=batches[0],
+            accumulation_steps=batches[1],
+            offload=config.offload,
+            scale_loss="float16" in compute_dtypes(config.objective),
+            extra=config.deepspeed,
+        )
+        for name, network in networks.items()
+    }
+
+
+def called_networks(
+    config: RunConfig, objective: Objective, engines: Mapping[str, Engine]
+) -> dict[str, nn.Module]:
+    """Return the networks as losses call them; R1's double backward cannot be compiled."""
+    return {
+        name: torch.compile(engine.called)  # type: ignore[misc]
+        if config.compile and name not in objective.second_order
+        else engine.called
+        for name, engine in engines.items()
+    }

@@ -1,0 +1,87 @@
+"""Judging the metrics of an interval: is training going wrong, and what follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from dist_train.adam import LossScale
+from dist_train.config import DivergencePolicy
+
+SMALLEST_SCALE = 1.0
+"""A dynamic loss scale below this cannot help any more: gradients are infinite by themselves."""
+
+
+class DivergedError(RuntimeError):
+    """A loss is not finite or the networks are sick; the last checkpoint before it is kept."""
+
+
+class Judge:
+    """Looks at every interval's means, which are the same on all ranks.
+
+    Args:
+        policy: What counts as a sign of divergence.
+        diagnose: The objective's own judgement.
+        scales: Loss scales by network, which count skipped updates.
+    """
+
+    def __init__(
+        self,
+        policy: DivergencePolicy,
+        diagnose: Callable[[Mapping[str, float]], str | None],
+        scales: Mapping[str, LossScale],
+    ) -> None:
+        self._policy = policy
+        self._diagnose = diagnose
+        self._scales = scales
+        self._last: dict[str, float] = {}
+        self._skipped = {name: scale.skipped for name, scale in scales.items()}
+
+    def find_trouble(self, metrics: Mapping[str, float]) -> str | None:
+        """Return what is wrong and what to change, or None; remembers the interval if healthy."""
+        trouble = self._updates() or self._losses(metrics) or self._diagnose(metrics)
+        if not trouble:
+            self._last = {name: metrics[f"{name}/loss"] for name in self._scales}
+        return trouble
+
+    def forget(self) -> None:
+        """Start anew after a roll-back."""
+        self._last = {}
+        self._skipped = {name: scale.skipped for name, scale in self._scales.items()}
+
+    def _updates(self) -> str | None:
+        for name, scale in self._scales.items():
+            skipped = scale.skipped - self._skipped[name]
+            self._skipped[name] = scale.skipped
+            if scale.dynamic:
+                if scale.cur_scale < SMALLEST_SCALE:
+                    return (
+                        f"the loss scale of the {name} fell to {scale.cur_scale:g}: its gradients"
+                        f" overflow by themselves; compute in bfloat16, or lower optim.{name}.lr"
+                    )
+            elif skipped and self._policy.action != "skip":
+                return (
+                    f"{skipped} updates of the {name} had gradients that are not finite; lower"
+                    f" optim.{name}.lr, set optim.{name}.max_gradient_norm, or let"
+                    " divergence.action skip them or roll_back"
+                )
+            elif scale.skipped_in_a_row > self._policy.max_skipped_in_a_row:
+                return (
+                    f"{scale.skipped_in_a_row} updates of the {name} in a row had gradients that"
+                    f" are not finite; lower optim.{name}.lr"
+                )
+        return None
+
+    def _losses(self, metrics: Mapping[str, float]) -> str | None:
+        for name in self._scales:
+            loss, last = metrics[f"{name}/loss"], self._last.get(name)
+            if not math.isfinite(loss):
+                return f"the loss of the {name} is {loss}; lower optim.{name}.lr"
+            if self._policy.explosion is None or last is None:
+                continue
+            if abs(loss) > self._policy.explosion * max(abs(last), 1.0):
+                return (
+                    f"the loss of the {name} rose from {last:.4g} to {loss:.4g}; lower"
+                    f" optim.{name}.lr, or raise divergence.explosion"
+                )
+        return None

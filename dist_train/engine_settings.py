@@ -1,0 +1,96 @@
+"""DeepSpeed's settings: ours, extended by the user's, and what cannot go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.config_io import ConfigError
+
+OWNED = {
+    "optimizer": "optimizers are the recipe's: change optim.NETWORK",
+    "scheduler": "learning rates are the recipe's: change optim.NETWORK.schedule",
+    "fp16": "precision belongs to the networks: change compute_dtype or dtype of the objective",
+    "bf16": "precision belongs to the networks: change compute_dtype or dtype of the objective",
+    "amp": "precision belongs to the networks: change compute_dtype or dtype of the objective",
+    "torch_autocast": "precision belongs to the networks: change compute_dtype of the objective",
+    "train_batch_size": "change global_batch_size",
+    "data_types": "weights and gradients are float32",
+    "checkpoint": "checkpoints are relaywave's own",
+}
+"""Settings of DeepSpeed that would silently work against the loop, and what to change instead."""
+
+
+def check_stage(zero_stage: int, offload: str, networks: int, second_order: bool) -> None:
+    """Refuse a ZeRO stage that cannot train an objective.
+
+    Raises:
+        ConfigError: R1 or several networks under ZeRO-3, or offloading that the stage lacks.
+    """
+    if zero_stage == 3 and second_order:
+        raise ConfigError(
+            "zero_stage=3 cannot train an objective with a gradient penalty (R1): its double"
+            " backward finds the weights already released; set zero_stage to 1 or 2"
+        )
+    if zero_stage == 3 and networks > 1:
+        raise ConfigError(
+            f"zero_stage=3 trains one network, this objective has {networks}: a frozen network's"
+            " weights are released in the middle of another's step; set zero_stage to 1 or 2"
+        )
+    if offload == "parameters" and zero_stage != 3:
+        raise ConfigError(
+            f"offload=parameters needs zero_stage=3, not {zero_stage}; use offload=optimizer"
+        )
+    if offload == "optimizer" and zero_stage == 0:
+        raise ConfigError(
+            "offload=optimizer needs a sharded optimizer; set zero_stage to 1 or more"
+        )
+
+
+def engine_settings(
+    extra: Mapping[str, Any],
+    *,
+    zero_stage: int,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    clip: float,
+    offload: str,
+) -> dict[str, Any]:
+    """Return DeepSpeed's settings: ours and `extra` (in DeepSpeed's own JSON format).
+
+    Raises:
+        ConfigError: `extra` has a setting that contradicts ours or belongs to the recipe.
+    """
+    for name in OWNED.keys() & extra.keys():
+        raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its Adam is compiled on first use
+        "gradient_clipping": clip,
+        "steps_per_print": 10**12,
+    }
+    return _merged(ours, extra, "deepspeed")
+
+
+def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return both, and raise ConfigError where they differ."""
+    merged = dict(ours)
+    for name, value in extra.items():
+        own = ours.get(name, value)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(own, value, f"{where}.{name}")
+        elif own != value:
+            raise ConfigError(
+                f"{where}.{name}={value!r} contradicts the recipe, which sets {own!r}; leave it out"
+            )
+        else:
+            merged[name] = value
+    return merged

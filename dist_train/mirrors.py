@@ -1,0 +1,113 @@
+"""Copies of the metrics elsewhere: wandb and TensorBoard. None of them can stop a run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_train.config import RunConfig
+from models.config_io import to_json
+
+WANDB_TIMEOUT = 30.0
+"""Seconds that wandb's server has to answer at the start; afterwards it retries by itself."""
+
+
+class Mirror(Protocol):
+    """Somewhere that metrics are copied to."""
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Record one interval's finite values, with `images_seen` among them."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+def start_mirrors(config: RunConfig, run_dir: Path) -> list[Mirror]:
+    """Return the mirrors that the configuration asks for and that could be started."""
+    mirrors: list[Mirror | None] = []
+    if config.wandb_project is not None:
+        mirrors.append(_start_wandb(config.wandb_project, run_dir, to_json(config)))
+    if config.tensorboard:
+        mirrors.append(_start_tensorboard(run_dir))
+    return [mirror for mirror in mirrors if mirror is not None]
+
+
+class WandbMirror:
+    """A wandb run, whose step axis is images seen."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        run.define_metric("images_seen")
+        run.define_metric("*", step_metric="images_seen")
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Record one interval."""
+        self._run.log(dict(line))
+
+    def close(self) -> None:
+        """Send what is left; what cannot be sent stays in `wandb/` for `wandb sync`."""
+        self._run.finish()
+
+
+class TensorboardMirror:
+    """A TensorBoard event file in `tensorboard/`."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Record one interval."""
+        for name, value in line.items():
+            self._writer.add_scalar(name, value, global_step=line["images_seen"])
+
+    def close(self) -> None:
+        """Flush the file."""
+        self._writer.close()
+
+
+def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Mirror | None:
+    """Start or continue the run's wandb record; offline unless the user is logged in.
+
+    The id lives in the run folder from the first second, so that a requeued job goes on with it.
+    """
+    try:
+        import wandb
+    except ImportError:
+        _say("wandb is not installed")
+        return None
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+    try:
+        logged_in = wandb.login(prompt=False, verify=False)
+        run = wandb.init(
+            project=project,
+            id=id_file.read_text().strip(),
+            name=run_dir.name,
+            dir=run_dir,
+            config=dict(config),
+            resume="allow",
+            mode=None if logged_in or "WANDB_MODE" in os.environ else "offline",
+            settings=wandb.Settings(silent=True, x_disable_stats=True, init_timeout=WANDB_TIMEOUT),
+        )
+    except (wandb.Error, OSError) as error:
+        _say(f"wandb could not start ({error})")
+        return None
+    return WandbMirror(run)
+
+
+def _start_tensorboard(run_dir: Path) -> Mirror | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _say("tensorboard is not installed (pip install tensorboard)")
+        return None
+    return TensorboardMirror(SummaryWriter(str(run_dir / "tensorboard")))
+
+
+def _say(problem: str) -> None:
+    print(f"{problem}: metrics go to metrics.jsonl only", file=sys.stderr)

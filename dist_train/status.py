@@ -1,0 +1,83 @@
+"""`python -m dist_train status RUN`: where a run stands, read from its folder alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint import committed
+from dist_train.config import RunConfig
+from dist_train.run_folder import RunLock
+from models.config_io import ConfigError, read_config
+
+
+def print_status(arguments: Sequence[str]) -> int:
+    """Print one run's state.
+
+    Raises:
+        ConfigError: The folder is no run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dist_train status")
+    parser.add_argument("run", type=Path, help="a run folder")
+    run_dir = parser.parse_args(arguments).run
+    if not (run_dir / "config.json").exists():
+        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json")
+    for name, value in describe_run(run_dir).items():
+        print(f"{name:12} {value}")
+    return 0
+
+
+def describe_run(run_dir: Path) -> dict[str, str]:
+    """Return what is known about a run, by subject."""
+    config = read_config(RunConfig, run_dir / "config.json")
+    last = _last_metrics(run_dir)
+    seen = last.get("images_seen", 0)
+    owner = RunLock.owner(run_dir)
+    finished = seen >= config.total_images
+    state = f"running ({owner})" if owner else "finished" if finished else "stopped"
+    described = {
+        "run": str(run_dir),
+        "recipe": config.recipe,
+        "state": state,
+        "progress": f"{seen:,}/{config.total_images:,} images ({seen / config.total_images:.0%})",
+        "checkpoints": _listed(committed(run_dir)),
+        "snapshots": _listed(_snapshots(run_dir)),
+    }
+    if not last:
+        return described
+    losses = {k: v for k, v in last.items() if k.endswith("/loss") and v is not None}
+    described["loss"] = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    rate = last.get("speed/images_per_second") or 0
+    described["speed"] = f"{rate:,.1f} images/s"
+    if rate and not finished:
+        described["time left"] = f"{(config.total_images - seen) / rate / 3600:.1f} h at this speed"
+    skipped = sum(v for k, v in last.items() if k.endswith("/skipped_updates"))
+    described["skipped"] = f"{skipped} updates, {last.get('data/replaced_samples', 0):.0f} samples"
+    return described
+
+
+def _last_metrics(run_dir: Path) -> dict[str, Any]:
+    """Return the last whole line of metrics.jsonl (a kill may have torn the very last)."""
+    path = run_dir / "metrics.jsonl"
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            metrics: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        return metrics
+    return {}
+
+
+def _snapshots(run_dir: Path) -> list[Path]:
+    return sorted(path.parent for path in run_dir.glob("snapshots/[0-9]*/snapshot.json"))
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    """Return "3, newest at 1,000 images (12.0 MB)"."""
+    if not folders:
+        return "none"
+    size = sum(file.stat().st_size for file in folders[-1].iterdir()) / 1e6
+    return f"{len(folders)}, newest at {int(folders[-1].name):,} images ({size:,.1f} MB)"

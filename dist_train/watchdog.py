@@ -1,0 +1,150 @@
+"""Noticing that a rank hangs or is gone, and saying which one.
+
+Every rank has a thread that publishes a pulse, and where the loop is, in the process group's store.
+A loop without progress for too long dumps the stacks of all its threads to `hangs/` and ends its
+process; as a hang of one rank stops all others in their next collective, each of them does so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from torch import distributed as dist
+
+from dist_train.distributed import World
+
+EXIT_LOST = 76
+"""Exit code of a rank that hung, or lost contact with another: run the same command again."""
+PULSE_SECONDS = 1.0
+MISSED_PULSES = 5
+"""A rank whose pulse stands still for so many intervals is gone."""
+
+
+class LostRankError(RuntimeError):
+    """A collective failed because another rank is gone; the last checkpoint is kept."""
+
+
+class Watchdog:
+    """Context manager around the loop.
+
+    Args:
+        run_dir: The run folder, for `hangs/rank_00000.txt`.
+        world: The process group.
+        timeout: Seconds without a `beat` that count as a hang.
+    """
+
+    def __init__(self, run_dir: Path, world: World, timeout: float) -> None:
+        self._folder = run_dir / "hangs"
+        self._world = world
+        self._timeout = timeout
+        self._last = (time.monotonic(), "the start")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self, where: str) -> None:
+        """Tell that the loop moves on, and what it does next."""
+        self._last = (time.monotonic(), where)
+
+    def __enter__(self) -> Watchdog:
+        self.beat("the start")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pulse = 0
+        while not self._ended.wait(PULSE_SECONDS):
+            when, where = self._last
+            pulse += 1
+            publish_pulse(self._world, pulse, where)
+            if time.monotonic() - when > self._timeout:
+                self._give_up(where)
+
+    def _give_up(self, where: str) -> None:
+        """Write all stacks and end the process: its main thread cannot."""
+        rank = self._world.rank
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / f"rank_{rank:05d}.txt"
+        with open(file, "w") as stacks:
+            print(f"no progress for {self._timeout:g} s in {where}", file=stacks, flush=True)
+            faulthandler.dump_traceback(stacks, all_threads=True)
+        print(
+            f"dist_train: rank {rank} hangs: no progress for {self._timeout:g} s in {where};"
+            f" stacks of its threads are in {file}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_LOST)
+
+
+def publish_pulse(world: World, pulse: int, where: str) -> None:
+    """Tell the other ranks that this one lives; silent if the store is gone."""
+    if world.store is not None:
+        try:
+            world.store.set(f"pulse/{world.rank}", f"{pulse} {where}")
+        except RuntimeError:
+            return
+
+
+@contextlib.contextmanager
+def blaming_lost_ranks(world: World) -> Iterator[None]:
+    """Turn the failure of a collective into a LostRankError that names the rank that is gone.
+
+    Raises:
+        LostRankError: A collective failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(
+            word in str(error) for word in ("gloo", "NCCL")
+        ):
+            raise
+        lost = lost_ranks(world)
+        names = ", ".join(f"rank {rank} (last seen in {where})" for rank, where in lost.items())
+        raise LostRankError(
+            f"rank {world.rank} lost contact with {names or 'another rank'}: a collective failed;"
+            " the last checkpoint is kept, run the same command again"
+        ) from error
+
+
+def lost_ranks(world: World) -> dict[int, str]:
+    """Return the ranks whose pulse stands still, and where they were seen last. Takes seconds."""
+    before = _pulses(world)
+    time.sleep(MISSED_PULSES * PULSE_SECONDS)
+    after = _pulses(world)
+    if after is None:
+        return {0: "the start or later (it keeps the others' addresses, which are gone)"}
+    return {
+        rank: text.partition(" ")[2]
+        for rank, text in after.items()
+        if rank != world.rank and before is not None and before.get(rank) == text
+    }
+
+
+def _pulses(world: World) -> dict[int, str] | None:
+    """Return all published pulses, or None if the store does not answer."""
+    if world.store is None:
+        return {}
+    try:
+        keys = {rank: f"pulse/{rank}" for rank in range(world.size)}
+        present = {rank: key for rank, key in keys.items() if world.store.check([key])}
+        return {rank: world.store.get(key).decode() for rank, key in present.items()}
+    except RuntimeError:
+        return None
