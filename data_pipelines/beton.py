@@ -78,6 +78,19 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
     images.close()
 
 
+def beton_problem(path: Path, digest: str) -> str | None:
+    """Return what is wrong with a set's beton after reading all of it; None if it is whole."""
+    if not (path / BETON).exists():
+        return None
+    try:
+        check_beton(path, digest)
+    except DatasetError as error:
+        return str(error)
+    note = json.loads((path / BETON_NOTE).read_bytes())
+    whole = file_sha256(path / BETON) == note["sha256"]
+    return None if whole else f"{BETON}: damaged; remove it and write it again"
+
+
 def _is_current(path: Path, digest: str, mode: int) -> bool:
     try:
         check_beton(path, digest)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.beton import beton_problem
 from data_pipelines.images import BadImage
 from data_pipelines.manifest import INDEX, file_sha256
 from data_pipelines.progress import Progress
@@ -52,6 +53,9 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
     report = Report()
     if file_sha256(path / INDEX) != images.manifest.index_sha256:
         report.problems.append(f"{INDEX}: its sha256 is not the one in the manifest")
+    problem = beton_problem(path, images.info.digest)
+    if problem is not None:
+        report.problems.append(problem)
     shards = range(len(images.manifest.shards))
     total = len(images)
     with ThreadPoolExecutor(workers) as pool, Progress("checking", total=total) as progress:

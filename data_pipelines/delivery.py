@@ -25,6 +25,7 @@ from data_pipelines.pipeline import ImageBatch
 T = TypeVar("T")
 Stored = TypeVar("Stored")
 Stored_co = TypeVar("Stored_co", covariant=True)
+MAX_REPLACEMENTS = 1000
 logger = logging.getLogger(__name__)
 
 
@@ -83,14 +84,17 @@ class SampleReader(Generic[Stored]):
         return [item for item, _ in loaded], [label for _, label in loaded]
 
     def _load_one(self, position: int, index: int, convert: Callable[[Stored], T]) -> tuple[T, int]:
-        for candidate in itertools.count(position + 1):
+        for candidate in range(position + 1, position + 1 + MAX_REPLACEMENTS):
             try:
                 encoded, label = self.images.read(index)
                 return convert(encoded), -1 if label is None else label
             except BadImage as error:
                 self._note(index, str(error))
                 index = int(self.order.samples(np.array([candidate]))[0])
-        raise AssertionError("the order is endless")
+        raise TooManyCorrupt(
+            f"{MAX_REPLACEMENTS} samples in a row are damaged from position {position} on;"
+            f" run `python -m data_pipelines check {self.images.path}`"
+        )
 
     def _note(self, index: int, reason: str) -> None:
         with self._lock:

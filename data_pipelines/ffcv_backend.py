@@ -30,9 +30,9 @@ class BetonSamples:
 
     def __init__(self, images: ShardedImages) -> None:
         self._images = images
-        self.path = images.path / BETON
+        self.path = images.path
         self._rows = check_beton(images.path, images.info.digest)
-        self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(self.path / BETON, os.O_RDONLY | os.O_CLOEXEC)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,7 +47,7 @@ class BetonSamples:
 
     def locate(self, index: int) -> str:
         """Return where a sample lies, for messages."""
-        return f"sample {index} (at byte {int(self._rows[index]['offset'])})"
+        return f"sample {index} (at byte {int(self._rows[index]['offset'])} of {BETON})"
 
     def close(self) -> None:
         """Close the file."""
@@ -71,7 +71,7 @@ class FfcvPipeline:
         self._reader = SampleReader(self._samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
-        self._decoder = _Decoder(self._samples.path, share.micro_batch_size, config.workers)
+        self._decoder = _Decoder(self._samples.path / BETON, share.micro_batch_size, config.workers)
 
     def batches(self, start: int) -> Generator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""

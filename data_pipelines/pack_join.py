@@ -79,6 +79,8 @@ def _write_set(
     request: Mapping[str, Any],
     skips: Sequence[Skip],
 ) -> Manifest:
+    for left_over in folder.glob(".*.tmp"):  # of a run that was killed right here
+        left_over.unlink()
     index, digest = _index(records, places, resolution, listing.class_names)
     with atomic_file(folder / SKIPPED) as file:
         for skip in skips:

@@ -173,6 +173,16 @@ def test_too_many_damaged_samples_stop_the_run(tmp_path: Path, backend: str) -> 
         delivered(data, Share(0, 1, 8), 0, 8)
 
 
+def test_a_wholly_damaged_selection_stops(tmp_path: Path) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    damage(tmp_path / "set", [7])
+    data = config(tmp_path / "set", "webdataset", subset=1, shuffle=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_pipelines.datasets.subset", lambda size, count: np.array([7]))
+        with pytest.raises(TooManyCorrupt, match="1000 samples in a row are damaged"):
+            delivered(data, Share(0, 1, 1), 0, 1)
+
+
 def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
     packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
     with open(tmp_path / "set/shards/000001.tar", "r+b") as file:

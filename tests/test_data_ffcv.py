@@ -11,6 +11,7 @@ import torch
 
 from data_pipelines.__main__ import main
 from data_pipelines.beton import BETON, write_beton
+from data_pipelines.checking import check
 from data_pipelines.manifest import DatasetError
 from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
@@ -65,6 +66,7 @@ def test_jpeg_batches_agree_and_damage_is_replaced(
     with open(path / BETON, "r+b") as file:
         file.seek(int(rows[index]["offset"]) + 50)
         file.write(b"damage")
+    assert check(path).problems == ["set.beton: damaged; remove it and write it again"]
     (batch,) = delivered(path, "ffcv", Share(0, 1, 8), 0, 1, flip=False)
     (whole,) = delivered(path, "webdataset", Share(0, 1, 8), 0, 1, flip=False)
     want = whole.images[[0, 1, 3, 3, 4, 5, 6, 7]]
