@@ -135,7 +135,8 @@ class Discriminator(nn.Module):
         for index in range(1, config.layers + 1):
             h = self.get_submodule(f"conv{index}")(h, time)
         deviation = minibatch_deviation(h, config.stddev_group, config.stddev_grouping)
-        return F.leaky_relu(self.final_conv(torch.cat([h, deviation], 1)), SLOPE)
+        h = self.final_conv(torch.cat([h, deviation], 1))
+        return F.leaky_relu(h, SLOPE, inplace=True)
 
     def _widths(self) -> list[int]:
         config = self.config
@@ -173,7 +174,7 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         """Map h [B, in, H, W] and the time embedding [B, E] to [B, out, H', W']."""
         u = self.conv1(F.leaky_relu(h, SLOPE)) + self.dense_t1(time)[:, :, None, None]
-        u = F.leaky_relu(u, SLOPE)
+        u = F.leaky_relu(u, SLOPE, inplace=True)
         if self.down:
             u, h = fir_down(u), fir_down(h)
         return residual(self.conv2(u), self.skip(h), rescale=True)

@@ -161,7 +161,7 @@ class Attention(nn.Module):
 
 def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals)."""
-    return (x + h) * math.sqrt(0.5) if rescale else x + h
+    return (x + h).mul_(math.sqrt(0.5)) if rescale else x + h
 
 
 def timestep_features(t: Tensor, dim: int) -> Tensor:
