@@ -33,7 +33,7 @@ SCHEME = re.compile(r"(https?|s3|gs)://|pipe:")
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 TIMEOUT = 60.0
 BLOCK = 1 << 20
-COMMANDS = {"s3": "aws s3 cp {} -", "gs": "gsutil -q cat {}"}
+COMMANDS = {"s3": ("aws", "s3", "cp", "{}", "-"), "gs": ("gsutil", "-q", "cat", "{}")}
 
 
 class Unreachable(RuntimeError):  # noqa: N818 (a finding about the other side)
@@ -156,23 +156,23 @@ def _open_stream(url: str, name: str) -> Iterator[IO[bytes]]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/{name}", timeout=TIMEOUT) as response:
             yield cast(IO[bytes], response)
         return
-    address = f"{url.rstrip('/')}/{name}"
-    command = rest.replace("{}", shlex.quote(name)) if scheme == "pipe" else ""
-    command = command or COMMANDS[scheme].format(shlex.quote(address))
+    if scheme == "pipe":
+        command = [word.replace("{}", name) for word in shlex.split(rest)]
+    else:
+        command = [word.replace("{}", f"{url.rstrip('/')}/{name}") for word in COMMANDS[scheme]]
     with _Pipe(command) as pipe:
         yield cast(IO[bytes], pipe)
         pipe.check_end()
 
 
 class _Pipe:
-    """The output of a shell command; one that falls silent for TIMEOUT seconds is given up."""
+    """The output of a command; one that falls silent for TIMEOUT seconds is given up."""
 
-    def __init__(self, command: str) -> None:
-        self._command = command
+    def __init__(self, command: list[str]) -> None:
+        self._command = shlex.join(command)
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             command,
-            shell=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

@@ -122,7 +122,7 @@ def test_unreachable_sets_say_so(
     with pytest.raises(Unreachable, match=r"manifest\.json of .*/nothing cannot be had after 4"):
         ShardedImages(f"{server}/nothing", cache=FileCache(tmp_path, 1))
     with pytest.raises(Unreachable, match="ended with code 3: no such host"):
-        ShardedImages("pipe:echo no such host >&2; exit 3 #{}", cache=FileCache(tmp_path, 1))
+        ShardedImages("pipe:sh -c 'echo no such host >&2; exit 3' {}", cache=FileCache(tmp_path, 1))
     images = ShardedImages(server, cache=FileCache(tmp_path, 1))
     monkeypatch.setattr(FlakyServer, "failures", 10**6)
     with pytest.raises(Unreachable, match=r"shards/000000\.tar of .* cannot be had"):
@@ -146,8 +146,8 @@ def test_commands_that_fall_silent_are_given_up(
 ) -> None:
     monkeypatch.setattr(remote, "DELAYS", ())
     monkeypatch.setattr(remote, "TIMEOUT", 0.2)
-    with pytest.raises(Unreachable, match=r"`sleep 60.*` sent nothing for 0\.2 s"):
-        ShardedImages("pipe:sleep 60 # {}", cache=FileCache(tmp_path, 1))
+    with pytest.raises(Unreachable, match=r"`sh -c 'sleep 60' .*` sent nothing for 0\.2 s"):
+        ShardedImages("pipe:sh -c 'sleep 60' {}", cache=FileCache(tmp_path, 1))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
