@@ -171,7 +171,7 @@ class PlainPair(Pair):
 
 
 def bench_protocol(rounds: int, presets: list[str], batch: int, device: str) -> None:
-    """Time T generator steps and the inverse transform per batch, as the paper: y_T drawn before."""
+    """Time T generator steps and the inverse transform per batch as the paper, y_T drawn before."""
     for preset in presets:
         config = PRESETS[preset]()
         sampler = config.build_sampler(generator_and_inputs(config, 1)[0].to(device))
