@@ -35,6 +35,7 @@ from evaluation.table import format_table
 from models.snapshot import Snapshot, read_snapshot
 
 TIMEOUT = timedelta(hours=2)
+NUM_FEATURES = 10_000
 
 Work = Callable[[World], None]
 """What the ranks do together, after the command line has been checked."""
@@ -89,7 +90,7 @@ def reference_command(args: argparse.Namespace) -> Work:
             detector,
             args.out,
             world,
-            num_features=args.features,
+            num_features=args.features or NUM_FEATURES,
             batch_size=args.batch_size,
         )
         _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
@@ -109,7 +110,8 @@ def run_command(args: argparse.Namespace) -> Work:
         results = [evaluate(config, world) for config in configs]
         if args.grid:
             _write_grid(args, open_images(configs[0].images or args.keep_images), world)
-        _say(world, f"{args.out}\n{format_table(results)}")
+        files = ", ".join(str(config.out) for config in configs)
+        _say(world, f"{files}\n{format_table(results)}")
 
     return work
 
@@ -170,11 +172,14 @@ def _evaluation(
         raise ValueError("--grid needs the generated images: add --keep-images FOLDER")
     if not are_snapshots and (len(paths) != 1 or overrides):
         raise ValueError("give snapshots (a relay's stages in order) or one set of images")
-    out: Path = args.out if repeat is None else args.out.with_stem(f"{args.out.stem}-{repeat}")
+    snapshots = read_snapshots(paths, overrides) if are_snapshots else ()
+    out: Path = args.out or default_out(snapshots, protocol.name if protocol else args.detector)
+    if repeat is not None:
+        out = out.with_stem(f"{out.stem}-{repeat}")
     return Evaluation(
         out=out,
         reference=args.reference,
-        snapshots=read_snapshots(paths, overrides) if are_snapshots else (),
+        snapshots=snapshots,
         images=None if are_snapshots else paths[0],
         plan=_plan(args, protocol, repeat or 0) if are_snapshots else None,
         keep_images=args.keep_images,
@@ -184,7 +189,7 @@ def _evaluation(
         bootstrap=args.bootstrap,
         batch_size=args.batch_size,
         reference_pipeline=args.reference_pipeline or (protocol.pipeline if protocol else ""),
-        num_features=args.features,
+        num_features=args.features or (protocol.num_features if protocol else NUM_FEATURES),
         title=args.title,
     )
 
@@ -234,6 +239,14 @@ def read_snapshots(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Sna
         else:
             raise ValueError(f"{text!r}: {len(paths)} snapshot(s) were given")
     return tuple(read_snapshot(p, changes) for p, changes in zip(paths, by_stage, strict=True))
+
+
+def default_out(snapshots: Sequence[Snapshot], name: str) -> Path:
+    """Return RUN/evaluation/SNAPSHOT-NAME.json. Raises ValueError outside of run folders."""
+    if not snapshots or snapshots[-1].path.parent.name != "snapshots":
+        raise ValueError("--out is missing: name the result file (only runs have a place for it)")
+    path = snapshots[-1].path
+    return path.parent.parent / "evaluation" / f"{path.name}-{name}.json"
 
 
 def is_snapshot(path: Path) -> bool:

@@ -68,7 +68,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
     parser.add_argument("--reference", type=Path, required=True, help="statistics file, or images")
-    parser.add_argument("--out", type=Path, required=True, metavar="RESULT.json")
+    parser.add_argument("--out", type=Path, metavar="RESULT.json", help="default: in the run")
     parser.add_argument("--protocol", default="", help="a name of `protocols`; sets all below")
     parser.add_argument("--title", default="", help="name in tables")
     parser.add_argument("--metrics", default="", help=f"kind:tap,... with kind {', '.join(KINDS)}")
@@ -130,5 +130,5 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", default="", help="input pipeline, if not the usual one")
     parser.add_argument("--compile", action="store_true", help="compile the detector's network")
     parser.add_argument(
-        "--features", type=int, default=10_000, help="features kept of a computed reference"
+        "--features", type=int, help="features kept of a computed reference (default 10000)"
     )

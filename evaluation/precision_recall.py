@@ -22,6 +22,8 @@ from evaluation.detectors import exact_arithmetic
 from evaluation.statistics import FloatArray
 
 BLOCK = 2048
+EXACT_ROWS = 128
+"""Rows of float64 differences at a time: they stay in the caches."""
 SPARE_CANDIDATES = 4
 SCREEN_TOLERANCE = 2e-6
 """Bound of the float32 error of a squared distance, relative to |a|^2 + |b|^2."""
@@ -76,42 +78,45 @@ def manifold_scores(
         )
     if gen.shape[1] != ref.shape[1]:
         raise ValueError(f"cannot compare features of {gen.shape[1]} and {ref.shape[1]} dimensions")
-    x, y = centred_points(gen, ref)
+    x, y = centred_points(gen, ref, world.device if world is not None else "cpu")
     with torch.inference_mode(), exact_arithmetic():
         counts = _cross(x, y, radii_squared(x, k, world), radii_squared(y, k, world), world)
     return ManifoldScores(
-        precision=float((counts.balls_le > 0).mean()),
+        precision=float(counts.precise.mean()),
         recall=float(counts.recalled.mean()),
-        density=float(counts.balls_lt.mean() / k),
+        density=float(counts.balls.mean() / k),
         coverage=float(counts.covered.mean()),
     )
 
 
-def centred_points(gen: FloatArray, ref: FloatArray) -> tuple[Points, Points]:
+def centred_points(
+    gen: FloatArray, ref: FloatArray, device: torch.device | str = "cpu"
+) -> tuple[Points, Points]:
     """Subtract the reference mean from both sets, which takes the cancellation out of distances."""
     mean = np.asarray(ref, np.float64).mean(0)
     points = []
     for features in (gen, ref):
-        x = torch.from_numpy((features - mean).astype(np.float32))
-        points.append(Points(torch.from_numpy(np.asarray(features)), x, x.square().sum(1)))
+        x = torch.from_numpy((features - mean).astype(np.float32)).to(device)
+        raw = torch.from_numpy(np.asarray(features)).to(device)
+        points.append(Points(raw, x, x.square().sum(1)))
     return points[0], points[1]
 
 
 def radii_squared(points: Points, k: int, world: World | None = None) -> NDArray[np.float64]:
     """Return each point's squared distance to its k-th nearest other point, float64 [N]."""
     keep = min(k + SPARE_CANDIDATES, len(points) - 1)
-    best = _Candidates(len(points), keep)
+    best = _Candidates(len(points), keep, points.x.device)
     for rows, columns in _pairs(len(points), len(points), world, symmetric=True):
         block = _screen(points, rows, points, columns)
         if rows == columns:
             block.fill_diagonal_(torch.inf)
         best.offer(rows, columns, block)
         if rows != columns:
-            best.offer(columns, rows, block.T)
+            best.offer(columns, rows, block.T.contiguous())
     candidates = best.merged(world)
     exact = np.empty(len(points))
-    for start in range(0, len(points), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(points)))
+    for start in range(0, len(points), EXACT_ROWS):
+        rows = slice(start, min(start + EXACT_ROWS, len(points)))
         exact[rows] = _exact_kth(points, rows, candidates[rows], k)
     return exact
 
@@ -119,10 +124,10 @@ def radii_squared(points: Points, k: int, world: World | None = None) -> NDArray
 class _Candidates:
     """The nearest few points of every point, by screened distance."""
 
-    def __init__(self, n: int, keep: int) -> None:
+    def __init__(self, n: int, keep: int, device: torch.device) -> None:
         self.keep = keep
-        self.values = torch.full((n, keep), torch.inf)
-        self.indices = torch.zeros((n, keep), dtype=torch.int64)
+        self.values = torch.full((n, keep), torch.inf, device=device)
+        self.indices = torch.zeros((n, keep), dtype=torch.int64, device=device)
 
     def offer(self, rows: slice, columns: slice, block: Tensor) -> None:
         """Consider a block of distances of points `rows` to points `columns`."""
@@ -136,19 +141,19 @@ class _Candidates:
         """Return the nearest points over all ranks' blocks, int64 [N, keep]."""
         if world is None or world.size == 1:
             return self.indices
-        parts = world.gather_objects((self.values, self.indices))
+        parts = world.gather_objects((self.values.cpu(), self.indices.cpu()))
         values = torch.cat([part[0] for part in parts], 1)
         indices = torch.cat([part[1] for part in parts], 1)
         order = values.topk(self.keep, dim=1, largest=False).indices
-        return indices.gather(1, order)
+        return indices.gather(1, order).to(self.indices.device)
 
 
 @dataclass
 class _Counts:
-    """What the cross pass counts: per generated point, and per reference point."""
+    """What the cross pass finds: per generated point, and per reference point."""
 
-    balls_le: NDArray[np.int64]
-    balls_lt: NDArray[np.int64]
+    precise: NDArray[np.bool_]
+    balls: NDArray[np.int64]
     recalled: NDArray[np.bool_]
     covered: NDArray[np.bool_]
 
@@ -159,56 +164,59 @@ def _cross(
     """Count which generated points x lie in reference balls, and the other way round."""
     n, m = len(x), len(y)
     counts = _Counts(
-        np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(m, np.bool_), np.zeros(m, np.bool_)
+        np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(m, np.bool_), np.zeros(m, np.bool_)
     )
     for rows, columns in _pairs(n, m, world, symmetric=False):
         distances = _screen(x, rows, y, columns)
         scale = float(x.norms[rows].max() + y.norms[columns].max())
-        for radii in (y_radii[columns][None], x_radii[rows][:, None]):
-            inside, close = _inside(distances, torch.from_numpy(radii), scale * SCREEN_TOLERANCE)
-            le, lt = inside, inside.clone()
-            if len(close):
-                _decide(x, rows, y, columns, np.broadcast_to(radii, distances.shape), close, le, lt)
-            if radii.shape[0] == 1:
-                counts.balls_le[rows] += le.sum(1).numpy()
-                counts.balls_lt[rows] += lt.sum(1).numpy()
-                counts.covered[columns] |= lt.any(0).numpy()
-            else:
-                counts.recalled[columns] |= le.any(0).numpy()
+        tolerance = scale * SCREEN_TOLERANCE
+        le, lt = _inside(x, rows, y, columns, distances, y_radii[columns][None], tolerance)
+        counts.precise[rows] |= le.any(1).cpu().numpy()
+        counts.balls[rows] += _row_counts(lt)
+        counts.covered[columns] |= lt.any(0).cpu().numpy()
+        le, _ = _inside(x, rows, y, columns, distances, x_radii[rows][:, None], tolerance)
+        counts.recalled[columns] |= le.any(0).cpu().numpy()
     return counts if world is None or world.size == 1 else _summed(counts, world)
 
 
-def _inside(distances: Tensor, radii: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return which points are surely inside, and the [P, 2] places that are too close to tell."""
-    inside = distances < (radii - tolerance).to(torch.float32)
-    maybe = distances <= (radii + tolerance).to(torch.float32)
-    return inside, (maybe ^ inside).nonzero()
-
-
-def _decide(
+def _inside(
     x: Points,
     rows: slice,
     y: Points,
     columns: slice,
+    distances: Tensor,
     radii: FloatArray,
-    close: Tensor,
-    le: Tensor,
-    lt: Tensor,
-) -> None:
-    """Settle close calls from float64 differences, in place."""
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """Return where distance <= radius and where distance < radius, bool [rows, columns].
+
+    Places too close to tell are settled from float64 differences; elsewhere both agree.
+    """
+    bounds = torch.from_numpy(radii).to(distances.device)
+    le = distances < (bounds - tolerance).to(torch.float32)
+    close = ((distances <= (bounds + tolerance).to(torch.float32)) ^ le).nonzero()
+    if not len(close):
+        return le, le
+    lt, bounds = le.clone(), bounds.expand(distances.shape)
     for part in torch.split(close, max(1, (1 << 22) // x.x.shape[1])):
         i, j = part[:, 0], part[:, 1]
         exact = (x.raw[rows][i].double() - y.raw[columns][j].double()).square().sum(1)
-        bound = torch.from_numpy(radii[i.numpy(), j.numpy()])
-        le[i, j] = exact <= bound
-        lt[i, j] = exact < bound
+        le[i, j] = exact <= bounds[i, j]
+        lt[i, j] = exact < bounds[i, j]
+    return le, lt
+
+
+def _row_counts(inside: Tensor) -> NDArray[np.int64]:
+    """Return the number of True per row (by a product, ten times faster than a sum of bools)."""
+    values = inside.to(torch.float32)
+    return (values @ values.new_ones(values.shape[1])).cpu().numpy().astype(np.int64)
 
 
 def _summed(counts: _Counts, world: World) -> _Counts:
     parts: list[_Counts] = world.gather_objects(counts)
     return _Counts(
-        np.sum([part.balls_le for part in parts], 0),
-        np.sum([part.balls_lt for part in parts], 0),
+        np.any([part.precise for part in parts], 0),
+        np.sum([part.balls for part in parts], 0),
         np.any([part.recalled for part in parts], 0),
         np.any([part.covered for part in parts], 0),
     )
@@ -227,7 +235,7 @@ def _exact_kth(points: Points, rows: slice, candidates: Tensor, k: int) -> Float
     distances = torch.stack(
         [(x - points.raw[column].double()).square().sum(1) for column in candidates.T], 1
     )
-    nearest: FloatArray = distances.kthvalue(k, dim=1).values.numpy()
+    nearest: FloatArray = distances.kthvalue(k, dim=1).values.cpu().numpy()
     return nearest
 
 

@@ -24,6 +24,7 @@ class Protocol:
         repeats: Disjoint seed ranges that are evaluated one after another (EDM: 3).
         per_class: Images of each class with balanced labels, 0 for unconditional models.
         reference: What the reference statistics are made of.
+        num_features: Reference images that precision and recall look at.
         detector: Name of the detector.
         pipeline: Its input pipeline.
         metrics: What is computed, as `kind:tap`.
@@ -38,6 +39,7 @@ class Protocol:
     repeats: int = 1
     per_class: int = 0
     reference: str
+    num_features: int = 10_000
     detector: str = "inception"
     pipeline: str = "tf1"
     metrics: tuple[str, ...] = ("fd:pool",)
@@ -80,6 +82,7 @@ def _wavediff(dataset: str, fid: float, recall: float) -> list[Protocol]:
     recall_protocol = Protocol(
         name=f"wavediff_{dataset}_recall",
         reference=f"up to 200,000 {dataset} training images, VGG16 features",
+        num_features=200_000,
         detector="vgg16",
         pipeline="raw",
         metrics=VGG_RECALL,
@@ -111,6 +114,7 @@ _FAITHFUL = [
         num_samples=30_000,
         first_seed=80_000,
         reference="all 30,000 CelebA-HQ images at 256",
+        num_features=30_000,
         metrics=("fd:pool", "pr:pool"),
         post=PostProcess(retouch="rdm_celebahq"),
         published={"fid.distance": 3.15, "pr.precision": 0.77, "pr.recall": 0.55},
