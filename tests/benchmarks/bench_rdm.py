@@ -26,14 +26,20 @@ PROCESS = RelayProcess()
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of functions that are run in turn."""
+    """Return the median seconds of functions that are run in turn.
+
+    Each is timed in its steady state, right after an untimed call of itself: else the memory that
+    its predecessor gave back to the system would be charged to it. With one thread this is CPU
+    time, which other processes disturb least; else wall-clock time.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(rounds + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
             function()
-            if round_:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
+            start = clock()
+            function()
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
