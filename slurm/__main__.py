@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from slurm import commands, scheduling, training, watch_commands
+from slurm import chaining, commands, scheduling, training, watch_commands
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (training.add_train, "submit a run"),
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "reference": (commands.add_reference, "submit reference statistics"),
     "pack": (commands.add_pack, "submit the packing of an image set as an array"),
     "resume": (training.add_resume, "submit stopped runs again"),
+    "pipeline": (chaining.add_pipeline, "submit a whole experiment as a chain of jobs"),
     "reconcile": (scheduling.add_reconcile, "submit what is missing of scheduled evaluation"),
     "status": (watch_commands.add_status, "show where runs and their jobs stand"),
     "logs": (watch_commands.add_logs, "show what the tasks of a job print"),

@@ -31,13 +31,17 @@ class Target:
         if self.cluster == "slurm" and not self.dry_run:
             check_request(resources, self.site, paths)
 
+    def judge(self, submission: Submission) -> None:
+        """Have Slurm itself say whether it would take the batch script."""
+        if self.cluster == "slurm" and not self.dry_run:
+            check_script(batch_script(submission))
+
     def launch(self, submission: Submission) -> JobRecord | None:
         """Submit, or print the batch script; says which job it became."""
         if self.dry_run:
             print(batch_script(submission), end="")
             return None
-        if self.cluster == "slurm":
-            check_script(batch_script(submission))
+        self.judge(submission)
         record = submit(submission)
         array = f" ({len(record.tasks)} tasks)" if len(record.tasks) > 1 else ""
         print(f"{record.name}: job {record.job_id}{array}, logs in {record.logs}")

@@ -77,6 +77,8 @@ class Resources:
                          "nodelist", "exclusive", "dependency")
         }  # fmt: skip
         further = {name: getattr(self, name) for name in ("reservation", "begin", "nice")}
+        if self.dependency:  # else a job whose predecessor failed would wait for ever
+            further["kill_on_invalid_dep"] = "yes"
         return {
             "time": self.minutes,
             "ntasks_per_node": self.tasks_per_node,

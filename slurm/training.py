@@ -39,6 +39,7 @@ def train_command(args: argparse.Namespace) -> None:
         kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
         resources=resources, site=target.site, cluster=target.cluster,
     )  # fmt: skip
+    target.judge(submission)
     _prepare(config, run_dir, target, args.allow_changes)
     target.launch(submission)
 
@@ -63,14 +64,14 @@ def sweep_command(args: argparse.Namespace) -> None:
     if not waiting:
         print(f"all {len(jobs)} runs of {out} are finished")
         return
+    submission = Submission(
+        kind="sweep", name=name, folder=out, jobs=waiting, resources=resources,
+        site=target.site, cluster=target.cluster,
+    )  # fmt: skip
+    target.judge(submission)
     for run_dir, config in runs.items():
         _prepare(config, run_dir, target, args.allow_changes)
-    target.launch(
-        Submission(
-            kind="sweep", name=name, folder=out, jobs=waiting, resources=resources,
-            site=target.site, cluster=target.cluster,
-        )
-    )  # fmt: skip
+    target.launch(submission)
 
 
 def resume_command(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from slurm.evaluation_plan import read_plan
 from slurm.folder import JobFolder, JobRecord, read_lines
 from slurm.jobs import STOP
-from slurm.queue import QueuedJob, accounting, have_slurm, queued
+from slurm.queue import QueuedJob, SlurmError, accounting, have_slurm, queued
 from slurm.reconcile import values
 
 SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
@@ -87,7 +88,7 @@ def _job(
         "job_id": job_id,
         "kind": record.kind,
         "name": record.name,
-        "state": waiting.state if waiting else "ENDED",
+        "state": waiting.state if waiting else "NOT QUEUED",
         "reason": waiting.reason if waiting and waiting.state == "PENDING" else "",
         "nodes": waiting.nodes if waiting else "",
         "elapsed": waiting.elapsed if waiting else "",
@@ -98,8 +99,12 @@ def _job(
 
 
 def queue_or_nothing() -> dict[str, QueuedJob]:
-    """Return this user's queue; nothing where there is no Slurm (local jobs)."""
-    return queued() if have_slurm() else {}
+    """Return this user's queue; nothing, after a warning, where Slurm does not answer."""
+    try:
+        return queued() if have_slurm() else {}
+    except SlurmError as error:
+        print(f"slurm: {error}; what is in the queue is not known", file=sys.stderr)
+        return {}
 
 
 def format_status(status: Mapping[str, Any]) -> str:

@@ -1,0 +1,76 @@
+"""`python -m slurm pipeline NAME --root DIR`: the command around `slurm.chain`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from slurm.chain import Step, format_tree, submit_pipeline
+from slurm.options import add_resources, resources_of, target_of
+from slurm.queue import queued
+from slurm.training import check_run
+from slurm.watching import queue_or_nothing
+
+
+def pipeline_command(args: argparse.Namespace) -> None:
+    """Submit what is missing of a pipeline, and show its tree."""
+    from slurm.pipelines import PIPELINES, find_pipeline
+    from slurm.pipelines.parts import Inputs
+
+    if args.pipeline == "list":
+        for name, function in PIPELINES.items():
+            print(f"{name:26} {(function.__doc__ or '').splitlines()[0]}")
+        return
+    if args.root is None:
+        raise ValueError("--root is missing: name the folder for all that the pipeline makes")
+    if args.cluster != "slurm":
+        raise ValueError("a pipeline's jobs wait for each other, which needs Slurm")
+    target = target_of(args)
+    inputs = Inputs(
+        root=args.root.absolute(),
+        source=args.source,
+        weights=args.weights,
+        resources=resources_of(args, minutes=24 * 60),
+        same_size=args.nodes is not None,
+        overrides=tuple(args.overrides),
+        images=args.images,
+        tasks=args.tasks,
+    )
+    for path in (args.source, args.weights):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+    pipeline = find_pipeline(args.pipeline)(inputs)
+    if args.tree:
+        print(format_tree(pipeline, queue_or_nothing()))
+        return
+    for step in pipeline.steps:
+        target.check(step.resources, inputs.root)
+        if step.config is not None:
+            check_run(step.config, step.folder, step.resources)
+    submit_pipeline(pipeline, target, {} if target.dry_run else queued(), _prepare)
+    if not target.dry_run:
+        print(format_tree(pipeline, queued()))
+
+
+def _prepare(step: Step) -> None:
+    """Write the configuration of a training step's run."""
+    from dist_train.run_folder import settle_config
+
+    if step.config is not None:
+        settle_config(step.folder, step.config)
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pipeline`."""
+    parser.add_argument("pipeline", help="name of a pipeline, or `list`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="[STEP:]key=value", help="changed settings of training"
+    )
+    parser.add_argument("--root", type=Path, help="folder of everything that it makes")
+    parser.add_argument("--source", type=Path, help="the image set as downloaded")
+    parser.add_argument("--weights", type=Path, help="weights file of the detector")
+    parser.add_argument("--images", type=int, help="evaluate so many samples")
+    parser.add_argument("--tasks", type=int, default=16, help="array tasks of packing")
+    parser.add_argument("--tree", action="store_true", help="show where it stands, and stop")
+    add_resources(parser)
+    parser.set_defaults(command=pipeline_command)

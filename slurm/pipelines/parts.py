@@ -1,0 +1,147 @@
+"""The parts that pipelines are made of, each a step or two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dist_train.recipes import find_recipe
+from models.config_io import override
+from slurm.chain import Step
+from slurm.jobs import CommandJob, TrainJob
+from slurm.resources import Resources
+
+PACK_TASKS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a pipeline is given on the command line.
+
+    Attributes:
+        root: Folder of everything that it makes.
+        source: The image set as downloaded; None where none is needed.
+        weights: Weights file of the detector; None takes the offline one.
+        resources: What holds for all jobs: partition, account, time, ...; nodes and ranks are
+            those of the recipes unless `same_size`.
+        same_size: Whether nodes and ranks of `resources` hold for training too.
+        overrides: `key=value` for all training steps, or `step:key=value` for one.
+        images: Number of samples that are evaluated; None is what the protocol says.
+        tasks: Array tasks of packing.
+    """
+
+    root: Path
+    source: Path | None = None
+    weights: Path | None = None
+    resources: Resources = field(default_factory=Resources)
+    same_size: bool = False
+    overrides: tuple[str, ...] = ()
+    images: int | None = None
+    tasks: int = PACK_TASKS
+
+    def step_overrides(self, step: str) -> list[str]:
+        """Return the overrides of one training step."""
+        split = [text.rpartition(":") if ":" in text.split("=")[0] else ("", ":", text)
+                 for text in self.overrides]  # fmt: skip
+        return [text for name, _, text in split if name in ("", step)]
+
+    @property
+    def single(self) -> Resources:
+        """The request of a job on one node, with one rank."""
+        return dataclasses.replace(self.resources, nodes=1, tasks_per_node=1)
+
+
+def pack_steps(
+    inputs: Inputs, kind: str, resolutions: Sequence[int], *options: str
+) -> tuple[Step, Step]:
+    """Pack the source: an array of shares, and the step `data` that joins them.
+
+    Sets are in `data/`, or in `data/<resolution>/` if there are several.
+    """
+    source = [str(inputs.source.absolute())] if inputs.source else []
+    sizes = ",".join(map(str, resolutions))
+    words = ("pack", kind, *source, str(inputs.root / "data"), "--resolution", sizes, *options)
+    done = inputs.root / "slurm" / "done"
+    shares = [
+        CommandJob(
+            "data_pipelines",
+            (*words, "--shard", f"{number}/{inputs.tasks}"),
+            done / f"share-{number}-of-{inputs.tasks}",
+        )
+        for number in range(inputs.tasks)
+    ]
+    joined = CommandJob("data_pipelines", (*words, "--finish"), done / "data")
+    common = {"kind": "pack", "folder": inputs.root, "resources": inputs.single}
+    return (
+        Step(name="shares", jobs=shares, **common),  # type: ignore[arg-type]
+        Step(name="data", jobs=[joined], after=("shares",), **common),  # type: ignore[arg-type]
+    )
+
+
+def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: str) -> Step:
+    """Train a recipe on a packed set, in the run folder `<name>`."""
+    config = override(
+        find_recipe(recipe)(), [f"data.path={data}", *overrides, *inputs.step_overrides(name)]
+    )
+    resources = inputs.resources
+    if not inputs.same_size:
+        resources = dataclasses.replace(
+            resources,
+            nodes=config.nodes,
+            tasks_per_node=config.gpus_per_node,
+            gpus_per_node=config.gpus_per_node,
+        )
+    run_dir = inputs.root / name
+    return Step(
+        name=name, kind="train", folder=run_dir, jobs=[TrainJob(run_dir)], resources=resources,
+        after=("data",), config=config,
+    )  # fmt: skip
+
+
+def sample_step(inputs: Inputs, name: str, runs: Sequence[str]) -> Step:
+    """Draw a grid of 64 samples of a model (a relay's runs in order) to `<name>.png`."""
+    words = ["sample", *(str(inputs.root / run) for run in runs), "--seeds", "0-63"]
+    places = ["--out", str(inputs.root / name), "--grid", str(inputs.root / f"{name}.png")]
+    return _evaluation_step(inputs, name, "sample", [*words, *places], tuple(runs))
+
+
+def reference_step(inputs: Inputs, data: Path, *options: str) -> Step:
+    """Compute the reference statistics of a packed set, in `reference.npz`."""
+    words = ["reference", str(data), str(inputs.root / "reference.npz"), *options]
+    return _evaluation_step(
+        inputs, "reference", "reference", [*words, *_weights(inputs)], ("data",)
+    )
+
+
+def evaluate_step(
+    inputs: Inputs, name: str, runs: Sequence[str], title: str, *options: str
+) -> Step:
+    """Evaluate a model against the reference, to `evaluation/<name>.json`."""
+    words = ["run", *(str(inputs.root / run) for run in runs), "--title", title, *options]
+    words += ["--reference", str(inputs.root / "reference.npz"), *_weights(inputs)]
+    words += ["--seeds", f"0-{inputs.images - 1}"] if inputs.images else []
+    words += ["--out", str(inputs.root / "evaluation" / f"{name}.json")]
+    return _evaluation_step(inputs, name, "eval", words, ("reference", *runs))
+
+
+def table_step(inputs: Inputs, names: Sequence[str]) -> Step:
+    """Print the results side by side, in the log of the job."""
+    results = [str(inputs.root / "evaluation" / f"{name}.json") for name in names]
+    step = _evaluation_step(inputs, "table", "table", ["table", *results], tuple(names))
+    return dataclasses.replace(step, resources=inputs.single)
+
+
+def _evaluation_step(
+    inputs: Inputs, name: str, kind: str, words: Sequence[str], after: tuple[str, ...]
+) -> Step:
+    done = inputs.root / "slurm" / "done" / name
+    return Step(
+        name=name, kind=kind, folder=inputs.root, after=after, resources=inputs.resources,
+        jobs=[CommandJob("evaluation", tuple(words), done)],
+    )  # fmt: skip
+
+
+def _weights(inputs: Inputs) -> list[str]:
+    return ["--weights", str(inputs.weights.absolute())] if inputs.weights else []

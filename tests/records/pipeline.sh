@@ -1,0 +1,399 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --array=0-3%4
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/work/all/slurm/jobs/%A_%a_0_log.err
+#SBATCH --job-name=quickstart-shares
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%A_%a_%t_log.out --error /work/all/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_shares
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-data
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_data
+#SBATCH --error=/work/all/edm16/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=quickstart-edm16
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/edm16/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/edm16/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/edm16/slurm/jobs/%j_%t_log.out --error /work/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/edm16/slurm/jobs
+
+
+# teardown
+python -m slurm.requeue /work/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+exit $?#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_data
+#SBATCH --error=/work/all/relay64/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=quickstart-relay64
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/relay64/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/relay64/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/relay64/slurm/jobs/%j_%t_log.out --error /work/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/relay64/slurm/jobs
+
+
+# teardown
+python -m slurm.requeue /work/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+exit $?#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_data
+#SBATCH --error=/work/all/wavediff64/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=quickstart-wavediff64
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/wavediff64/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/wavediff64/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/wavediff64/slurm/jobs/%j_%t_log.out --error /work/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/wavediff64/slurm/jobs
+
+
+# teardown
+python -m slurm.requeue /work/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+exit $?#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_data
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-reference
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-rdm-samples
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_wavediff64
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-wavediff-samples
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-rdm
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_wavediff64
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-wavediff
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_rdm,afterok:JOB_OF_wavediff
+#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=quickstart-table
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs

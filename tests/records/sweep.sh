@@ -1,0 +1,41 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --array=0-2%2
+#SBATCH --chdir=/work
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/work/sweep/slurm/jobs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=sweep
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/work/sweep/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=3600
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/work/sweep/slurm/code/CODE
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /work/sweep/slurm/jobs/%A_%a_%t_log.out --error /work/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/sweep/slurm/jobs
+
+
+# teardown
+code=$?; folders=(/work/sweep/seed_0 /work/sweep/seed_1 /work/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
+python -m slurm.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+exit $?

@@ -1,0 +1,134 @@
+"""Arrays, sweeps, pipelines and scheduled evaluation on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipelines.manifest import read_manifest
+from slurm.__main__ import main
+from slurm.evaluation_plan import EvaluationPlan, ScheduledProtocol, write_plan
+from slurm.folder import JobFolder
+from slurm.queue import queued
+from slurm.resources import Resources
+from tests.slurm_cluster import helpers
+from tests.test_dist_train_loop import whole_tensors
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ONE_TASK = ["--nodes=1", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]
+TINY_PIPELINE = [
+    "wandb_project=null",
+    "global_batch_size=8",
+    "total_images=16",
+    "edm16:objective.unet.model_channels=8",
+    "relay64:objective.unet.model_channels=8",
+    "edm16:objective.sampling.steps=2",
+    "relay64:objective.sampling.steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline_root(cluster: Path) -> Path:
+    """Run the quickstart's pipeline, tiny, with both models; the photographs are packed by four."""
+    root = cluster / "pipeline"
+    words = ["pipeline", "quickstart", "--root", str(root), "--tasks=4", "--images=8", *ONE_TASK]
+    assert main([*words, *TINY_PIPELINE]) == 0
+    assert main([*words, *TINY_PIPELINE]) == 0, "what is in the queue is left there"
+    helpers.wait_for("the pipeline", lambda: not queued(), 400)
+    assert main([*words, *TINY_PIPELINE]) == 0
+    assert not queued(), "what is finished is skipped"
+    return root
+
+
+def test_a_pipeline_ends_in_tables(pipeline_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipeline", "quickstart", "--root", str(pipeline_root), "--tree"]) == 0
+    tree = capsys.readouterr().out
+    assert tree.count("finished") == 11, tree
+    table = [r for r in JobFolder(pipeline_root).records() if r.kind == "table"]
+    assert len(table) == 1
+    assert main(["logs", str(pipeline_root), "--job", table[0].job_id]) == 0
+    printed = capsys.readouterr().out
+    assert "RDM" in printed
+    assert "WaveDiff" in printed
+    assert "fd:block4" in printed
+
+
+def test_an_array_packs_what_one_process_packs(pipeline_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data_pipelines", "pack", "photographs", str(tmp_path / "one")]
+    subprocess.run([*command, "--resolution", "64"], check=True)
+    ours, theirs = read_manifest(pipeline_root / "data"), read_manifest(tmp_path / "one")
+    assert ours.digest == theirs.digest
+    assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]
+
+
+def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = cluster / "sweep"
+    short = ["total_images=16", "snapshot_images=16"]
+    words = [*helpers.TINY, *short, *ONE_TASK, "--grid=seed=0,1", "--parallel=1", "--out", str(out)]
+    assert main(["sweep", *words]) == 0
+    assert main(["sweep", *words]) == 2, "runs in the queue are not submitted again"
+    assert "already" in capsys.readouterr().err
+    job_id = helpers.last_job(out)
+    helpers.wait_for_end(job_id)
+    assert helpers.states(job_id) == ["COMPLETED", "COMPLETED"]
+    first, second = (whole_tensors(out / f"seed_{seed}") for seed in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert main(["sweep", *words]) == 0
+    assert "all 2 runs" in capsys.readouterr().out
+
+
+def test_every_snapshot_is_evaluated_exactly_once(
+    cluster: Path, pipeline_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = pipeline_root / "edm16"
+    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    protocols = tuple(
+        ScheduledProtocol(name=name, words=(*words, "--seeds", seeds))
+        for name, seeds in (("quick", "0-3"), ("full", "4-9"))
+    )
+    plan = EvaluationPlan(
+        protocols=protocols, resources=Resources(minutes=10), claim_seconds=1.0,
+        best="quick:fd_effnet_lite0_block4.distance",
+    )  # fmt: skip
+    write_plan(run_dir, plan)
+    watcher = [sys.executable, "-m", "slurm", "reconcile", str(run_dir)]
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(run_dir)])
+    assert killed.wait(60) == -signal.SIGKILL  # between its claim and its submission
+    both = [subprocess.Popen(watcher) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+
+    def all_done() -> bool:
+        assert main(["reconcile", str(run_dir)]) == 0
+        return "2 of 2 evaluations done" in capsys.readouterr().out
+
+    helpers.wait_for("all evaluations", all_done, 200)
+    helpers.wait_for("the queue to be empty", lambda: not queued(), 60)
+    for name in ("quick", "full"):
+        folder = run_dir / "evaluation" / f"{16:012d}"
+        begun = [json.loads(path.read_text())["job"] for path in folder.glob(f".{name}.*.start")]
+        assert len([job_id for job_id in begun if job_id]) == 1, "one job has evaluated it"
+        assert (folder / f"{name}.json").exists()
+    best = json.loads((run_dir / "evaluation" / "best.json").read_text())
+    assert best["images_seen"] == 16
+    assert os.listdir(run_dir / "evaluation").count("best.json") == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slurm.cluster import read_site
+from slurm.reconcile import reconcile
+
+def die(submission):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+reconcile(Path(sys.argv[1]), read_site(), die)
+"""
