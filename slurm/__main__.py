@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from slurm import chaining, commands, scheduling, training, watch_commands
+from slurm import chaining, commands, doctor, scheduling, training, watch_commands
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (training.add_train, "submit a run"),
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "status": (watch_commands.add_status, "show where runs and their jobs stand"),
     "logs": (watch_commands.add_logs, "show what the tasks of a job print"),
     "history": (watch_commands.add_history, "show what runs have cost, and their goodput"),
+    "doctor": (doctor.add_doctor, "check whether a site is fit for training"),
     "cancel": (watch_commands.add_cancel, "end jobs; training saves its state first"),
 }
 

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.manifest import read_manifest
 from slurm.__main__ import main
@@ -30,26 +32,49 @@ TINY_PIPELINE = [
     "total_images=16",
     "edm16:objective.unet.model_channels=8",
     "relay64:objective.unet.model_channels=8",
+    "edm16:objective.unet.label_dim=2",
+    "relay64:objective.unet.label_dim=2",
     "edm16:objective.sampling.steps=2",
     "relay64:objective.sampling.steps=2",
 ]
 
 
 @pytest.fixture(scope="module")
-def pipeline_root(cluster: Path) -> Path:
-    """Run the quickstart's pipeline, tiny, with both models; the photographs are packed by four."""
-    root = cluster / "pipeline"
-    words = ["pipeline", "quickstart", "--root", str(root), "--tasks=4", "--images=8", *ONE_TASK]
-    assert main([*words, *TINY_PIPELINE]) == 0
-    assert main([*words, *TINY_PIPELINE]) == 0, "what is in the queue is left there"
+def pictures(cluster: Path) -> Path:
+    """Make a folder of two classes of small pictures."""
+    generator = np.random.default_rng(0)
+    for number in range(64):
+        path = cluster / "pictures" / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return cluster / "pictures"
+
+
+@pytest.fixture(scope="module")
+def words(cluster: Path, pictures: Path) -> list[str]:
+    """The quickstart's pipeline with both models, tiny; the pictures are packed by four tasks."""
+    root, shares = ["--root", str(cluster / "pipeline")], ["--tasks=4", "--images=8"]
+    source = ["--source", str(pictures)]
+    return ["pipeline", "quickstart", *root, *source, *shares, *ONE_TASK, *TINY_PIPELINE]
+
+
+@pytest.fixture(scope="module")
+def pipeline_root(cluster: Path, words: list[str]) -> Path:
+    """Run the pipeline to its end."""
+    assert main(words) == 0
+    in_queue = set(queued())
+    assert main(words) == 0, "what is in the queue is left there"
+    assert set(queued()) <= in_queue
     helpers.wait_for("the pipeline", lambda: not queued(), 400)
-    assert main([*words, *TINY_PIPELINE]) == 0
+    assert main(words) == 0
     assert not queued(), "what is finished is skipped"
-    return root
+    return cluster / "pipeline"
 
 
-def test_a_pipeline_ends_in_tables(pipeline_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pipeline", "quickstart", "--root", str(pipeline_root), "--tree"]) == 0
+def test_a_pipeline_ends_in_tables(
+    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--tree"]) == 0
     tree = capsys.readouterr().out
     assert tree.count("finished") == 11, tree
     table = [r for r in JobFolder(pipeline_root).records() if r.kind == "table"]
@@ -61,9 +86,11 @@ def test_a_pipeline_ends_in_tables(pipeline_root: Path, capsys: pytest.CaptureFi
     assert "fd:block4" in printed
 
 
-def test_an_array_packs_what_one_process_packs(pipeline_root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data_pipelines", "pack", "photographs", str(tmp_path / "one")]
-    subprocess.run([*command, "--resolution", "64"], check=True)
+def test_an_array_packs_what_one_process_packs(
+    pipeline_root: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ["pack", "images", str(pictures), str(tmp_path / "one"), "--resolution", "64"]
+    subprocess.run([sys.executable, "-m", "data_pipelines", *words], check=True)
     ours, theirs = read_manifest(pipeline_root / "data"), read_manifest(tmp_path / "one")
     assert ours.digest == theirs.digest
     assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]

@@ -1,0 +1,235 @@
+"""Running again, leases, rendezvous: everything that is decided without asking Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm import requeue
+from slurm.code import SOURCE, code_digest, code_files, copy_code
+from slurm.folder import JobFolder, images_saved
+from slurm.jobs import outside_environment
+from slurm.leases import Work, create
+from slurm.logs import TaskLogs
+from slurm.ranks import (
+    FIRST_PORT,
+    PORTS,
+    Task,
+    interface_addresses,
+    interface_towards,
+    rendezvous_port,
+)
+from slurm.requeue import Decision, Policy, decide
+from slurm.resources import Resources, parse_minutes
+from slurm.watching import productive_seconds
+
+
+def _starts(*images: int) -> list[dict[str, Any]]:
+    return [{"event": "start", "images_seen": count} for count in images]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "images", "crashed", "expected"),
+    [
+        (_starts(0), 80, False, Decision(True, "asked to stop")),
+        (_starts(0, 80, 80), 80, False, Decision(True, "asked to stop")),
+        (
+            _starts(0, 80, 80, 80),
+            80,
+            False,
+            Decision(False, "3 starts in a row saved nothing beyond 80 images"),
+        ),
+        (_starts(80, 80, 80), 88, False, Decision(True, "asked to stop")),
+        (_starts(0), 80, True, Decision(True, "it crashed", 60)),
+        (_starts(0), 0, True, Decision(True, "it crashed", 60)),
+        (_starts(0, 0), 0, True, Decision(True, "it crashed", 120)),
+        ([{"event": "crash"}] * 4, 80, True, Decision(False, "it crashed 5 times")),
+        ([], 0, False, Decision(True, "asked to stop")),
+    ],
+)
+def test_decisions(
+    attempts: list[dict[str, Any]], images: int, crashed: bool, expected: Decision
+) -> None:
+    policy = Policy(max_stalled=3, max_crashes=4, backoff_seconds=60)
+    assert decide(attempts, images, policy, crashed=crashed) == expected
+
+
+class FakeSlurm:
+    """slurmctld as the end of a batch script sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: str = "RUNNING") -> None:
+        self.commands: list[list[str]] = []
+        job = {"JobState": state, "Restarts": "1"}
+        monkeypatch.setattr(requeue, "describe", lambda job_id: job)
+        monkeypatch.setattr(requeue, "run_slurm", self.commands.append)
+        monkeypatch.setattr(requeue.signal, "signal", lambda *_: None)
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+
+def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    folder = JobFolder(tmp_path)
+    assert requeue.main([str(tmp_path), "0"]) == 0
+    folder.note("7", "exit", restart=0, code=3)  # of an earlier start
+    assert requeue.main([str(tmp_path), "137", "--backoff-seconds=5"]) == 137
+    assert slurm.commands == [
+        ["scontrol", "requeue", "7"],
+        ["scontrol", "update", "JobId=7", "StartTime=now+5"],
+    ]
+    folder.note("7", "exit", restart=1, code=3)
+    assert requeue.main([str(tmp_path), "137"]) == 3, "a diverged run is not run again"
+    assert len(slurm.commands) == 2
+
+
+def test_what_slurm_ends_or_requeues_itself_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch, "COMPLETING")
+    assert requeue.main([str(tmp_path), "143"]) == 143
+    slurm = FakeSlurm(monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")  # the remains of a lost node
+    assert requeue.main([str(tmp_path), "143"]) == 143
+    assert slurm.commands == []
+
+
+def test_a_job_that_always_crashes_stops_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeSlurm(monkeypatch)
+    codes = [requeue.main([str(tmp_path), "1", "--max-crashes=2"]) for _ in range(3)]
+    assert codes == [1, 1, requeue.EXIT_STALLED]
+    assert "not run again: it crashed 3 times" in capsys.readouterr().err
+
+
+def test_only_one_caller_claims_and_only_one_job_begins(tmp_path: Path) -> None:
+    work = Work(tmp_path, 80, "quick")
+    claims: list[bool] = []
+    callers = [threading.Thread(target=lambda: claims.append(work.claim(1))) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert sorted(claims) == [False] * 7 + [True]
+    assert work.attempts == 1
+    assert work.alive(1, [], patience=60.0), "its caller may still submit it"
+    work.submitted(1, "12_0")
+    assert work.alive(1, ["12_0"], patience=0.0)
+    assert work.start(1, "12_0")
+    assert work.start(1, "12_0"), "all tasks of the job, and its requeue"
+    assert not work.start(1, "13"), "another job"
+    assert not work.alive(1, [], patience=60.0)
+
+
+def test_a_caller_that_was_killed_is_replaced_and_its_job_does_nothing(tmp_path: Path) -> None:
+    work = Work(tmp_path, 80, "quick")
+    assert work.claim(1)
+    assert not work.alive(1, [], patience=0.0), "given up"
+    assert work.claim(2)
+    assert not work.start(1, "12"), "the job of the first caller comes after all"
+    assert work.start(2, "13")
+    work.unfinished.write_text("{}")
+    work.finish()
+    assert work.result.exists()
+    assert not work.unfinished.exists()
+
+
+def test_create_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert create(tmp_path / "file", {"a": 1})
+    assert not create(tmp_path / "file", {"a": 2})
+    assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_rendezvous_is_derived_from_the_job() -> None:
+    task = Task(rank=3, local_rank=1, size=4, hosts=("n1", "n2"), job_id="12_3", restart=0)
+    assert task.environment["MASTER_ADDR"] == "n1"
+    assert task.environment["RANK"] == "3"
+    ports = {rendezvous_port(job, restart) for job in ("12", "13", "12_3") for restart in (0, 1)}
+    assert len(ports) == 6
+    assert all(FIRST_PORT <= rendezvous_port(str(job), 0) < FIRST_PORT + PORTS
+               for job in (1, 17_999, 18_000, 123_456_789))  # fmt: skip
+
+
+def test_the_interface_that_leads_to_rank_0() -> None:
+    loopback = interface_addresses().get("127.0.0.1")
+    assert loopback
+    assert interface_towards("127.0.0.1") == loopback
+    assert interface_towards("no.such.host.invalid") == ""
+    if socket.has_ipv6 and "::1" in interface_addresses():
+        assert interface_towards("::1") == loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190)],
+)
+def test_time_limits(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "-5", "1:2:3:4"])
+def test_time_limits_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="time limit"):
+        parse_minutes(text)
+
+
+def test_jobs_run_the_code_that_was_submitted(tmp_path: Path) -> None:
+    copy = copy_code(tmp_path)
+    assert copy == copy_code(tmp_path), "unchanged code is shared"
+    assert code_digest(copy) == code_digest()
+    assert code_files(copy) == code_files(SOURCE)
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", "import slurm; print(slurm.__file__)"]
+    printed = subprocess.run(
+        command, env=environment, cwd=SOURCE, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.strip().startswith(str(copy)), "also from the folder of the edited code"
+
+
+def test_a_job_hands_nothing_of_its_own_to_jobs_that_it_submits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK", "SLURM_CONF", "SOMETHING"):
+        monkeypatch.setenv(name, "1")
+    environment = outside_environment()
+    assert {"SLURM_CONF", "SOMETHING"} <= environment.keys()
+    assert not {"SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK"} & environment.keys()
+
+
+def test_progress_and_productive_time(tmp_path: Path) -> None:
+    assert images_saved(tmp_path) == 0
+    for images in (80, 160):
+        marker = tmp_path / "checkpoints" / f"{images:012d}" / "checkpoint.json"
+        marker.parent.mkdir(parents=True)
+        marker.touch()
+    assert images_saved(tmp_path) == 160
+    lines = [{"images_seen": seen, "speed/images_per_second": 4.0} for seen in (8, 16)]
+    assert productive_seconds(lines) == pytest.approx(4.0)
+
+
+def test_logs_have_ranks_and_whole_lines(tmp_path: Path) -> None:
+    from slurm.folder import JobRecord
+
+    record = JobRecord(
+        job_id="5", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="", code="",
+        resources=Resources(), logs=str(tmp_path),
+    )  # fmt: skip
+    logs = TaskLogs(record, "5")
+    (tmp_path / "5_0_log.out").write_text("one\ntw")
+    (tmp_path / "5_1_log.err").write_text("bad\n")
+    (tmp_path / "5_submitted.pkl").write_text("")
+    (tmp_path / "55_0_log.out").write_text("another job\n")
+    assert list(logs.new_lines()) == ["[0]  one", "[1]! bad"]
+    with open(tmp_path / "5_0_log.out", "a") as file:
+        file.write("o\nthree")
+    assert list(logs.new_lines()) == ["[0]  two"]
+    assert list(logs.new_lines(flush=True)) == ["[0]  three"]
