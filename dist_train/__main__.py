@@ -3,6 +3,7 @@
 python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
 python -m dist_train list                                           all recipes
 python -m dist_train status RUN                                     where a run stands
+python -m dist_train ema RUN --relative-width 0.07                  an average made afterwards
 
 Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
 written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung: after
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dist_train.status import print_status
 
             return print_status(arguments[1:])
+        if arguments[:1] == ["ema"]:
+            from dist_train.posthoc import reconstruct_command
+
+            return reconstruct_command(arguments[1:])
         return _train_command(arguments)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -136,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dist_train",
         description="Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
         " The same command goes on where an interrupted one stopped."
-        " Other commands: list, status RUN.",
+        " Other commands: list, status, ema, each with --help.",
     )
     parser.add_argument("recipe", help="name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")

@@ -83,7 +83,8 @@ def find_newest_whole(run_dir: Path, world: World) -> tuple[Path | None, list[st
         CheckpointError: There are checkpoints, but all are damaged: starting afresh would silently
             throw the run away.
     """
-    candidates = world.broadcast_object(committed(run_dir) if world.rank == 0 else None)
+    folders = sorted(run_dir.glob("checkpoints/[0-9]*")) if world.rank == 0 else None
+    candidates = world.broadcast_object(folders)  # with those that have lost their marker
     problems: list[str] = []
     for path in reversed(candidates):
         found: list[str] = [*itertools.chain(*world.gather_objects(_check_files(path, world)))]

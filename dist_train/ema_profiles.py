@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ class PowerEma:
                 " of a plain mean over all of training"
             )
 
-    @property
+    @functools.cached_property
     def gamma(self) -> float:
         """Exponent of the profile: the root of (g + 1) / ((g + 2)^2 (g + 3)) = relative_width^2."""
         width = self.relative_width**-2

@@ -7,6 +7,7 @@ than most tests. A failure ends them, as they may be left in different places.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import socket
 import traceback
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-PATIENCE = 150.0
+PATIENCE = 400.0
 """Seconds that a function may take."""
 _pools: dict[int, RankPool] = {}
 
@@ -92,11 +93,13 @@ def _serve(rank: int, size: int, port: int, work: Connection) -> None:
             function, arguments = work.recv()
         except EOFError:
             return
+        faulthandler.dump_traceback_later(PATIENCE - 5)  # a hang shows where
         try:
             function(*arguments)
             work.send(None)
         except BaseException:
             work.send(traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
 
 
 @atexit.register

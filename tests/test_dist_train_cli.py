@@ -39,9 +39,12 @@ TINY = [
         (["quickstart_edm16", "data.path"], "'data.path' is not an override; write key=value"),
         (["quickstart_edm16", "lr=1"], "unknown setting 'lr'"),
         (["quickstart_edm16", "seed=fast"], "seed='fast' is not of type int"),
-        (["quickstart_edm16", "zero_stage=3"], "zero_stage=3 is not one of 0, 1, 2"),
+        (["quickstart_edm16", "zero_stage=4"], "zero_stage=4 is not one of 0, 1, 2, 3"),
         (["quickstart_edm16", "optim.denoiser.lr=-1"], "lr=-1.0 must be positive"),
         (["quickstart_relay64", "objective.process.upscale=5"], "not a multiple of"),
+        (["quickstart_edm16", "divergence.action=pray"], "not one of 'stop', 'skip', 'roll_back'"),
+        (["quickstart_edm16", "--deepspeed", "/nowhere.json"], "No such file"),
+        (["status", "/nowhere"], "/nowhere is not a run folder"),
         (["quickstart_edm16"], "--run-dir is missing"),
     ],
 )
@@ -62,6 +65,8 @@ def test_bad_settings_are_refused_before_anything_starts(
         (["data.backend=dali", "data.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["objective.unet.label_dim=2"], "label_dim=2, but .* classes"),
         (['optim={"x": {"lr": 1}}'], "optim has settings for"),
+        (['deepspeed={"fp16": {"enabled": true}}'], "deepspeed.fp16 contradicts the recipe"),
+        (["offload=parameters"], "offload=parameters needs zero_stage=3, not 1"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_or_the_ranks(

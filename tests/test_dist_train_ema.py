@@ -1,0 +1,110 @@
+"""Averages: closed forms of their profiles, and reconstruction against those tracked directly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_train.__main__ import main
+from dist_train.config import ConstantEma, HalflifeEma, PowerEma
+from dist_train.posthoc import Stored, profile_weights, solve
+from models.snapshot import read_snapshot
+from tests.ranks import run_ranks
+from tests.tiny import BATCH, tiny_edm
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        PowerEma(relative_width=0.1),
+        ConstantEma(decay=0.9),
+        HalflifeEma(halflife_images=100),
+        HalflifeEma(halflife_images=30, rampup_ratio=None),
+    ],
+)
+def test_profile_weights_are_those_of_the_recursion(
+    profile: PowerEma | ConstantEma | HalflifeEma,
+) -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    average = 0.0  # the initial weights
+    for step, value in enumerate(values):
+        beta = profile.beta(step * 8, 8)
+        average = beta * average + (1 - beta) * value
+    weights = profile_weights(profile, 40 * 8, 50, 8)
+    assert np.dot(weights[:40], values) == pytest.approx(average, rel=1e-12)
+    assert not weights[40:].any()
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_power_profile_has_the_relative_width_it_is_named_after(width: float) -> None:
+    steps = 20_000
+    weights = profile_weights(PowerEma(relative_width=width), steps, steps, 1)
+    times = (np.arange(steps) + 0.5) / steps
+    mean = np.dot(weights, times)
+    assert weights.sum() == pytest.approx(1.0)
+    assert np.sqrt(np.dot(weights, (times - mean) ** 2)) == pytest.approx(width, rel=1e-3)
+
+
+def test_two_power_profiles_stored_often_span_the_others() -> None:
+    basis = [
+        Stored(Path(), PowerEma(relative_width=width), images)
+        for images in range(500, 8001, 500)
+        for width in (0.05, 0.1)
+    ]
+    for width in (0.06, 0.075, 0.12, 0.15):
+        assert solve(PowerEma(relative_width=width), 8000, basis, 4)[1] < 0.02
+    assert solve(PowerEma(relative_width=0.05), 8000, basis, 4)[1] < 1e-9
+    sparse = [s for s in basis if s.images_seen % 4000 == 0]
+    assert solve(PowerEma(relative_width=0.2), 8000, sparse, 4)[1] > 0.05
+
+
+def _train(run_dir: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+    from dist_train.run_folder import settle_config
+
+    widths = {"short": 0.05, "long": 0.10, "between": 0.07, "beyond": 0.14}
+    config = replace(
+        tiny_edm(),
+        total_images=48 * BATCH,
+        log_images=48 * BATCH,
+        checkpoint_images=24 * BATCH,
+        snapshot_images=2 * BATCH,
+        extra_emas={name: PowerEma(relative_width=width) for name, width in widths.items()},
+    )
+    world = init_world()
+    if world.rank == 0:
+        settle_config(run_dir, config)
+    Trainer(config, run_dir, world).fit()
+
+
+@pytest.mark.distributed
+def test_reconstructed_averages_are_those_that_were_tracked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ranks(2, _train, tmp_path)
+    tracked = {}
+    for name, width in (("between", 0.07), ("beyond", 0.14)):
+        folder = tmp_path / "ema" / name
+        tracked[name] = read_snapshot(folder / f"{48 * BATCH:012d}").load_weights()
+        for path in folder.iterdir():  # what is looked for must not be in the basis
+            (path / "snapshot.json").rename(path / "hidden.json")
+        out = tmp_path / f"out_{name}"
+        command = ["ema", str(tmp_path), "--relative-width", str(width), "--out", str(out)]
+        assert main(command) == 0
+        assert "stored averages" in capsys.readouterr().out
+        rebuilt = read_snapshot(out / f"{48 * BATCH:012d}").load_weights()
+        newest = read_snapshot(tmp_path).load_weights()
+        error = _distance(rebuilt, tracked[name]) / _distance(newest, tracked[name])
+        assert error < 0.05, f"{name}: {error:.3f} of the distance to the tracked main average"
+    assert main(["ema", str(tmp_path), "--decay", "0.9", "--at", "3"]) == 2
+    assert "has stored no average at 3 images" in capsys.readouterr().err
+
+
+def _distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return sum(float((ours[k].double() - theirs[k].double()).square().sum()) for k in ours) ** 0.5
