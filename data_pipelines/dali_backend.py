@@ -22,6 +22,7 @@ from data_pipelines.delivery import (
     SampleReader,
     decode_square,
     read_ahead,
+    to_device,
 )
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
@@ -147,7 +148,7 @@ class DaliPipeline:
     def _decoded_by_pillow(self, positions: range) -> ImageBatch:
         resolution = self.info.resolution
         arrays, labels = self._reader.load(positions, lambda data: decode_square(data, resolution))
-        images = torch.from_numpy(np.stack(arrays)).to(self._device)
+        images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
         return self._finish(images, labels, positions)
 
     def _stream(self) -> torch.cuda.Stream | None:

@@ -144,11 +144,16 @@ def box_reduce(images: Tensor, factor: int) -> Tensor:
     return ((sums + area // 2) // area).to(torch.uint8)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a CPU tensor to a device without waiting for the copy."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def mirror(images: Tensor, flips: Sequence[bool]) -> Tensor:
     """Return a copy of images [B, 3, H, W] in which the ones marked by `flips` are mirrored."""
     if images.device.type != "cpu":
-        mask = torch.tensor(flips, device=images.device)[:, None, None, None]
-        return torch.where(mask, images.flip(3), images)
+        mask = to_device(torch.tensor(flips), images.device)
+        return torch.where(mask[:, None, None, None], images.flip(3), images)
     mirrored = images.flip(3)  # on the CPU several times faster than torch.where
     for row, flip in enumerate(flips):
         if not flip:
@@ -191,9 +196,10 @@ class BatchFinisher:
         self, images: Tensor, labels: Sequence[int], positions: range
     ) -> ImageBatch:
         """Return a batch from images uint8 [B, 3, S, S] that the decoder has mirrored."""
+        on_device = to_device(torch.tensor(labels), images.device) if self._labelled else None
         return ImageBatch(
             images=box_reduce(images, self._factor),
-            labels=torch.tensor(labels, device=images.device) if self._labelled else None,
+            labels=on_device,
             positions=tuple(positions),
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipelines.beton import BETON, check_beton, import_ffcv
 from data_pipelines.datasets import open_data
-from data_pipelines.delivery import BatchFinisher, SampleReader, planes_first, read_ahead
+from data_pipelines.delivery import BatchFinisher, SampleReader, planes_first, read_ahead, to_device
 from data_pipelines.images import BadImage
 from data_pipelines.order import Integers
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
@@ -79,9 +79,7 @@ class FfcvPipeline:
         def produce(k: int) -> ImageBatch:
             positions = self._share.positions(start, k)
             indices, labels = self._reader.load(positions, lambda index: index)
-            pixels = self._decoder(np.array(indices))
-            if self._device.type == "cuda":
-                pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+            pixels = to_device(self._decoder(np.array(indices)), self._device)
             return self._finish(planes_first(pixels), labels, positions)
 
         return read_ahead(produce, 1, self._config.prefetch)  # FFCV itself uses all workers

@@ -17,6 +17,7 @@ from data_pipelines.delivery import (
     SampleReader,
     decode_square,
     read_ahead,
+    to_device,
 )
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
@@ -49,7 +50,5 @@ class WebDatasetPipeline:
     def _batch(self, positions: range) -> ImageBatch:
         resolution = self.info.resolution
         arrays, labels = self._reader.load(positions, lambda data: decode_square(data, resolution))
-        images = torch.from_numpy(np.stack(arrays))
-        if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
+        images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
         return self._finish(images, labels, positions)
