@@ -54,6 +54,11 @@ class Work:
         claims = self.folder.glob(f".{self.protocol}.*.claim")
         return max((int(claim.name.split(".")[-2]) for claim in claims), default=0)
 
+    @property
+    def failures(self) -> int:
+        """How many attempts became a job; of a work without result or live attempt, all failed."""
+        return sum(1 for n in range(1, self.attempts + 1) if self.job_of(n))
+
     def claim(self, attempt: int) -> bool:
         """Claim an attempt; returns whether it is this caller's."""
         return create(self._file(attempt, "claim"), {"time": time.time(), "pid": os.getpid()})
@@ -72,7 +77,7 @@ class Work:
         """Return the job that began an attempt, or was submitted for it; "" if none is known."""
         for kind in ("start", "job"):
             noted = self._read(attempt, kind)
-            if noted:
+            if noted and noted["job"]:
                 return str(noted["job"])
         return ""
 

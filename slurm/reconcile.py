@@ -91,14 +91,15 @@ def _next(
 ) -> EvalJob | None:
     """Count one evaluation, and return the attempt at it that is due, if any."""
     work, last = job.work, job.work.attempts
+    failures = work.failures if last else 0
     report.wanted += 1
     if work.result.exists():
         report.done += 1
     elif last and work.alive(last, queue, plan.claim_seconds):
         report.alive += 1
-    elif last >= plan.max_attempts:
-        report.failed.append(f"{job.title} (tried {last} times, last as {work.job_of(last)})")
-    elif last and time.time() < work.ended(last) + plan.backoff_seconds * 2 ** (last - 1):
+    elif failures >= plan.max_attempts:
+        report.failed.append(f"{job.title} (tried {failures} times, last as {work.job_of(last)})")
+    elif failures and time.time() < work.ended(last) + plan.backoff_seconds * 2 ** (failures - 1):
         report.waiting += 1
     else:
         return dataclasses.replace(job, attempt=last + 1)
@@ -238,4 +239,4 @@ class ReconcileJob:
             for protocol in plan.protocols
             if protocol.wants(images, total)
         )
-        return all(work.result.exists() or work.attempts >= plan.max_attempts for work in wanted)
+        return all(work.result.exists() or work.failures >= plan.max_attempts for work in wanted)
