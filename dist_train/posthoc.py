@@ -110,7 +110,7 @@ def solve(
     columns = [profile_weights(s.profile, s.images_seen, steps, batch) for s in basis]
     wanted = _binned(profile_weights(target, at, steps, batch))
     matrix = np.stack([_binned(column) for column in columns], axis=1)
-    coefficients: NDArray[np.float64] = np.linalg.lstsq(matrix, wanted, rcond=1e-10)[0]
+    coefficients = np.linalg.lstsq(matrix, wanted, rcond=1e-10)[0].astype(np.float64)
     error = np.linalg.norm(matrix @ coefficients - wanted) / np.linalg.norm(wanted)
     return coefficients, float(error)
 

@@ -1,0 +1,337 @@
+"""Faults, each injected on purpose: what is kept and said, and that the run goes on exactly."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from dist_train.adam import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from dist_train.checkpoint import committed
+from dist_train.config import DivergencePolicy, RunConfig
+from dist_train.divergence import Judge
+from dist_train.watchdog import EXIT_LOST
+from models.config_io import ConfigError
+from tests.ranks import run_ranks
+from tests.test_dist_train_loop import HALF, WHOLE, whole_tensors
+from tests.tiny import BATCH, tiny_edm
+
+ROOT = Path(__file__).parent.parent
+
+
+def _config(
+    total: int = WHOLE, action: Literal["stop", "skip", "roll_back"] = "stop", **changes: Any
+) -> RunConfig:
+    policy = DivergencePolicy(action=action)
+    return replace(tiny_edm(), total_images=total, divergence=policy, **changes)
+
+
+def _fit(root: Path, config: RunConfig, poisoned: tuple[int, ...] = ()) -> Any:
+    """Train; samples at the poisoned positions give losses that are not numbers."""
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+
+    root.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, root, init_world())
+    healthy = trainer.losses["denoiser"]
+
+    def loss_fn(networks: Any, example: Any, step: int) -> Any:
+        loss, metrics = healthy(networks, example, step)
+        return loss * (torch.nan if set(example.positions) & set(poisoned) else 1.0), metrics
+
+    trainer.losses["denoiser"] = loss_fn
+    trainer.fit()
+    return trainer
+
+
+def _same(ours: Path, theirs: Path) -> None:
+    left, right = whole_tensors(ours), whole_tensors(theirs)
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        assert torch.equal(values, right[name]), name
+        assert values.isfinite().all()
+
+
+# Divergence.
+
+
+def _check_divergence(root: Path, zero_stage: Literal[0, 1]) -> None:
+    from dist_train.divergence import DivergedError
+
+    bad = (1 * BATCH + 3, 4 * BATCH + 6)  # one sample of the second step, one of the fifth
+    with pytest.raises(DivergedError, match="1 updates of the denoiser had gradients that are"):
+        _fit(root / "stop", _config(zero_stage=zero_stage), bad[1:])
+    assert [p.name for p in committed(root / "stop")] == [f"{HALF:012d}"]
+
+    whole = _fit(root / "skip", _config(action="skip", zero_stage=zero_stage), bad)
+    assert whole.engines["denoiser"].loss_scale.skipped == 2
+    assert whole.engines["denoiser"].updates == WHOLE // BATCH - 2
+    for total in (HALF, WHOLE):
+        _fit(root / "skip_resumed", _config(total, action="skip", zero_stage=zero_stage), bad)
+    _same(root / "skip", root / "skip_resumed")
+
+    whole = _fit(root / "back", _config(action="roll_back", zero_stage=zero_stage), bad[1:])
+    assert whole.data_offset == 2 * BATCH  # from the checkpoint to where it was noticed
+    assert whole.engines["denoiser"].loss_scale.skipped == 0
+    for total in (5 * BATCH, WHOLE):  # diverges, goes back and is interrupted; goes on
+        config = _config(total, action="roll_back", zero_stage=zero_stage)
+        _fit(root / "back_resumed", config, bad[1:])
+    _same(root / "back", root / "back_resumed")
+    lines = (root / "back" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == list(
+        range(BATCH, WHOLE + 1, BATCH)
+    )
+    everything = tuple(range(4 * BATCH, 1000))
+    with pytest.raises(DivergedError, match="diverged by"):  # in vain: it stops after three times
+        _fit(root / "hopeless", _config(action="roll_back", zero_stage=zero_stage), everything)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_sick_updates_stop_are_skipped_or_rolled_back(tmp_path: Path, zero_stage: int) -> None:
+    run_ranks(2, _check_divergence, tmp_path, zero_stage)
+
+
+def test_judge_sees_explosions_and_falling_scales() -> None:
+    policy = DivergencePolicy(explosion=10.0)
+    scale = LossScale(dynamic=False)
+    judge = Judge(policy, lambda metrics: None, {"net": scale})
+    assert judge.find_trouble({"net/loss": 0.1}) is None
+    assert judge.find_trouble({"net/loss": 9.0}) is None  # small losses may vary
+    assert "rose from 9 to 91" in str(judge.find_trouble({"net/loss": 91.0}))
+    assert "is inf" in str(judge.find_trouble({"net/loss": torch.inf}))
+    falling = LossScale(dynamic=True)
+    judge = Judge(policy, lambda metrics: None, {"net": falling})
+    for _ in range(16):
+        falling.update_scale(True)
+    assert judge.find_trouble({"net/loss": 1.0}) is None
+    falling.update_scale(True)
+    assert "loss scale of the net fell to 0.5" in str(judge.find_trouble({"net/loss": 1.0}))
+
+
+def test_loss_scale_halves_doubles_and_survives_a_checkpoint() -> None:
+    scale = LossScale(dynamic=True)
+    scale.update_scale(True)
+    assert (scale.cur_scale, scale.skipped) == (INITIAL_SCALE / 2, 1)
+    for _ in range(GROWTH_INTERVAL):
+        scale.update_scale(False)
+    assert scale.cur_scale == INITIAL_SCALE
+    other = LossScale(dynamic=True)
+    other.load_state(scale.state())
+    assert other.state() == scale.state()
+
+
+# Storage.
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Take away the right to write a folder, from root as well."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, data) == 0
+    effective = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, data) == 0
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(mode)
+        data[0] = effective
+        assert libc.capset(header, data) == 0
+
+
+def _check_storage(root: Path) -> None:
+    from dist_train.checkpoint import CheckpointError
+    from dist_train.distributed import init_world
+
+    world = init_world()
+    for name in ("full", "read_only"):
+        _fit(root / name, _config(HALF))
+        folder = root / name / "checkpoints"
+        fault = _full_disk() if name == "full" else _read_only(folder)
+        with (
+            fault if name == "read_only" or world.rank == 1 else contextlib.nullcontext(),
+            pytest.raises(CheckpointError, match=r"rank \d could not write .*: make room"),
+        ):
+            _fit(root / name, _config(WHOLE))
+        world.barrier()
+        assert sorted(path.name for path in folder.iterdir()) == [f"{HALF:012d}"]
+        world.barrier()
+        _fit(root / name, _config(WHOLE))
+    _fit(root / "undisturbed", _config())
+
+
+@pytest.mark.distributed
+def test_full_disk_and_read_only_folder_lose_nothing(tmp_path: Path) -> None:
+    run_ranks(2, _check_storage, tmp_path)
+    for name in ("full", "read_only"):
+        _same(tmp_path / name, tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_without_its_marker_is_no_fresh_start(tmp_path: Path) -> None:
+    run_ranks(1, _check_marker, tmp_path)
+
+
+def _check_marker(root: Path) -> None:
+    from dist_train.checkpoint import CheckpointError, find_newest_whole
+    from dist_train.distributed import init_world
+
+    _fit(root, _config(BATCH))
+    (root / "checkpoints" / f"{BATCH:012d}" / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint.json cannot be read"):
+        find_newest_whole(root, init_world())
+
+
+# Ranks that hang or disappear.
+
+HANGING = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dist_train.__main__ import train
+from dist_train.loop import Trainer
+from tests.test_dist_train_faults import _config
+
+def sleep_for_ever(self, original=Trainer._train_step):
+    def step(trainer, examples):
+        while trainer.step == 4 and trainer.world.rank == 1:
+            time.sleep(1)
+        original(trainer, examples)
+    return step
+
+Trainer._train_step = sleep_for_ever(None)
+sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+"""
+
+
+def _start_ranks(script: str, run_dir: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(run_dir)],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+
+
+def _go_on(root: Path) -> None:
+    _fit(root / "disturbed", _config())
+    _fit(root / "undisturbed", _config())
+
+
+@pytest.mark.distributed
+def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
+    processes = _start_ranks(HANGING, tmp_path / "disturbed")
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_LOST, EXIT_LOST], errors
+    stacks = [tmp_path / "disturbed" / "hangs" / f"rank_0000{rank}.txt" for rank in range(2)]
+    assert "step 4" in stacks[0].read_text()
+    assert "in step" in stacks[1].read_text()  # the function that sleeps
+    assert "rank 1 hangs: no progress for 6 s in" in errors[1]
+    run_ranks(2, _go_on, tmp_path)
+    _same(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+# The surroundings.
+
+
+def test_wandb_out_of_reach_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train import mirrors
+
+    monkeypatch.setattr(mirrors, "WANDB_TIMEOUT", 2.0)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    began = time.monotonic()
+    assert mirrors.start_mirrors(_config(wandb_project="x"), tmp_path) == []
+    assert "metrics go to metrics.jsonl only" in capsys.readouterr().err
+    assert time.monotonic() - began < 60
+
+
+def test_nothing_depends_on_the_clock_of_the_wall() -> None:
+    """Durations are monotonic and order is by images seen: skewed clocks cannot matter."""
+    forbidden = {"time.time", "datetime.now", "datetime.utcnow", "time.time_ns"}
+    for path in sorted((ROOT / "dist_train").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in forbidden, path
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"st_mtime", "st_ctime"}, path
+
+
+def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    from dist_train.run_folder import settle_config
+
+    settle_config(tmp_path, tiny_edm())
+    (tmp_path / "format.json").write_text('{"format_version": 2}')
+    with pytest.raises(ConfigError, match="run folder format 2, this relaywave knows 1"):
+        settle_config(tmp_path, tiny_edm())
+
+
+def test_stale_locks_and_file_systems_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train import run_folder
+
+    (tmp_path / "lock").write_text('{"host": "gone", "pid": 1, "since": "long ago"}')
+    lock = run_folder.RunLock(tmp_path, patience=0.0)
+    assert str(os.getpid()) in str(run_folder.RunLock.owner(tmp_path))
+    lock.release()
+    assert run_folder.RunLock.owner(tmp_path) is None
+
+    def no_locks(file: Any, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    run_folder.RunLock(tmp_path, patience=0.0).release()
+    assert "the file system has no locks; start one run only" in capsys.readouterr().err
+
+
+def test_checkpoints_are_kept_by_rules() -> None:
+    from dist_train.retention import Retention
+
+    metrics = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 1.0, 60: float("nan"), 70: 5.0}
+    assert Retention(last=2).expendable(metrics) == [10, 20, 30, 40, 50]
+    assert Retention(last=1, every_images=25).expendable(metrics) == [10, 20, 40, 60]
+    assert Retention(last=1, best=True).expendable(metrics) == [10, 20, 30, 40, 60]
+    assert Retention(last=9).expendable(metrics) == []
