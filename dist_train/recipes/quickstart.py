@@ -44,6 +44,7 @@ def quickstart_edm16() -> RunConfig:
         log_images=3_200,
         checkpoint_images=3_200,
         snapshot_images=22_400,
+        channels_last=True,
         wandb_project="relaywave-quickstart",
         gpus_per_node=2,
     )
@@ -71,6 +72,7 @@ def quickstart_relay64() -> RunConfig:
         log_images=800,
         checkpoint_images=800,
         snapshot_images=5_600,
+        channels_last=True,
         wandb_project="relaywave-quickstart",
         gpus_per_node=2,
     )
@@ -109,11 +111,11 @@ def quickstart_wavediff64() -> RunConfig:
             "generator": AdamConfig(lr=1e-3, betas=betas),
         },
         ema=ConstantEma(decay=0.995),
-        total_images=9_600,
+        total_images=8_000,
         global_batch_size=8,
         log_images=800,
         checkpoint_images=800,
-        snapshot_images=9_600,
+        snapshot_images=8_000,
         wandb_project="relaywave-quickstart",
         gpus_per_node=2,
     )
