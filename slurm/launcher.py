@@ -24,6 +24,9 @@ Cluster = Literal["slurm", "local", "debug"]
 TIMEOUT_REQUEUES = 100_000
 """submitit's own bound on requeues after a time limit; ours (`slurm.requeue`) looks at progress."""
 
+_started: list[Any] = []
+"""What this process has submitted: a local job's process must not be forgotten while it runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -69,6 +72,7 @@ def submit(submission: Submission) -> JobRecord:
     executor = _executor(submission, folder, code)
     with _environment_of_jobs(submission, code):
         submitted = _submit_all(executor, submission.jobs)
+        _started.extend(submitted)
         record = JobRecord(
             job_id=submitted[0].job_id.partition("_")[0],
             kind=submission.kind,
@@ -122,7 +126,7 @@ def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> d
     return {
         **parameters,
         "job_name": submission.name,
-        "setup": _setup(site, code),
+        "setup": [*_setup(site, code), *_shrunk(resources)],
         "teardown": _teardown(submission),
         "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
     }
@@ -143,6 +147,17 @@ def _setup(site: Site, code: Path) -> list[str]:
     limits = ["ulimit -c 0", *([f"ulimit -n {site.open_files}"] if site.open_files else [])]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return [*site.setup, *limits, *exports]
+
+
+def _shrunk(resources: Resources) -> list[str]:
+    """Return what tells srun the number of tasks when the job got fewer nodes than it was for.
+
+    Slurm keeps that of the submission in the environment, whatever the request was lowered to.
+    """
+    if not resources.fallback_nodes:
+        return []
+    tasks = f"$((SLURM_JOB_NUM_NODES * {resources.tasks_per_node}))"
+    return [f"export SLURM_NTASKS={tasks} SLURM_NPROCS={tasks}"]
 
 
 def _teardown(submission: Submission) -> list[str] | None:

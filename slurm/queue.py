@@ -83,7 +83,7 @@ def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, 
     ids = sorted(set(job_ids))
     if not ids:
         return []
-    command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader", "--array",
+    command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader",
                f"--jobs={','.join(ids)}", f"--format={','.join(fields)}"]  # fmt: skip
     lines = run_slurm(command).splitlines()
     return [dict(zip(fields, line.split("|"), strict=True)) for line in lines if line]

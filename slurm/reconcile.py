@@ -8,15 +8,14 @@ once: rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user. 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from slurm.cluster import Site
+from slurm.elastic import shrink_waiting
 from slurm.evaluation_plan import (
     EvalJob,
     EvaluationPlan,
@@ -30,6 +29,7 @@ from slurm.launcher import Submission, submit
 from slurm.leases import Work
 from slurm.queue import queued, run_slurm
 from slurm.resources import Resources
+from slurm.results import mirror, values
 
 Submit = Callable[[Submission], JobRecord]
 
@@ -81,6 +81,7 @@ def reconcile(run_dir: Path, site: Site, submit_jobs: Submit = submit) -> Report
         _submit(run_dir, jobs, plan, site, submit_jobs)
         report.submitted = [job.title for job in jobs]
     report.best = _mark_best(run_dir, plan)
+    mirror(run_dir)
     _stop_early(run_dir, plan, report.best)
     _prune(run_dir, plan, total, report.best)
     return report
@@ -124,19 +125,6 @@ def _submit(
     )  # fmt: skip
     for job, job_id in zip(jobs, record.task_ids, strict=True):
         job.work.submitted(job.attempt, job_id)
-
-
-def values(run_dir: Path, key: str) -> dict[int, float]:
-    """Return {images seen: value} of all results, for a key like `protocol:metric.value`."""
-    protocol, _, path = key.partition(":")
-    metric, _, value = path.rpartition(".")
-    found = {}
-    for result in sorted(run_dir.glob(f"evaluation/[0-9]*/{protocol}.json")):
-        content: dict[str, Any] = json.loads(result.read_text())
-        entry = content["metrics"].get(metric)
-        if entry and value in entry["values"]:
-            found[int(result.parent.name)] = float(entry["values"][value])
-    return found
 
 
 def _mark_best(run_dir: Path, plan: EvaluationPlan) -> int | None:
@@ -183,6 +171,19 @@ def _prune(run_dir: Path, plan: EvaluationPlan, total: int, best: int | None) ->
             shutil.rmtree(run_dir / "snapshots" / f"{images:012d}")
 
 
+def bring_about(run_dir: Path, site: Site) -> list[str]:
+    """Do all that is due for a run, evaluation and fewer nodes; returns what is to be told.
+
+    Raises:
+        ValueError: There is nothing that could be due.
+    """
+    told = shrink_waiting(run_dir, queued())
+    elastic = any(record.resources.fallback_nodes for record in JobFolder(run_dir).records())
+    if read_plan(run_dir) is not None or not elastic:
+        told.append(str(reconcile(run_dir, site)))
+    return told or ["nothing to do"]
+
+
 @dataclass(frozen=True)
 class ReconcileJob:
     """Reconcile runs now and, by submitting itself again, every few minutes until all is done.
@@ -216,7 +217,8 @@ class ReconcileJob:
             return "finished"
         submit(self.submission(begin=f"now+{self.minutes}minutes"))
         for run_dir in self.runs:
-            print(f"{run_dir.name}: {reconcile(run_dir, self.site)}", flush=True)
+            for told in bring_about(run_dir, self.site):
+                print(f"{run_dir.name}: {told}", flush=True)
         return "goes on"
 
     def submission(self, begin: str = "") -> Submission:

@@ -25,6 +25,8 @@ class Resources:
         begin: Earliest start, as Slurm writes it (`now+6hours`).
         array_parallelism: How many tasks of an array run at once.
         nice: Lowers the priority.
+        fallback_nodes: Fewer nodes that will do if the wanted ones are long in coming, in order.
+        shrink_minutes: How long each number of nodes is waited for.
     """
 
     nodes: int = 1
@@ -48,6 +50,8 @@ class Resources:
     begin: str = ""
     array_parallelism: int = 0
     nice: int = 0
+    fallback_nodes: tuple[int, ...] = ()
+    shrink_minutes: int = 360
 
     def __post_init__(self) -> None:
         for name in ("nodes", "tasks_per_node", "minutes"):

@@ -11,7 +11,7 @@ from models.config_io import read_config
 from slurm.evaluation_plan import EvaluationPlan, total_images, write_plan
 from slurm.options import add_resources, resources_of, target_of
 from slurm.queue import SlurmError, have_slurm, queued
-from slurm.reconcile import ReconcileJob, reconcile
+from slurm.reconcile import ReconcileJob, bring_about
 from slurm.resources import check_job_name
 
 
@@ -43,7 +43,8 @@ def reconcile_command(args: argparse.Namespace) -> None:
         target.launch(job.submission())
         return
     for run_dir in runs:
-        print(f"{run_dir.name}: {reconcile(run_dir, target.site)}")
+        for told in bring_about(run_dir, target.site):
+            print(f"{run_dir.name}: {told}")
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:

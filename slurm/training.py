@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError, override
+from slurm.elastic import node_counts
 from slurm.folder import JobFolder, read_lines
 from slurm.jobs import STOP, TrainJob
 from slurm.launcher import Submission
@@ -31,6 +32,9 @@ def train_command(args: argparse.Namespace) -> None:
     target, run_dir = target_of(args), args.run_dir.absolute()
     resources = _resources(args, config)
     name = check_job_name(args.name or run_dir.name)
+    if args.min_nodes is not None:
+        fallback = node_counts(config, resources, args.min_nodes)
+        resources = dataclasses.replace(resources, fallback_nodes=fallback)
     check_run(config, run_dir, resources, args.allow_changes)
     check_speed(config, run_dir, resources, target, args.images_per_second)
     target.check(resources, run_dir)
@@ -215,6 +219,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="name of a recipe (`python -m dist_train list`)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--min-nodes", type=int, help="if nodes are long in coming, fewer will do")
+    parser.add_argument(
+        "--shrink-minutes", type=int, help="how long each number of nodes is waited for (360)"
+    )
     _add_training(parser)
     parser.set_defaults(command=train_command)
 

@@ -12,7 +12,7 @@ from slurm.evaluation_plan import read_plan
 from slurm.folder import JobFolder, JobRecord, read_lines
 from slurm.jobs import STOP
 from slurm.queue import QueuedJob, SlurmError, accounting, have_slurm, queued
-from slurm.reconcile import values
+from slurm.results import values
 
 SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
 

@@ -99,7 +99,7 @@ def test_an_array_packs_what_one_process_packs(
 def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = cluster / "sweep"
     short = ["total_images=16", "snapshot_images=16"]
-    words = [*helpers.TINY, *short, *ONE_TASK, "--grid=seed=0,1", "--parallel=1", "--out", str(out)]
+    words = [*helpers.TINY, *short, *ONE_TASK, "--grid=seed=0,1", "--parallel=2", "--out", str(out)]
     assert main(["sweep", *words]) == 0
     assert main(["sweep", *words]) == 2, "runs in the queue are not submitted again"
     assert "already" in capsys.readouterr().err

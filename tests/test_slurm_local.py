@@ -1,0 +1,71 @@
+"""The same jobs without Slurm: processes of this machine, requeued by submitit's own controller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm.__main__ import main
+from slurm.folder import JobFolder, read_lines
+
+TRAIN = [
+    "train",
+    "quickstart_edm16",
+    "data.backend=synthetic",
+    "objective.unet.model_channels=8",
+    "objective.unet.label_dim=4",
+    "wandb_project=null",
+    "global_batch_size=8",
+    "log_images=8",
+    "checkpoint_images=80",
+    "--nodes=1",
+    "--gpus-per-node=0",
+    "--time=10",
+]
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 150.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _images(run_dir: Path) -> int:
+    lines = read_lines(run_dir / "metrics.jsonl")
+    return int(lines[-1]["images_seen"]) if lines else 0
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_local_job_is_stopped_and_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = ["--cluster=local", "--tasks-per-node=2", "--run-dir", str(run_dir)]
+    assert main([*TRAIN, "total_images=400", "snapshot_images=400", *words]) == 0
+    record = JobFolder(run_dir).records()[0]
+    assert record.cluster == "local"
+    _wait_for(lambda: _images(run_dir) >= 40)
+    for pid in _children(int(record.job_id)):
+        os.kill(pid, signal.SIGUSR2)
+    _wait_for(lambda: (run_dir / "snapshots" / f"{400:012d}" / "snapshot.json").exists())
+    starts = [a for a in JobFolder(run_dir).attempts(record.job_id) if a["event"] == "start"]
+    assert [start["ranks"] for start in starts] == [2, 2]
+    assert starts[1]["images_seen"] >= 40
+    assert [line["images_seen"] for line in read_lines(run_dir / "metrics.jsonl")] == [
+        *range(8, 401, 8)
+    ]
+
+
+def test_several_nodes_need_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--cluster=local", "--tasks-per-node=1", "--nodes=2", "--run-dir", str(tmp_path / "r")]
+    assert main([*TRAIN, *words]) == 2
+    assert "without Slurm there is this machine only" in capsys.readouterr().err
