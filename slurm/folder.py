@@ -34,7 +34,6 @@ class JobRecord:
         resources: What it asked for.
         logs: Folder of what its tasks print.
         tasks: What each array task does, in words; one entry if it is no array.
-        stopped: Whether the user cancelled it.
     """
 
     job_id: str
@@ -47,7 +46,6 @@ class JobRecord:
     resources: Resources
     logs: str
     tasks: tuple[str, ...] = ()
-    stopped: bool = False
 
     @property
     def task_ids(self) -> list[str]:

@@ -81,6 +81,8 @@ class TrainJob:
         enter_rank(task)
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until training begins, nothing to save
+        if task.rank and "SLURM_JOB_ID" not in os.environ:
+            signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # Slurm would end it with rank 0
         if task.rank == 0:
             self._begin(task)
         code = self._train()
@@ -93,7 +95,10 @@ class TrainJob:
             submitit_handler(signal.SIGUSR2, None)  # checkpoint(), back to the queue, exit
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)
-        return "stopped, state saved" if code else "finished"
+        if code:
+            return "stopped, state saved"
+        _wait_for_callers()
+        return "finished"
 
     def checkpoint(self) -> Any:
         """Say, for submitit, what is to be run after the requeue: the same, from the run folder."""
@@ -148,17 +153,19 @@ class TrainJob:
 
     def _reconcile(self, snapshot: Path) -> None:
         """Have scheduled evaluation looked after, by a process that nothing waits for."""
-        if (self.run_dir / "evaluation" / "plan.json").exists():
-            log = open(JobFolder(self.run_dir).jobs / "reconcile.log", "a")  # noqa: SIM115
-            subprocess.Popen(
-                [sys.executable, "-m", "slurm", "reconcile", str(self.run_dir)],
-                env=outside_environment(),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            log.close()
+        if not (self.run_dir / "evaluation" / "plan.json").exists():
+            return
+        command = [sys.executable, "-m", "slurm", "reconcile", str(self.run_dir)]
+        try:
+            with open(JobFolder(self.run_dir).jobs / "reconcile.log", "a") as log:
+                caller = subprocess.Popen(
+                    command, env=outside_environment(), stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:  # training goes on; another caller will do it
+            print(f"no evaluation of {snapshot.name} submitted: {error}", file=sys.stderr)
+            return
+        _callers.append(caller)
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,19 @@ class CommandJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+_callers: list[subprocess.Popen[bytes]] = []
+"""Processes that look after scheduled evaluation."""
+
+
+def _wait_for_callers() -> None:
+    """Give them time to submit before this task, and with it all that it started, ends."""
+    for caller in _callers:
+        try:
+            caller.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            caller.kill()
 
 
 def run_command(module: str, words: Sequence[str]) -> None:

@@ -35,8 +35,8 @@ def check_request(resources: Resources, site: Site, paths: Sequence[Path]) -> No
             " cluster, or add --cluster local"
         )
     _check_partition(resources, resources.partition or site.partition)
-    _check_name("account", resources.account or site.account, ["account"])
-    _check_name("QOS", resources.qos or site.qos, ["qos"])
+    _check_name("account", "account", resources.account or site.account)
+    _check_name("qos", "name", resources.qos or site.qos)
     for path in paths:
         check_shared(path, site)
 
@@ -87,17 +87,18 @@ def _check_partition(resources: Resources, wanted: str) -> None:
             )
 
 
-def _check_name(what: str, wanted: str, entity: Sequence[str]) -> None:
+def _check_name(entity: str, field: str, wanted: str) -> None:
+    """Check that accounting knows an account or QOS."""
     if not wanted:
         return
-    field = "name" if what == "QOS" else "account"
     try:
-        answer = run_slurm(["sacctmgr", "-nP", "show", *entity, f"format={field}"])
+        answer = run_slurm(["sacctmgr", "-nP", "show", entity, f"format={field}"])
     except SlurmError:  # no accounting here: sbatch itself will say
         return
     known = sorted({line for line in answer.splitlines() if line})
     if wanted not in known:
-        raise SlurmError(f"there is no {what} {wanted!r}; known are {', '.join(known) or 'none'}")
+        names = ", ".join(known) or "none"
+        raise SlurmError(f"there is no {entity} {wanted!r}; known are {names}")
 
 
 def check_shared(path: Path, site: Site) -> None:

@@ -29,7 +29,7 @@ TRAIN = [
 ]
 
 
-def _wait_for(condition: Callable[[], object], seconds: float = 150.0) -> None:
+def _wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -35,7 +35,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         (["--partition=nowhere"], "no partition 'nowhere'; known are main, high"),
         (["--account=someone"], "no account 'someone'; known are relaywave, root"),
-        (["--qos=best"], "no QOS 'best'; known are normal"),
+        (["--qos=best"], "no qos 'best'; known are normal"),
         (["--nodes=5", "global_batch_size=80"], "--nodes=5: partition main has 4 nodes"),
         (["--time=3-0"], "partition main allows 2880 minutes"),
         (["--name=a;rm -rf x"], "the job name 'a;rm -rf x' may only have letters"),

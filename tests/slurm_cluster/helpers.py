@@ -39,7 +39,7 @@ def last_job(folder: Path) -> str:
     return JobFolder(folder).records()[-1].job_id
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -56,7 +56,7 @@ def wait_for_images(run_dir: Path, count: int) -> None:
     wait_for(f"{run_dir.name} to reach {count} images", lambda: images(run_dir) >= count)
 
 
-def wait_for_end(*job_ids: str, seconds: float = 180.0) -> None:
+def wait_for_end(*job_ids: str, seconds: float = 300.0) -> None:
     wait_for(f"jobs {job_ids} to end", lambda: not queued(job_ids), seconds)
     going = {"RUNNING", "PENDING"}  # accounting hears of it a little later
     wait_for("sacct", lambda: not any(states(job_id)[-1] in going for job_id in job_ids), 30)

@@ -148,6 +148,17 @@ def test_every_snapshot_is_evaluated_exactly_once(
     assert os.listdir(run_dir / "evaluation").count("best.json") == 1
 
 
+def test_rank_0_has_its_snapshots_evaluated(cluster: Path, pipeline_root: Path) -> None:
+    run_dir = cluster / "scheduled"
+    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    quick = ScheduledProtocol(name="quick", words=(*words, "--seeds", "0-3"))
+    write_plan(run_dir, EvaluationPlan(protocols=(quick,), resources=Resources(minutes=10)))
+    helpers.train(run_dir, "total_images=16", "snapshot_images=8", "objective.sampling.steps=2")
+    results = [run_dir / "evaluation" / f"{images:012d}" / "quick.json" for images in (8, 16)]
+    helpers.wait_for("the results", lambda: all(path.exists() for path in results), 200)
+    helpers.wait_for("the queue to be empty", lambda: not queued(), 60)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

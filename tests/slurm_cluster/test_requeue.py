@@ -112,7 +112,6 @@ def test_a_lost_node(cluster: Path, undisturbed: dict[str, Tensor]) -> None:
         helpers.wait_for(
             "the requeue onto other nodes",
             lambda: len(helpers.starts(run_dir, job_id)) == 2,
-            120,
         )
         assert "NODE_FAIL" in helpers.states(job_id)
         second = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "start"][1]
