@@ -3,6 +3,7 @@
 python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
 python -m dist_train list                                           all recipes
 python -m dist_train status RUN                                     where a run stands
+python -m dist_train plan RECIPE --nodes 8 --gpu a100-40g            what it needs
 python -m dist_train ema RUN --relative-width 0.07                  an average made afterwards
 
 Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dist_train.posthoc import reconstruct_command
 
             return reconstruct_command(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            from dist_train.plan_report import plan_command
+
+            return plan_command(arguments[1:])
         return _train_command(arguments)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -141,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dist_train",
         description="Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
         " The same command goes on where an interrupted one stopped."
-        " Other commands: list, status, ema, each with --help.",
+        " Other commands: list, status, plan, ema, each with --help.",
     )
     parser.add_argument("recipe", help="name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")

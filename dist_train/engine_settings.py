@@ -21,6 +21,10 @@ OWNED = {
 """Settings of DeepSpeed that would silently work against the loop, and what to change instead."""
 
 
+MAX_BUCKET = 50_000_000
+"""Gradients that are reduced together. DeepSpeed's default allocates 2 GB per network at once."""
+
+
 def check_stage(zero_stage: int, offload: str, networks: int, second_order: bool) -> None:
     """Refuse a ZeRO stage that cannot train an objective.
 
@@ -55,6 +59,7 @@ def engine_settings(
     accumulation_steps: int,
     clip: float,
     offload: str,
+    parameters: int = MAX_BUCKET,
 ) -> dict[str, Any]:
     """Return DeepSpeed's settings: ours and `extra` (in DeepSpeed's own JSON format).
 
@@ -64,6 +69,8 @@ def engine_settings(
     for name in OWNED.keys() & extra.keys():
         raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
     zero: dict[str, Any] = {"stage": zero_stage}
+    if "reduce_bucket_size" not in extra.get("zero_optimization", {}):
+        zero["reduce_bucket_size"] = min(parameters, MAX_BUCKET)
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if offload == "parameters":

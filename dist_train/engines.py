@@ -95,6 +95,7 @@ class Engine:
                 accumulation_steps=accumulation_steps,
                 clip=clip if zero_stage else 0.0,
                 offload=offload,
+                parameters=sum(shape.numel() for shape in self.shapes.values()),
             ),
         )
         if zero_stage:

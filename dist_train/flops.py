@@ -24,6 +24,9 @@ from dist_train.hardware import find_gpu
 from models.families import AnyObjective
 from models.objective import Example, Objective
 
+UNSHARDED = 100_000
+"""ZeRO-3 keeps tensors of fewer parameters whole on every rank (DeepSpeed's default)."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -34,14 +37,19 @@ class Footprint:
             penalty counted by its share of the steps; a multiply-add is two.
         activation_bytes: Most memory in use at any time besides weights, gradients, optimizer and
             the images: activations saved for the backward pass and temporary tensors.
+        gradient_bytes: Gradients of the network whose loss needs that memory.
         parameters: Number of parameters by network.
+        small_parameters: How many of them are in tensors that ZeRO-3 does not shard.
     """
 
     flops: float
     activation_bytes: int
+    gradient_bytes: int
     parameters: dict[str, int]
+    small_parameters: int
 
 
+@functools.lru_cache(maxsize=64)
 def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     """Return the cost of one micro-batch through all losses of an objective.
 
@@ -49,7 +57,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     """
     objective = config.build()
     interval = getattr(config, "r1_interval", 1) if objective.second_order else 1
-    flops, peak = 0.0, 0
+    flops, heaviest = 0.0, CostMeter()
     with FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
@@ -59,11 +67,15 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
                     if share:
                         meter = _cost(networks, loss_fn, example, step)
                         flops += share * meter.flops
-                        peak = max(peak, meter.peak - meter.gradient_bytes)
-        parameters = {
-            name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
-        }
-    return Footprint(flops, peak, parameters)
+                        heaviest = max(heaviest, meter, key=lambda m: m.peak)
+        tensors = {name: [p.numel() for p in net.parameters()] for name, net in networks.items()}
+    return Footprint(
+        flops=flops,
+        activation_bytes=heaviest.peak - heaviest.gradient_bytes,
+        gradient_bytes=heaviest.gradient_bytes,
+        parameters={name: sum(sizes) for name, sizes in tensors.items()},
+        small_parameters=sum(n for sizes in tensors.values() for n in sizes if n < UNSHARDED),
+    )
 
 
 @functools.lru_cache
@@ -135,6 +147,8 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _add(self, tensor: Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
         storage = tensor.untyped_storage()
         key, size = _key(tensor), storage.nbytes()
         self._known.add(key)

@@ -1,0 +1,156 @@
+"""`python -m dist_train plan RECIPE`: what a run needs, before a GPU is asked for.
+
+Parameters, operations and activations are counted on the recipe's own networks (flops.py); memory
+follows from how DeepSpeed, with float32 weights and gradients, lays it out (`memory`, checked
+against real runs in tests/test_dist_train_plan.py). Times are estimates from named assumptions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dist_train.config import RunConfig
+from dist_train.engine_settings import MAX_BUCKET
+from dist_train.flops import Footprint, measure_step
+from dist_train.hardware import Gpu
+
+FLOAT = 4
+"""Bytes of a weight, a gradient, a moment or an average."""
+RESERVE = 0.08
+"""Fraction of a GPU's memory left to CUDA, NCCL and fragmentation."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per rank, by what they are for, at the moment when most is in use."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    ema: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to be.
+
+    Attributes:
+        gpu: Kind of GPU.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs of each.
+        network_bytes: Bytes per second between nodes, per node and direction.
+        mfu: Fraction of the GPU's peak that the networks reach; assumed, or measured by a run.
+    """
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+    network_bytes: float
+    mfu: float
+
+    @property
+    def ranks(self) -> int:
+        """Number of GPUs."""
+        return self.nodes * self.gpus_per_node
+
+
+def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int) -> Memory:
+    """Return the memory of one rank.
+
+    Gradients include DeepSpeed's buckets, and under ZeRO-2 and 3 the copies in which they are
+    reduced; the optimizer is the masters and both moments. ZeRO-0 updates the weights in place, but
+    its Adam needs a temporary copy of them when the activations are gone.
+
+    Args:
+        config: The run; its averages are counted.
+        footprint: Of one micro-batch.
+        zero_stage: 0 to 3.
+        ranks: Number of ranks.
+    """
+    sizes = footprint.parameters
+    everything, largest = FLOAT * sum(sizes.values()), FLOAT * max(sizes.values())
+    bucket, part = min(largest, FLOAT * MAX_BUCKET), largest / ranks
+    sampled = FLOAT * sizes[config.objective.build().sampled_network]
+    averages = (1 + len(config.extra_emas)) * sampled / ranks
+    activations, gradients = footprint.activation_bytes, footprint.gradient_bytes
+    if zero_stage == 0:
+        update = max(largest - activations, 0.0)
+        return Memory(everything, gradients, 2 * everything + update, averages, activations)
+    masters = 3 * everything / ranks
+    if zero_stage == 1:
+        return Memory(everything, gradients + bucket, masters, averages, activations)
+    reducing = max(2 * bucket - activations, bucket) + part
+    if zero_stage == 2:
+        return Memory(everything, reducing, masters, averages, activations)
+    weights = everything / ranks + FLOAT * footprint.small_parameters
+    return Memory(weights, reducing + part, masters * 2 / 3, averages, activations)
+
+
+def largest_micro_batch(config: RunConfig, zero_stage: int, ranks: int, gpu: Gpu) -> int:
+    """Return the most samples per rank and pass that fit, a multiple of what the losses need; or 0.
+
+    Activations grow linearly with the samples, so that two measurements tell all sizes.
+    """
+    unit = config.objective.build().batch_multiple
+    one, two = (measure_step(config.objective, k * unit) for k in (1, 2))
+    slope = two.activation_bytes - one.activation_bytes
+    fixed = memory(config, one, zero_stage, ranks).total - slope
+    room = gpu.memory_bytes * (1 - RESERVE) - fixed
+    units = max(math.floor(room / slope), 0)
+    return min(units * unit, config.global_batch_size // ranks)
+
+
+def traffic(footprint: Footprint, zero_stage: int, ranks: int, accumulation_steps: int) -> float:
+    """Return the bytes that a rank sends per step (FIELD section 3: 2P, under ZeRO-3 3P).
+
+    ZeRO-2 reduces the gradients of each micro-batch, ZeRO-3 also gathers the weights twice for
+    each; the other stages reduce once a step.
+    """
+    everything = FLOAT * sum(footprint.parameters.values()) * (ranks - 1) / ranks
+    if zero_stage < 2:
+        return 2 * everything
+    if zero_stage == 2:
+        return (1 + accumulation_steps) * everything
+    return 3 * accumulation_steps * everything
+
+
+def traffic_seconds(sent: float, machine: Machine) -> float:
+    """Return the time of a ring over all ranks: that of its slowest link.
+
+    Within a node each GPU has a link of its own; between nodes all of a node's GPUs share one.
+    """
+    if machine.ranks == 1:
+        return 0.0
+    within = sent / machine.gpu.link_bytes
+    if machine.nodes == 1:
+        return within
+    return max(within, sent / machine.network_bytes)
+
+
+def step_seconds(
+    config: RunConfig, footprint: Footprint, micro: int, zero_stage: int, machine: Machine
+) -> tuple[float, float]:
+    """Return the seconds of a step's computation, and those of its communication."""
+    passes = config.global_batch_size / (micro * machine.ranks)
+    computed = footprint.flops * passes / (machine.gpu.peak_flops * machine.mfu)
+    sent = traffic(footprint, zero_stage, machine.ranks, math.ceil(passes))
+    return computed, traffic_seconds(sent, machine)
+
+
+def checkpoint_bytes(config: RunConfig, footprint: Footprint) -> float:
+    """Return the size of a checkpoint: weights, two moments and the averages."""
+    sampled = footprint.parameters[config.objective.build().sampled_network]
+    averages = (1 + len(config.extra_emas)) * sampled
+    return FLOAT * (3 * sum(footprint.parameters.values()) + averages)
+
+
+def best_interval(stall_seconds: float, ranks: int, gpu_hours_per_failure: float) -> float:
+    """Return the Young/Daly interval of checkpoints in seconds, sqrt(2 stall x time to failure)."""
+    return math.sqrt(2 * stall_seconds * gpu_hours_per_failure * 3600 / ranks)

@@ -1,0 +1,106 @@
+"""Planning: memory against real small runs, operations and formulas against closed forms."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dist_train.__main__ import main
+from dist_train.config import RunConfig
+from dist_train.flops import CostMeter, Footprint, measure_step
+from dist_train.hardware import GPUS, find_gpu
+from dist_train.plan import Machine, best_interval, memory, traffic, traffic_seconds
+from models.rdm.objective import EdmConfig
+from tests.ranks import run_ranks
+from tests.tiny import BATCH, tiny_edm
+
+RANKS = 2
+
+
+def _config(zero_stage: int) -> RunConfig:
+    config = tiny_edm()
+    assert isinstance(config.objective, EdmConfig)
+    unet = replace(config.objective.unet, model_channels=32)
+    objective = replace(config.objective, unet=unet, augment_probability=0.0)
+    return replace(config, objective=objective, zero_stage=zero_stage)
+
+
+def _measure(run_dir: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+
+    world = init_world()
+    for zero_stage in range(4):
+        config = _config(zero_stage)
+        folder = run_dir / str(zero_stage)
+        folder.mkdir(exist_ok=True)
+        gc.collect()
+        meter = CostMeter()
+        with meter:  # all tensors of this process, from the first weight on
+            trainer = Trainer(config, folder, world)
+            examples = trainer._examples()
+            for _ in range(2):
+                trainer._train_step(examples)
+        planned = memory(
+            config, measure_step(config.objective, BATCH // RANKS), zero_stage, RANKS
+        ).total
+        assert planned == pytest.approx(meter.peak, rel=0.1), f"ZeRO-{zero_stage}"
+        for engine in trainer.engines.values():
+            engine.close()
+        del trainer, examples, meter
+
+
+@pytest.mark.distributed
+def test_planned_memory_is_that_of_real_runs_within_ten_per_cent(tmp_path: Path) -> None:
+    run_ranks(RANKS, _measure, tmp_path)
+
+
+def test_memory_follows_the_published_formulas_when_ranks_are_many() -> None:
+    size = 10**9
+    footprint = Footprint(1.0, 0, 4 * size, {"denoiser": size}, 0)
+    ranks = 1000
+    totals = [memory(tiny_edm(), footprint, stage, ranks).total / size for stage in range(4)]
+    assert totals[0] == pytest.approx(20, abs=0.1)  # 4 weights, 4 gradients, 8 moments, 4 Adam
+    assert totals[1] == pytest.approx(8.2, abs=0.1)  # weights, gradients and a bucket
+    assert totals[2] == pytest.approx(4.4, abs=0.1)  # weights and two buckets
+    assert totals[3] == pytest.approx(0.4, abs=0.1)  # two buckets
+
+
+def test_operations_of_a_convolution_are_counted_forward_and_backward() -> None:
+    import torch
+    from torch import nn
+
+    layer = nn.Conv2d(3, 5, 3, padding=1)
+    meter = CostMeter()
+    with meter:
+        layer(torch.zeros(2, 3, 8, 8)).sum().backward()
+    forward = 2 * (2 * 8 * 8) * 5 * (3 * 9)
+    assert meter.flops == 2 * forward  # no gradient of the input is needed
+
+
+def test_traffic_and_interval_follow_their_formulas() -> None:
+    footprint = Footprint(1.0, 0, 0, {"denoiser": 250_000_000}, 0)
+    assert traffic(footprint, 1, 2, 4) == pytest.approx(1e9)  # 2P (N - 1) / N, 4 bytes each
+    assert traffic(footprint, 3, 2, 1) == pytest.approx(1.5e9)
+    machine = Machine(GPUS["a100-40g"], 2, 8, 100e9, 0.4)
+    assert traffic_seconds(1e9, machine) == pytest.approx(0.01)  # the network, not NVLink
+    assert traffic_seconds(1e9, replace(machine, nodes=1)) == pytest.approx(1e9 / 300e9)
+    # spec/FIELD.md section 3: a stall of 1 s and 33 days between failures ask for 40 minutes
+    assert best_interval(1.0, 64, 64 * 33 * 24) == pytest.approx(40 * 60, rel=0.01)
+    assert find_gpu("NVIDIA A100-SXM4-40GB") == GPUS["a100-40g"]
+    assert find_gpu("Abacus") is None
+
+
+def test_the_command_prints_a_plan_or_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["plan", "quickstart_edm16", "--gpus-per-node", "2", "--gpu", "a100-40g"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for word in ("parameters", "GB per GPU", "images/s", "GPU-days", "Young/Daly"):
+        assert word in printed
+    assert main([*command, "--gpu", "abacus"]) == 2
+    assert "--gpu=abacus is not one of v100-16g" in capsys.readouterr().err
