@@ -3,8 +3,8 @@
 Regenerate after a deliberate change with `python -m tests.test_dist_train_curves`, and say in the
 commit why the curves changed. On the processor and torch that recorded them they must be equal to
 the last bit. Elsewhere kernels sum in another order; weights perturbed by 1e-7, about one rounding,
-change these curves by up to the recorded `sensitivity`, of which a hundred times is allowed. A wrong
-constant, a lost factor or another random draw changes them by per cents.
+change these curves by up to the recorded `sensitivity`, of which a hundred times is allowed. A
+wrong constant, a lost factor or another random draw changes them by per cents.
 """
 
 from __future__ import annotations
