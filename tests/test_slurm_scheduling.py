@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.config_io import write_config
+from slurm import elastic
 from slurm import reconcile as module
 from slurm.cluster import Site
 from slurm.evaluation_plan import EvaluationPlan, ScheduledProtocol, read_plan, write_plan
-from slurm.folder import JobRecord
+from slurm.folder import JobFolder, JobRecord
 from slurm.jobs import STOP
 from slurm.launcher import Submission
+from slurm.queue import QueuedJob
 from slurm.reconcile import ReconcileJob, reconcile
 from slurm.resources import Resources
+from slurm.results import mirror
+from tests.tiny import tiny_edm
 
 KEY = "quick:fd.distance"
 
@@ -119,6 +126,60 @@ def test_snapshots_are_pinned_until_they_are_evaluated(tmp_path: Path, queue: Qu
     reconcile(run_dir, Site(), queue.submit)
     left = [int(path.name) for path in sorted((run_dir / "snapshots").iterdir())]
     assert left == [50, 150, 200, 250, 300], "the best, missing results, milestones, the newest"
+
+
+def test_results_are_mirrored_once_by_images_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, float]] = []
+
+    class Mirror:
+        def write(self, line: dict[str, float]) -> None:
+            written.append(line)
+
+        def close(self) -> None:
+            written.append({})
+
+    monkeypatch.setattr("dist_train.mirrors.start_mirrors", lambda config, place: [Mirror()])
+    write_config(replace(tiny_edm(), wandb_project="p"), tmp_path / "config.json")
+    for images in (200, 100):
+        _finish(tmp_path, images, "quick", float(images))
+    assert mirror(tmp_path) == 2
+    assert mirror(tmp_path) == 0
+    _finish(tmp_path, 300, "quick", 1.0)
+    assert mirror(tmp_path) == 1
+    assert [line.get("images_seen") for line in written] == [100, 200, None, 300, None]
+    assert written[0]["quick/fd.distance"] == 100.0
+    write_config(tiny_edm(), tmp_path / "config.json")
+    assert mirror(tmp_path) == 0, "the run is mirrored nowhere"
+
+
+def test_a_job_that_waits_long_gets_along_with_fewer_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny_edm(), global_batch_size=8)
+    counts = elastic.node_counts(config, Resources(nodes=8, tasks_per_node=1), 1)
+    assert counts == (4, 2, 1), "the numbers that divide the batch"
+    with pytest.raises(ValueError, match="must be positive and below 8"):
+        elastic.node_counts(config, Resources(nodes=8), 8)
+    asked = Resources(nodes=8, fallback_nodes=counts, shrink_minutes=60)
+    folder = JobFolder(tmp_path)
+    folder.write(
+        JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
+                  code="", logs="", resources=asked)
+    )  # fmt: skip
+    shown = {"NumNodes": "8-8", "EligibleTime": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    commands: list[list[str]] = []
+    monkeypatch.setattr(elastic, "describe", lambda job_id: shown)
+    monkeypatch.setattr(elastic, "run_slurm", commands.append)
+    pending = QueuedJob("7", "x", "PENDING", "Resources", "", "", "", "")
+    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == [], "not yet"
+    shown["EligibleTime"] = "2020-01-01T00:00:00"
+    assert elastic.shrink_waiting(tmp_path, {"7": replace(pending, reason="Dependency")}) == []
+    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == ["job 7 now waits for 4 nodes only"]
+    assert commands == [["scontrol", "update", "JobId=7", "NumNodes=4", "NumTasks=4"]]
+    shown["NumNodes"] = "4"
+    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == [], "each number has its time"
 
 
 @pytest.mark.parametrize(
