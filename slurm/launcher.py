@@ -74,7 +74,7 @@ def submit(submission: Submission) -> JobRecord:
         submitted = _submit_all(executor, submission.jobs)
         _started.extend(submitted)
         record = JobRecord(
-            job_id=submitted[0].job_id.partition("_")[0],
+            job_id=_whole_id(submitted[0].job_id, submission.cluster),
             kind=submission.kind,
             name=submission.name,
             cluster=submission.cluster,
@@ -90,6 +90,11 @@ def submit(submission: Submission) -> JobRecord:
             for job in submitted:
                 job.results()
     return record
+
+
+def _whole_id(job_id: str, cluster: Cluster) -> str:
+    """Return the id of a job, or of the whole array that it is a task of."""
+    return job_id.partition("_")[0] if cluster == "slurm" else job_id
 
 
 def _write_records(folder: JobFolder, record: JobRecord, jobs: Sequence[Job]) -> None:

@@ -65,6 +65,18 @@ def test_a_local_job_is_stopped_and_goes_on(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit leaves its log files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_job_runs_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    words = ["--cluster=debug", "--tasks-per-node=1", "--run-dir", str(run_dir)]
+    assert main([*TRAIN, "total_images=16", "snapshot_images=16", *words]) == 0
+    assert (run_dir / "snapshots" / f"{16:012d}" / "snapshot.json").exists()
+    assert "RANK" not in os.environ
+    assert main(["status", str(run_dir)]) == 0
+    assert "16/16 images (100%)" in capsys.readouterr().out
+
+
 def test_several_nodes_need_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--cluster=local", "--tasks-per-node=1", "--nodes=2", "--run-dir", str(tmp_path / "r")]
     assert main([*TRAIN, *words]) == 2
