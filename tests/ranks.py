@@ -41,14 +41,11 @@ class RankPool:
     """A process group that waits for work."""
 
     def __init__(self, size: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         context = mp.get_context("spawn")
         pipes = [context.Pipe() for _ in range(size)]
         self._connections = [ours for ours, _ in pipes]
         self._processes = [
-            context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            context.Process(target=_serve, args=(rank, size, theirs), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:
@@ -57,8 +54,9 @@ class RankPool:
             theirs.close()
 
     def run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        port = _free_port()  # a group that is closed and made anew must not meet its old store
         for connection in self._connections:
-            connection.send((function, arguments))
+            connection.send((function, arguments, port))
         left = list(self._connections)
         while left:
             ready = wait(left, PATIENCE)
@@ -79,20 +77,27 @@ class RankPool:
             process.join()
 
 
-def _serve(rank: int, size: int, port: int, work: Connection) -> None:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _serve(rank: int, size: int, work: Connection) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
     )
     while True:
         try:
-            function, arguments = work.recv()
+            function, arguments, port = work.recv()
         except EOFError:
             return
+        os.environ["MASTER_PORT"] = str(port)
         faulthandler.dump_traceback_later(PATIENCE - 5)  # a hang shows where
         try:
             function(*arguments)
