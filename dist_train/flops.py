@@ -6,9 +6,11 @@ nothing is computed and no memory is used, so that a 500M-parameter recipe is me
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +60,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     objective = config.build()
     interval = getattr(config, "r1_interval", 1) if objective.second_order else 1
     flops, heaviest = 0.0, CostMeter()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
         for name, loss_fn in objective.losses().items():
@@ -93,6 +95,18 @@ def peak_flops(tflops: float | None, device: torch.device) -> float | None:
         return None
     gpu = find_gpu(torch.cuda.get_device_name(device))
     return None if gpu is None else gpu.peak_flops
+
+
+@contextlib.contextmanager
+def _forgetting_fakes() -> Iterator[None]:
+    """Empty the models' caches afterwards: tables that were made here hold no numbers."""
+    try:
+        yield
+    finally:
+        modules = [m for name, m in sys.modules.items() if name.startswith("models.")]
+        for value in [value for module in modules for value in vars(module).values()]:
+            if isinstance(value, functools._lru_cache_wrapper):
+                value.cache_clear()
 
 
 def _example(objective: Objective, label_dim: int, size: int) -> Example:

@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from dist_train.__main__ import main
 from dist_train.config import RunConfig
 from dist_train.flops import CostMeter, Footprint, measure_step
 from dist_train.hardware import GPUS, find_gpu
 from dist_train.plan import Machine, best_interval, memory, traffic, traffic_seconds
+from models.objective import Example
 from models.rdm.objective import EdmConfig
 from tests.ranks import run_ranks
-from tests.tiny import BATCH, tiny_edm
+from tests.tiny import BATCH, TINY, tiny_edm
 
 RANKS = 2
 
@@ -70,9 +73,6 @@ def test_memory_follows_the_published_formulas_when_ranks_are_many() -> None:
 
 
 def test_operations_of_a_convolution_are_counted_forward_and_backward() -> None:
-    import torch
-    from torch import nn
-
     layer = nn.Conv2d(3, 5, 3, padding=1)
     meter = CostMeter()
     with meter:
@@ -104,3 +104,22 @@ def test_the_command_prints_a_plan_or_says_what_is_wrong(
         assert word in printed
     assert main([*command, "--gpu", "abacus"]) == 2
     assert "--gpu=abacus is not one of v100-16g" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_counting_leaves_no_empty_tables_behind(name: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    config = TINY[name]()
+    measure_step.cache_clear()
+    measure_step(config.objective, BATCH)
+    objective = config.objective.build()
+    networks = objective.build_networks()
+    edge = config.data.resolution
+    images = torch.zeros(BATCH, 3, edge, edge, dtype=torch.uint8)
+    labels = torch.zeros(BATCH, dtype=torch.int64) if config.objective.label_dim else None
+    example = Example(objective.prepare(images), labels, tuple(range(BATCH)), 0)
+    for loss_fn in objective.losses().values():
+        loss, _ = loss_fn(networks, example, 0)
+        assert not isinstance(loss, FakeTensor)
+        assert loss.isfinite()
