@@ -10,6 +10,7 @@ import atexit
 import faulthandler
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -28,13 +29,15 @@ def run_ranks(size: int, function: Callable[..., None], *arguments: Any) -> None
 
     The function must be importable (module level). An exception in any of them is raised here.
     """
-    pool = _pools.get(size) or _pools.setdefault(size, RankPool(size))
+    pool = _pools.pop(size, None) or RankPool(size)
+    reusable = False
     try:
-        pool.run(function, arguments)
-    except BaseException:
-        del _pools[size]
-        pool.end()
-        raise
+        reusable = pool.run(function, arguments)
+    finally:
+        if reusable:
+            _pools[size] = pool
+        else:
+            pool.end()
 
 
 class RankPool:
@@ -53,7 +56,9 @@ class RankPool:
         for _, theirs in pipes:
             theirs.close()
 
-    def run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> bool:
+        """Call the function on all ranks; returns whether they can serve another one."""
+        reusable = True
         port = _free_port()  # a group that is closed and made anew must not meet its old store
         for connection in self._connections:
             connection.send((function, arguments, port))
@@ -65,11 +70,13 @@ class RankPool:
                 assert isinstance(connection, Connection)
                 rank = self._connections.index(connection)
                 try:
-                    problem = connection.recv()
+                    problem, fresh = connection.recv()
                 except EOFError:
-                    problem = "it is gone"
+                    problem, fresh = "it is gone", False
                 assert problem is None, f"rank {rank}: {problem}"
+                reusable = reusable and fresh
                 left.remove(connection)
+        return reusable
 
     def end(self) -> None:
         for process in self._processes:
@@ -82,6 +89,11 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
+
+
+def _is_reusable() -> bool:
+    """DeepSpeed holds on to the first process group: it cannot go on after that was closed."""
+    return "deepspeed" not in sys.modules or torch.distributed.is_initialized()
 
 
 def _serve(rank: int, size: int, work: Connection) -> None:
@@ -101,9 +113,9 @@ def _serve(rank: int, size: int, work: Connection) -> None:
         faulthandler.dump_traceback_later(PATIENCE - 5)  # a hang shows where
         try:
             function(*arguments)
-            work.send(None)
+            work.send((None, _is_reusable()))
         except BaseException:
-            work.send(traceback.format_exc())
+            work.send((traceback.format_exc(), False))
         faulthandler.cancel_dump_traceback_later()
 
 
