@@ -1,0 +1,144 @@
+"""What a run shows: where time goes, MFU, grids, traces, status; and float16 with a loss scale."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from PIL import Image
+
+from dist_train.__main__ import main
+from dist_train.config import RunConfig
+from dist_train.precision import check_precision, compute_dtypes
+from dist_train.timing import PHASES
+from models.config_io import ConfigError
+from models.rdm.objective import EdmConfig
+from tests.ranks import run_ranks
+from tests.test_dist_train_loop import whole_tensors
+from tests.tiny import BATCH, tiny_edm, tiny_wavediff
+
+
+def _observed(run_dir: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+    from dist_train.run_folder import settle_config
+
+    config = replace(tiny_wavediff(), grid_seeds=5, peak_tflops=0.5, keep_best="generator/loss")
+    settle_config(run_dir, config)
+    Trainer(config, run_dir, init_world(), profile_steps=1).fit()
+
+
+@pytest.mark.distributed
+def test_a_run_shows_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    run_ranks(1, _observed, run_dir)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        phases = {name: line[f"seconds/{name}"] for name in PHASES}
+        step = BATCH / line["speed/images_per_second"]
+        assert sum(phases.values()) <= step, phases
+        assert phases["forward"] > 0
+        assert phases["backward"] > 0
+        assert line["speed/mfu"] == pytest.approx(line["speed/tflops_per_rank"] / 0.5)
+        assert line["memory/peak_gb"] > 0
+        assert line["data/replaced_samples"] == 0
+        assert line["generator/skipped_updates"] == 0
+        assert line["generator/gradient_norm"] > 0
+    step = BATCH / lines[-1]["speed/images_per_second"]  # the profiler is done by then
+    assert sum(lines[-1][f"seconds/{name}"] for name in PHASES) > 0.5 * step
+    grids = sorted((run_dir / "grids").iterdir())
+    assert [grid.name for grid in grids] == [f"{0:012d}.png", f"{6 * BATCH:012d}.png"]
+    with Image.open(grids[0]) as grid:
+        assert grid.size == (2 * 32, 3 * 32)
+    trace = json.loads((run_dir / "profile" / "rank_00000.json").read_text())
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
+    newest = run_dir / "checkpoints" / f"{6 * BATCH:012d}" / "checkpoint.json"
+    assert json.loads(newest.read_text())["metric"] == pytest.approx(lines[-1]["generator/loss"])
+
+    assert main(["status", str(run_dir)]) == 0
+    printed = capsys.readouterr().out
+    assert "finished" in printed
+    assert "48/48 images (100%)" in printed
+    assert f"2, newest at {6 * BATCH} images" in printed
+    assert "0 updates, 0 samples" in printed
+
+
+def _half_precision(total: int, zero_stage: Literal[0, 1]) -> RunConfig:
+    config = tiny_edm()
+    assert isinstance(config.objective, EdmConfig)
+    unet = replace(config.objective.unet, compute_dtype="float16")
+    adam = replace(config.optim["denoiser"], max_gradient_norm=1.0)
+    return replace(
+        config,
+        objective=replace(config.objective, unet=unet),
+        optim={"denoiser": adam},
+        total_images=total,
+        zero_stage=zero_stage,
+    )
+
+
+def _train_half(root: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+
+    for name, totals in (("zero0", [48]), ("zero1", [48]), ("resumed", [24, 48])):
+        run_dir = root / name
+        run_dir.mkdir(exist_ok=True)
+        for total in totals:
+            stage: Any = 1 if name == "zero1" else 0
+            Trainer(_half_precision(total, stage), run_dir, init_world()).fit()
+
+
+@pytest.mark.distributed
+def test_float16_is_trained_with_a_loss_scale_on_all_stages(tmp_path: Path) -> None:
+    run_ranks(2, _train_half, tmp_path)
+    states = {name: whole_tensors(tmp_path / name) for name in ("zero0", "zero1", "resumed")}
+    for name, values in states["zero0"].items():
+        assert values.isfinite().all()
+        assert torch.equal(values, states["resumed"][name]), name
+        torch.testing.assert_close(states["zero1"][name], values, rtol=1e-4, atol=1e-5)
+    line = json.loads((tmp_path / "zero0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 1 <= line["denoiser/loss_scale"] <= 2**16
+
+
+def test_a_precision_that_the_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    objective = tiny_edm().objective
+    assert isinstance(objective, EdmConfig)
+    assert compute_dtypes(objective) == {"float32"}
+    check_precision(objective, torch.device("cuda"))
+    brain = replace(objective, unet=replace(objective.unet, compute_dtype="bfloat16"))
+    check_precision(brain, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"bfloat16, which Tesla V100 lacks; set .* float16"):
+        check_precision(brain, torch.device("cuda"))
+
+
+def test_tensorboard_is_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from dist_train import mirrors
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert mirrors.start_mirrors(replace(tiny_edm(), tensorboard=True), tmp_path) == []
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+    recorded: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def add_scalar(self, name: str, value: float, global_step: int) -> None:
+            recorded.append((name, value, global_step))
+
+        def close(self) -> None:
+            recorded.append(("closed",))
+
+    mirror = mirrors.TensorboardMirror(Writer())
+    mirror.write({"images_seen": 8, "net/loss": 0.5})
+    mirror.close()
+    assert recorded == [("images_seen", 8, 8), ("net/loss", 0.5, 8), ("closed",)]
