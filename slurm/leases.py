@@ -17,7 +17,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,30 @@ class Work:
                 return str(noted["job"])
         return ""
 
-    def alive(self, attempt: int, queue: Collection[str], patience: float) -> bool:
+    def alive(
+        self,
+        attempt: int,
+        queue: Collection[str],
+        patience: float,
+        ask: Callable[[], Collection[str]] = tuple,
+    ) -> bool:
         """Whether an attempt may still come to an end; gives it up if it cannot.
 
         Args:
             attempt: Its number.
             queue: Ids of the jobs in Slurm's queue, asked *before* the result was looked for.
             patience: Seconds that a claim without a job stands.
+            ask: Asks for the queue anew: one that was asked for before a job was submitted does
+                not know it. A job that is in neither has ended, perhaps with a result just now.
         """
         started = self._read(attempt, "start")
         if started is not None:
-            return started["job"] in queue
+            begun = started["job"]
+            return bool(begun) and (begun in queue or begun in ask())
         job_id, claimed = self.job_of(attempt), self._read(attempt, "claim") or {"time": 0.0}
         if job_id in queue or (not job_id and time.time() - claimed["time"] < patience):
+            return True
+        if job_id and job_id in ask():
             return True
         given_up = create(self._file(attempt, "start"), {"time": time.time(), "job": ""})
         return not given_up

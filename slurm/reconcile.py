@@ -96,8 +96,10 @@ def _next(
     report.wanted += 1
     if work.result.exists():
         report.done += 1
-    elif last and work.alive(last, queue, plan.claim_seconds):
+    elif last and work.alive(last, queue, plan.claim_seconds, queued):
         report.alive += 1
+    elif work.result.exists():  # it has ended meanwhile
+        report.done += 1
     elif failures >= plan.max_attempts:
         report.failed.append(f"{job.title} (tried {failures} times, last as {work.job_of(last)})")
     elif failures and time.time() < work.ended(last) + plan.backoff_seconds * 2 ** (failures - 1):

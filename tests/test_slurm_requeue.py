@@ -123,7 +123,9 @@ def test_only_one_caller_claims_and_only_one_job_begins(tmp_path: Path) -> None:
     assert work.alive(1, [], patience=60.0), "its caller may still submit it"
     work.submitted(1, "12_0")
     assert work.alive(1, ["12_0"], patience=0.0)
+    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "submitted after the queue was asked"
     assert work.start(1, "12_0")
+    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "begun after the queue was asked"
     assert work.start(1, "12_0"), "all tasks of the job, and its requeue"
     assert not work.start(1, "13"), "another job"
     assert not work.alive(1, [], patience=60.0)
