@@ -2,7 +2,7 @@
 
     partition = "gpu"
     account = "diffusion"
-    shared = ["/work", "/home"]       # file systems that compute nodes see
+    shared = ["/project", "/home"]       # file systems that compute nodes see
     setup = ["module load cuda/12.4"] # lines of the batch script, before the job
     network_interface = "ib0"
 

@@ -28,15 +28,15 @@ open_files = 65536
 setup = ["module load cuda/12.4"]
 network_interface = "ib0"
 scratch = "/scratch/$SLURM_JOB_ID"
-shared = ["/work"]
+shared = ["/project"]
 [environment]
 NCCL_DEBUG = "WARN"
 """
 CONTAINER = """
 [container]
-image = "/work/images/relaywave.sif"
+image = "/project/images/relaywave.sif"
 runtime = "{runtime}"
-mounts = ["/work:/work"]
+mounts = ["/project:/project"]
 """
 GPUS = ["--nodes=4", "--gpus-per-node=8", "--time=24:00:00", "global_batch_size=32"]
 COMMANDS = {
@@ -79,6 +79,6 @@ def test_batch_scripts_are_as_recorded(
 
 def _normal(text: str, root: Path) -> str:
     """Take out what differs between machines and versions of the code."""
-    text = text.replace(str(root), "/work").replace(sys.executable, "python")
+    text = text.replace(str(root), "/project").replace(sys.executable, "python")
     text = text.replace(code_digest(), "CODE")
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).rstrip() + "\n"

@@ -3,15 +3,15 @@
 # Parameters
 #SBATCH --account=diffusion
 #SBATCH --array=0-3%4
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/work/data.jobs/slurm/jobs/%A_%a_0_log.err
+#SBATCH --error=/project/data.jobs/slurm/jobs/%A_%a_0_log.err
 #SBATCH --job-name=pack-data
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/data.jobs/slurm/jobs/%A_%a_0_log.out
+#SBATCH --output=/project/data.jobs/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,7 +22,7 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/data.jobs/slurm/code/CODE
+export PYTHONPATH=/project/data.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -31,22 +31,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/data.jobs/slurm/jobs/%A_%a_%t_log.out --error /work/data.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/data.jobs/slurm/jobs
+srun --unbuffered --output /project/data.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/data.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/data.jobs/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_THE_SHARES
-#SBATCH --error=/work/data.jobs/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/data.jobs/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=pack-data-finish
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/data.jobs/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/data.jobs/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -57,7 +57,7 @@ srun --unbuffered --output /work/data.jobs/slurm/jobs/%A_%a_%t_log.out --error /
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/data.jobs/slurm/code/CODE
+export PYTHONPATH=/project/data.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -66,4 +66,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/data.jobs/slurm/jobs/%j_%t_log.out --error /work/data.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/data.jobs/slurm/jobs
+srun --unbuffered --output /project/data.jobs/slurm/jobs/%j_%t_log.out --error /project/data.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/data.jobs/slurm/jobs

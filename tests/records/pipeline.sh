@@ -3,15 +3,15 @@
 # Parameters
 #SBATCH --account=diffusion
 #SBATCH --array=0-3%4
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/work/all/slurm/jobs/%A_%a_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%A_%a_0_log.err
 #SBATCH --job-name=quickstart-shares
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%A_%a_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,7 +22,7 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -31,22 +31,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%A_%a_%t_log.out --error /work/all/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%A_%a_%t_log.out --error /project/all/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_shares
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-data
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -57,7 +57,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%A_%a_%t_log.out --error /work/a
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -66,15 +66,15 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_data
-#SBATCH --error=/work/all/edm16/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/edm16/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-edm16
 #SBATCH --kill-on-invalid-dep=yes
@@ -82,7 +82,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/edm16/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/edm16/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -93,7 +93,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/edm16/slurm/code/CODE
+export PYTHONPATH=/project/all/edm16/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -102,19 +102,19 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/edm16/slurm/jobs/%j_%t_log.out --error /work/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/edm16/slurm/jobs
+srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /project/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/edm16/slurm/jobs
 
 
 # teardown
-python -m slurm.requeue /work/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_data
-#SBATCH --error=/work/all/relay64/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/relay64/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-relay64
 #SBATCH --kill-on-invalid-dep=yes
@@ -122,7 +122,7 @@ exit $?#!/bin/bash
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/relay64/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/relay64/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -133,7 +133,7 @@ exit $?#!/bin/bash
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/relay64/slurm/code/CODE
+export PYTHONPATH=/project/all/relay64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -142,19 +142,19 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/relay64/slurm/jobs/%j_%t_log.out --error /work/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/relay64/slurm/jobs
+srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error /project/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/relay64/slurm/jobs
 
 
 # teardown
-python -m slurm.requeue /work/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_data
-#SBATCH --error=/work/all/wavediff64/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/wavediff64/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-wavediff64
 #SBATCH --kill-on-invalid-dep=yes
@@ -162,7 +162,7 @@ exit $?#!/bin/bash
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/wavediff64/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/wavediff64/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -173,7 +173,7 @@ exit $?#!/bin/bash
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/wavediff64/slurm/code/CODE
+export PYTHONPATH=/project/all/wavediff64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -182,26 +182,26 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/wavediff64/slurm/jobs/%j_%t_log.out --error /work/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/wavediff64/slurm/jobs
+srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --error /project/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/wavediff64/slurm/jobs
 
 
 # teardown
-python -m slurm.requeue /work/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_data
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-reference
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -212,7 +212,7 @@ exit $?#!/bin/bash
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -221,22 +221,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-rdm-samples
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -247,7 +247,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -256,22 +256,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_wavediff64
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-wavediff-samples
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -282,7 +282,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -291,22 +291,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-rdm
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -317,7 +317,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -326,22 +326,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_wavediff64
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-wavediff
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -352,7 +352,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -361,22 +361,22 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_rdm,afterok:JOB_OF_wavediff
-#SBATCH --error=/work/all/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-table
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/work/all/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -387,7 +387,7 @@ srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/all/slurm/code/CODE
+export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -396,4 +396,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/all/slurm/jobs/%j_%t_log.out --error /work/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs

@@ -2,16 +2,16 @@
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/work/samples.jobs/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/samples.jobs/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=8
 #SBATCH --job-name=sample-samples
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
-#SBATCH --output=/work/samples.jobs/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/samples.jobs/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,7 +22,7 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/samples.jobs/slurm/code/CODE
+export PYTHONPATH=/project/samples.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -31,4 +31,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/samples.jobs/slurm/jobs/%j_%t_log.out --error /work/samples.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/samples.jobs/slurm/jobs
+srun --unbuffered --output /project/samples.jobs/slurm/jobs/%j_%t_log.out --error /project/samples.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/samples.jobs/slurm/jobs

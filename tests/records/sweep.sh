@@ -3,16 +3,16 @@
 # Parameters
 #SBATCH --account=diffusion
 #SBATCH --array=0-2%2
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/work/sweep/slurm/jobs/%A_%a_0_log.err
+#SBATCH --error=/project/sweep/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=8
 #SBATCH --job-name=sweep
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
-#SBATCH --output=/work/sweep/slurm/jobs/%A_%a_0_log.out
+#SBATCH --output=/project/sweep/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -23,7 +23,7 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/sweep/slurm/code/CODE
+export PYTHONPATH=/project/sweep/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -32,10 +32,10 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/sweep/slurm/jobs/%A_%a_%t_log.out --error /work/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /work/sweep/slurm/jobs
+srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /project/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/sweep/slurm/jobs
 
 
 # teardown
-code=$?; folders=(/work/sweep/seed_0 /work/sweep/seed_1 /work/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
+code=$?; folders=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
 python -m slurm.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?

@@ -2,16 +2,16 @@
 
 # Parameters
 #SBATCH --account=diffusion
-#SBATCH --chdir=/work
+#SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/work/run/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/run/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=8
 #SBATCH --job-name=run
 #SBATCH --mem=200G
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
-#SBATCH --output=/work/run/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/run/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,7 +22,7 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/work/run/slurm/code/CODE
+export PYTHONPATH=/project/run/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
@@ -31,9 +31,9 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /work/run/slurm/jobs/%j_%t_log.out --error /work/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores --container-image=/work/images/relaywave.sif --container-mounts=/work:/work python3 -u -m submitit.core._submit /work/run/slurm/jobs
+srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /project/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores --container-image=/project/images/relaywave.sif --container-mounts=/project:/project python3 -u -m submitit.core._submit /project/run/slurm/jobs
 
 
 # teardown
-python -m slurm.requeue /work/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.requeue /project/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
