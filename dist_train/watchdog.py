@@ -69,6 +69,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         pulse = 0
+        publish_pulse(self._world, pulse, self._last[1])
         while not self._ended.wait(PULSE_SECONDS):
             when, where = self._last
             pulse += 1
@@ -131,10 +132,12 @@ def lost_ranks(world: World) -> dict[int, str]:
     after = _pulses(world)
     if after is None:
         return {0: "the start or later (it keeps the others' addresses, which are gone)"}
+    if before is None:
+        return {}
     return {
-        rank: text.partition(" ")[2]
-        for rank, text in after.items()
-        if rank != world.rank and before is not None and before.get(rank) == text
+        rank: after.get(rank, "0 its start").partition(" ")[2]
+        for rank in range(world.size)
+        if rank != world.rank and before.get(rank) == after.get(rank)
     }
 
 

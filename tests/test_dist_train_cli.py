@@ -156,7 +156,7 @@ def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_weights(tmp_path: P
     os.kill(_rank_pids(launcher.pid)[1], signal.SIGKILL)
     errors = launcher.communicate(timeout=90)[1]
     assert "rank 1 was lost (SIGKILL)" in errors
-    assert "rank 0 lost contact with rank 1 (last seen in step" in errors  # known without launcher
+    assert "rank 0 lost contact with rank 1 (last seen in " in errors  # known without launcher
     assert launcher.returncode == 128 + signal.SIGKILL
 
     launcher = _start(run_dir)  # the launcher is killed: its ranks save and end by themselves
