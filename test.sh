@@ -11,8 +11,9 @@ setup_ffcv
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 
+# Written with `=`: before tests/conftest.py is read, pytest takes a folder that stands alone for tests.
 goldens=()
 if [ -d ../shared/goldens ]; then
-    goldens=(--goldens "$(cd ../shared/goldens && pwd)")
+    goldens=("--goldens=$(cd ../shared/goldens && pwd)")
 fi
 .venv/bin/python -m pytest -m "not gpu" "${goldens[@]}" "$@"
