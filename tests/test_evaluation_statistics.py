@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import scipy.linalg
 import torch
 
 from dist_train.distributed import World
+from evaluation import neighbours
 from evaluation.bootstrap import interval
 from evaluation.features import BatchStore, MomentStore, evenly_spread
 from evaluation.frechet import (
@@ -115,6 +117,29 @@ def test_duplicates_are_neighbours_but_a_point_is_not_its_own() -> None:
     shifted = pairs + np.float32(1e-3)
     assert manifold_scores(shifted, pairs, k=1).precision == 0.0
     assert manifold_scores(shifted, pairs, k=2).precision == 1.0
+
+
+@pytest.mark.parametrize("block", [50, 96, 256])
+def test_ties_are_settled_exactly_in_blocks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Points on a lattice lie on balls' surfaces all the time; integers tell what is right."""
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    gen, ref = (RNG.integers(0, 7, size=(n, 5)) for n in (330, 260))
+
+    def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.square(a[:, None] - b[None]).sum(2)
+
+    k = 3
+    gen_radii, ref_radii = (np.sort(squares(x, x), axis=1)[:, k] for x in (gen, ref))
+    cross = squares(gen, ref)
+    scores = manifold_scores(gen.astype(np.float32), ref.astype(np.float32), k)
+    assert astuple(scores) == (
+        (cross <= ref_radii).any(1).mean(),
+        (cross <= gen_radii[:, None]).any(0).mean(),
+        (cross < ref_radii).sum(1).mean() / k,
+        (cross < ref_radii).any(0).mean(),
+    )
 
 
 def test_precision_recall_far_from_the_origin_loses_nothing() -> None:

@@ -22,8 +22,9 @@ from evaluation.half_precision import adm_distance, half_precision_recall, style
 from evaluation.inception import SPATIAL_CHANNELS
 from evaluation.inception_score import chunk_splits, contiguous_splits, shuffled, split_scores
 from evaluation.kernel_distance import cmmd, kid, kid_subsets
+from evaluation.neighbours import centred_points, radii_squared
 from evaluation.postprocess import PostProcess, quantise_adm
-from evaluation.precision_recall import centred_points, manifold_scores, radii_squared
+from evaluation.precision_recall import manifold_scores
 from evaluation.resize import PIPELINES
 from evaluation.sliced import mind
 from evaluation.statistics import gaussian_of
