@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.images import ORIGINAL
 from data_pipelines.manifest import Manifest, read_manifest
 from data_pipelines.pack import Packer, Task
 from data_pipelines.pack_options import PackOptions
@@ -68,9 +69,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", type=Path, help="folder of the set, made if missing")
     parser.add_argument(
         "--resolution",
-        type=_numbers,
+        type=_resolutions,
         required=True,
-        help="edge of the stored images; several (64,256) make a set each in one pass",
+        help="edge of the stored images, or `original` for the files as they are;"
+        " several (64,256) make a set each in one pass",
     )
     parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
@@ -103,21 +105,22 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pack)
 
 
+def check_pack(words: Sequence[str]) -> None:
+    """Judge a command line of `pack` without packing: launchers ask before they queue jobs.
+
+    Raises:
+        ValueError: It would be refused.
+        SystemExit: It does not parse; a usage message was printed.
+    """
+    arguments = _parser().parse_args(words)
+    _pack_options(arguments)
+    make_source(arguments.kind, arguments.source, _details(arguments))
+
+
 def _pack(arguments: argparse.Namespace) -> None:
     if arguments.workers < 1:
         raise ValueError(f"workers={arguments.workers} must be at least 1")
-    options = PackOptions(
-        resolution=arguments.resolution,
-        image_format=arguments.format,
-        quality=arguments.quality,
-        shard_images=arguments.shard_images,
-        limit=arguments.limit,
-        subset=arguments.subset,
-        holdout=arguments.holdout,
-        min_edge=arguments.min_edge,
-        labelled=not arguments.unlabelled,
-        keep_duplicates={"keep": True, "skip": False}.get(arguments.duplicates),
-    )
+    options = _pack_options(arguments)
     packer = Packer(
         make_source(arguments.kind, arguments.source, _details(arguments)),
         arguments.destination,
@@ -139,8 +142,32 @@ def _pack(arguments: argparse.Namespace) -> None:
         print(_summary(folder, manifest))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _pack_options(arguments: argparse.Namespace) -> PackOptions:
+    return PackOptions(
+        resolution=arguments.resolution,
+        image_format=arguments.format,
+        quality=arguments.quality,
+        shard_images=arguments.shard_images,
+        limit=arguments.limit,
+        subset=arguments.subset,
+        holdout=arguments.holdout,
+        min_edge=arguments.min_edge,
+        labelled=not arguments.unlabelled,
+        keep_duplicates={"keep": True, "skip": False}.get(arguments.duplicates),
+    )
+
+
+def _resolutions(text: str) -> tuple[int, ...]:
+    return tuple(map(_resolution, text.split(",")))
+
+
+def _resolution(word: str) -> int:
+    if word == "original":
+        return ORIGINAL
+    edge = int(word)
+    if edge < 1:
+        raise argparse.ArgumentTypeError(f"{edge} is neither a positive edge nor `original`")
+    return edge
 
 
 def _task(text: str) -> Task:
@@ -161,8 +188,9 @@ def _details(arguments: argparse.Namespace) -> SourceDetails:
 def _summary(path: Path, manifest: Manifest) -> str:
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "unlabelled"
     size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+    edge = manifest.resolution
     text = (
-        f"{path}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution},"
+        f"{path}: {manifest.num_images} images of {f'{edge}x{edge}' if edge else 'any size'},"
         f" {classes}, {len(manifest.shards)} shards, {size:.1f} MB"
     )
     if manifest.skipped:
@@ -249,10 +277,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from data_pipelines.bench import measure_all
 
-    stored = read_manifest(arguments.path).resolution
+    resolution = arguments.resolution or read_manifest(arguments.path).resolution
+    if resolution == ORIGINAL:
+        raise ValueError(f"{arguments.path} holds images of any size; add --resolution")
     rates = measure_all(
         arguments.path,
-        resolution=arguments.resolution or stored,
+        resolution=resolution,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         seconds=arguments.seconds,

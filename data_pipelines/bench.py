@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from data_pipelines.images import decode_rgb
+from data_pipelines.delivery import pillow_decoder
 from data_pipelines.pipeline import Backend, DataConfig, ImageBatch, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
 
@@ -39,7 +39,7 @@ def measure_all(
     path: Path, *, resolution: int, batch_size: int, workers: int, seconds: float, device: str
 ) -> Iterator[Rate | str]:
     """Yield the rate of the bare decoder, then of each backend, or why it cannot be used."""
-    yield measure_pillow(path, threads=workers, seconds=seconds)
+    yield measure_pillow(path, resolution=resolution, threads=workers, seconds=seconds)
     for backend in backends():
         config = DataConfig(path=str(path), backend=backend, resolution=resolution, workers=workers)
         try:
@@ -67,9 +67,17 @@ def measure_backend(config: DataConfig, *, batch_size: int, seconds: float, devi
     return Rate(config.backend, rate, first)
 
 
-def measure_pillow(path: Path, *, threads: int, seconds: float) -> Rate:
-    """Measure bare decoding by Pillow from memory in `threads` threads: no reading, no batches."""
+def measure_pillow(path: Path, *, resolution: int, threads: int, seconds: float) -> Rate:
+    """Measure bare decoding by Pillow from memory in `threads` threads: no reading, no batches.
+
+    Args:
+        path: Folder of the set.
+        resolution: Edge to which original images are resized.
+        threads: Threads.
+        seconds: About how long to measure.
+    """
     images = ShardedImages(path)
+    decode = pillow_decoder(images.info.resolution, resolution)
     encoded = [images.read(index)[0] for index in range(min(512, len(images)))]
     images.close()
     chunk = 32
@@ -78,7 +86,7 @@ def measure_pillow(path: Path, *, threads: int, seconds: float) -> Rate:
 
         def step() -> int:
             work = [list(itertools.islice(endless, chunk)) for _ in range(threads)]
-            list(pool.map(lambda part: [decode_rgb(data) for data in part], work))
+            list(pool.map(lambda part: [decode(data) for data in part], work))
             return chunk * threads
 
         return Rate(f"bare Pillow, {threads} threads", _rate(step, seconds), 0.0)

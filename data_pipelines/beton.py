@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.images import BadImage, decode_rgb
+from data_pipelines.images import ORIGINAL, BadImage, decode_rgb
 from data_pipelines.manifest import DatasetError, atomic_file, file_sha256
 from data_pipelines.progress import Progress
 from data_pipelines.shards import ShardedImages
@@ -62,6 +62,10 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
         ValueError: FFCV is not installed.
     """
     images = ShardedImages(path)
+    if images.info.resolution == ORIGINAL:
+        raise DatasetError(
+            f"FFCV needs images of one size; {path} has any: pack it at one resolution"
+        )
     mode = JPEG if keep_jpeg and images.manifest.options["image_format"] == "jpeg" else RAW
     if _is_current(path, images.info.digest, mode):
         return

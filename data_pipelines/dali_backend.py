@@ -20,10 +20,11 @@ from data_pipelines.datasets import open_data
 from data_pipelines.delivery import (
     BatchFinisher,
     SampleReader,
-    decode_square,
+    pillow_decoder,
     read_ahead,
     to_device,
 )
+from data_pipelines.images import ORIGINAL
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def build_graph(
     threads: int,
     prefetch: int,
     decoder: Literal["cpu", "mixed"],
+    edge: int | None = None,
     device_id: int | None = None,
 ) -> Any:
     """Return the DALI pipeline: encoded bytes and flips to uint8 RGB [B, 3, H, W].
@@ -48,6 +50,8 @@ def build_graph(
         threads: Decoding threads of DALI's CPU part.
         prefetch: Batches decoded ahead.
         decoder: `mixed` decodes on the GPU; the rest of the graph is the same and follows it.
+        edge: Cut images of any size to their centred square, and resize it to this edge; None
+            for images of one size, which come as they are.
         device_id: The GPU; None for a graph that runs on the CPU, or is only looked at.
 
     Raises:
@@ -68,13 +72,45 @@ def build_graph(
     )
     with graph:
         encoded, flips = fn.external_source(source=source, num_outputs=2, batch=True)
-        pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+        pixels = _decoded(encoded, decoder) if edge is None else _square(encoded, decoder, edge)
         graph.set_outputs(
             fn.crop_mirror_normalize(  # with mean 0 and deviation 1: only mirrors and transposes
                 pixels, mirror=flips, dtype=types.UINT8, output_layout="CHW"
             )
         )
     return graph
+
+
+def _decoded(encoded: Any, decoder: str) -> Any:
+    from nvidia.dali import fn, types
+
+    return fn.decoders.image(
+        encoded,
+        device=decoder,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
+
+
+def _square(encoded: Any, decoder: str, edge: int) -> Any:
+    """Decode the largest centred square alone, and resize it as `images.centre_square` does."""
+    from nvidia.dali import fn, math, types
+
+    shape = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
+    height, width = shape[0], shape[1]
+    crop = math.min(height, width)
+    square = fn.decoders.image_slice(
+        encoded,
+        start=fn.stack((height - crop) // 2, (width - crop) // 2),
+        shape=fn.stack(crop, crop),
+        axis_names="HW",
+        device=decoder,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
+    return fn.resize(square, size=[edge, edge], interp_type=types.INTERP_LANCZOS3, antialias=True)
 
 
 class DaliPipeline:
@@ -88,6 +124,7 @@ class DaliPipeline:
         self.info, self._samples = data.info, data.samples
         self._reader = SampleReader(data.samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
+        self._decode = pillow_decoder(self.info.resolution, config.resolution)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
@@ -113,6 +150,7 @@ class DaliPipeline:
             threads=self._config.workers,
             prefetch=self._config.prefetch,
             decoder="cpu" if self._device.type == "cpu" else "mixed",
+            edge=self._config.resolution if self.info.resolution == ORIGINAL else None,
             device_id=self._device_id(),
         )
         graph.build()
@@ -146,8 +184,7 @@ class DaliPipeline:
         return tensor
 
     def _decoded_by_pillow(self, positions: range) -> ImageBatch:
-        resolution = self.info.resolution
-        arrays, labels = self._reader.load(positions, lambda data: decode_square(data, resolution))
+        arrays, labels = self._reader.load(positions, self._decode)
         images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
         return self._finish(images, labels, positions)
 

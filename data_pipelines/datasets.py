@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.images import ORIGINAL
 from data_pipelines.manifest import canonical_json
 from data_pipelines.order import (
     Integers,
@@ -107,7 +108,13 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
 
 
 def check_resolution(config: DataConfig, stored: int) -> int:
-    """Return the box reduction's factor. Raises ValueError if the stored edge is no multiple."""
+    """Return the box reduction's factor, 1 for images of any size, which are resized.
+
+    Raises:
+        ValueError: The stored edge is no multiple.
+    """
+    if stored == ORIGINAL:
+        return 1
     if stored % config.resolution:
         raise ValueError(
             f"resolution={config.resolution} does not divide the {stored} pixels of {config.path};"

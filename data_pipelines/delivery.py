@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.images import BadImage, Pixels, decode_rgb
+from data_pipelines.images import ORIGINAL, BadImage, Pixels, centre_square, decode, decode_rgb
 from data_pipelines.order import Order
 from data_pipelines.pipeline import ImageBatch
 
@@ -113,15 +113,26 @@ class SampleReader(Generic[Stored]):
             )
 
 
-def decode_square(encoded: bytes, resolution: int) -> Pixels:
-    """Decode a packed sample with Pillow, uint8 [3, R, R].
+def pillow_decoder(stored: int, resolution: int) -> Callable[[bytes], Pixels]:
+    """Return Pillow's way from a packed sample to pixels uint8 [3, R, R]; it raises BadImage.
 
-    Raises:
-        BadImage: It cannot be decoded, or is not of the set's resolution.
+    Args:
+        stored: Edge of the set's images, which come as they are; those of an ORIGINAL set are
+            cropped and resized as `pack` would.
+        resolution: Edge R of the images of an ORIGINAL set.
     """
-    pixels = decode_rgb(encoded)
-    if pixels.shape != (resolution, resolution, 3):
-        raise BadImage(f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {resolution}")
+    if stored == ORIGINAL:
+        return lambda encoded: _planes(np.asarray(centre_square(decode(encoded), resolution)))
+    return lambda encoded: _planes(_of_edge(decode_rgb(encoded), stored))
+
+
+def _of_edge(pixels: Pixels, edge: int) -> Pixels:
+    if pixels.shape != (edge, edge, 3):
+        raise BadImage(f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {edge}")
+    return pixels
+
+
+def _planes(pixels: Pixels) -> Pixels:
     return pixels.transpose(2, 0, 1)
 
 

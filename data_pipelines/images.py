@@ -7,10 +7,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 ImageFormat = Literal["png", "webp", "jpeg"]
+
+ORIGINAL = 0
+"""The "resolution" of sets whose images keep the sizes, and mostly the bytes, of their source."""
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises on damaged input, by format and kind of damage."""
@@ -21,7 +24,12 @@ class BadImage(ValueError):  # noqa: N818 (a finding about the input, reported a
 
 
 def decode_rgb(encoded: bytes, *, upright: bool = False) -> Pixels:
-    """Decode any common image to RGB, uint8 [H, W, 3].
+    """Decode any common image to RGB, uint8 [H, W, 3]; see `decode`."""
+    return np.asarray(decode(encoded, upright=upright))
+
+
+def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
+    """Decode any common image to RGB.
 
     Grey is tripled, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits, transparency
     is laid over white. The whole image is decoded, so truncation is found.
@@ -36,7 +44,7 @@ def decode_rgb(encoded: bytes, *, upright: bool = False) -> Pixels:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+            return _to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
     except DECODE_ERRORS as error:
@@ -56,34 +64,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def centre_square(pixels: Pixels, resolution: int) -> Pixels:
-    """Cut the largest centred square and resize it with a Lanczos filter, uint8 [R, R, 3].
+def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
+    """Tell whether all decoders read an image alike: a still JPEG or WebP of RGB or grey.
+
+    Args:
+        encoded: The bytes of an image that can be decoded.
+        upright: Whether its EXIF orientation counts; then it has to be the normal one.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        plain = image.format in ("JPEG", "WEBP") and image.mode in ("RGB", "L")
+        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return plain and not turned and getattr(image, "n_frames", 1) == 1
+
+
+def centre_square(image: Image.Image, resolution: int) -> Image.Image:
+    """Cut the largest centred square and resize it with Pillow's Lanczos filter.
 
     The square starts at floor((edge - crop) / 2) (spec/RDM.md section 1); an image that already has
     the resolution passes unchanged.
     """
-    height, width = pixels.shape[:2]
-    crop = min(height, width)
-    top, left = (height - crop) // 2, (width - crop) // 2
-    return resize_square(pixels[top : top + crop, left : left + crop], resolution)
+    width, height = image.size
+    crop = min(width, height)
+    left, top = (width - crop) // 2, (height - crop) // 2
+    square = image.crop((left, top, left + crop, top + crop))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
-def resize_square(square: Pixels, resolution: int) -> Pixels:
-    """Resize a square image with Pillow's Lanczos filter; the same size passes unchanged."""
-    if square.shape[0] == resolution:
-        return square
-    image = Image.fromarray(square)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS))
-
-
-def encode(pixels: Pixels, image_format: ImageFormat, quality: int) -> bytes:
-    """Encode RGB pixels; PNG and WebP are lossless.
+def encode(image: Image.Image, image_format: ImageFormat, quality: int) -> bytes:
+    """Encode an RGB image; PNG and WebP are lossless.
 
     JPEG (of `quality` 1..95) keeps colour at full resolution: a generator would learn the blur of
     subsampled colour, and decoders differ in how they enlarge it.
     """
     buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
     if image_format == "png":
         image.save(buffer, "PNG", compress_level=4)
     elif image_format == "webp":

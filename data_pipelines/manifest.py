@@ -62,7 +62,7 @@ class Manifest:
         source: What was packed: path, number and digest of the items' names and sizes.
         options: The exact options that determine the content.
         num_images: Images in the set.
-        resolution: Edge of the stored images, in pixels.
+        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
         class_names: Names by class index; empty for unlabelled sets.
         class_counts: Images by class index.
         shards: The tar files, in order.

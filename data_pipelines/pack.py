@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipelines.converting import converted
+from data_pipelines.images import ORIGINAL
 from data_pipelines.manifest import (
     MANIFEST,
     Manifest,
@@ -141,7 +142,9 @@ class Packer:
     def _folders(self, part: str) -> dict[int, Path]:
         resolutions = self._options.resolutions
         base = self._destination / part
-        return {r: base / str(r) if len(resolutions) > 1 else base for r in resolutions}
+        if len(resolutions) == 1:
+            return {resolutions[0]: base}
+        return {r: base / ("original" if r == ORIGINAL else str(r)) for r in resolutions}
 
     def _check_destination(self) -> None:
         """Raise PackError unless the destination is new, empty, or was made by a pack."""
@@ -245,7 +248,7 @@ class Packer:
             writers = {}
             for resolution, folder in part.folders.items():
                 file = stack.enter_context(_new_shard(folder / shard_name(number)))
-                writers[resolution] = ShardWriter(file, self._options.image_format)
+                writers[resolution] = ShardWriter(file)
             for place, item in items:
                 if isinstance(item, Skip):
                     skips.append(item)

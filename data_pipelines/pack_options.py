@@ -7,8 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from data_pipelines.images import ImageFormat
+from data_pipelines.images import ORIGINAL, ImageFormat
 from data_pipelines.sources.base import Entry, Listing
+
+ORIGINAL_EDGE = 400
+"""Edge of an image of about as many bytes as an original of ImageNet, to choose the shard size."""
 
 
 class PackError(ValueError):
@@ -20,9 +23,10 @@ class PackOptions:
     """The options that determine the content.
 
     Attributes:
-        resolution: Edge of the stored images in pixels: centre crop, then Lanczos. Several make one
-            set each, in one pass over the source.
-        image_format: `png` and `webp` are lossless, `jpeg` is smaller.
+        resolution: Edge of the stored images in pixels: centre crop, then Lanczos. ORIGINAL keeps
+            the files of the source. Several make one set each, in one pass over the source.
+        image_format: `png` and `webp` are lossless, `jpeg` is smaller. Original images keep theirs
+            if it is JPEG or WebP, and else become PNG.
         quality: JPEG quality, 1..95.
         shard_images: Source items per shard; null gives shards of roughly 128 MB.
         limit: Take only the first items of the source.
@@ -50,8 +54,13 @@ class PackOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PackError(f"{name}={value} must be positive")
-        if not self.resolutions or min(self.resolutions) < 1:
+        if not self.resolutions or min(self.resolutions) < 0:
             raise PackError(f"resolution={self.resolution} must be positive")
+        if self.resolutions == (ORIGINAL,) and self.image_format != "png":
+            raise PackError(
+                f"format={self.image_format}: original images keep their own format;"
+                " leave --format out, or give a resolution"
+            )
         if len(set(self.resolutions)) < len(self.resolutions):
             raise PackError(f"resolution={self.resolution} names one size twice")
         if not 1 <= self.quality <= 95:
@@ -64,7 +73,7 @@ class PackOptions:
 
     def resolved(self, published: bool) -> PackOptions:
         """Return the options with the source's defaults in place of null."""
-        largest = max(self.resolutions)
+        largest = ORIGINAL_EDGE if ORIGINAL in self.resolutions else max(self.resolutions)
         per_shard = max(64, min(16384, 2**28 // (3 * largest**2 // 2 + 1)))
         keep = published if self.keep_duplicates is None else self.keep_duplicates
         return replace(

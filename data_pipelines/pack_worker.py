@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
-from data_pipelines.images import BadImage, ImageFormat, Pixels, centre_square, decode_rgb, encode
+from PIL import Image
+
+from data_pipelines.images import (
+    ORIGINAL,
+    BadImage,
+    ImageFormat,
+    Pixels,
+    centre_square,
+    decode,
+    encode,
+    may_stay,
+)
 from data_pipelines.sources.base import Entry, ReadItem, Skip, Source
 
 
@@ -28,7 +39,7 @@ class Conversion:
     """What is done to each image.
 
     Attributes:
-        resolutions: Edges of the stored images, in pixels.
+        resolutions: Edges of the stored images, in pixels; ORIGINAL keeps the whole image.
         image_format: `png` and `webp` are lossless.
         quality: JPEG quality, 1..95.
         min_edge: Images with a shorter side below this are skipped.
@@ -43,14 +54,19 @@ class Conversion:
 
     def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
         """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
-        pixels = decode_rgb(item, upright=self.upright) if isinstance(item, bytes) else item
-        height, width = pixels.shape[:2]
-        if min(height, width) < self.min_edge:
+        encoded = item if isinstance(item, bytes) else None
+        image = decode(encoded, upright=self.upright) if encoded else Image.fromarray(item)
+        if min(image.size) < self.min_edge:
+            width, height = image.size
             raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
-        return {
-            resolution: encode(centre_square(pixels, resolution), self.image_format, self.quality)
-            for resolution in self.resolutions
-        }
+        return {r: self._stored(image, encoded, r) for r in self.resolutions}
+
+    def _stored(self, image: Image.Image, encoded: bytes | None, resolution: int) -> bytes:
+        if resolution != ORIGINAL:
+            return encode(centre_square(image, resolution), self.image_format, self.quality)
+        if encoded and may_stay(encoded, upright=self.upright):
+            return encoded
+        return encode(image, "png", self.quality)
 
 
 class ChunkConverter:

@@ -44,7 +44,7 @@ class DataConfig:
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
             and dry runs).
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
-            divides are reduced by box averaging.
+            divides are reduced by box averaging; original images are cropped and resized.
         flip: Mirror each visit of an image horizontally with probability 1/2.
         shuffle: Visit the images in a new random order each epoch; else in file order.
         shuffle_window: Shuffle the shards, and the images within windows of this many, so that
@@ -96,7 +96,7 @@ class DatasetInfo:
 
     Attributes:
         num_images: Images per epoch.
-        resolution: Edge of the stored images, in pixels.
+        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
         class_names: Names by class index; empty for unlabelled sets.
         digest: SHA-256 that identifies the content, order and labels of the set.
     """

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines.images import centre_square
 from data_pipelines.order import SampleOrder
 from data_pipelines.shards import ShardedImages
 
 GAP = 2
+ORIGINAL_EDGE = 128
+"""Edge at which images of any size are shown."""
 
 
 def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0) -> int:
@@ -28,12 +31,13 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
     chosen = SampleOrder(len(images), seed).samples(np.arange(count)).tolist()
     chosen.sort(key=lambda index: (images.label(index) or 0, index))
     columns = math.ceil(math.sqrt(count))
-    step = images.info.resolution + GAP
+    edge = images.info.resolution or ORIGINAL_EDGE
+    step = edge + GAP
     sheet = np.full((math.ceil(count / columns) * step, columns * step, 3), 255, np.uint8)
     for place, index in enumerate(chosen):
         top, left = place // columns * step, place % columns * step
-        pixels = images.decode(index).permute(1, 2, 0).numpy()
-        sheet[top : top + step - GAP, left : left + step - GAP] = pixels
+        image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
+        sheet[top : top + edge, left : left + edge] = centre_square(image, edge)
     images.close()
     Image.fromarray(sheet).save(picture)
     return count

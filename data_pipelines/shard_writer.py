@@ -7,10 +7,8 @@ import tarfile
 import zlib
 from typing import IO, NamedTuple
 
-from data_pipelines.images import ImageFormat
-
 BLOCK = tarfile.BLOCKSIZE
-EXTENSION: dict[ImageFormat, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+SIGNATURES = {b"\xff\xd8": "jpg", b"RIFF": "webp", b"\x89PNG": "png"}
 
 
 class WrittenSample(NamedTuple):
@@ -28,19 +26,18 @@ class ShardWriter:
 
     Args:
         file: Where the bytes go; needs only `write`.
-        image_format: Gives the members' extension.
     """
 
-    def __init__(self, file: IO[bytes], image_format: ImageFormat) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._extension = EXTENSION[image_format]
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
         self.samples: list[WrittenSample] = []
 
     def add(self, key: str, encoded: bytes, label: int) -> None:
-        """Append one sample; label -1 is an unlabelled one and gets no `.cls` member."""
-        offset = self._member(f"{key}.{self._extension}", encoded)
+        """Append one PNG, WebP or JPEG; label -1 is an unlabelled one and gets no `.cls` member."""
+        extension = next(name for mark, name in SIGNATURES.items() if encoded.startswith(mark))
+        offset = self._member(f"{key}.{extension}", encoded)
         if label >= 0:
             self._member(f"{key}.cls", str(label).encode())
         digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()

@@ -15,7 +15,7 @@ from data_pipelines.datasets import open_data
 from data_pipelines.delivery import (
     BatchFinisher,
     SampleReader,
-    decode_square,
+    pillow_decoder,
     read_ahead,
     to_device,
 )
@@ -33,6 +33,7 @@ class WebDatasetPipeline:
         self.info, self._samples = data.info, data.samples
         self._reader = SampleReader(data.samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
+        self._decode = pillow_decoder(self.info.resolution, config.resolution)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
@@ -48,7 +49,6 @@ class WebDatasetPipeline:
         self._samples.close()
 
     def _batch(self, positions: range) -> ImageBatch:
-        resolution = self.info.resolution
-        arrays, labels = self._reader.load(positions, lambda data: decode_square(data, resolution))
+        arrays, labels = self._reader.load(positions, self._decode)
         images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
         return self._finish(images, labels, positions)

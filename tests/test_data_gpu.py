@@ -13,12 +13,16 @@ from data_pipelines.dali_backend import build_graph
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
 from tests.data_sets import packed_folder, write_class_folders
 
+OPERATORS = rb"ExternalSource|PeekImageShape|decoders__Image(?:Slice)?|Resize|CropMirrorNormalize"
 
-def placement(decoder: str) -> set[tuple[str, str]]:
+
+def placement(decoder: str, edge: int | None = None) -> set[tuple[str, str]]:
     """Return (operator, device) of the serialised graph."""
-    graph = build_graph(lambda: ([], []), batch_size=4, threads=1, prefetch=2, decoder=decoder)
+    graph = build_graph(
+        lambda: ([], []), batch_size=4, threads=1, prefetch=2, decoder=decoder, edge=edge
+    )
     text = graph.serialize()
-    operator = rb"\n.(ExternalSource|decoders__Image|CropMirrorNormalize)"
+    operator = rb"\n.(" + OPERATORS + rb")"
     pairs = re.findall(operator + rb".*?\x06device\x12\x06string\*.(\w+)@", text, re.DOTALL)
     return {(name.decode(), device.decode()) for name, device in pairs}
 
@@ -34,6 +38,17 @@ def test_one_graph_for_both_devices() -> None:
         ("decoders__Image", "mixed"),
         ("CropMirrorNormalize", "gpu"),
     }
+
+
+def test_originals_are_resized_where_they_are_decoded() -> None:
+    for decoder, device in (("cpu", "cpu"), ("mixed", "gpu")):
+        assert placement(decoder, edge=64) == {
+            ("ExternalSource", "cpu"),
+            ("PeekImageShape", "cpu"),  # reads headers only
+            ("decoders__ImageSlice", decoder),
+            ("Resize", device),
+            ("CropMirrorNormalize", device),
+        }
 
 
 def delivered(path: Path, backend: str, device: str) -> list[ImageBatch]:

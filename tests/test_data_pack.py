@@ -50,6 +50,10 @@ def skips(path: Path) -> dict[str, str]:
     return {skip["name"]: skip["reason"] for skip in map(json.loads, lines)}
 
 
+def square(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    return np.asarray(centre_square(Image.fromarray(pixels), resolution))
+
+
 def test_packed_pixels_are_the_centre_crop(folder: Path, tmp_path: Path) -> None:
     manifest = packed_folder(folder, tmp_path / "set")
     images = ShardedImages(tmp_path / "set")
@@ -57,7 +61,7 @@ def test_packed_pixels_are_the_centre_crop(folder: Path, tmp_path: Path) -> None
     assert images.info.class_names == ("class0", "class1", "class2")
     assert manifest.class_counts == (20, 20, 20)
     for index in (0, 17, 59):
-        expected = centre_square(smooth_pixels(index), 32).transpose(2, 0, 1)
+        expected = square(smooth_pixels(index), 32).transpose(2, 0, 1)
         assert np.array_equal(images.decode(index).numpy(), expected)
         assert images.read(index)[1] == images.label(index) == index // 20
     images.close()
@@ -65,7 +69,7 @@ def test_packed_pixels_are_the_centre_crop(folder: Path, tmp_path: Path) -> None
 
 def test_crop_offset_rounds_down() -> None:
     pixels = np.arange(7 * 4 * 3, dtype=np.uint8).reshape(7, 4, 3)
-    assert np.array_equal(centre_square(pixels, 4), pixels[1:5])
+    assert np.array_equal(square(pixels, 4), pixels[1:5])
 
 
 def test_shards_are_webdataset_tars(folder: Path, tmp_path: Path) -> None:
@@ -451,7 +455,7 @@ def test_impossible_shares_are_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 0}, "resolution=0 must be positive"),
+        ({"resolution": -1}, "resolution=-1 must be positive"),
         ({"resolution": (8, 8)}, "names one size twice"),
         ({"quality": 96}, "quality=96 must be in"),
         ({"limit": 0}, "limit=0 must be positive"),
