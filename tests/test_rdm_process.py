@@ -93,6 +93,14 @@ def test_noise_variance(normalise: bool) -> None:
     assert float(noisy.std()) == pytest.approx(expected, rel=0.02)
 
 
+def test_selected_streams_are_shared() -> None:
+    """Drawing for the samples one by one is drawing for all of them, and uses the streams up."""
+    whole, split = SampleStreams([4, 5, 6]), SampleStreams([4, 5, 6])
+    for draw in (lambda d: d.randn((2, 3)), lambda d: d.rand(), lambda d: d.randint(9, (4,))):
+        parts = [draw(split.select(slice(i, i + 1))) for i in range(3)]
+        assert torch.equal(torch.cat(parts), draw(whole))
+
+
 def test_weight_is_clamped() -> None:
     assert float(RelayProcess().weight(torch.tensor([1e-4]))) == 1e5
     assert float(EdmProcess().weight(torch.tensor([1e-4]))) > 1e7
@@ -103,6 +111,9 @@ class MetaDraws:
 
     def __len__(self) -> int:
         return 2
+
+    def select(self, part: slice) -> MetaDraws:
+        return self
 
     def randn(self, shape, dtype=torch.float32) -> Tensor:
         return torch.empty(2, *shape, dtype=dtype, device="meta")

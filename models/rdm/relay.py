@@ -113,18 +113,22 @@ class RelayProcess:
         check_tiles(images, self.upscale)
         axes = blur_axes(level.blur_sigma, self.upscale, self.min_scale).to(images.dtype)
         sigma = level.sigma.view(-1, 1, 1, 1) * self.noise_gain
-        block_sigma = sigma * (self.block_noise_alpha / self.upscale)
-        noise = draws.randn(images.shape[1:])
-        blocks = draws.randn(images.shape[1:]) if self.block_noise_alpha else None
+        noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
         rows = 1 if images.device.type == "cpu" else len(images)  # one image fits a CPU's cache
         for start in range(0, len(images), rows):
             part = slice(start, start + rows)
-            blurred = blur_tiles(images[part], axes[part], self.min_scale)
-            noisy = torch.addcmul(blurred, noise[part], sigma[part], out=noise[part])
-            if blocks is not None:
-                sums = block_sum_(blocks[part], self.upscale, spare=blurred)
-                noisy.addcmul_(sums, block_sigma[part])
-        return noise
+            self._corrupt(images[part], axes[part], sigma[part], draws.select(part), noisy[part])
+        return noisy
+
+    def _corrupt(
+        self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws, noisy: Tensor
+    ) -> None:
+        """Write to `noisy`; fresh memory would cost as much as the arithmetic."""
+        blurred = blur_tiles(images, axes, self.min_scale)
+        torch.addcmul(blurred, draws.randn(images.shape[1:]), sigma, out=noisy)
+        if self.block_noise_alpha:
+            sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=blurred)
+            noisy.addcmul_(sums, sigma * (self.block_noise_alpha / self.upscale))
 
     @property
     def noise_gain(self) -> float:
