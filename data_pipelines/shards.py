@@ -18,7 +18,9 @@ from data_pipelines.pipeline import describe
 from data_pipelines.remote import FileCache, RemoteFolder, is_remote
 
 MAX_OPEN = 128
-DEFAULT_CACHE = FileCache(Path.home() / ".cache/relaywave/shards", 100 * 10**9)
+DEFAULT_CACHE = FileCache(
+    Path(os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache/relaywave/shards"), 100 * 10**9
+)
 
 
 class ShardedImages:
