@@ -8,11 +8,12 @@ not finite on any rank is skipped on all of them, and counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 INITIAL_SCALE = 2.0**16
 GROWTH_INTERVAL = 1000
@@ -112,3 +113,18 @@ class CheckedAdam(torch.optim.Adam):
                 torch._foreach_mul_(gradients, 1.0 / factor)
             super().step()
         self._scale.update_scale(self.overflow)
+
+
+def partitioned_norm(gradients: Iterable[Tensor], *_: Any) -> Tensor:
+    """Return the L2 norm of the gradient whose partitions the ranks hold, -1 if it is not finite.
+
+    It stands in for ZeRO-1/2's `get_grad_norm_direct`, which walks through all tensors in Python
+    and takes one or two per cent of a small network's step. Collective.
+
+    Args:
+        gradients: This rank's partition of the averaged gradient.
+    """
+    total = torch.stack(torch._foreach_norm(list(gradients))).square().sum()
+    dist.all_reduce(total)
+    norm = total.sqrt()
+    return torch.where(norm.isfinite(), norm, -1.0)

@@ -68,9 +68,13 @@ def engine_settings(
     """
     for name in OWNED.keys() & extra.keys():
         raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
+    # One flattening per bucket, as DDP has, is cheaper than one copy per tensor.
+    defaults = {
+        "reduce_bucket_size": min(parameters, MAX_BUCKET),
+        "contiguous_gradients": False,
+    }
     zero: dict[str, Any] = {"stage": zero_stage}
-    if "reduce_bucket_size" not in extra.get("zero_optimization", {}):
-        zero["reduce_bucket_size"] = min(parameters, MAX_BUCKET)
+    zero |= {k: v for k, v in defaults.items() if k not in extra.get("zero_optimization", {})}
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if offload == "parameters":

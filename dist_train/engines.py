@@ -20,20 +20,20 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dist_train.adam import CheckedAdam, LossScale
+from dist_train.adam import CheckedAdam, LossScale, partitioned_norm
 from dist_train.config import AdamConfig
 from dist_train.distributed import World
 from dist_train.engine_settings import engine_settings
 from dist_train.fragments import Fragment, share
 
-__all__ = ["MOMENTS", "Engine", "Fragment", "updating_only"]
+__all__ = ["MOMENTS", "Engine", "Fragment", "parameter_lists", "updating_only"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -46,7 +46,8 @@ class Engine:
         adam: Optimizer settings.
         world: The process group.
         zero_stage: 0 (replicated), 1 (optimizer sharded), 2 (gradients sharded as well) or
-            3 (weights sharded as well).
+            3 (weights sharded as well). One rank without offloading has nothing to shard, and is
+            spared the copies that sharding makes.
         micro_batch_size: Samples per rank and backward call.
         accumulation_steps: Backward calls per update.
         offload: What lives in the memory of the CPU: nothing, the optimizer, or the weights as well
@@ -73,7 +74,7 @@ class Engine:
     ) -> None:
         deepspeed = _import_deepspeed(world)
         self.network = network
-        self.zero_stage = zero_stage
+        self.zero_stage = zero_stage if world.size > 1 or offload != "none" else 0
         self.loss_scale = LossScale(scale_loss)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.updates = 0
@@ -82,24 +83,26 @@ class Engine:
         settings: dict[str, Any] = {"lr": adam.lr, "betas": adam.betas, "eps": adam.eps}
         self._optimizer: torch.optim.Adam = (
             torch.optim.Adam(network.parameters(), **settings)
-            if zero_stage
+            if self.zero_stage
             else CheckedAdam(network.parameters(), self.loss_scale, clip, **settings)
         )
-        self._engine, self._sharded, _, _ = deepspeed.initialize(
-            model=network,
-            optimizer=self._optimizer,
-            config=engine_settings(
-                extra or {},
-                zero_stage=zero_stage,
-                micro_batch_size=micro_batch_size,
-                accumulation_steps=accumulation_steps,
-                clip=clip if zero_stage else 0.0,
-                offload=offload,
-                parameters=sum(shape.numel() for shape in self.shapes.values()),
-            ),
+        config = engine_settings(
+            extra or {},
+            zero_stage=zero_stage,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            clip=clip if self.zero_stage else 0.0,
+            offload=offload,
+            parameters=sum(shape.numel() for shape in self.shapes.values()),
         )
-        if zero_stage:
+        config["zero_optimization"]["stage"] = self.zero_stage
+        self._engine, self._sharded, _, _ = deepspeed.initialize(
+            model=network, optimizer=self._optimizer, config=config
+        )
+        if self.zero_stage:
             self._sharded.loss_scaler = self.loss_scale
+        if self.zero_stage in (1, 2):
+            self._sharded.get_grad_norm_direct = partitioned_norm
 
     @property
     def called(self) -> nn.Module:
@@ -223,15 +226,26 @@ class Engine:
 
 
 @contextlib.contextmanager
-def updating_only(name: str, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Freeze every network but one: no gradients are computed for, or leak into, the others."""
-    for other, network in networks.items():
-        network.requires_grad_(other == name)
+def updating_only(name: str, parameters: Mapping[str, Iterable[nn.Parameter]]) -> Iterator[None]:
+    """Freeze every network but one: no gradients are computed for, or leak into, the others.
+
+    Args:
+        name: The network that is updated.
+        parameters: Those of all networks; lists, as walking through modules takes milliseconds.
+    """
+    frozen = [p for other, theirs in parameters.items() if other != name for p in theirs]
+    for parameter in frozen:
+        parameter.requires_grad = False
     try:
         yield
     finally:
-        for network in networks.values():
-            network.requires_grad_(True)
+        for parameter in frozen:
+            parameter.requires_grad = True
+
+
+def parameter_lists(networks: Mapping[str, nn.Module]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of networks, as `updating_only` wants them."""
+    return {name: list(network.parameters()) for name, network in networks.items()}
 
 
 def _import_deepspeed(world: World) -> Any:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dist_train.engines import updating_only
+from dist_train.engines import parameter_lists, updating_only
 from dist_train.hardware import find_gpu
 from models.families import AnyObjective
 from models.objective import Example, Objective
@@ -64,7 +64,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
         for name, loss_fn in objective.losses().items():
-            with updating_only(name, networks):
+            with updating_only(name, parameter_lists(networks)):
                 for step, share in ((0, 1 / interval), (1, 1 - 1 / interval)):
                     if share:
                         meter = _cost(networks, loss_fn, example, step)

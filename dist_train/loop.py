@@ -22,7 +22,7 @@ from dist_train.config import RunConfig
 from dist_train.distributed import World
 from dist_train.divergence import DivergedError, Judge
 from dist_train.ema import ShardedEma
-from dist_train.engines import updating_only
+from dist_train.engines import parameter_lists, updating_only
 from dist_train.flops import peak_flops, step_flops
 from dist_train.fragments import Fragment
 from dist_train.metrics import MetricAverages, MetricsLog
@@ -73,6 +73,7 @@ class Trainer:
         self.pipeline = build_data(config, self.objective, world, self.micro_batch_size)
         self.engines = build_engines(config, self.objective, world, batches)
         self.networks = {name: engine.network for name, engine in self.engines.items()}
+        self._parameters = parameter_lists(self.networks)
         self.losses = self.objective.losses()
         profiles = {"ema": config.ema, **config.extra_emas}
         owned = self.engines[self.objective.sampled_network].owned()
@@ -157,7 +158,7 @@ class Trainer:
         self._watchdog.beat(f"step {self.step}")
         for name, loss_fn in self.losses.items():
             rate, engine = self._learning_rate(name), self.engines[name]
-            with updating_only(name, self.networks):
+            with updating_only(name, self._parameters):
                 for example in batch:
                     with timer.phase("forward"):
                         loss, metrics = loss_fn(self._called, example, self.step)

@@ -65,7 +65,7 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
     from dist_train.config import AdamConfig, ConstantEma
     from dist_train.distributed import init_world
     from dist_train.ema import ShardedEma
-    from dist_train.engines import Engine, updating_only
+    from dist_train.engines import Engine, parameter_lists, updating_only
 
     world = init_world()
     networks = _networks()
@@ -84,7 +84,7 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
     average = {name: p.detach().clone() for name, p in networks["generator"].named_parameters()}
     for step in range(STEPS):
         for name, loss_fn in LOSSES.items():
-            with updating_only(name, networks):
+            with updating_only(name, parameter_lists(networks)):
                 for k in range(ACCUMULATION):
                     x = _batch(step, (k * world.size + world.rank) * MICRO, MICRO)
                     engines[name].backward(loss_fn(networks, x, step))

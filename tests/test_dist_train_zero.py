@@ -119,6 +119,6 @@ def test_settings_of_deepspeed_that_contradict_are_refused(
         engine_settings(extra, **ours)
     harmless = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "wall_clock": True}
     merged = engine_settings(harmless, **ours)
-    assert merged["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
+    assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
     assert engine_settings({}, **ours, parameters=9)["zero_optimization"]["reduce_bucket_size"] == 9
     assert (merged["wall_clock"], merged["train_micro_batch_size_per_gpu"]) == (True, 2)

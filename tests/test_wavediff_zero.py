@@ -63,7 +63,7 @@ def check_parity(reference: dict[str, dict[str, Tensor]]) -> None:
 
 
 def train_sharded(world: World, zero_stage: int) -> dict[str, dict[str, Tensor]]:
-    from dist_train.engines import Engine, updating_only
+    from dist_train.engines import Engine, parameter_lists, updating_only
 
     networks: dict[str, nn.Module] = lively_pair()
     losses = TINY.build().losses()
@@ -80,7 +80,7 @@ def train_sharded(world: World, zero_stage: int) -> dict[str, dict[str, Tensor]]
     }
     for step in range(STEPS):
         for name, loss_fn in losses.items():
-            with updating_only(name, networks):
+            with updating_only(name, parameter_lists(networks)):
                 for k in range(ACCUMULATION):
                     example = batch(step, (k * world.size + world.rank) * MICRO, MICRO)
                     engines[name].backward(loss_fn(networks, example, step)[0])

@@ -1,9 +1,11 @@
 """Training speed as ratios: a step against a bare loop, and the stall of a checkpoint.
 
-    python -m tests.benchmarks.bench_training [--ranks 1]
+    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40]
 
-Both loops run in turn in one process, so that what else the machine does hits both alike; the
-median over blocks of steps is reported.
+Both loops take turns step by step in one process, so that what else the machine does hits both
+alike; the median over blocks of steps is reported. The bare loop is what one would write by hand:
+networks, losses, torch's Adam, gradients averaged by DistributedDataParallel (by hand where there
+is R1, whose double backward DDP does not support), an EMA; no metrics, checks or timers.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from dist_train.config import RunConfig
 from dist_train.recipes import RECIPES
@@ -25,83 +28,100 @@ from models.objective import Example
 from tests.ranks import run_ranks
 
 NAMES = ("quickstart_edm16", "quickstart_relay64", "quickstart_wavediff64")
-BLOCKS, STEPS = 9, 4
+BLOCK = 10
+"""Steps whose times are added: the interval of the pair's lazy R1."""
 
 
-def _config(name: str) -> RunConfig:
+def benchmarked(name: str) -> RunConfig:
+    """Return a quickstart recipe on generated images, with its own batch."""
     config = RECIPES[name]()
-    data = replace(config.data, backend="synthetic")
-    if name == "quickstart_wavediff64":
-        return replace(config, data=data, global_batch_size=8, wandb_project=None)
-    unet = replace(config.objective.unet, label_dim=4)  # type: ignore[union-attr]
-    objective = replace(config.objective, unet=unet)  # type: ignore[arg-type]
-    return replace(config, objective=objective, data=data, wandb_project=None)
+    objective = config.objective
+    if config.objective.label_dim:
+        unet = replace(objective.unet, label_dim=4)  # type: ignore[union-attr]
+        objective = replace(objective, unet=unet)  # type: ignore[arg-type]
+    return replace(
+        config,
+        objective=objective,
+        data=replace(config.data, backend="synthetic"),
+        wandb_project=None,
+    )
 
 
 class BareLoop:
-    """What one would write by hand: networks, Adam, losses, gradients averaged, EMA."""
+    """What one would write by hand."""
 
     def __init__(self, config: RunConfig, ranks: int, rank: int) -> None:
         from data_pipelines.pipeline import Share, build_pipeline
 
         self.objective = config.objective.build()
-        self.networks = self.objective.build_networks()
+        networks = self.objective.build_networks()
         self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), lr=1e-4) for name, net in self.networks.items()
+            name: torch.optim.Adam(net.parameters(), lr=1e-4) for name, net in networks.items()
         }
-        followed = self.networks[self.objective.sampled_network]
+        followed = networks[self.objective.sampled_network]
         self.average = [p.detach().clone() for p in followed.parameters()]
         self.followed = list(followed.parameters())
+        self.by_hand = ranks > 1 and bool(self.objective.second_order)
+        self.networks: dict[str, nn.Module] = {
+            name: nn.parallel.DistributedDataParallel(net)
+            if ranks > 1 and not self.by_hand
+            else net
+            for name, net in networks.items()
+        }
         share = Share(rank, ranks, config.global_batch_size // ranks)
         self.batches = build_pipeline(config.data, seed=0, share=share).batches(0)
         self.labelled, self.ranks, self.done = config.objective.label_dim > 0, ranks, 0
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def step(self) -> None:
         batch = next(self.batches)
         labels = batch.labels if self.labelled else None
-        example = Example(self.objective.prepare(batch.images), labels, batch.positions, 0)
+        x = self.objective.prepare(batch.images).contiguous(memory_format=self.layout)
+        example = Example(x, labels, batch.positions, 0)
         for name, loss_fn in self.objective.losses().items():
             for other, network in self.networks.items():
                 network.requires_grad_(other == name)
             self.optimizers[name].zero_grad()
             loss_fn(self.networks, example, self.done)[0].backward()
-            if self.ranks > 1:
-                gradients = [p.grad for p in self.networks[name].parameters() if p.grad is not None]
-                flat = torch._utils._flatten_dense_tensors(gradients)
-                dist.all_reduce(flat)
-                flat /= self.ranks
-                parts = torch._utils._unflatten_dense_tensors(flat, gradients)
-                torch._foreach_copy_(gradients, parts)
+            if self.by_hand:
+                self._average_gradients(self.networks[name])
             self.optimizers[name].step()
         torch._foreach_lerp_(self.average, [p.detach() for p in self.followed], 1e-3)
         self.done += 1
 
+    def _average_gradients(self, network: nn.Module) -> None:
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        flat = torch._utils._flatten_dense_tensors(gradients)
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        parts = torch._utils._unflatten_dense_tensors(flat, gradients)
+        torch._foreach_copy_(gradients, parts)
+
 
 def _seconds(step: Callable[[], None]) -> float:
     began = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return (time.perf_counter() - began) / STEPS
+    step()
+    return time.perf_counter() - began
 
 
-def _run(root: Path, ranks: int) -> None:
+def _run(root: Path, ranks: int, steps: int) -> None:
     from dist_train.distributed import init_world
     from dist_train.loop import Trainer
 
     world = init_world()
     for name in NAMES:
-        config = _config(name)
+        config = benchmarked(name)
         trainer = Trainer(config, root / name, world)
         examples = trainer._examples()
         bare = BareLoop(config, ranks, world.rank)
-        pairs = []
-        for block in range(BLOCKS + 1):
-            ours = _seconds(lambda: trainer._train_step(examples))  # noqa: B023
-            theirs = _seconds(bare.step)
-            if block:  # the first warms up
-                pairs.append((ours, theirs))
-        ratio = statistics.median(a / b for a, b in pairs)
-        theirs = statistics.median(b for _, b in pairs)
+        times = [
+            (_seconds(lambda: trainer._train_step(examples)), _seconds(bare.step))  # noqa: B023
+            for _ in range(3 + steps)
+        ][3:]  # the first ones warm up
+        blocks = [times[k : k + BLOCK] for k in range(0, steps, BLOCK)]
+        sums = [tuple(map(sum, zip(*block, strict=True))) for block in blocks]
+        ratio = statistics.median(ours / theirs for ours, theirs in sums)
+        theirs = statistics.median(theirs for _, theirs in sums) / BLOCK
         if world.rank == 0:
             print(f"{name:24} bare {theirs * 1e3:7.1f} ms/step   ours / bare {ratio:.3f}")
         for engine in trainer.engines.values():
@@ -120,23 +140,29 @@ def _stall() -> None:
 
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     values = torch.randn(25_000_000)  # 100 MB
+    fragments = {"net": [Fragment("w", 0, values, {})]}
     with tempfile.TemporaryDirectory() as folder:
         writer = CheckpointWriter(Path(folder), world, Retention(last=1))
         stalls, totals = [], []
-        for images in range(1, 6):
+        for images in range(1, 12):
             began = time.perf_counter()
-            fragment = Fragment("w", 0, values, {})
-            writer.begin(TrainState(images, images, {"net": 1}), {"net": [fragment]})
-            stalls.append(time.perf_counter() - began)
+            writer.begin(TrainState(images, images, {"net": 1}), fragments)
+            begun = time.perf_counter()
+            while not writer.written:
+                time.sleep(0.001)
+            written = time.perf_counter()
             writer.finish()
-            totals.append(time.perf_counter() - began)
-    stall, total = statistics.median(stalls), statistics.median(totals)
+            ended = time.perf_counter()
+            stalls.append(begun - began + ended - written)
+            totals.append(ended - began)
+    stall, total = statistics.median(stalls[1:]), statistics.median(totals[1:])
     print(f"checkpoint of 100 MB: stall {stall:.3f} s of {total:.3f} s = {stall / total:.1%}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=1)
-    chosen = parser.parse_args().ranks
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        run_ranks(chosen, _run, Path(temporary), chosen)
+        run_ranks(options.ranks, _run, Path(temporary), options.ranks, options.steps)
