@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.beton import check_beton_options, write_beton, write_output
 from data_pipelines.images import ORIGINAL
-from data_pipelines.manifest import Manifest, read_manifest
+from data_pipelines.manifest import BETON, Manifest, read_manifest
 from data_pipelines.pack import Packer, Task
 from data_pipelines.pack_options import PackOptions
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
@@ -96,7 +97,12 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         help="write only share I of N, from 0 (a Slurm array task); --finish joins them",
     )
     parser.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
-    parser.add_argument("--beton", action="store_true", help="write FFCV's file too")
+    parser.add_argument(
+        "--output",
+        choices=("webdataset", "ffcv", "both"),
+        default="webdataset",
+        help="tar shards (default), FFCV's file, or both",
+    )
     parser.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
     parser.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
     parser.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
@@ -121,6 +127,8 @@ def _pack(arguments: argparse.Namespace) -> None:
     if arguments.workers < 1:
         raise ValueError(f"workers={arguments.workers} must be at least 1")
     options = _pack_options(arguments)
+    if arguments.output != "webdataset":
+        check_beton_options(options)
     packer = Packer(
         make_source(arguments.kind, arguments.source, _details(arguments)),
         arguments.destination,
@@ -133,13 +141,9 @@ def _pack(arguments: argparse.Namespace) -> None:
         print(f"share {arguments.shard.number} of {arguments.shard.count} is written")
         return
     sets = packer.finish() if arguments.finish else packer.pack()
-    if arguments.beton:
-        from data_pipelines.beton import write_beton
-
-        for folder in sets:
-            write_beton(folder)
-    for folder, manifest in sets.items():
-        print(_summary(folder, manifest))
+    for folder in sets:
+        write_output(folder, arguments.output)
+        print(_summary(folder, read_manifest(folder)))
 
 
 def _pack_options(arguments: argparse.Namespace) -> PackOptions:
@@ -189,9 +193,10 @@ def _summary(path: Path, manifest: Manifest) -> str:
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "unlabelled"
     size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
     edge = manifest.resolution
+    stored = BETON if manifest.only_beton else f"{len(manifest.shards)} shards"
     text = (
         f"{path}: {manifest.num_images} images of {f'{edge}x{edge}' if edge else 'any size'},"
-        f" {classes}, {len(manifest.shards)} shards, {size:.1f} MB"
+        f" {classes}, {stored}, {size:.1f} MB"
     )
     if manifest.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
@@ -241,8 +246,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _beton(arguments: argparse.Namespace) -> None:
-    from data_pipelines.beton import BETON, write_beton
-
     write_beton(arguments.path, keep_jpeg=arguments.keep_jpeg)
     print(f"{arguments.path / BETON}: {(arguments.path / BETON).stat().st_size / 1e6:.1f} MB")
 

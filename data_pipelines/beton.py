@@ -3,34 +3,47 @@
 FFCV's own writer hangs for ever when a worker fails (a full disk), and its page order depends on
 timing. This one writes the same format in one pass, always the same bytes.
 
-Samples become raw pixels, which FFCV delivers exactly and fastest. JPEG sets may keep their bytes
-instead, a fifth of the size; but FFCV decodes JPEG by the fast DCT, up to 14 of 255 levels off.
+A beton lies beside a set's shards, or takes their place. Samples become raw pixels, which FFCV
+delivers exactly and fastest. JPEG sets may keep their bytes instead, a fifth of the size; but FFCV
+decodes JPEG by the fast DCT, up to 14 of 255 levels off.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.images import ORIGINAL, BadImage, decode_rgb
-from data_pipelines.manifest import DatasetError, atomic_file, file_sha256
+from data_pipelines.manifest import (
+    BETON,
+    BETON_INDEX,
+    INDEX,
+    INDEX_ROW,
+    DatasetError,
+    Index,
+    Shard,
+    atomic_file,
+    file_sha256,
+    read_manifest,
+    write_index,
+    write_manifest,
+)
+from data_pipelines.pack_options import PackOptions
 from data_pipelines.progress import Progress
 from data_pipelines.shards import ShardedImages
 
-BETON = "set.beton"
-BETON_INDEX = "set.beton.npy"
 BETON_NOTE = "set.beton.json"
 PAGE = 1 << 23
+Output = Literal["webdataset", "ffcv", "both"]
 JPEG, RAW = 0, 1
-
-BETON_ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
 
 
 def import_ffcv() -> Any:
@@ -48,6 +61,27 @@ def import_ffcv() -> Any:
             " or set data.backend=dali"
         ) from None
     return types
+
+
+def check_beton_options(options: PackOptions) -> None:
+    """Raise ValueError, before anything is packed, if a beton could not be made of the result."""
+    import_ffcv()
+    if ORIGINAL in options.resolutions:
+        raise ValueError("FFCV needs images of one size; give a resolution, or --output webdataset")
+
+
+def write_output(path: Path, output: Output) -> None:
+    """Turn a packed set into the wanted files: its shards, a beton, or both.
+
+    Raises:
+        DatasetError: The set is damaged, or an earlier pack left a beton alone.
+    """
+    if output == "ffcv":
+        keep_only_beton(path)
+    elif read_manifest(path).only_beton:
+        raise DatasetError(f"{path} was packed with --output ffcv; give another destination")
+    elif output == "both":
+        write_beton(path)
 
 
 def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
@@ -69,17 +103,31 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
     mode = JPEG if keep_jpeg and images.manifest.options["image_format"] == "jpeg" else RAW
     if _is_current(path, images.info.digest, mode):
         return
+    if images.manifest.only_beton:
+        raise DatasetError(f"{path} has no shards to write a {BETON} from; pack it again")
     (path / BETON_NOTE).unlink(missing_ok=True)
     with atomic_file(path / BETON) as file, Progress("beton", total=len(images)) as progress:
         rows = _write(file, images, mode, progress.advance)
-    with atomic_file(path / BETON_INDEX) as file:
-        np.save(file, rows)
+    write_index(path, rows, BETON_INDEX)
     num_bytes = (path / BETON).stat().st_size
     note = {"digest": images.info.digest, "mode": mode, "num_bytes": num_bytes}
     note["sha256"] = file_sha256(path / BETON)
     with atomic_file(path / BETON_NOTE) as file:
         file.write(json.dumps(note).encode())
     images.close()
+
+
+def keep_only_beton(path: Path) -> None:
+    """Let a set's beton take the place of its shards, which are removed. Raises as write_beton."""
+    write_beton(path)
+    manifest = read_manifest(path)
+    if not manifest.only_beton:
+        note = json.loads((path / BETON_NOTE).read_bytes())
+        whole = Shard(BETON, note["num_bytes"], note["sha256"], manifest.num_images)
+        index_sha256 = file_sha256(path / BETON_INDEX)
+        write_manifest(path, replace(manifest, shards=(whole,), index_sha256=index_sha256))
+    shutil.rmtree(path / "shards", ignore_errors=True)
+    (path / INDEX).unlink(missing_ok=True)
 
 
 def beton_problem(path: Path, digest: str) -> str | None:
@@ -103,16 +151,16 @@ def _is_current(path: Path, digest: str, mode: int) -> bool:
     return bool(json.loads((path / BETON_NOTE).read_bytes())["mode"] == mode)
 
 
-def check_beton(path: Path, digest: str) -> NDArray[np.void]:
+def check_beton(path: Path, digest: str) -> Index:
     """Return the beton's index. Raises DatasetError unless it was written from this very set."""
     advice = f"write it with `python -m data_pipelines beton {path}`"
     try:
         note = json.loads((path / BETON_NOTE).read_bytes())
         size = (path / BETON).stat().st_size
-        rows: NDArray[np.void] = np.load(path / BETON_INDEX, mmap_mode="r", allow_pickle=False)
+        rows: Index = np.load(path / BETON_INDEX, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         raise DatasetError(f"{path} holds no whole {BETON}; {advice}") from None
-    if note.get("digest") != digest:
+    if note.get("digest") != digest or rows.dtype != INDEX_ROW:
         raise DatasetError(f"{path / BETON} was written from another set; {advice}")
     if note.get("num_bytes") != size:
         raise DatasetError(
@@ -123,24 +171,25 @@ def check_beton(path: Path, digest: str) -> NDArray[np.void]:
 
 def _write(
     file: IO[bytes], images: ShardedImages, mode: int, advance: Callable[[int], None]
-) -> NDArray[np.void]:
+) -> Index:
     """Write the whole file and return where each sample lies."""
     types = import_ffcv()
     fields = {"image": types.RGBImageField(), "label": types.IntField()}
     metadata = np.zeros(len(images), types.get_metadata_type(list(fields.values())))
     table = np.zeros(len(images), types.ALLOC_TABLE_TYPE)
-    rows = np.zeros(len(images), BETON_ROW)
+    rows = np.zeros(len(images), INDEX_ROW)
     header = np.zeros(1, types.HeaderType)
     descriptors = _descriptors(types, fields)
     start = header.nbytes + descriptors.nbytes
-    pages = _Pages(file, start + metadata.nbytes, _page_size(images.info.resolution))
+    pages = _Pages(file, start + metadata.nbytes, page_size(images.info.resolution))
     for index in range(len(images)):
         content, label = _content(images, index, mode)
         offset = pages.append(content)
         edge = images.info.resolution
-        metadata[index] = ((mode, edge, edge, offset), -1 if label is None else label)
+        class_index = -1 if label is None else label
+        metadata[index] = ((mode, edge, edge, offset), class_index)
         table[index] = (index, offset, len(content))
-        rows[index] = (offset, len(content), zlib.crc32(content))
+        rows[index] = (offset, 0, len(content), class_index, zlib.crc32(content))
         advance(1)
     end = pages.finish()
     file.write(table.tobytes())
@@ -169,7 +218,7 @@ def _descriptors(types: Any, fields: dict[str, Any]) -> NDArray[np.void]:
     return descriptors
 
 
-def _page_size(resolution: int) -> int:
+def page_size(resolution: int) -> int:
     """Return the size of a page: a power of two that holds any sample."""
     return max(PAGE, 1 << (3 * resolution**2 - 1).bit_length())
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.beton import beton_problem
 from data_pipelines.images import BadImage
-from data_pipelines.manifest import INDEX, file_sha256
+from data_pipelines.manifest import file_sha256
 from data_pipelines.progress import Progress
 from data_pipelines.shards import ShardedImages
 
@@ -51,9 +51,10 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
     """
     images = ShardedImages(path, check_sizes=False)
     report = Report()
-    if file_sha256(path / INDEX) != images.manifest.index_sha256:
-        report.problems.append(f"{INDEX}: its sha256 is not the one in the manifest")
-    problem = beton_problem(path, images.info.digest)
+    index = images.manifest.index_name
+    if file_sha256(path / index) != images.manifest.index_sha256:
+        report.problems.append(f"{index}: its sha256 is not the one in the manifest")
+    problem = None if images.manifest.only_beton else beton_problem(path, images.info.digest)
     if problem is not None:
         report.problems.append(problem)
     shards = range(len(images.manifest.shards))

@@ -84,6 +84,8 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     folder = Path(config.cache) if config.cache else DEFAULT_CACHE.folder
     cache = FileCache(folder, int(config.cache_gb * 1e9))
     sets = [ShardedImages(path, cache=cache) for path in paths]
+    for part in sets:
+        _check_backend(part, config.backend)
     selections = [_selection(part, config) for part in sets]
     orders = [
         _order(part, selection, config, _set_seed(seed, number))
@@ -105,6 +107,21 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
         sets[0].info, num_images=sum(chosen), digest=hashlib.sha256(identity).hexdigest()
     )
     return OpenedData(JoinedImages(sets), order, info, factor)
+
+
+def _check_backend(images: ShardedImages, backend: str) -> None:
+    if images.manifest.only_beton and backend != "ffcv":
+        raise ValueError(
+            f"{images.path} is a beton alone, without shards, which backend={backend!r} cannot"
+            " read; set data.backend=ffcv, or pack with --output both"
+        )
+    if images.info.resolution == ORIGINAL and backend == "ffcv":
+        raise ValueError(
+            f"{images.path} holds images of any size, which backend='ffcv' cannot resize;"
+            " set data.backend=dali, or pack at one resolution"
+        )
+    if images.is_remote and backend == "ffcv":
+        raise ValueError("backend='ffcv' reads local sets; copy the set, or set data.backend=dali")
 
 
 def check_resolution(config: DataConfig, stored: int) -> int:

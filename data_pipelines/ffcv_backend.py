@@ -1,7 +1,8 @@
-"""FFCV over a set's `.beton`: just-in-time compiled decoding from the operating system's cache.
+"""FFCV over a set's `.beton`: just-in-time compiled decoding.
 
 FFCV's loader binds order and epochs to itself, and starts a thread per epoch; so only its compiled
-decoder is used, once per run, and fed with sample numbers in our own order.
+decoder is used, once per run, and fed with sample numbers in our own order. The file is mapped into
+memory (the operating system's cache), or kept page by page in this process.
 """
 
 from __future__ import annotations
@@ -9,30 +10,41 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.beton import BETON, check_beton, import_ffcv
+from data_pipelines.beton import check_beton, import_ffcv, page_size
 from data_pipelines.datasets import open_data
 from data_pipelines.delivery import BatchFinisher, SampleReader, planes_first, read_ahead, to_device
 from data_pipelines.images import BadImage
+from data_pipelines.manifest import BETON
 from data_pipelines.order import Integers
+from data_pipelines.page_cache import PageCache
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.shards import ShardedImages
 
 
 class BetonSamples:
-    """A beton's samples by number, checked before FFCV decodes them without noticing damage."""
+    """A beton's samples by number, checked before FFCV decodes them without noticing damage.
 
-    def __init__(self, images: ShardedImages) -> None:
+    Args:
+        images: The packed set.
+        slots: Pages to keep in this process; None leaves them to the operating system.
+
+    Attributes:
+        pages: The pages that are kept, if any.
+    """
+
+    def __init__(self, images: ShardedImages, slots: int | None) -> None:
         self._images = images
         self.path = images.path
         self._rows = check_beton(images.path, images.info.digest)
         self._file = os.open(self.path / BETON, os.O_RDONLY | os.O_CLOEXEC)
+        size = page_size(images.info.resolution)
+        self.pages = None if slots is None else PageCache(self._file, size, slots)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -40,14 +52,28 @@ class BetonSamples:
     def read(self, index: int) -> tuple[int, int | None]:
         """Return a sample's own number and its label. Raises BadImage if its bytes are damaged."""
         row = self._rows[index]
-        content = os.pread(self._file, int(row["length"]), int(row["offset"]))
+        offset, length = int(row["offset"]), int(row["length"])
+        try:
+            content = self._bytes(offset, length)
+        except OSError as error:
+            raise BadImage(f"unreadable: {error}") from None
         if zlib.crc32(content) != int(row["crc32"]):
             raise BadImage("damaged in the beton: its checksum does not fit")
         return index, self._images.label(index)
 
+    def _bytes(self, offset: int, length: int) -> bytes | memoryview:
+        if self.pages is None:
+            return os.pread(self._file, length, offset)
+        return self.pages.read(offset, length)
+
     def locate(self, index: int) -> str:
         """Return where a sample lies, for messages."""
         return f"sample {index} (at byte {int(self._rows[index]['offset'])} of {BETON})"
+
+    def hold(self, indices: Integers) -> None:
+        """Have the pages of these samples in memory, if pages are kept."""
+        if self.pages is not None:
+            self.pages.hold(self._rows["offset"][indices].tolist())
 
     def close(self) -> None:
         """Close the file."""
@@ -67,11 +93,11 @@ class FfcvPipeline:
         data = open_data(config, seed)
         assert isinstance(data.samples, ShardedImages)
         self.info = data.info
-        self._samples = BetonSamples(data.samples)
+        self._samples = BetonSamples(data.samples, self._slots())
         self._reader = SampleReader(self._samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
-        self._decoder = _Decoder(self._samples.path / BETON, share.micro_batch_size, config.workers)
+        self._decoder = _Decoder(self._samples, share.micro_batch_size, config.workers)
 
     def batches(self, start: int) -> Generator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
@@ -88,11 +114,18 @@ class FfcvPipeline:
         """Close the beton."""
         self._samples.close()
 
+    def _slots(self) -> int | None:
+        """Return how many pages to keep in this process: at least those of a batch."""
+        if self._config.ffcv_cache_gb is None:
+            return None
+        pages = int(self._config.ffcv_cache_gb * 1e9) // page_size(self.info.resolution)
+        return max(pages, self._share.micro_batch_size)
+
 
 class _Decoder:
     """FFCV's compiled decoder: sample numbers to pixels."""
 
-    def __init__(self, path: Path, batch_size: int, threads: int) -> None:
+    def __init__(self, samples: BetonSamples, batch_size: int, threads: int) -> None:
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -103,16 +136,40 @@ class _Decoder:
             def start(self) -> None:
                 pass
 
+        self._samples = samples
         self._loader = Loader(
-            str(path),
+            str(samples.path / BETON),
             batch_size=batch_size,
             num_workers=threads,
-            os_cache=True,
+            os_cache=samples.pages is None,
             pipelines={"image": [SimpleRGBImageDecoder()], "label": None},
         )
+        if samples.pages is not None:
+            self._loader.memory_manager = _OurPages(self._loader.memory_manager, samples.pages)
         self._runner: Any = Idle(self._loader, np.zeros(0, np.int64))
 
     def __call__(self, indices: Integers) -> Tensor:
         """Return the samples' pixels, uint8 [B, H, W, 3]; the next call overwrites them."""
+        self._samples.hold(indices)
         (pixels,) = self._runner.run_pipeline(0, indices, 0, None)
         return torch.from_numpy(pixels)
+
+
+class _OurPages:
+    """FFCV's process cache, filled by us: FFCV's own needs the whole epoch's order beforehand."""
+
+    def __init__(self, manager: Any, pages: PageCache) -> None:
+        self.state = (pages.memory, manager.ptrs, manager.sizes, pages.slot_of_page)
+
+    def schedule_epoch(self, batches: object) -> _OurPages:
+        """Return what FFCV calls an epoch's memory: this."""
+        return self
+
+    def __enter__(self) -> _OurPages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start_batch(self, number: int) -> None:
+        """Nothing is to be loaded."""

@@ -4,6 +4,7 @@
     index.npy        one row per sample (INDEX_ROW): where its bytes are, its label, its checksum
     shards/*.tar     WebDataset shards: <number>.<png|webp|jpg> and <number>.cls per sample
     skipped.jsonl    items of the source that were left out, with the reason
+    set.beton        FFCV's file, beside the shards or in their place, with an index of its own
 
 A folder with a manifest is whole; without one it is an unfinished pack, or no set at all.
 """
@@ -26,6 +27,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
 SKIPPED = "skipped.jsonl"
+BETON = "set.beton"
+BETON_INDEX = "set.beton.npy"
 
 INDEX_ROW = np.dtype(
     [
@@ -66,7 +69,7 @@ class Manifest:
         class_names: Names by class index; empty for unlabelled sets.
         class_counts: Images by class index.
         shards: The tar files, in order.
-        index_sha256: Checksum of the index file.
+        index_sha256: Checksum of the index file (see `index_name`).
         skipped: Number of items left out, by reason.
         digest: SHA-256 over the resolution, class names, and each sample's bytes and label in
             order; does not depend on the shard size.
@@ -83,6 +86,16 @@ class Manifest:
     index_sha256: str
     skipped: dict[str, int]
     digest: str
+
+    @property
+    def only_beton(self) -> bool:
+        """Whether the set's one "shard" is FFCV's file, whose samples are pixels [H, W, 3]."""
+        return self.shards[0].name == BETON
+
+    @property
+    def index_name(self) -> str:
+        """The file that says where the samples lie."""
+        return BETON_INDEX if self.only_beton else INDEX
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -134,11 +147,11 @@ def _why_no_manifest(path: Path) -> str:
     return f"{path} holds no packed set (no {MANIFEST}); see: python -m data_pipelines pack --help"
 
 
-def write_index(path: Path, index: Index) -> str:
-    """Write `path/index.npy` atomically and return its SHA-256."""
-    with atomic_file(path / INDEX) as file:
+def write_index(path: Path, index: Index, name: str = INDEX) -> str:
+    """Write an index file atomically and return its SHA-256."""
+    with atomic_file(path / name) as file:
         np.save(file, index)
-    return file_sha256(path / INDEX)
+    return file_sha256(path / name)
 
 
 def read_index(path: Path, manifest: Manifest) -> Index:
@@ -147,13 +160,14 @@ def read_index(path: Path, manifest: Manifest) -> Index:
     Raises:
         DatasetError: The file is missing, damaged, or does not fit the manifest.
     """
+    file = path / manifest.index_name
     try:
-        index: Index = np.load(path / INDEX, mmap_mode="r", allow_pickle=False)
+        index: Index = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path / INDEX} cannot be read: {error}; pack the set again") from None
+        raise DatasetError(f"{file} cannot be read: {error}; pack the set again") from None
     if index.dtype != INDEX_ROW or index.shape != (manifest.num_images,):
         raise DatasetError(
-            f"{path / INDEX} has {index.size} rows, the manifest says {manifest.num_images};"
+            f"{file} has {index.size} rows, the manifest says {manifest.num_images};"
             " pack the set again"
         )
     return index

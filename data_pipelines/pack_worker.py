@@ -54,18 +54,22 @@ class Conversion:
 
     def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
         """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
-        encoded = item if isinstance(item, bytes) else None
-        image = decode(encoded, upright=self.upright) if encoded else Image.fromarray(item)
+        if isinstance(item, bytes):
+            image = decode(item, upright=self.upright)
+        else:
+            image = Image.fromarray(item)
         if min(image.size) < self.min_edge:
             width, height = image.size
             raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
-        return {r: self._stored(image, encoded, r) for r in self.resolutions}
+        return {
+            resolution: self._stored(image, item, resolution) for resolution in self.resolutions
+        }
 
-    def _stored(self, image: Image.Image, encoded: bytes | None, resolution: int) -> bytes:
+    def _stored(self, image: Image.Image, item: bytes | Pixels, resolution: int) -> bytes:
         if resolution != ORIGINAL:
             return encode(centre_square(image, resolution), self.image_format, self.quality)
-        if encoded and may_stay(encoded, upright=self.upright):
-            return encoded
+        if isinstance(item, bytes) and may_stay(item, upright=self.upright):
+            return item
         return encode(image, "png", self.quality)
 
 

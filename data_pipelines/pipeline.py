@@ -53,8 +53,11 @@ class DataConfig:
         subset: Draw from this many images of each set, always the same ones; null for all.
         weight: With `mix`: how often this set is drawn from, relative to the others.
         mix: Further sets to draw from.
-        cache: Folder that keeps the shards of remote sets; "" is ~/.cache/relaywave/shards.
+        cache: Folder that keeps the shards of remote sets; "" is $RELAYWAVE_CACHE (jobs set it to
+            the node's own disk), or else ~/.cache/relaywave/shards.
         cache_gb: Size of the cache, in 10^9 bytes.
+        ffcv_cache_gb: Of the backend `ffcv`: keep this much of the file in this process (for
+            file systems whose own cache is slow); null leaves it to the operating system.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches that are prepared ahead.
         max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
@@ -73,6 +76,7 @@ class DataConfig:
     mix: tuple[MixedSet, ...] = ()
     cache: str = ""
     cache_gb: float = 100.0
+    ffcv_cache_gb: float | None = None
     workers: int = 1
     prefetch: int = 2
     max_corrupt: float = 1e-3
@@ -84,8 +88,10 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not self.weight > 0 or not self.cache_gb > 0:
-            raise ValueError(f"weight={self.weight} and cache_gb={self.cache_gb} must be positive")
+        for name in ("weight", "cache_gb", "ffcv_cache_gb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive")
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
 

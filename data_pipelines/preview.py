@@ -37,7 +37,7 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
     for place, index in enumerate(chosen):
         top, left = place // columns * step, place % columns * step
         image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
-        sheet[top : top + edge, left : left + edge] = centre_square(image, edge)
+        sheet[top : top + edge, left : left + edge] = np.asarray(centre_square(image, edge))
     images.close()
     Image.fromarray(sheet).save(picture)
     return count

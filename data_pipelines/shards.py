@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.images import BadImage, decode_rgb
+from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.manifest import check_shard_sizes, read_index, read_manifest
 from data_pipelines.pipeline import describe
 from data_pipelines.remote import FileCache, RemoteFolder, is_remote
@@ -41,6 +41,7 @@ class ShardedImages:
         self, path: Path | str, *, check_sizes: bool = True, cache: FileCache = DEFAULT_CACHE
     ) -> None:
         self._remote = RemoteFolder(str(path), cache) if is_remote(str(path)) else None
+        self.is_remote = self._remote is not None
         self.path = self._remote.path if self._remote else Path(path)
         self.manifest = read_manifest(self.path)
         self.index = read_index(self.path, self.manifest)
@@ -54,7 +55,9 @@ class ShardedImages:
         return self.manifest.num_images
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """Return a sample's encoded bytes and its class index (None in unlabelled sets).
+        """Return a sample's stored bytes and its class index (None in unlabelled sets).
+
+        The bytes are an encoded image, or pixels [H, W, 3] if the set is a beton alone.
 
         Raises:
             BadImage: The bytes in the shard are not the ones that were packed.
@@ -76,8 +79,8 @@ class ShardedImages:
 
     def decode(self, index: int) -> Tensor:
         """Return a sample's pixels, uint8 RGB [3, H, W]. Raises BadImage as `read` does."""
-        encoded, _ = self.read(index)
-        return torch.from_numpy(np.ascontiguousarray(decode_rgb(encoded).transpose(2, 0, 1)))
+        stored, _ = self.read(index)
+        return torch.from_numpy(np.ascontiguousarray(self._pixels(stored).transpose(2, 0, 1)))
 
     def locate(self, index: int) -> str:
         """Return where a sample lies, for messages: shard and number."""
@@ -88,6 +91,12 @@ class ShardedImages:
         """Close the shards' files."""
         with self._lock:
             self._files.clear()
+
+    def _pixels(self, stored: bytes) -> Pixels:
+        if self.manifest.only_beton:
+            edge = self.manifest.resolution
+            return np.frombuffer(stored, np.uint8).reshape(edge, edge, 3)
+        return decode_rgb(stored)
 
     def _file(self, shard: int) -> _OpenFile:
         """Return a shard's file; the ones used longest ago are closed when nobody reads them."""

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from data_pipelines.__main__ import main
-from data_pipelines.beton import BETON, write_beton
+from data_pipelines.beton import write_beton
 from data_pipelines.checking import check
-from data_pipelines.manifest import DatasetError
+from data_pipelines.manifest import BETON, DatasetError, read_manifest
 from data_pipelines.order import SampleOrder
+from data_pipelines.page_cache import PageCache
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.shards import ShardedImages
 from tests.data_sets import packed_folder, write_class_folders
 
 pytest.importorskip("ffcv", reason="FFCV is optional: it needs libturbojpeg and OpenCV")
@@ -100,3 +102,76 @@ def test_unfit_betons_are_refused(tmp_path: Path) -> None:
     (path / "set.beton.json").unlink()
     with pytest.raises(DatasetError, match=r"no whole set\.beton; write it with"):
         build_pipeline(config, seed=0, share=Share(0, 1, 4))
+
+
+def files(path: Path) -> list[str]:
+    return sorted(file.name for file in path.rglob("*") if file.is_file())
+
+
+def test_packing_to_a_beton_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_class_folders(tmp_path / "source")
+    command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "32"]
+    assert main([*command, "--output", "ffcv"]) == 0
+    assert "60 images of 32x32, 3 classes, set.beton" in capsys.readouterr().out
+    beton = ["set.beton", "set.beton.json", "set.beton.npy"]
+    assert files(tmp_path / "set") == ["manifest.json", *beton, "skipped.jsonl"]
+    assert main([*command, "--output", "ffcv"]) == 0
+    assert main(["check", str(tmp_path / "set")]) == 0
+    assert main([*command, "--output", "both"]) == 2
+    assert "was packed with --output ffcv" in capsys.readouterr().err
+    packed_folder(source, tmp_path / "shards")
+    alone, shards = ShardedImages(tmp_path / "set"), ShardedImages(tmp_path / "shards")
+    assert alone.info == shards.info
+    assert torch.equal(alone.decode(17), shards.decode(17))
+    alone.close()
+    with pytest.raises(ValueError, match="is a beton alone, without shards, which backend='dali'"):
+        delivered(tmp_path / "set", "dali", Share(0, 1, 4), 0, 1)
+    (ours,) = delivered(tmp_path / "set", "ffcv", Share(0, 1, 8), 4, 1)
+    (theirs,) = delivered(tmp_path / "shards", "webdataset", Share(0, 1, 8), 4, 1)
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.labels, theirs.labels)
+    shards.close()
+
+
+def test_flipped_bits_of_a_beton_alone_are_found(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source")
+    command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "16"]
+    assert main([*command, "--output", "ffcv"]) == 0
+    rows = np.load(tmp_path / "set/set.beton.npy")
+    with open(tmp_path / "set/set.beton", "r+b") as file:
+        file.seek(int(rows[7]["offset"]) + 5)
+        file.write(b"damage")
+    (problem,) = check(tmp_path / "set").problems
+    assert problem.startswith("sample 7 (at byte ")
+    assert "of set.beton): damaged" in problem
+
+
+def test_shards_and_a_beton_side_by_side(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source", per_class=2)
+    command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "16,32"]
+    assert main([*command, "--output", "both"]) == 0
+    for edge in ("16", "32"):
+        assert read_manifest(tmp_path / "set" / edge).shards[0].name == "shards/000000.tar"
+        assert {"set.beton", "000000.tar"} < set(files(tmp_path / "set" / edge))
+
+
+def test_pages_kept_in_the_process_give_the_same_batches(tmp_path: Path) -> None:
+    path = packed(tmp_path)
+    whole = delivered(path, "webdataset", Share(0, 1, 8), 50, 4)
+    kept = delivered(path, "ffcv", Share(0, 1, 8), 50, 4, ffcv_cache_gb=0.02)
+    for one, other in zip(kept, whole, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_page_cache_keeps_the_pages_used_last(tmp_path: Path) -> None:
+    content = bytes(range(60))
+    (tmp_path / "file").write_bytes(content)
+    with open(tmp_path / "file", "rb") as file:
+        pages = PageCache(file.fileno(), 10, slots=3)
+        for offset in (0, 11, 22, 3, 44, 58, 35):
+            assert pages.read(offset, 2) == content[offset : offset + 2]
+        pages.hold([44, 3, 20])
+        for page in (4, 0, 2):
+            slot = pages.slot_of_page[page]
+            assert pages.memory[slot].tobytes() == content[10 * page : 10 * page + 10]
+    assert pages.memory.shape == (3, 10)
