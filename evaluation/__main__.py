@@ -21,10 +21,11 @@ from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import DetectorConfig
 from evaluation.export import export
 from evaluation.formats import read_statistics
-from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds, write_samples
+from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds
 from evaluation.grid import make_grid, write_image
 from evaluation.images import ImageSet, open_images
 from evaluation.inception_weights import convert_inception
+from evaluation.kept import write_samples
 from evaluation.options import parse
 from evaluation.postprocess import PostProcess
 from evaluation.protocols import PROTOCOLS, Protocol, find_protocol
@@ -69,7 +70,8 @@ def sample_command(args: argparse.Namespace) -> Work:
     plan = _plan(args)
 
     def work(world: World) -> None:
-        kept = write_samples(GeneratedImages(snapshots, plan, world.device), args.out, world)
+        generated = GeneratedImages(snapshots, plan, world.device)
+        kept = write_samples(generated, args.out, world, shard_images=args.shard_images)
         _write_grid(args, kept, world)
         grid = f", grid {args.grid}" if args.grid else ""
         _say(world, f"{args.out}: {len(kept)} images{grid}")
@@ -183,6 +185,7 @@ def _evaluation(
         images=None if are_snapshots else paths[0],
         plan=_plan(args, protocol, repeat or 0) if are_snapshots else None,
         keep_images=args.keep_images,
+        shard_images=args.shard_images,
         detector=_detector(args, protocol),
         metrics=tuple(args.metrics.split(",")) if args.metrics else _metrics(protocol),
         protocol=protocol,

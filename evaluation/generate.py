@@ -1,4 +1,4 @@
-"""Samples from seeds: the same images on any number of ranks, written once, resumable.
+"""Samples from seeds: the same images on any number of ranks.
 
 Batches are cut at fixed places of the list of seeds and the last one is filled up (with the seeds
 that would follow) and cut, so an image never depends on who makes it.
@@ -6,31 +6,23 @@ that would follow) and cut, so an image never depends on who makes it.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dist_train.distributed import World
 from evaluation.features import short_hash
-from evaluation.grid import encode_image, write_bytes
-from evaluation.images import Labels, decode_image
+from evaluation.images import Labels
 from evaluation.postprocess import QUANTISATIONS, PostProcess
-from evaluation.progress import Progress
 from models.config_io import to_json
 from models.sampler import Sampler, sample
 from models.snapshot import Snapshot, load_sampler
 from models.streams import stream_seed
 
 LabelPolicy = Literal["balanced", "random"]
-MANIFEST = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,11 @@ class SamplePlan:
             raise ValueError("seeds must be given, each once; e.g. --seeds 0-49999")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be positive")
+
+    def batches(self) -> list[range]:
+        """Return the indices of each batch."""
+        n, size = len(self.seeds), self.batch_size
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
     def labels_of(self, seeds: Sequence[int], label_dim: int) -> Tensor | None:
         """Return the classes of these seeds, int64, or None for an unconditional model."""
@@ -104,7 +101,7 @@ class GeneratedImages:
             "post": asdict(plan.post),
             "device": self.device.type,
         }
-        return document | {"digest": short_hash(document)}
+        return document | {"digest": short_hash(document | {"models": made_by(document)["models"]})}
 
     def __len__(self) -> int:
         return len(self.plan.seeds)
@@ -116,7 +113,10 @@ class GeneratedImages:
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
         """Return the classes of these indices, int64 [B], None for unconditional models."""
-        seeds = [self.plan.seeds[i] for i in indices]
+        return self.labels_of([self.plan.seeds[i] for i in indices])
+
+    def labels_of(self, seeds: Sequence[int]) -> Labels | None:
+        """Return the classes of samples by their seeds, as `labels` does."""
         labels = self.plan.labels_of(seeds, self.sampler.label_dim)
         return None if labels is None else labels.numpy()
 
@@ -137,133 +137,11 @@ class GeneratedImages:
         return images
 
 
-class KeptImages:
-    """Generated images that are kept as files: read where they exist, else made and written."""
-
-    def __init__(self, generated: GeneratedImages, folder: Path) -> None:
-        self._generated, self.folder = generated, folder
-        self.identity = generated.identity
-        self.nfe = generated.nfe
-
-    def __len__(self) -> int:
-        return len(self._generated)
-
-    def labels(self, indices: Sequence[int]) -> Labels | None:
-        """Return the classes of these indices, int64 [B], None for unconditional models."""
-        return self._generated.labels(indices)
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """Return the images of these indices; afterwards their files exist."""
-        post, paths = self._generated.plan.post, [self.path(i) for i in indices]
-        if not all(path.exists() for path in paths):
-            images = post.retouched(self._generated.draw(indices))
-            for path, image in zip(paths, images, strict=True):
-                write_bytes(path, encode_image(image, post.codec))
-        return torch.stack([decode_image(path.read_bytes(), str(path)) for path in paths])
-
-    def path(self, index: int) -> Path:
-        """Return the file of a sample: `{seed - seed % 1000:06d}/{seed:06d}.png`."""
-        seed, codec = self._generated.plan.seeds[index], self._generated.plan.post.codec
-        suffix = {"png": "png", "jpeg": "jpg"}[codec]
-        return self.folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.{suffix}"
-
-
-def write_samples(generated: GeneratedImages, folder: Path, world: World) -> KeptImages:
-    """Write all samples of a plan below `folder`, on all ranks; what is there is kept.
-
-    A manifest, `samples.json`, says what the folder holds and whether it is complete.
-
-    Raises:
-        ValueError: The folder holds other samples, or another job is writing it.
-    """
-    kept = KeptImages(generated, folder)
-    with folder_lock(folder, world):
-        seconds = _begin(kept, folder, world)
-        starts = range(0, len(kept), generated.plan.batch_size)
-        batches = [range(s, min(s + generated.plan.batch_size, len(kept))) for s in starts]
-        missing = world.broadcast_object(
-            [b for b in batches if not all(kept.path(i).exists() for i in b)]
-        )
-        total = sum(map(len, missing))
-        progress = Progress(total, "samples", visible=world.rank == 0)
-        for turn, batch in enumerate(missing[world.rank :: world.size]):
-            kept.batch(batch)
-            progress.add(len(batch) * min(world.size, len(missing) - turn * world.size))
-        world.barrier()
-        if world.rank == 0:
-            seconds += progress.seconds if missing else 0.0
-            _write_manifest(kept, folder, complete=True, seconds=seconds)
-        world.barrier()
-    return kept
-
-
-@contextmanager
-def folder_lock(folder: Path, world: World) -> Iterator[None]:
-    """Hold a folder for this job (or until it dies). Raises ValueError if another job holds it."""
-    problem = None
-    lock = None
-    if world.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the end of the block
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            problem = (
-                f"{folder} is being written by another job; wait for it, or use another folder"
-            )
-    problem = world.broadcast_object(problem)
-    try:
-        if problem:
-            raise ValueError(problem)
-        yield
-    finally:
-        if lock:
-            lock.close()
-
-
-def _begin(kept: KeptImages, folder: Path, world: World) -> float:
-    """Check what the folder holds, mark it unfinished; return the seconds spent on it so far."""
-    problem, seconds = None, 0.0
-    if world.rank == 0:
-        manifest = read_manifest(folder)
-        if manifest and _made_by(manifest["identity"]) != _made_by(kept.identity):
-            problem = (
-                f"{folder} holds samples of another model or with other settings; choose another"
-                " --out, or delete it"
-            )
-        elif manifest:
-            seconds = float(manifest["seconds"])
-        if not problem and not (manifest and manifest["complete"]):
-            _write_manifest(kept, folder, complete=False, seconds=seconds)
-    problem = world.broadcast_object(problem)
-    if problem:
-        raise ValueError(problem)
-    return seconds
-
-
-def _made_by(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of an identity that files share when more seeds are added."""
-    return {k: v for k, v in identity.items() if k not in {"seeds", "num_images", "digest"}}
-
-
-def _write_manifest(kept: KeptImages, folder: Path, *, complete: bool, seconds: float) -> None:
-    document = {
-        "identity": kept.identity,
-        "nfe": kept.nfe,
-        "complete": complete,
-        "seconds": round(seconds, 3),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    write_bytes(folder / MANIFEST, json.dumps(document, indent=2).encode())
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder of samples, None if it has none."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document
+def made_by(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that stays when seeds are added or models are moved."""
+    document = {k: v for k, v in identity.items() if k not in {"seeds", "num_images", "digest"}}
+    models = [{k: v for k, v in model.items() if k != "path"} for model in identity["models"]]
+    return document | {"models": models}
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:

@@ -6,30 +6,33 @@ indices a process reads is not its business.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
 import json
-import tarfile
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from data_pipelines.manifest import MANIFEST
 from data_pipelines.shards import ShardedImages
+from data_pipelines.sources.base import IMAGE_EXTENSIONS
 from evaluation.arrays import NpzArray
+from evaluation.image_files import (
+    EncodedMember,
+    decode_image,
+    folder_members,
+    tar_members,
+    zip_members,
+)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 TAR_SUFFIXES = {".tar", ".tgz"}
+SAMPLES = "samples.json"
 Labels = NDArray[np.int64]
-PLAIN_MODES = {"RGB", "L", "1"}
 
 
 class ImageSet(Protocol):
@@ -63,68 +66,17 @@ def open_images(path: Path) -> ImageSet:
     if path.suffix == ".npz":
         return ArrayImages(path)
     if path.suffix == ".zip":
-        return EncodedImages(path, _zip_members(path))
+        return EncodedImages(path, *zip_members(path))
     if path.suffix in TAR_SUFFIXES:
-        return EncodedImages(path, _tar_members([path]))
+        return EncodedImages(path, tar_members([path]))
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder, zip, tar or npz of images")
+    _check_finished(path)
     if (path / MANIFEST).exists():
         return PackedImages(path)
     if shards := sorted(path.glob("*.tar")):
-        return EncodedImages(path, _tar_members(shards))
-    _check_finished(path)
-    return EncodedImages(path, _folder_members(path))
-
-
-class EncodedMember(Protocol):
-    """One image file, wherever it lies."""
-
-    @property
-    def name(self) -> str:
-        """Path inside the set."""
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-
-
-@dataclass(frozen=True)
-class FileMember:
-    """An image file in a folder."""
-
-    name: str
-    path: Path
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        return self.path.read_bytes()
-
-
-@dataclass(frozen=True)
-class ZipMember:
-    """An image file in a zip archive."""
-
-    name: str
-    archive: zipfile.ZipFile
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        return self.archive.read(self.name)
-
-
-@dataclass(frozen=True)
-class SliceMember:
-    """An image file in an uncompressed tar: a range of bytes."""
-
-    name: str
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return EncodedImages(path, tar_members(shards))
+    return EncodedImages(path, *folder_members(path))
 
 
 class EncodedImages:
@@ -133,40 +85,46 @@ class EncodedImages:
     Args:
         path: Where the set lies, for messages and the identity.
         members: The files.
+        classes: Class indices by name, None if they are not known.
     """
 
-    def __init__(self, path: Path, members: Sequence[EncodedMember]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[EncodedMember],
+        classes: Mapping[str, int] | None = None,
+    ) -> None:
         if not members:
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
             raise ValueError(f"{path} holds no images (files named *{kinds})")
         self.path = path
         self.members = sorted(members, key=lambda member: member.name)
+        self._classes = classes
         self._size: tuple[int, ...] | None = None
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Kind, path, number and content digest; reads every file once."""
-        if not hasattr(self, "_identity"):
-            digest = hashlib.sha256()
-            for member in self.members:
-                content = hashlib.sha256(member.read()).hexdigest()
-                digest.update(f"{member.name}\0{content}\n".encode())
-            self._identity = {
-                "kind": "images",
-                "path": str(self.path),
-                "num_images": len(self),
-                "digest": digest.hexdigest(),
-                "codecs": sorted({Path(m.name).suffix.lower()[1:] for m in self.members}),
-            }
-        return self._identity
+        digest = hashlib.sha256()
+        for member in self.members:
+            content = hashlib.sha256(member.read()).hexdigest()
+            digest.update(f"{member.name}\0{content}\n".encode())
+        return {
+            "kind": "images",
+            "path": str(self.path),
+            "num_images": len(self),
+            "digest": digest.hexdigest(),
+            "codecs": sorted({Path(m.name).suffix.lower()[1:] for m in self.members}),
+        }
 
     def __len__(self) -> int:
         return len(self.members)
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
-        """Return None: plain files have no classes that a folder's name would prove."""
-        del indices
-        return None
+        """Return the classes of these indices, int64 [B], or None if they are not known."""
+        if self._classes is None:
+            return None
+        return np.array([self._classes[self.members[i].name] for i in indices], np.int64)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
@@ -175,12 +133,7 @@ class EncodedImages:
     def _decode(self, member: EncodedMember) -> Tensor:
         image = decode_image(member.read(), f"{self.path}: {member.name}")
         self._size = self._size or tuple(image.shape)
-        if tuple(image.shape) != self._size:
-            raise ValueError(
-                f"{self.path}: {member.name} is {image.shape[2]}x{image.shape[1]} pixels,"
-                f" others are {self._size[2]}x{self._size[1]}; evaluation needs images of one size"
-                " (pack them first: python -m data_pipelines pack)"
-            )
+        check_size(image, self._size, f"{self.path}: {member.name}")
         return image
 
 
@@ -189,6 +142,7 @@ class PackedImages:
 
     def __init__(self, path: Path) -> None:
         self._images = ShardedImages(path)
+        self._size: tuple[int, ...] | None = None
         info = self._images.info
         self.identity = {
             "kind": "packed",
@@ -207,7 +161,11 @@ class PackedImages:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
-        return torch.stack([torch.as_tensor(self._images.decode(i)) for i in indices])
+        images = [self._images.decode(i) for i in indices]
+        for index, image in zip(indices, images, strict=True):
+            self._size = self._size or tuple(image.shape)
+            check_size(image, self._size, f"{self._images.path}: image {index}")
+        return torch.stack(images)
 
 
 class ArrayImages:
@@ -240,62 +198,19 @@ class ArrayImages:
         return torch.from_numpy(self._array.rows(indices)).permute(0, 3, 1, 2).contiguous()
 
 
-def decode_image(data: bytes, name: str) -> Tensor:
-    """Decode an image file to uint8 RGB [3, H, W]; grey is tripled.
-
-    Raises:
-        ValueError: The file is damaged, or has alpha, a palette, 16 bits or CMYK, for which the
-            conversion to RGB would be a choice that changes the metric.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB")) if mode in PLAIN_MODES else None
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from None
-    if pixels is None:
-        raise ValueError(f"{name} has mode {mode}; convert it to 8-bit RGB or grey")
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
-def _is_image(name: str) -> bool:
-    path = Path(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
-
-
-def _folder_members(folder: Path) -> list[EncodedMember]:
-    files = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-    return [FileMember(name, path) for path, name in files if _is_image(name) and path.is_file()]
-
-
-def _zip_members(path: Path) -> list[EncodedMember]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from None
-    return [ZipMember(name, archive) for name in archive.namelist() if _is_image(name)]
-
-
-def _tar_members(paths: Sequence[Path]) -> list[EncodedMember]:
-    members: list[EncodedMember] = []
-    for path in paths:
-        prefix = f"{path.stem}/" if len(paths) > 1 else ""
-        try:
-            with tarfile.open(path, "r:") as archive:
-                members += [
-                    SliceMember(prefix + entry.name, path, entry.offset_data, entry.size)
-                    for entry in archive
-                    if entry.isfile() and _is_image(entry.name)
-                ]
-        except (OSError, tarfile.TarError) as error:
-            raise ValueError(f"{path} cannot be read as an uncompressed tar: {error}") from None
-    return members
+def check_size(image: Tensor, size: tuple[int, ...], name: str) -> None:
+    """Raise ValueError unless an image [3, H, W] is of the shape of the others."""
+    if tuple(image.shape) != size:
+        raise ValueError(
+            f"{name} is {image.shape[2]}x{image.shape[1]} pixels, others are {size[2]}x{size[1]};"
+            " evaluation needs images of one size"
+            " (pack them first: python -m data_pipelines pack)"
+        )
 
 
 def _check_finished(folder: Path) -> None:
     """Refuse a folder that `python -m evaluation sample` is still writing, or left unfinished."""
-    manifest = folder / "samples.json"
+    manifest = folder / SAMPLES
     if not manifest.exists():
         return
     if not json.loads(manifest.read_text())["complete"]:

@@ -98,7 +98,9 @@ class Blocks:
 
 def exact_squares(a: Points, i: Tensor, b: Points, j: Tensor) -> Tensor:
     """Return the squared distances of the pairs (a[i], b[j]), float64 [P]."""
-    parts = zip(*(t.split(max(1, EXACT_VALUES // a.x.shape[1])) for t in (i, j)), strict=True)
+    parts = zip(
+        *(torch.split(t, max(1, EXACT_VALUES // a.x.shape[1])) for t in (i, j)), strict=True
+    )
     squares = [(a.raw[p].double() - b.raw[q].double()).square().sum(1) for p, q in parts]
     return torch.cat(squares) if squares else torch.empty(0, dtype=torch.float64, device=a.x.device)
 
@@ -155,12 +157,13 @@ def nearest(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return block.topk(min(k, columns), dim=1, largest=False)
     minima = functools.reduce(torch.minimum, block.chunk(GROUP, 1))  # of g, g + C / 16, ...
     groups = minima.topk(k, dim=1, largest=False).indices
-    members = block.unflatten(1, (GROUP, -1)).gather(2, groups[:, None].expand(-1, GROUP, -1))
+    members = torch.unflatten(block, 1, (GROUP, -1))
+    members = members.gather(2, groups[:, None].expand(-1, GROUP, -1))
     values, order = members.flatten(1).topk(k, dim=1, largest=False)
     return values, (order // k) * (columns // GROUP) + groups.gather(1, order % k)
 
 
-def _exact_kth(points: Points, values: Tensor, indices: Tensor, k: int) -> FloatArray:
+def _exact_kth(points: Points, values: Tensor, indices: Tensor, k: int) -> NDArray[np.float64]:
     """Return the exact k-th smallest squared distance of each point.
 
     Args:
@@ -179,7 +182,7 @@ def _exact_kth(points: Points, values: Tensor, indices: Tensor, k: int) -> Float
         points, ties.repeat_interleave(pairs.shape[1]), points, pairs.flatten()
     ).view(pairs.shape)
     exact[ties] = squares.kthvalue(k, dim=1).values
-    radii: FloatArray = exact.cpu().numpy()
+    radii: NDArray[np.float64] = exact.cpu().numpy()
     return radii
 
 

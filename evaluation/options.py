@@ -121,6 +121,9 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
         "--retouch", choices=("none", "rdm_imagenet", "rdm_celebahq"), default="none"
     )
     parser.add_argument("--codec", choices=("png", "jpeg"), default="png")
+    parser.add_argument(
+        "--shard-images", type=int, help="keep tar shards of so many images, not single files"
+    )
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evaluation.grid import encode_image
-from evaluation.images import decode_image
+from evaluation.image_files import decode_image
 from models.rdm.enhance import enhance
 from models.sampler import quantise
 

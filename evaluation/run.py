@@ -16,14 +16,9 @@ from dist_train.distributed import World
 from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import Detector, DetectorConfig
 from evaluation.features import extract
-from evaluation.generate import (
-    GeneratedImages,
-    SamplePlan,
-    folder_lock,
-    read_manifest,
-    write_samples,
-)
+from evaluation.generate import GeneratedImages, SamplePlan
 from evaluation.images import ImageSet, open_images
+from evaluation.kept import folder_lock, read_samples_manifest, write_samples
 from evaluation.metrics import MetricRequest, parse_request
 from evaluation.protocols import Protocol
 from evaluation.reference import load_reference
@@ -45,6 +40,7 @@ class Evaluation:
         images: a folder, zip, tar, packed set or sample batch of images.
         plan: Which samples are drawn from the snapshots.
         keep_images: Folder that generated samples are kept in, None to keep none.
+        shard_images: Kept images per tar shard, None for single files.
         detector: The feature extractor.
         metrics: `kind` or `kind:tap`; empty takes the detector's defaults.
         protocol: The protocol that the other settings came from, if any.
@@ -61,6 +57,7 @@ class Evaluation:
     images: Path | None = None
     plan: SamplePlan | None = None
     keep_images: Path | None = None
+    shard_images: int | None = None
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     metrics: tuple[str, ...] = ()
     protocol: Protocol | None = None
@@ -148,7 +145,8 @@ def _open(config: Evaluation, world: World) -> tuple[ImageSet, int]:
     generated = GeneratedImages(config.snapshots, config.plan, world.device)
     if config.keep_images is None:
         return generated, config.plan.batch_size
-    return write_samples(generated, config.keep_images, world), config.plan.batch_size
+    kept = write_samples(generated, config.keep_images, world, shard_images=config.shard_images)
+    return kept, config.plan.batch_size
 
 
 def _start(
@@ -159,7 +157,7 @@ def _start(
     result = new_result(
         title=config.title or (config.images or config.snapshots[-1].path).name,
         images=images.identity,
-        samples=read_manifest(folder) if folder and folder.is_dir() else None,
+        samples=read_samples_manifest(folder) if folder and folder.is_dir() else None,
         reference=reference,
         detector=detector.identity,
         protocol=_protocol_facts(config, images),

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data_pipelines.checking import check
 from dist_train.distributed import init_world
 from evaluation import __main__ as cli
+from evaluation.features import BatchStore
 from evaluation.generate import GeneratedImages, SamplePlan
-from evaluation.images import EncodedImages, open_images
+from evaluation.images import EncodedImages, PackedImages, open_images
+from evaluation.kept import SampleFiles
+from evaluation.kept_shards import SampleShards
 from evaluation.precision_recall import manifold_scores
 from models.snapshot import Snapshot, read_snapshot, write_snapshot
 from models.wavediff.generator import GeneratorConfig
@@ -110,6 +117,105 @@ def test_precision_recall_shares_blocks_over_ranks(
     gen, ref = (generator.normal(size=(n, 6)).astype(np.float32) for n in (4500, 2100))
     run_ranks(2, save_scores, gen, ref, tmp_path / "scores")
     assert (tmp_path / "scores").read_text() == repr(manifold_scores(gen, ref, 3))
+
+
+@pytest.mark.distributed
+def test_shards_are_the_same_bytes_on_four_ranks_and_a_packed_set(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    shards = ["--shard-images", "9"]  # two batches of four
+    call(sample_arguments(snapshot, tmp_path / "files"))
+    call(sample_arguments(snapshot, tmp_path / "one") + shards)
+    run_ranks(4, call, sample_arguments(snapshot, tmp_path / "many") + shards)
+    names = ["index.npy", *(f"shards/{number:06d}.tar" for number in range(3))]
+    for name in names:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert not (tmp_path / "many" / ".batches").exists()
+    assert check(tmp_path / "many").problems == []
+    packed, files = open_images(tmp_path / "many"), open_images(tmp_path / "files")
+    assert isinstance(packed, PackedImages)
+    assert len(packed) == 19
+    assert torch.equal(packed.batch(range(19)), files.batch(range(19)))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["shards", "run"])
+def test_what_is_finished_survives_kill_9(snapshot: Path, tmp_path: Path, kind: str) -> None:
+    """Both ranks are killed over and over; only batches that were not written are drawn again."""
+
+    def command(out: Path) -> list[str]:
+        if kind == "shards":
+            return [*sample_arguments(snapshot, out / "samples"), "--shard-images", "8"]
+        run = ["run", str(snapshot), "--seeds", SEEDS, "--batch-size", BATCH]
+        reference = str(tmp_path / "reference")
+        return [*run, "--reference", reference, "--out", str(out / "r.json"), "--metrics", "fd"]
+
+    call(["sample", str(snapshot), "--out", str(tmp_path / "reference"), "--seeds", "90-99"])
+    call(command(tmp_path / "whole"))
+    kills = 0
+    for turn in range(9):
+        try:
+            run_ranks(2, call_and_die, command(tmp_path / "killed"), tmp_path / f"log{turn}")
+        except AssertionError as error:
+            problem = str(error)
+            assert "it is gone" in problem or "worker crashing" in problem
+            kills += 1
+        else:
+            break
+    assert kills >= 2
+    written: set[str] = set()
+    for log in sorted(tmp_path.glob("log*")):
+        lines = [line.split() for line in log.read_text().splitlines()]
+        assert written.isdisjoint(start for what, start in lines if what == "draw")
+        written |= {start for what, start in lines if what == "written"}
+    assert written == {str(start) for start in range(0, 19, 4)}
+    if kind == "run":
+        results = [json.loads((tmp_path / f / "r.json").read_text()) for f in ("whole", "killed")]
+        values = [result["metrics"]["fd_effnet_lite0_block4"]["values"] for result in results]
+        assert values[0] == values[1]
+    else:
+        ignored = {"samples.json", ".lock", "manifest.json"}
+        expected, found = (contents(tmp_path / f / "samples") for f in ("whole", "killed"))
+        assert {n: c for n, c in found.items() if n not in ignored} == {
+            n: c for n, c in expected.items() if n not in ignored
+        }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def call_and_die(arguments: list[str], log: Path) -> None:
+    """Call a command, log what it draws and writes, and kill the process at the second batch."""
+    drawn = 0
+
+    def note(what: str, start: int) -> None:
+        with open(log, "a") as file:
+            file.write(f"{what} {start}\n")
+
+    draw = GeneratedImages.draw
+
+    def draw_or_die(self: GeneratedImages, indices: range) -> torch.Tensor:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note("draw", indices[0])
+        return draw(self, indices)
+
+    def noted(write: Callable[..., None]) -> Callable[..., None]:
+        def write_and_note(self: object, batch: range | int, *rest: object) -> None:
+            write(self, batch, *rest)
+            note("written", batch if isinstance(batch, int) else batch.start)
+
+        return write_and_note
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratedImages, "draw", draw_or_die)
+        for store in (SampleFiles, SampleShards, BatchStore):
+            patch.setattr(store, "write", noted(store.write))
+        call(arguments)
 
 
 class KilledError(Exception):
