@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+REGISTER_VALUES = 16
+"""Values of float32 in a vector register of a current CPU."""
 
 
 @lru_cache(maxsize=64)
@@ -100,10 +102,22 @@ def map_tile_axes(matrix: Tensor, x: Tensor, added: float = 0.0) -> Tensor:
     batch, width = x.shape[0], x.shape[3]
     x = x.contiguous()
     matrices = matrix.expand(batch, size, size)
-    across = (x.view(batch, -1, size) @ matrices.mT).view(-1, size, width)
+    wide = _diagonal_blocks(matrices, width)
+    across = (x.view(batch, -1, wide.shape[-1]) @ wide.mT).view(-1, size, width)
     strips = matrices.repeat_interleave(len(across) // batch, dim=0)
-    mapped = torch.baddbmm(x.view(-1, size, width), strips, across, beta=added)
-    return mapped.view(x.shape)
+    mapped = torch.bmm(strips, across).view(x.shape)
+    return mapped.add_(x, alpha=added) if added else mapped
+
+
+def _diagonal_blocks(matrices: Tensor, width: int) -> Tensor:
+    """Repeat [B, s, s] along the diagonal up to an edge that divides width and fills a register.
+
+    A product with 16x16 takes two thirds of the time of one with 4x4, zeros included.
+    """
+    batch, size, _ = matrices.shape
+    count = math.gcd(width // size, max(REGISTER_VALUES // size, 1))
+    diagonal = torch.eye(count, dtype=matrices.dtype, device=matrices.device).view(count, 1, -1, 1)
+    return (diagonal * matrices.view(batch, 1, size, 1, size)).reshape(batch, count * size, -1)
 
 
 def map_tiles(matrix: Tensor, x: Tensor) -> Tensor:

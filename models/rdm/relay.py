@@ -117,18 +117,17 @@ class RelayProcess:
         rows = 1 if images.device.type == "cpu" else len(images)  # one image fits a CPU's cache
         for start in range(0, len(images), rows):
             part = slice(start, start + rows)
-            self._corrupt(images[part], axes[part], sigma[part], draws.select(part), noisy[part])
+            noisy[part] = self._corrupt(images[part], axes[part], sigma[part], draws.select(part))
         return noisy
 
-    def _corrupt(
-        self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws, noisy: Tensor
-    ) -> None:
-        """Write to `noisy`; fresh memory would cost as much as the arithmetic."""
-        blurred = blur_tiles(images, axes, self.min_scale)
-        torch.addcmul(blurred, draws.randn(images.shape[1:]), sigma, out=noisy)
+    def _corrupt(self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws) -> Tensor:
+        noisy = blur_tiles(images, axes, self.min_scale)
+        noise = draws.randn(images.shape[1:])
+        noisy.addcmul_(noise, sigma)
         if self.block_noise_alpha:
-            sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=blurred)
+            sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=noise)
             noisy.addcmul_(sums, sigma * (self.block_noise_alpha / self.upscale))
+        return noisy
 
     @property
     def noise_gain(self) -> float:

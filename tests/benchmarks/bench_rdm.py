@@ -1,4 +1,4 @@
-"""Speed of RDM's arithmetic: `python -m tests.benchmarks.bench_rdm [--threads 1 2] [--network]`.
+"""Speed of RDM's arithmetic: `python -m tests.benchmarks.bench_rdm [--threads 1 2] [--only ...]`.
 
 Ratios to plain implementations of the definitions (rdm_reference.py), measured alternately in one
 process on an otherwise idle machine; medians. Targets are those of the project's issue on RDM.
@@ -123,24 +123,23 @@ def bench_sampler(rounds: int) -> None:
 
 def bench_network(rounds: int) -> None:
     """Forward, and forward with backward, at 64 pixels with 64 model channels."""
-    for label, options in {
-        "float32": {},
-        "float32 channels_last": {"channels_last": True},
-        "bfloat16": {"compute_dtype": "bfloat16"},
-        "bfloat16 channels_last": {"compute_dtype": "bfloat16", "channels_last": True},
-        "float32 compiled": {"compile": True},
-        "float32 recomputed blocks": {"recompute_blocks": True},
-    }.items():
-        chosen = dict(options)
-        layout = torch.channels_last if chosen.pop("channels_last", 0) else torch.contiguous_format
-        compiled = chosen.pop("compile", False)
+    for label, settings, layout, compiled in (
+        ("float32", {}, torch.contiguous_format, False),
+        ("float32, channels_last", {}, torch.channels_last, False),
+        ("float32, compiled", {}, torch.contiguous_format, True),
+        ("float32, channels_last, compiled", {}, torch.channels_last, True),
+        ("bfloat16", {"compute_dtype": "bfloat16"}, torch.contiguous_format, False),
+        ("bfloat16, channels_last", {"compute_dtype": "bfloat16"}, torch.channels_last, False),
+        ("float32, recomputed blocks", {"recompute_blocks": True}, torch.contiguous_format, False),
+    ):
         config = UNetConfig(
             resolution=64, model_channels=64, channel_mult=(1, 2, 3, 4), num_blocks=1,
-            attn_resolutions=(16, 8), **chosen,
+            attn_resolutions=(16, 8), **settings,
         )  # fmt: skip
         network = UNet(config).to(memory_format=layout)
         called = torch.compile(network) if compiled else network
-        x, noise = torch.randn(4, 3, 64, 64), torch.zeros(4)
+        x = torch.randn(4, 3, 64, 64).contiguous(memory_format=layout)
+        noise = torch.zeros(4)
 
         def forward(called=called, x=x, noise=noise) -> None:
             with torch.no_grad():
@@ -149,27 +148,33 @@ def bench_network(rounds: int) -> None:
         def both(called=called, x=x, noise=noise) -> None:
             called(x, noise).float().square().mean().backward()
 
-        times = medians({"forward": forward, "both": both}, rounds)
+        times = medians({"forward": forward, "both": both}, max(rounds // 2, 3))
         print(
-            f"  {label:28} forward {times['forward'] * 1e3:7.1f} ms"
-            f"   with backward {times['both'] * 1e3:7.1f} ms"
+            f"  {label:34} forward {times['forward'] * 1e3:7.1f} ms"
+            f"   with backward {times['both'] * 1e3:7.1f} ms",
+            flush=True,
         )
+
+
+BENCHES = {
+    "corruption": bench_corruption,
+    "parts": bench_parts,
+    "sampler": bench_sampler,
+    "network": bench_network,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--network", action="store_true", help="time the U-Net as well")
+    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
     arguments = parser.parse_args()
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"{threads} thread(s), {'x'.join(map(str, SHAPE))}")
-        bench_corruption(arguments.rounds)
-        bench_parts(arguments.rounds)
-        bench_sampler(arguments.rounds)
-        if arguments.network:
-            bench_network(max(arguments.rounds // 2, 3))
+        for name in arguments.only:
+            BENCHES[name](arguments.rounds)
 
 
 if __name__ == "__main__":
