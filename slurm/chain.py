@@ -7,16 +7,17 @@ submitted waits for the jobs before it.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from slurm.folder import JobFolder
-from slurm.jobs import Job
+from slurm.folder import JobFolder, JobRecord
+from slurm.jobs import Job, run_command
 from slurm.launcher import Submission
 from slurm.options import Target
-from slurm.queue import QueuedJob
+from slurm.queue import QueuedJob, SlurmError, accounting, queued
 from slurm.resources import Resources
 
 if TYPE_CHECKING:
@@ -72,16 +73,22 @@ class Pipeline:
                 raise ValueError(f"step {step.name!r} of {self.name} is out of order: {unknown}")
             before.add(step.name)
 
-    def job_name(self, step: Step) -> str:
-        """Return the name of a step's job."""
-        return f"{self.name}-{step.name}"
 
-    def job_in_queue(self, step: Step, queue: Collection[str]) -> str:
-        """Return the id of a step's job that is in the queue, "" if there is none."""
-        for record in reversed(JobFolder(step.folder).records()):
-            if record.name == self.job_name(step) and set(record.task_ids) & set(queue):
-                return record.job_id
-        return ""
+def newest_record(pipeline: str, step: Step) -> JobRecord | None:
+    """Return the record of a step's newest job, None if it was never submitted."""
+    records = JobFolder(step.folder).records()
+    return next((r for r in reversed(records) if r.name == job_name(pipeline, step)), None)
+
+
+def job_name(pipeline: str, step: Step) -> str:
+    """Return the name of a step's job."""
+    return f"{pipeline}-{step.name}"
+
+
+def job_in_queue(pipeline: str, step: Step, queue: Collection[str]) -> str:
+    """Return the id of a step's job that is in the queue, "" if there is none."""
+    record = newest_record(pipeline, step)
+    return record.job_id if record and set(record.task_ids) & set(queue) else ""
 
 
 def submit_pipeline(
@@ -102,7 +109,7 @@ def submit_pipeline(
         SlurmError: Slurm would refuse a step; then nothing was submitted.
     """
     missing = [step for step in pipeline.steps if not step.finished()]
-    alive = {step.name: pipeline.job_in_queue(step, queue) for step in missing}
+    alive = {step.name: job_in_queue(pipeline.name, step, queue) for step in missing}
     due = [step for step in missing if not alive[step.name]]
     for step in due:
         target.judge(_submission(pipeline, step, target, {}))
@@ -120,7 +127,7 @@ def _submission(
     waits = [f"{step.when}:{ids[name]}" for name in step.after if name in ids]
     return Submission(
         kind=step.kind,
-        name=pipeline.job_name(step),
+        name=job_name(pipeline.name, step),
         folder=step.folder,
         jobs=step.jobs,
         resources=dataclasses.replace(step.resources, dependency=",".join(waits)),
@@ -129,25 +136,81 @@ def _submission(
     )
 
 
-def format_tree(pipeline: Pipeline, queue: Mapping[str, QueuedJob]) -> str:
-    """Return the steps as a tree, with where each stands."""
+def format_tree(name: str, steps: Sequence[Step], queue: Mapping[str, QueuedJob]) -> str:
+    """Return the steps of a pipeline as a tree, with where each stands."""
     depths: dict[str, int] = {}
-    lines = [f"{pipeline.name} in {pipeline.root}"]
-    for step in pipeline.steps:
-        depths[step.name] = 1 + max((depths[name] for name in step.after), default=0)
+    lines = [name]
+    for step in steps:
+        depths[step.name] = 1 + max((depths[before] for before in step.after), default=0)
         waits = f"  after {', '.join(step.after)}" if step.after else ""
-        mark = "  " * depths[step.name] + "└ "
-        lines.append(f"{mark}{step.name}: {_standing(pipeline, step, queue)}{waits}")
+        lines.append(
+            f"{'  ' * depths[step.name]}└ {step.name}: {_standing(name, step, queue)}{waits}"
+        )
     return "\n".join(lines)
 
 
-def _standing(pipeline: Pipeline, step: Step, queue: Mapping[str, QueuedJob]) -> str:
+def _standing(pipeline: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     if step.finished():
         return "finished"
-    job_id = pipeline.job_in_queue(step, queue)
-    if not job_id:
-        tried = any(r.name == pipeline.job_name(step) for r in JobFolder(step.folder).records())
-        return "stopped" if tried else "not submitted"
-    tasks = [job for name, job in queue.items() if name.partition("_")[0] == job_id]
-    states = ", ".join(sorted({job.state.lower() for job in tasks}))
-    return f"job {job_id} {states}"
+    record = newest_record(pipeline, step)
+    if record is None:
+        return "not submitted"
+    states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
+    if states:
+        return f"job {record.job_id} {', '.join(sorted(states)).lower()}"
+    return f"STOPPED: job {record.job_id} {_how_it_ended(record)}; logs in {record.logs}"
+
+
+def _how_it_ended(record: JobRecord) -> str:
+    try:
+        rows = accounting([record.job_id], ("JobID", "State"))
+    except SlurmError:
+        return "has ended"
+    last = {row["JobID"]: row["State"].split()[0].lower() for row in rows}  # of each task
+    bad = sorted(set(last.values()) - {"completed"})
+    return f"was {', '.join(bad)}" if bad else "has ended"
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """The end of a pipeline, whatever became of it: its tree, and a table of the results there are.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        steps: All steps before this one.
+        results: Results of evaluation, in the order of the table.
+        done: File that is written when no result is missing.
+    """
+
+    pipeline: str
+    steps: tuple[Step, ...]
+    results: tuple[Path, ...]
+    done: Path
+
+    @property
+    def title(self) -> str:
+        """What it does, in a few words, for people."""
+        return f"report on {self.pipeline}"
+
+    def finished(self) -> bool:
+        """Whether it has reported on all results."""
+        return self.done.exists()
+
+    def __call__(self) -> str:
+        """Report; ends with exit code 1 if a result is missing, so that it is not finished."""
+        print(format_tree(self.pipeline, self.steps, queued()), flush=True)
+        there = [str(path) for path in self.results if path.exists()]
+        if there:
+            run_command("evaluation", ["table", *there])
+        if len(there) < len(self.results):
+            missing = [path.stem for path in self.results if not path.exists()]
+            sys.exit(f"no result of {', '.join(missing)}; mend it and submit the pipeline again")
+        self.done.parent.mkdir(parents=True, exist_ok=True)
+        self.done.touch()
+        return "finished"
+
+    def checkpoint(self) -> Any:
+        """Say, for submitit, what is to be run after a requeue: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slurm.chain import Step, format_tree, submit_pipeline
-from slurm.options import add_resources, resources_of, target_of
+from models.config_io import ConfigError
+from slurm.chain import Pipeline, Step, format_tree, submit_pipeline
+from slurm.jobs import CommandJob
+from slurm.options import Target, add_resources, resources_of, target_of
+from slurm.preflight import check_run
 from slurm.queue import queued
-from slurm.training import check_run
 from slurm.watching import queue_or_nothing
+from slurm.words import check_words
+
+if TYPE_CHECKING:
+    from slurm.pipelines.parts import Inputs
 
 
 def pipeline_command(args: argparse.Namespace) -> None:
@@ -40,16 +47,35 @@ def pipeline_command(args: argparse.Namespace) -> None:
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
     pipeline = find_pipeline(args.pipeline)(inputs)
+    _check_overrides(pipeline, inputs)
     if args.tree:
-        print(format_tree(pipeline, queue_or_nothing()))
+        print(format_tree(pipeline.name, pipeline.steps, queue_or_nothing()))
         return
     for step in pipeline.steps:
-        target.check(step.resources, inputs.root)
-        if step.config is not None:
-            check_run(step.config, step.folder, step.resources)
+        _check(step, target)
     submit_pipeline(pipeline, target, {} if target.dry_run else queued(), _prepare)
     if not target.dry_run:
-        print(format_tree(pipeline, queued()))
+        print(format_tree(pipeline.name, pipeline.steps, queued()))
+
+
+def _check_overrides(pipeline: Pipeline, inputs: Inputs) -> None:
+    """Check that settings for one step name a step that trains. Raises ConfigError otherwise."""
+    training = [step.name for step in pipeline.steps if step.config is not None]
+    for name in inputs.override_steps:
+        if name not in training:
+            known = ", ".join(training)
+            raise ConfigError(f"{name}:...: no step {name!r} is trained; known are {known}")
+
+
+def _check(step: Step, target: Target) -> None:
+    """Check a step's request, its words, and the run that it trains."""
+    target.check(step.resources, step.folder)
+    for job in step.jobs[:1]:  # an array's tasks differ in their share only
+        if isinstance(job, CommandJob):
+            reads_now = job.module == "data_pipelines"  # the rest reads what earlier steps make
+            check_words(job.module, job.words, inputs=reads_now)
+    if step.config is not None:
+        check_run(step.config, step.folder, step.resources)
 
 
 def _prepare(step: Step) -> None:

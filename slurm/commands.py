@@ -1,19 +1,21 @@
 """`python -m slurm sample | eval | reference | pack`: commands that share their work, as jobs.
 
 All words that are not options of ours are passed on to `python -m evaluation` or
-`python -m data_pipelines`.
+`python -m data_pipelines`, which judge them before anything is queued. With --dependency, what they
+read may be made by the jobs that are waited for.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from slurm.jobs import CommandJob
 from slurm.launcher import Submission
 from slurm.options import add_resources, resources_of, target_of
 from slurm.resources import check_job_name
+from slurm.words import check_words
 
 EVALUATION = {"sample": "sample", "eval": "run", "reference": "reference"}
 """Our commands, and those of `python -m evaluation` that they run."""
@@ -26,7 +28,7 @@ def evaluation_command(args: argparse.Namespace) -> None:
     name = check_job_name(args.name or f"{args.kind}-{out.stem}")
     place = [str(out)] if args.kind == "reference" else ["--out", str(out)]
     words = (EVALUATION[args.kind], *args.passed_on, *place)
-    _check_inputs(args.passed_on)
+    check_words("evaluation", words, inputs=not resources.dependency)
     target.check(resources, out)
     target.launch(
         Submission(
@@ -46,8 +48,7 @@ def pack_command(args: argparse.Namespace) -> None:
     words = ("pack", args.pack_kind, *source, str(out), *args.passed_on)
     if args.tasks < 1:
         raise ValueError(f"--tasks={args.tasks} must be at least 1")
-    if args.source:
-        _check_inputs([str(args.source)])
+    check_words("data_pipelines", words, inputs=not resources.dependency)
     target.check(resources, out)
     shares = [(*words, "--shard", f"{number}/{args.tasks}") for number in range(args.tasks)]
     if target.cluster != "slurm":
@@ -66,8 +67,6 @@ def pack_command(args: argparse.Namespace) -> None:
 
 def finishing(first: Submission, name: str, words: tuple[str, ...], dependency: str) -> Submission:
     """Return the submission that joins what an array of shares wrote."""
-    from dataclasses import replace
-
     return replace(
         first,
         kind="pack-finish",
@@ -86,13 +85,6 @@ def folder_of(product: Path) -> Path:
         if (parent / "config.json").exists() and (parent / "snapshots").is_dir():
             return parent
     return product.with_name(f"{product.name}.jobs")
-
-
-def _check_inputs(words: Sequence[str]) -> None:
-    """Check that what looks like the path of an input exists."""
-    for word in words:
-        if word.startswith(("/", "./", "../")) and "=" not in word and not Path(word).exists():
-            raise FileNotFoundError(f"{word} does not exist")
 
 
 def add_sample(parser: argparse.ArgumentParser) -> None:

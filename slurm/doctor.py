@@ -164,11 +164,13 @@ def doctor_command(args: argparse.Namespace) -> None:
     Raises:
         SlurmError: A finding is bad.
     """
-    target = target_of(args)
+    target, folder = target_of(args), args.folder.absolute()
+    resources = resources_of(args, minutes=5)
+    if target.dry_run:
+        target.launch(probe_submission(folder, "TOKEN", resources, target.site))
+        return
     found = list(site_findings(target.site))
     if not args.no_job and have_slurm() and target.cluster == "slurm":
-        resources = resources_of(args, minutes=5)
-        folder = args.folder.absolute()
         target.check(resources, folder)
         found += _probe(folder, resources, target, args.patience)
     for finding in found:
@@ -178,21 +180,25 @@ def doctor_command(args: argparse.Namespace) -> None:
         raise SlurmError(f"{len(bad)} of {len(found)} checks found something bad")
 
 
+def probe_submission(folder: Path, token: str, resources: Resources, site: Site) -> Submission:
+    """Return the job that looks around on the nodes and writes to `doctor-<token>/` in a folder."""
+    place = folder / f"doctor-{token}"
+    return Submission(
+        kind="doctor", name="doctor", folder=place, jobs=[ProbeJob(place, token)],
+        resources=resources, site=site,
+    )  # fmt: skip
+
+
 def _probe(
     folder: Path, resources: Resources, target: Target, patience: float
 ) -> Iterator[Finding]:
     token = secrets.token_hex(8)
-    place = folder / f"doctor-{token}"
-    place.mkdir(parents=True)
-    (place / "token").write_text(token)
-    record = submit(
-        Submission(
-            kind="doctor", name="doctor", folder=place, jobs=[ProbeJob(place, token)],
-            resources=resources, site=target.site,
-        )
-    )  # fmt: skip
+    submission = probe_submission(folder, token, resources, target.site)
+    submission.folder.mkdir(parents=True)
+    (submission.folder / "token").write_text(token)
+    record = submit(submission)
     if _wait(record, patience):
-        yield from job_findings(place, resources)
+        yield from job_findings(submission.folder, resources)
         return
     job = queued([record.job_id]).get(record.job_id)
     run_slurm(["scancel", record.job_id])

@@ -1,19 +1,20 @@
 """Going on with fewer nodes when the wanted number is not to be had: `train --min-nodes M`.
 
-A pending job's request is lowered in place, so its id, its dependencies and its place in the queue
+A pending job's request is changed in place, so its id, its dependencies and its place in the queue
 stay. It is done by whoever calls `reconcile`. The run takes up its state on any number of ranks.
+When a job that has run on fewer nodes is back in the queue, and more are idle, it asks for those.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
 from slurm.folder import JobFolder, JobRecord
-from slurm.queue import QueuedJob, describe, run_slurm
+from slurm.queue import QueuedJob, describe, idle_nodes, run_slurm
 from slurm.resources import Resources
 
 if TYPE_CHECKING:
@@ -50,32 +51,50 @@ def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tupl
     return tuple(fit)
 
 
-def shrink_waiting(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[str]:
-    """Lower the requests of a run's jobs that have waited too long; returns what was done."""
+def resize_waiting(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[str]:
+    """Change the requests of a run's waiting jobs where it is time; returns what was done."""
     folder = JobFolder(run_dir)
     told = []
     for record in folder.records():
         job = queue.get(record.job_id)
-        if job and job.state == "PENDING" and job.reason.strip("()") in WAITS_FOR_NODES:
-            nodes = _lower(folder, record)
-            if nodes:
-                told.append(f"job {record.job_id} now waits for {nodes} nodes only")
+        if job is None or job.state != "PENDING" or not record.resources.fallback_nodes:
+            continue
+        shown = describe(record.job_id)
+        now = int(shown["NumNodes"].partition("-")[0])
+        nodes = _more_nodes(folder, record, shown["Partition"], now)
+        if not nodes and job.reason.strip("()") in WAITS_FOR_NODES:
+            nodes = _fewer_nodes(folder, record, shown["EligibleTime"], now)
+        if nodes:
+            size = [f"NumNodes={nodes}", f"NumTasks={nodes * record.resources.tasks_per_node}"]
+            run_slurm(["scontrol", "update", f"JobId={record.job_id}", *size])
+            folder.note(record.job_id, "resize", nodes=nodes)
+            only = " only" if nodes < now else " again"
+            told.append(f"job {record.job_id} now waits for {nodes} nodes{only}")
     return told
 
 
-def _lower(folder: JobFolder, record: JobRecord) -> int:
-    """Lower one job's request if it is time; returns the new number of nodes, or 0."""
-    if not record.resources.fallback_nodes:
-        return 0
-    shown = describe(record.job_id)
-    now = int(shown["NumNodes"].partition("-")[0])
+def _fewer_nodes(folder: JobFolder, record: JobRecord, eligible: str, now: int) -> int:
+    """Return the next lower number of nodes if the present one was waited for, else 0."""
     lower = [nodes for nodes in record.resources.fallback_nodes if nodes < now]
-    since = time.mktime(time.strptime(shown["EligibleTime"], "%Y-%m-%dT%H:%M:%S"))
-    shrunk = [a["time"] for a in folder.attempts(record.job_id) if a["event"] == "shrink"]
-    waited = time.time() - max([since, *shrunk])
-    if not lower or waited < record.resources.shrink_minutes * 60:
+    since = time.mktime(time.strptime(eligible, "%Y-%m-%dT%H:%M:%S"))
+    resized = [a["time"] for a in folder.attempts(record.job_id) if a["event"] == "resize"]
+    waited = time.time() - max([since, *resized])
+    return lower[0] if lower and waited >= record.resources.shrink_minutes * 60 else 0
+
+
+def _more_nodes(folder: JobFolder, record: JobRecord, partition: str, now: int) -> int:
+    """Return the largest useful number of nodes that are idle if it is above the present one.
+
+    Only once after each start: idle nodes that the job cannot have would else hold it for ever.
+    """
+    events = [a["event"] for a in folder.attempts(record.job_id)]
+    started_last = "start" in events and "resize" not in events[_last(events, "start") :]
+    useful = (record.resources.nodes, *record.resources.fallback_nodes)
+    if not started_last or now >= record.resources.nodes:
         return 0
-    size = [f"NumNodes={lower[0]}", f"NumTasks={lower[0] * record.resources.tasks_per_node}"]
-    run_slurm(["scontrol", "update", f"JobId={record.job_id}", *size])
-    folder.note(record.job_id, "shrink", nodes=lower[0])
-    return lower[0]
+    idle = idle_nodes(partition)
+    return max((nodes for nodes in useful if now < nodes <= idle), default=0)
+
+
+def _last(events: Sequence[str], event: str) -> int:
+    return len(events) - 1 - events[::-1].index(event)

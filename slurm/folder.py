@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.config_io import ConfigError, from_json, to_json
-from slurm.resources import Resources
+from slurm.resources import Policy, Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class JobRecord:
         resources: What it asked for.
         logs: Folder of what its tasks print.
         tasks: What each array task does, in words; one entry if it is no array.
+        policy: How often it is run again, of training.
     """
 
     job_id: str
@@ -46,6 +47,7 @@ class JobRecord:
     resources: Resources
     logs: str
     tasks: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def task_ids(self) -> list[str]:

@@ -20,10 +20,10 @@ from slurm.ranks import Task, enter_rank, this_task
 from slurm.requeue import (
     EXIT_PREEMPTED,
     EXIT_STALLED,
-    Policy,
     decide,
     goes_on,
 )
+from slurm.resources import Policy
 
 STOP = "stop.json"
 """File in a run's `slurm/` that says that it is not to go on, and why."""
@@ -241,7 +241,7 @@ def outside_environment() -> dict[str, str]:
     A job that submits another one would otherwise hand it its own Slurm settings and rank.
     """
     own = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RELAYWAVE_PORT"}
     return {
         name: value
         for name, value in os.environ.items()

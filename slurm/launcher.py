@@ -17,8 +17,9 @@ from slurm.code import code_folder, copy_code
 from slurm.folder import JobFolder, JobRecord
 from slurm.jobs import Job, TrainJob, outside_environment
 from slurm.queue import SlurmError
+from slurm.ranks import free_port
 from slurm.requeue import epilogue
-from slurm.resources import Resources, check_job_name
+from slurm.resources import Policy, Resources, check_job_name
 
 Cluster = Literal["slurm", "local", "debug"]
 TIMEOUT_REQUEUES = 100_000
@@ -84,6 +85,7 @@ def submit(submission: Submission) -> JobRecord:
             resources=submission.resources,
             logs=str(folder.jobs),
             tasks=tuple(job.title for job in submission.jobs),
+            policy=getattr(submission.jobs[0], "policy", Policy()),
         )
         _write_records(folder, record, submission.jobs)
         if submission.cluster == "debug":
@@ -131,7 +133,7 @@ def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> d
     return {
         **parameters,
         "job_name": submission.name,
-        "setup": [*_setup(site, code), *_shrunk(resources)],
+        "setup": [*_setup(site, code), *_rendezvous(resources), *_shrunk(resources)],
         "teardown": _teardown(submission),
         "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
     }
@@ -152,6 +154,14 @@ def _setup(site: Site, code: Path) -> list[str]:
     limits = ["ulimit -c 0", *([f"ulimit -n {site.open_files}"] if site.open_files else [])]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return [*site.setup, *limits, *exports]
+
+
+def _rendezvous(resources: Resources) -> list[str]:
+    """Return what finds a port for all tasks, where the batch script runs: on rank 0's node."""
+    if resources.world_size == 1:
+        return []
+    find = f"{shlex.quote(sys.executable)} -m slurm.ranks"
+    return [f"RELAYWAVE_PORT=$({find}) || exit 1", "export RELAYWAVE_PORT"]
 
 
 def _shrunk(resources: Resources) -> list[str]:
@@ -257,7 +267,9 @@ def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
     before = dict(os.environ)
     clean = outside_environment()
     if submission.cluster == "local":
-        clean |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", **submission.site.environment}
+        port = str(free_port(str(os.getpid()), 0))
+        clean |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "RELAYWAVE_PORT": port,
+                  **submission.site.environment}  # fmt: skip
     os.environ.clear()
     os.environ.update(clean)
     try:

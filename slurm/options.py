@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from slurm.cluster import Site, read_site
 from slurm.folder import JobRecord
 from slurm.launcher import Cluster, Submission, batch_script, submit
-from slurm.preflight import check_request, check_script
+from slurm.preflight import check_idle, check_request, check_script
 from slurm.resources import Resources, parse_minutes
 
 AS_SBATCH = ("partition", "account", "qos", "constraint", "reservation", "mem", "comment",
@@ -30,6 +30,11 @@ class Target:
         """Check a request before anything is written (Slurm only; not when only shown)."""
         if self.cluster == "slurm" and not self.dry_run:
             check_request(resources, self.site, paths)
+
+    def check_idle(self, run_dir: Path) -> None:
+        """Check that no job of a run is in the queue (not when only shown)."""
+        if not self.dry_run:
+            check_idle(run_dir)
 
     def judge(self, submission: Submission) -> None:
         """Have Slurm itself say whether it would take the batch script."""
@@ -53,14 +58,18 @@ def target_of(args: argparse.Namespace) -> Target:
     return Target(read_site(args.site), cast(Cluster, args.cluster), args.dry_run)
 
 
-def resources_of(args: argparse.Namespace, **defaults: int) -> Resources:
-    """Return what the command line asks for; `defaults` fill in what it leaves open."""
-    given = {
+def given_resources(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line asks for, by the names of `Resources`."""
+    return {
         field.name: getattr(args, field.name)
         for field in fields(Resources)
         if getattr(args, field.name, None) is not None
     }
-    chosen = {**defaults, **given}
+
+
+def resources_of(args: argparse.Namespace, **defaults: int) -> Resources:
+    """Return what the command line asks for; `defaults` fill in what it leaves open."""
+    chosen = {**defaults, **given_resources(args)}
     chosen.setdefault("tasks_per_node", max(int(chosen.get("gpus_per_node", 0)), 1))
     return Resources(**chosen)
 
@@ -94,6 +103,10 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--time", dest="minutes", type=_minutes, help="time limit, as 90, 24:00:00 or 2-12:00:00"
     )
+    group.add_argument(
+        "--time-min", dest="min_minutes", type=_minutes,
+        help="shortest time limit that will do, to start before a maintenance",
+    )  # fmt: skip
     for name in AS_SBATCH:
         group.add_argument(f"--{name}", help=f"as sbatch's --{name}")
     group.add_argument("--exclusive", action="store_true", default=None, help="whole nodes")

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from models.config_io import ConfigError, read_config
 from slurm.cluster import Site
-from slurm.queue import SlurmError, have_slurm, run_slurm, submission_problem
+from slurm.folder import JobFolder
+from slurm.queue import SlurmError, have_slurm, queued, run_slurm, submission_problem
 from slurm.resources import Resources, parse_minutes
+from slurm.speed import Speed, check_time, known_speed
+
+if TYPE_CHECKING:
+    from dist_train.config import RunConfig
 
 LOCAL_ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
@@ -122,31 +129,65 @@ def check_shared(path: Path, site: Site) -> None:
             )
 
 
-def check_time(
-    resources: Resources, site: Site, checkpoint_images: int, images_per_second: float | None
+def check_run(
+    config: RunConfig, run_dir: Path, resources: Resources, allow_changes: bool = False
 ) -> None:
-    """Check that a start of the job gets at least one checkpoint further.
-
-    Args:
-        resources: The request.
-        site: The site profile.
-        checkpoint_images: Interval of checkpoints in images.
-        images_per_second: Measured or expected speed; None if nothing is known.
+    """Check that ranks can share the batch, and that the folder is not of another run.
 
     Raises:
-        ValueError: The time limit is too short.
+        ConfigError: They cannot, or it is.
     """
-    seconds = resources.minutes * 60 - site.signal_seconds
-    if seconds <= 0:
-        raise ValueError(
-            f"--time={resources.minutes} minutes: the site's signal_seconds={site.signal_seconds}"
-            " before the limit leave no time to train"
-        )
-    if images_per_second and checkpoint_images / images_per_second > seconds:
-        needed = checkpoint_images / images_per_second + site.signal_seconds
-        raise ValueError(
-            f"--time={resources.minutes} minutes is below one checkpoint interval:"
-            f" {checkpoint_images:,} images at {images_per_second:.4g} images/s and the margin"
-            f" before the limit take {needed / 60:.0f} minutes; ask for more time, or lower"
-            " checkpoint_images"
+    from dist_train.loop import plan_batches
+    from dist_train.run_folder import HARMLESS
+    from models.config_io import differences, to_json
+
+    batch_multiple = config.objective.build().batch_multiple
+    plan_batches(config, batch_multiple, resources.world_size)
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    changed = differences(to_json(read_config(type(config), path)), to_json(config))
+    if changed and not (allow_changes and changed.keys() <= HARMLESS):
+        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise ConfigError(f"{run_dir} is a run of other settings ({listing}); use another folder")
+
+
+def check_data(config: RunConfig, *, later: bool) -> list[Path]:
+    """Check that the packed sets are there and fit; returns their folders, which nodes must see.
+
+    Args:
+        config: The run; sets on servers are not looked at.
+        later: Whether the sets are only where and when the job runs; then nothing is checked.
+
+    Raises:
+        ValueError: A set is missing or damaged, or the settings do not fit it.
+    """
+    from data_pipelines.datasets import open_data
+    from data_pipelines.remote import is_remote
+
+    paths = [config.data.path, *(other.path for other in config.data.mix)]
+    if later or config.data.backend == "synthetic" or any(map(is_remote, paths)):
+        return []
+    open_data(config.data, config.seed).samples.close()
+    return [Path(path) for path in paths]
+
+
+def check_speed(
+    config: RunConfig, run_dir: Path, resources: Resources, site: Site, expected: float | None
+) -> None:
+    """Check the time limit against the speed that is expected, or that runs have measured."""
+    speed = known_speed(run_dir, config.recipe, resources.world_size)
+    if expected is not None:
+        speed = Speed(expected, "by --images-per-second")
+    check_time(resources, site, config.checkpoint_images, speed)
+
+
+def check_idle(run_dir: Path) -> None:
+    """Check that no job of the run is in the queue. Raises SlurmError if one is."""
+    records = JobFolder(run_dir).records()
+    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
+    for job_id, job in (queued(ids) if ids else {}).items():
+        raise SlurmError(
+            f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
+            f" `python -m slurm cancel {run_dir}` first"
         )

@@ -14,6 +14,24 @@ ACTIVE = frozenset(
 )  # fmt: skip
 """States of a job that may still run."""
 
+REASONS = {
+    "reserv": "its time limit reaches into a reservation, such as a maintenance: it starts after"
+    " that, or before with a --time or --time-min that ends sooner",
+    "JobArrayTaskLimit": "its array runs as many tasks at once as it may",
+    "DependencyNeverSatisfied": "a job that it waits for failed: cancel it, and submit it again",
+    "Dependency": "it waits for other jobs",
+    "BeginTime": "it starts later, as asked, or as after each requeue",
+    "Held": "it is held: `scontrol release ID` lets it go on",
+    "held": "it could not be started and is held: look at its nodes, then `scontrol release ID`",
+    "Partition": "its partition is down, or does not allow so many nodes or so much time",
+    "QOS": "a limit of the QOS is reached: it waits for other jobs of it, or asks for too much",
+    "Assoc": "a limit of the account is reached: it waits for other jobs of it, or asks too much",
+    "ReqNodeNotAvail": "nodes that it needs are down or drained",
+    "BadConstraints": "no nodes are as it asks: compare --constraint, --mem and --gpus-per-node",
+    "Licenses": "it waits for licenses",
+}
+"""What Slurm's reasons of pending jobs mean, by a part of their text; the first that fits holds."""
+
 
 class SlurmError(ValueError):
     """Slurm is not here, does not answer, or refuses; the message is one line."""
@@ -31,6 +49,11 @@ class QueuedJob:
     elapsed: str
     left: str
     start: str
+
+
+def explain(reason: str) -> str:
+    """Return what a pending job's reason means and what to do, "" if that is plain."""
+    return next((text for part, text in REASONS.items() if part in reason), "")
 
 
 def have_slurm() -> bool:
@@ -76,6 +99,12 @@ def describe(job_id: str) -> dict[str, str]:
     """Return what slurmctld knows of a job (`scontrol show job`), by field name."""
     words = run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def idle_nodes(partition: str) -> int:
+    """Return how many nodes of a partition (or of several, `a,b`) run nothing."""
+    command = ["sinfo", "-hN", f"--partition={partition}", "--states=idle", "--format=%N"]
+    return len(set(run_slurm(command).splitlines()))
 
 
 def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:

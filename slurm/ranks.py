@@ -1,21 +1,26 @@
 """Making a Slurm (or submitit local) task a rank: who it is, where rank 0 listens, which network.
 
 All of it follows from what Slurm tells each task, so that tasks need not speak to each other first.
+Only whether a port is free can be tried on rank 0's node alone, which is where the batch script
+runs: it asks `python -m slurm.ranks` for one, and hands it to all tasks in RELAYWAVE_PORT.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 FIRST_PORT, PORTS = 12_000, 18_000
 """Ports of rendezvous: below the range that Linux gives to outgoing connections (from 32768)."""
+PORT_TRIES = 64
 SIOCGIFADDR = 0x8915
 
 
@@ -38,7 +43,8 @@ class Task:
             "LOCAL_RANK": str(self.local_rank),
             "WORLD_SIZE": str(self.size),
             "MASTER_ADDR": self.hosts[0] if len(self.hosts) > 1 else "127.0.0.1",
-            "MASTER_PORT": str(rendezvous_port(self.job_id, self.restart)),
+            "MASTER_PORT": os.environ.get("RELAYWAVE_PORT")
+            or str(next(rendezvous_ports(self.job_id, self.restart))),
         }
 
 
@@ -60,6 +66,12 @@ def this_task() -> Task:
     )
 
 
+def own_job_id() -> str:
+    """Return the id of the job that this process belongs to: `12`, or `12_3` in an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def enter_rank(task: Task) -> None:
     """Set this process' environment so that it is a rank of its job's world."""
     os.environ.update(task.environment)
@@ -72,18 +84,60 @@ def enter_rank(task: Task) -> None:
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-    scratch = os.path.expandvars(os.environ.get("RELAYWAVE_SCRATCH", ""))
-    if scratch:
-        Path(scratch).mkdir(parents=True, exist_ok=True)
-        os.environ["TMPDIR"] = scratch
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{scratch}/torch_extensions")
+    _use_scratch()
 
 
-def rendezvous_port(job_id: str, restart: int) -> int:
-    """Return the port of a job's rendezvous; another one each time that the job is run again."""
+def _use_scratch() -> None:
+    """Point temporary files, builds and copies of remote shards at the node's own disk.
+
+    That is the site profile's `scratch`, or what the site itself names to jobs.
+    """
+    names = ("RELAYWAVE_SCRATCH", "SLURM_TMPDIR", "TMPDIR")
+    named = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if not named:
+        return
+    scratch = Path(os.path.expandvars(named))
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(scratch)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(scratch / "torch_extensions"))
+    os.environ.setdefault("RELAYWAVE_CACHE", str(scratch / "shards"))
+
+
+def rendezvous_ports(job_id: str, restart: int) -> Iterator[int]:
+    """Yield the ports that a job's rendezvous may have, in order; others when it is run again."""
     job, _, task = job_id.removeprefix("DEBUG_").partition("_")
     number = int(job) + 101 * int(task or 0) + 1009 * restart
-    return FIRST_PORT + number % PORTS
+    for step in range(PORT_TRIES):
+        yield FIRST_PORT + (number + 7919 * step) % PORTS
+
+
+def free_port(job_id: str, restart: int) -> int:
+    """Return the first of a job's ports that nothing on this machine listens at.
+
+    Raises:
+        OSError: All of them are taken.
+    """
+    for port in rendezvous_ports(job_id, restart):
+        if is_free(port):
+            return port
+    tried = ", ".join(map(str, rendezvous_ports(job_id, restart)))
+    raise OSError(f"no port for the rendezvous is free on {socket.gethostname()}: tried {tried}")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server can listen at a port, for IPv4 and, where the machine has it, IPv6."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((address, port))
+                probe.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+    return True
 
 
 def interface_towards(host: str) -> str:
@@ -117,3 +171,18 @@ def interface_addresses() -> Mapping[str, str]:
                 continue
             found[str(ip_address(answer[20:24]))] = name
     return found
+
+
+def main() -> int:
+    """Print a free port for this job; returns the exit code."""
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        print(free_port(own_job_id(), restart))
+    except OSError as error:
+        print(f"slurm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

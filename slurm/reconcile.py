@@ -8,14 +8,13 @@ once: rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user. 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm.cluster import Site
-from slurm.elastic import shrink_waiting
+from slurm.elastic import resize_waiting
 from slurm.evaluation_plan import (
     EvalJob,
     EvaluationPlan,
@@ -23,13 +22,13 @@ from slurm.evaluation_plan import (
     snapshots,
     total_images,
 )
-from slurm.folder import JobFolder, JobRecord, write_json
+from slurm.folder import JobFolder, JobRecord
 from slurm.jobs import STOP
 from slurm.launcher import Submission, submit
 from slurm.leases import Work
-from slurm.queue import queued, run_slurm
+from slurm.queue import queued
 from slurm.resources import Resources
-from slurm.results import mirror, values
+from slurm.results import mark_best, mirror, prune, stop_early
 
 Submit = Callable[[Submission], JobRecord]
 
@@ -64,27 +63,40 @@ def reconcile(run_dir: Path, site: Site, submit_jobs: Submit = submit) -> Report
         ConfigError: The run has no plan, or it does not parse.
         SlurmError: Slurm does not answer; nothing was claimed.
     """
+    plan, report = needed_plan(run_dir), Report()
+    jobs = [job for job in due(run_dir, plan, report) if job.work.claim(job.attempt)]
+    if jobs:
+        record = submit_jobs(submission_of(jobs, run_dir, plan, site))
+        for job, job_id in zip(jobs, record.task_ids, strict=True):
+            job.work.submitted(job.attempt, job_id)
+        report.submitted = [job.title for job in jobs]
+    report.best = mark_best(run_dir, plan)
+    mirror(run_dir)
+    stop_early(run_dir, plan, report.best)
+    prune(run_dir, plan, total_images(run_dir), report.best)
+    return report
+
+
+def needed_plan(run_dir: Path) -> EvaluationPlan:
+    """Return the plan of a run. Raises ValueError if it has none."""
     plan = read_plan(run_dir)
     if plan is None:
         raise ValueError(f"{run_dir} has no evaluation plan; give one with --plan FILE")
+    return plan
+
+
+def due(run_dir: Path, plan: EvaluationPlan, report: Report) -> list[EvalJob]:
+    """Return the attempts that are to be submitted now; counts all evaluations in the report."""
     queue = queued()  # before results are looked for: see Work.alive
-    report, total = Report(), total_images(run_dir)
-    jobs = []
-    for images in snapshots(run_dir):
-        for protocol in plan.protocols:
-            if protocol.wants(images, total):
-                job = _next(EvalJob(Work(run_dir, images, protocol.name), protocol, 0), plan,
-                            queue, report)  # fmt: skip
-                if job is not None and job.work.claim(job.attempt):
-                    jobs.append(job)
-    if jobs:
-        _submit(run_dir, jobs, plan, site, submit_jobs)
-        report.submitted = [job.title for job in jobs]
-    report.best = _mark_best(run_dir, plan)
-    mirror(run_dir)
-    _stop_early(run_dir, plan, report.best)
-    _prune(run_dir, plan, total, report.best)
-    return report
+    total = total_images(run_dir)
+    wanted = (
+        EvalJob(Work(run_dir, images, protocol.name), protocol, 0)
+        for images in snapshots(run_dir)
+        for protocol in plan.protocols
+        if protocol.wants(images, total)
+    )
+    found = (_next(job, plan, queue, report) for job in wanted)
+    return [job for job in found if job is not None]
 
 
 def _next(
@@ -109,68 +121,20 @@ def _next(
     return None
 
 
-def _submit(
-    run_dir: Path, jobs: Sequence[EvalJob], plan: EvaluationPlan, site: Site, submit_jobs: Submit
-) -> None:
-    """Submit claimed attempts as one array of low priority, and note its tasks' ids."""
+def submission_of(
+    jobs: Sequence[EvalJob], run_dir: Path, plan: EvaluationPlan, site: Site
+) -> Submission:
+    """Return attempts as one throttled array of low priority."""
     resources = dataclasses.replace(
         plan.resources,
         partition=plan.resources.partition or site.evaluation_partition,
         qos=plan.resources.qos or site.evaluation_qos,
         nice=plan.resources.nice or 100,
     )
-    record = submit_jobs(
-        Submission(
-            kind="eval", name=f"eval-{run_dir.name}", folder=run_dir, jobs=jobs,
-            resources=resources, site=site,
-        )
+    return Submission(
+        kind="eval", name=f"eval-{run_dir.name}", folder=run_dir, jobs=jobs,
+        resources=resources, site=site,
     )  # fmt: skip
-    for job, job_id in zip(jobs, record.task_ids, strict=True):
-        job.work.submitted(job.attempt, job_id)
-
-
-def _mark_best(run_dir: Path, plan: EvaluationPlan) -> int | None:
-    """Note the best snapshot in `evaluation/best.json`; returns its images seen."""
-    found = values(run_dir, plan.best) if plan.best else {}
-    if not found:
-        return None
-    best = (max if plan.highest else min)(found, key=lambda images: (found[images], images))
-    write_json(
-        run_dir / "evaluation" / "best.json",
-        {"images_seen": best, "key": plan.best, "value": found[best], "of": len(found)},
-    )
-    return best
-
-
-def _stop_early(run_dir: Path, plan: EvaluationPlan, best: int | None) -> None:
-    """Stop training for good if its last evaluated snapshots were not better."""
-    stop = JobFolder(run_dir).path / STOP
-    if not plan.patience or best is None or stop.exists():
-        return
-    later = [images for images in values(run_dir, plan.best) if images > best]
-    if len(later) < plan.patience:
-        return
-    why = f"{len(later)} snapshots after the one at {best:,} images were not better"
-    write_json(stop, {"why": why, "time": time.time()})
-    records = JobFolder(run_dir).records()
-    ids = [r.job_id for r in records if r.kind == "train" and r.cluster == "slurm"]
-    for job_id, job in (queued(ids) if ids else {}).items():
-        if job.state == "RUNNING":  # saves, sees the file, and does not go back to the queue
-            run_slurm(["scancel", "--signal=USR2", job_id])
-        else:
-            run_slurm(["scancel", job_id])
-
-
-def _prune(run_dir: Path, plan: EvaluationPlan, total: int, best: int | None) -> None:
-    """Remove old snapshots that nothing needs; those with missing results are pinned."""
-    if not plan.keep_snapshots:
-        return
-    for images in snapshots(run_dir)[: -plan.keep_snapshots]:
-        wanted = [p for p in plan.protocols if p.wants(images, total)]
-        milestone = any(p.every_images for p in wanted)
-        missing = any(not Work(run_dir, images, p.name).result.exists() for p in wanted)
-        if not (milestone or missing or images == best):
-            shutil.rmtree(run_dir / "snapshots" / f"{images:012d}")
 
 
 def bring_about(run_dir: Path, site: Site) -> list[str]:
@@ -179,7 +143,7 @@ def bring_about(run_dir: Path, site: Site) -> list[str]:
     Raises:
         ValueError: There is nothing that could be due.
     """
-    told = shrink_waiting(run_dir, queued())
+    told = resize_waiting(run_dir, queued())
     elastic = any(record.resources.fallback_nodes for record in JobFolder(run_dir).records())
     if read_plan(run_dir) is not None or not elastic:
         told.append(str(reconcile(run_dir, site)))

@@ -21,25 +21,12 @@ from typing import Any
 
 from slurm.folder import JobFolder, images_saved
 from slurm.queue import SlurmError, describe, run_slurm
+from slurm.ranks import own_job_id
+from slurm.resources import Policy
 
 EXIT_REFUSED, EXIT_DIVERGED, EXIT_STALLED, EXIT_PREEMPTED = 2, 3, 4, 75
 FINAL = frozenset({0, EXIT_REFUSED, EXIT_DIVERGED, EXIT_STALLED})
 """Exit codes that another start would not change."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How often a job is run again.
-
-    Attributes:
-        max_stalled: Starts in a row that save nothing new, after which it stops.
-        max_crashes: Crashes in all, after which it stops.
-        backoff_seconds: Wait after the first crash; doubles with each in a row, up to an hour.
-    """
-
-    max_stalled: int = 5
-    max_crashes: int = 10
-    backoff_seconds: int = 60
 
 
 @dataclass(frozen=True)
@@ -99,12 +86,6 @@ def goes_on(job_id: str, patience: float = 900.0) -> bool:
             continue
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
         return job.get("JobState") == "RUNNING" and job.get("Restarts") == restarts
-
-
-def own_job_id() -> str:
-    """Return the id of the job that this process belongs to: `12`, or `12_3` in an array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

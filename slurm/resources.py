@@ -1,4 +1,4 @@
-"""What a job asks of the scheduler."""
+"""What a job asks of the scheduler, and how often it is run again."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Resources:
         tasks_per_node: Ranks on each of them, one per GPU.
         gpus_per_node: GPUs on each of them; 0 on a CPU cluster.
         minutes: Time limit.
+        min_minutes: Shortest time limit that will do, if that lets the job start sooner (before a
+            maintenance reservation); 0 wants all of `minutes`.
         dependency: Jobs to wait for, as Slurm writes it (`afterok:12`).
         begin: Earliest start, as Slurm writes it (`now+6hours`).
         array_parallelism: How many tasks of an array run at once.
@@ -34,6 +36,7 @@ class Resources:
     gpus_per_node: int = 0
     cpus_per_task: int = 0
     minutes: int = 60
+    min_minutes: int = 0
     partition: str = ""
     account: str = ""
     qos: str = ""
@@ -57,9 +60,11 @@ class Resources:
         for name in ("nodes", "tasks_per_node", "minutes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        for name in ("gpus_per_node", "cpus_per_task", "array_parallelism", "nice"):
+        for name in ("gpus_per_node", "cpus_per_task", "array_parallelism", "nice", "min_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.min_minutes > self.minutes:
+            raise ValueError(f"min_minutes={self.min_minutes} is above minutes={self.minutes}")
         for name, value in asdict(self).items():
             if isinstance(value, str) and ("\n" in value or "\0" in value):
                 raise ValueError(f"{name}={value!r} must be one line of text")
@@ -80,7 +85,12 @@ class Resources:
             for name in ("nodes", "gpus_per_node", "comment", "mail_type", "mail_user", "exclude",
                          "nodelist", "exclusive", "dependency")
         }  # fmt: skip
-        further = {name: getattr(self, name) for name in ("reservation", "begin", "nice")}
+        further: dict[str, Any] = {
+            "reservation": self.reservation,
+            "begin": self.begin,
+            "nice": self.nice,
+            "time_min": self.min_minutes,
+        }
         if self.dependency:  # else a job whose predecessor failed would wait for ever
             further["kill_on_invalid_dep"] = "yes"
         return {
@@ -95,6 +105,21 @@ class Resources:
                 **{name: value for name, value in further.items() if value},
             },
         }
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often a job is run again.
+
+    Attributes:
+        max_stalled: Starts in a row that save nothing new, after which it stops.
+        max_crashes: Crashes in all, after which it stops.
+        backoff_seconds: Wait after the first crash; doubles with each in a row, up to an hour.
+    """
+
+    max_stalled: int = 5
+    max_crashes: int = 10
+    backoff_seconds: int = 60
 
 
 def parse_minutes(text: str) -> int:

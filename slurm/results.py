@@ -1,13 +1,19 @@
-"""Results of scheduled evaluation: values along a run, and their copy in wandb and TensorBoard."""
+"""Results of scheduled evaluation, and what follows: mirrors, the best snapshot, stop, pruning."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from slurm.folder import write_json
+from slurm.evaluation_plan import EvaluationPlan, snapshots
+from slurm.folder import JobFolder, write_json
+from slurm.jobs import STOP
+from slurm.leases import Work
+from slurm.queue import queued, run_slurm
 
 
 def values(run_dir: Path, key: str) -> dict[int, float]:
@@ -77,3 +83,47 @@ def _mirror(run_dir: Path, folder: Path) -> int:
         each.close()
     write_json(noted, sorted([*done, *new]))
     return len(new)
+
+
+def mark_best(run_dir: Path, plan: EvaluationPlan) -> int | None:
+    """Note the best snapshot in `evaluation/best.json`; returns its images seen."""
+    found = values(run_dir, plan.best) if plan.best else {}
+    if not found:
+        return None
+    best = (max if plan.highest else min)(found, key=lambda images: (found[images], images))
+    write_json(
+        run_dir / "evaluation" / "best.json",
+        {"images_seen": best, "key": plan.best, "value": found[best], "of": len(found)},
+    )
+    return best
+
+
+def stop_early(run_dir: Path, plan: EvaluationPlan, best: int | None) -> None:
+    """Stop training for good if its last evaluated snapshots were not better."""
+    stop = JobFolder(run_dir).path / STOP
+    if not plan.patience or best is None or stop.exists():
+        return
+    later = [images for images in values(run_dir, plan.best) if images > best]
+    if len(later) < plan.patience:
+        return
+    why = f"{len(later)} snapshots after the one at {best:,} images were not better"
+    write_json(stop, {"why": why, "time": time.time()})
+    records = JobFolder(run_dir).records()
+    ids = [r.job_id for r in records if r.kind == "train" and r.cluster == "slurm"]
+    for job_id, job in (queued(ids) if ids else {}).items():
+        if job.state == "RUNNING":  # saves, sees the file, and does not go back to the queue
+            run_slurm(["scancel", "--signal=USR2", job_id])
+        else:
+            run_slurm(["scancel", job_id])
+
+
+def prune(run_dir: Path, plan: EvaluationPlan, total: int, best: int | None) -> None:
+    """Remove old snapshots that nothing needs; those with missing results are pinned."""
+    if not plan.keep_snapshots:
+        return
+    for images in snapshots(run_dir)[: -plan.keep_snapshots]:
+        wanted = [p for p in plan.protocols if p.wants(images, total)]
+        milestone = any(p.every_images for p in wanted)
+        missing = any(not Work(run_dir, images, p.name).result.exists() for p in wanted)
+        if not (milestone or missing or images == best):
+            shutil.rmtree(run_dir / "snapshots" / f"{images:012d}")

@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from models.config_io import read_config
+from models.config_io import ConfigError, read_config
 from slurm.evaluation_plan import EvaluationPlan, total_images, write_plan
-from slurm.options import add_resources, resources_of, target_of
+from slurm.options import Target, add_resources, resources_of, target_of
 from slurm.queue import SlurmError, have_slurm, queued
-from slurm.reconcile import ReconcileJob, bring_about
+from slurm.reconcile import (
+    ReconcileJob,
+    Report,
+    bring_about,
+    due,
+    needed_plan,
+    submission_of,
+)
 from slurm.resources import check_job_name
+from slurm.words import check_protocol
 
 
 def reconcile_command(args: argparse.Namespace) -> None:
@@ -22,29 +31,64 @@ def reconcile_command(args: argparse.Namespace) -> None:
     for run_dir in runs:
         total_images(run_dir)
     if args.print_scrontab:
-        words = [sys.executable, "-m", "slurm", "reconcile", *map(str, runs)]
-        print(f"*/{args.every or 30} * * * * cd {shlex.quote(str(Path.cwd()))} && ", end="")
-        print(shlex.join(words))
+        print(scrontab_line(runs, args.every or 30))
         return
-    if args.plan is not None:
-        plan = read_config(EvaluationPlan, args.plan)
+    plan = read_checked(args.plan) if args.plan else None
+    if plan is not None and not args.dry_run:
         for run_dir in runs:
             write_plan(run_dir, plan)
-    if not have_slurm():
+    if not (have_slurm() or args.dry_run):
         raise SlurmError("there is no Slurm on this machine: log in to the cluster")
     if args.every:
-        job = ReconcileJob(
-            runs, args.every, target.site, resources_of(args, minutes=15),
-            check_job_name(args.name or f"reconcile-{runs[0].name}"),
-        )  # fmt: skip
-        if any(waiting.name == job.name for waiting in queued().values()):
-            raise SlurmError(f"a job {job.name} is in the queue already; cancel it first")
-        target.check(job.resources, *runs)
-        target.launch(job.submission())
+        _submit_series(args, runs, target)
         return
     for run_dir in runs:
+        if args.dry_run:
+            _show(run_dir, plan or needed_plan(run_dir), target)
+            continue
         for told in bring_about(run_dir, target.site):
             print(f"{run_dir.name}: {told}")
+
+
+def scrontab_line(runs: Sequence[Path], minutes: int) -> str:
+    """Return the line of a crontab that reconciles runs every few minutes."""
+    words = [sys.executable, "-m", "slurm", "reconcile", *map(str, runs)]
+    return f"*/{minutes} * * * * cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
+
+
+def read_checked(path: Path) -> EvaluationPlan:
+    """Read a plan, and check that its protocols can be evaluated.
+
+    Raises:
+        ValueError: It does not parse, or a protocol's words would be refused.
+    """
+    plan = read_config(EvaluationPlan, path)
+    for protocol in plan.protocols:
+        try:
+            check_protocol(protocol.words)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{path}, protocol {protocol.name}: {error}") from None
+    return plan
+
+
+def _submit_series(args: argparse.Namespace, runs: tuple[Path, ...], target: Target) -> None:
+    """Submit the first of the jobs that reconcile and submit themselves again."""
+    job = ReconcileJob(
+        runs, args.every, target.site, resources_of(args, minutes=15),
+        check_job_name(args.name or f"reconcile-{runs[0].name}"),
+    )  # fmt: skip
+    waiting = {} if args.dry_run else queued()
+    if any(other.name == job.name for other in waiting.values()):
+        raise SlurmError(f"a job {job.name} is in the queue already; cancel it first")
+    target.check(job.resources, *runs)
+    target.launch(job.submission())
+
+
+def _show(run_dir: Path, plan: EvaluationPlan, target: Target) -> None:
+    """Print the batch script of what would be submitted; claims and writes nothing."""
+    jobs = due(run_dir, plan, Report())
+    if jobs:
+        target.launch(submission_of(jobs, run_dir, plan, target.site))
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:

@@ -7,20 +7,19 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models.config_io import ConfigError, override
+from models.config_io import ConfigError, override, read_config
 from slurm.elastic import node_counts
-from slurm.folder import JobFolder, read_lines
+from slurm.folder import JobFolder
 from slurm.jobs import STOP, TrainJob
 from slurm.launcher import Submission
-from slurm.options import Target, add_resources, add_target, resources_of, target_of
-from slurm.preflight import check_time
-from slurm.queue import SlurmError, queued
-from slurm.requeue import Policy, add_policy
-from slurm.resources import Resources, check_job_name
+from slurm.options import Target, add_resources, given_resources, resources_of, target_of
+from slurm.preflight import check_data, check_run, check_speed
+from slurm.requeue import add_policy
+from slurm.resources import Policy, Resources, check_job_name
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
@@ -36,9 +35,9 @@ def train_command(args: argparse.Namespace) -> None:
         fallback = node_counts(config, resources, args.min_nodes)
         resources = dataclasses.replace(resources, fallback_nodes=fallback)
     check_run(config, run_dir, resources, args.allow_changes)
-    check_speed(config, run_dir, resources, target, args.images_per_second)
-    target.check(resources, run_dir)
-    check_idle(run_dir)
+    check_speed(config, run_dir, resources, target.site, args.images_per_second)
+    target.check(resources, run_dir, *check_data(config, later=_data_later(args)))
+    target.check_idle(run_dir)
     submission = Submission(
         kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
         resources=resources, site=target.site, cluster=target.cluster,
@@ -60,9 +59,13 @@ def sweep_command(args: argparse.Namespace) -> None:
     name = check_job_name(args.name or out.name)
     for run_dir, config in runs.items():
         check_run(config, run_dir, resources, args.allow_changes)
-        check_speed(config, run_dir, resources, target, args.images_per_second)
-        check_idle(run_dir)
-    target.check(resources, out)
+        check_speed(config, run_dir, resources, target.site, args.images_per_second)
+        target.check_idle(run_dir)
+    sets = {config.data: config for config in runs.values()}
+    data = [
+        path for config in sets.values() for path in check_data(config, later=_data_later(args))
+    ]
+    target.check(resources, out, *data)
     jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
     waiting = [job for job in jobs if not job.finished()]
     if not waiting:
@@ -80,79 +83,49 @@ def sweep_command(args: argparse.Namespace) -> None:
 
 def resume_command(args: argparse.Namespace) -> None:
     """Submit runs again as they were submitted, with the same code unless told otherwise."""
-    target = target_of(args)
+    target, changes = target_of(args), given_resources(args)
     for run_dir in args.runs:
-        resume(run_dir.absolute(), target, update_code=args.update_code)
+        resume(run_dir.absolute(), target, changes, update_code=args.update_code)
 
 
-def resume(run_dir: Path, target: Target, *, update_code: bool = False) -> None:
+def resume(
+    run_dir: Path, target: Target, changes: Mapping[str, Any], *, update_code: bool = False
+) -> None:
     """Submit a run again.
 
+    Args:
+        run_dir: The run folder.
+        target: Where to.
+        changes: What is asked for otherwise than at its last submission.
+        update_code: Whether the present code takes the place of the run's.
+
     Raises:
-        ConfigError: It has never been submitted.
+        ConfigError: It has never been submitted, or the ranks cannot share its batch.
         SlurmError: A job of it is still in the queue.
     """
+    from dist_train.config import RunConfig
+
     records = [record for record in JobFolder(run_dir).records() if record.kind == "train"]
     if not records:
         raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
     last = records[-1]
-    target.check(last.resources, run_dir)
-    check_idle(run_dir)
+    resources = dataclasses.replace(last.resources, **changes)
+    check_run(read_config(RunConfig, run_dir / "config.json"), run_dir, resources)
+    target.check(resources, run_dir)
+    target.check_idle(run_dir)
     if not target.dry_run:
         (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
-    if TrainJob(run_dir).finished():
+    job = TrainJob(run_dir, last.policy)
+    if job.finished():
         print(f"{run_dir.name}: is finished")
         return
     target.launch(
         Submission(
-            kind="train", name=last.name, folder=run_dir, jobs=[TrainJob(run_dir)],
-            resources=last.resources, site=target.site, cluster=target.cluster,
+            kind="train", name=last.name, folder=run_dir, jobs=[job], resources=resources,
+            site=target.site, cluster=target.cluster,
             code=None if update_code else Path(last.code), cwd=Path(last.cwd),
         )
     )  # fmt: skip
-
-
-def check_run(
-    config: RunConfig, run_dir: Path, resources: Resources, allow_changes: bool = False
-) -> None:
-    """Check that ranks can share the batch, and that the folder is not of another run.
-
-    Raises:
-        ConfigError: They cannot, or it is.
-    """
-    from dist_train.loop import plan_batches
-    from dist_train.run_folder import HARMLESS
-    from models.config_io import differences, read_config, to_json
-
-    batch_multiple = config.objective.build().batch_multiple
-    plan_batches(config, batch_multiple, resources.world_size)
-    path = run_dir / "config.json"
-    if not path.exists():
-        return
-    changed = differences(to_json(read_config(type(config), path)), to_json(config))
-    if changed and not (allow_changes and changed.keys() <= HARMLESS):
-        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        raise ConfigError(f"{run_dir} is a run of other settings ({listing}); use another folder")
-
-
-def check_speed(
-    config: RunConfig, run_dir: Path, resources: Resources, target: Target, expected: float | None
-) -> None:
-    """Check the time limit against the speed that is expected, or that the run last had."""
-    lines = read_lines(run_dir / "metrics.jsonl")
-    measured = lines[-1].get("speed/images_per_second") if lines else None
-    check_time(resources, target.site, config.checkpoint_images, expected or measured)
-
-
-def check_idle(run_dir: Path) -> None:
-    """Check that no job of the run is in the queue. Raises SlurmError if one is."""
-    records = JobFolder(run_dir).records()
-    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
-    for job_id, job in (queued(ids) if ids else {}).items():
-        raise SlurmError(
-            f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
-            f" `python -m slurm cancel {run_dir}` first"
-        )
 
 
 def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
@@ -206,6 +179,11 @@ def _resources(args: argparse.Namespace, config: RunConfig) -> Resources:
     )
 
 
+def _data_later(args: argparse.Namespace) -> bool:
+    """Whether the images are on the nodes' own disks, or made by a job that is waited for."""
+    return bool(args.data_on_nodes or args.dependency)
+
+
 def _prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
     """Write the run's configuration, which is all that its job reads."""
     from dist_train.run_folder import settle_config
@@ -246,7 +224,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--update-code", action="store_true", help="run the present code, not that of the run"
     )
-    add_target(parser)
+    add_resources(parser)
     parser.set_defaults(command=resume_command)
 
 
@@ -256,6 +234,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images-per-second", type=float, help="expected speed, to judge the time limit by"
+    )
+    parser.add_argument(
+        "--data-on-nodes", action="store_true", help="do not look here for the set: nodes have it"
     )
     add_policy(parser)
     add_resources(parser)

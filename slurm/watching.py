@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from slurm.evaluation_plan import read_plan
 from slurm.folder import JobFolder, JobRecord, read_lines
 from slurm.jobs import STOP
-from slurm.queue import QueuedJob, SlurmError, accounting, have_slurm, queued
+from slurm.queue import QueuedJob, SlurmError, accounting, explain, have_slurm, queued
 from slurm.results import values
+from slurm.speed import productive_seconds
 
 SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
 
@@ -82,6 +83,7 @@ def _job(
     folder: JobFolder, record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]
 ) -> dict[str, Any]:
     waiting = queue.get(job_id)
+    reason = waiting.reason if waiting and waiting.state == "PENDING" else ""
     attempts = folder.attempts(job_id)
     ends = [a for a in attempts if a["event"] in ("signal", "crash", "exit") and a.get("why")]
     return {
@@ -89,7 +91,9 @@ def _job(
         "kind": record.kind,
         "name": record.name,
         "state": waiting.state if waiting else "NOT QUEUED",
-        "reason": waiting.reason if waiting and waiting.state == "PENDING" else "",
+        "reason": reason,
+        "advice": explain(reason),
+        "starts_at": waiting.start if waiting and reason else "",
         "nodes": waiting.nodes if waiting else "",
         "elapsed": waiting.elapsed if waiting else "",
         "starts": sum(1 for a in attempts if a["event"] == "start"),
@@ -123,11 +127,14 @@ def format_status(status: Mapping[str, Any]) -> str:
     for job in status["jobs"]:
         text = f"  └ {job['kind']} {job['job_id']}  {job['state']}"
         text += f" ({job['reason']})" if job["reason"] else ""
+        text += f"  from {job['starts_at']}" if job["starts_at"] not in ("", "N/A") else ""
         text += f"  {job['elapsed']} on {job['nodes']}" if job["nodes"] else ""
         text += f"  {job['starts']} starts" if job["starts"] > 1 else ""
         text += f", {job['crashes']} crashes" if job["crashes"] else ""
         text += f"  [{job['last_end']}]" if job["last_end"] else ""
         lines.append(text)
+        if job["advice"]:
+            lines.append(f"      {job['advice']}")
     return "\n".join(lines)
 
 
@@ -162,19 +169,6 @@ def run_history(folder: Path) -> dict[str, Any]:
         "productive_seconds": productive,
         "goodput": min(productive / training, 1.0) if training else None,
     }
-
-
-def productive_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Return the time that the steps of a run took that count: those in its metrics.
-
-    Steps that were lost and done again are in the metrics once, so their first time is no progress.
-    """
-    seconds, before = 0.0, 0
-    for line in lines:
-        if line.get("speed/images_per_second"):
-            seconds += (line["images_seen"] - before) / line["speed/images_per_second"]
-        before = line["images_seen"]
-    return seconds
 
 
 def _gpus(row: Mapping[str, str]) -> int:

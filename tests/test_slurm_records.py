@@ -1,19 +1,28 @@
 """The batch scripts of every command are committed records: a change of them is seen in review.
 
+Commands that submit nothing (status, logs, history, cancel) have none.
+
 To renew them: RELAYWAVE_RENEW_RECORDS=1 python -m pytest tests/test_slurm_records.py
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from slurm import reconcile
+from slurm.__main__ import COMMANDS as COMMAND_TABLE
 from slurm.__main__ import main
 from slurm.code import code_digest
+from slurm.folder import JobFolder, JobRecord
+from slurm.resources import Resources
+from tests.slurm_project import make_run
 
 RECORDS = Path(__file__).parent / "records"
 SITE = """
@@ -53,28 +62,59 @@ COMMANDS = {
     "reference": ["reference", "{root}/data", "--out", "{root}/ref.npz", "--gpus-per-node=4"],
     "pack": ["pack", "photographs", "{root}/data", "--resolution", "64", "--tasks=4"],
     "pipeline": ["pipeline", "quickstart", "--root", "{root}/all", "--tasks=4"],
+    "resume": ["resume", "{root}/run"],
+    "reconcile": ["reconcile", "{root}/run", "--plan", "{root}/plan.json"],
+    "reconcile_every": ["reconcile", "{root}/run", "--every=30", "--partition=preempt"],
+    "doctor": ["doctor", "--nodes=2", "--gpus-per-node=8", "--folder", "{root}"],
 }  # fmt: skip
+PLAN = {
+    "protocols": [
+        {"name": "quick", "words": ["--reference", "ref.npz", "--seeds", "0-9999"]},
+        {"name": "full", "words": ["--reference", "ref.npz"], "every_images": 8},
+    ],
+    "resources": {"gpus_per_node": 8, "tasks_per_node": 8, "minutes": 240},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a project's folder: a run of one snapshot that was submitted once, data, a plan."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reconcile, "queued", lambda: {})
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "image.png")
+    run_dir = make_run(tmp_path / "run", "global_batch_size=32")
+    JobFolder(run_dir).write(
+        JobRecord(job_id="1", kind="train", name="run", cluster="slurm", submitted=0.0,
+                  cwd=str(tmp_path), code="/project/run/slurm/code/OLD", logs="",
+                  resources=Resources(nodes=2, tasks_per_node=8, gpus_per_node=8, minutes=1440))
+    )  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    (tmp_path / "ref.npz").touch()
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_batch_scripts_are_as_recorded(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("run", "data"):
-        (tmp_path / folder).mkdir()
-    site, runtime = tmp_path / "site.toml", name.rpartition("_")[2]
+    site, runtime = project / "site.toml", name.rpartition("_")[2]
     container = CONTAINER.format(runtime=runtime) if runtime in ("pyxis", "apptainer") else ""
     site.write_text(SITE + container)
-    words = [word.format(root=tmp_path) for word in COMMANDS[name]]
+    before = {path for path in project.rglob("*") if path.is_file()}
+    words = [word.format(root=project) for word in COMMANDS[name]]
     assert main([*words, "--site", str(site), "--dry-run"]) == 0
-    text = _normal(capsys.readouterr().out, tmp_path)
+    text = _normal(capsys.readouterr().out, project)
     record = RECORDS / f"{name}.sh"
     if os.environ.get("RELAYWAVE_RENEW_RECORDS"):
         record.write_text(text)
     assert text == record.read_text(), f"the batch script of {name} has changed"
-    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == {"site.toml"}, "--dry-run writes nothing"
+    assert {p for p in project.rglob("*") if p.is_file()} == before, "--dry-run writes nothing"
+
+
+def test_every_command_that_submits_has_a_record() -> None:
+    submit_nothing = {"status", "logs", "history", "cancel"}
+    assert {words[0] for words in COMMANDS.values()} == COMMAND_TABLE.keys() - submit_nothing
 
 
 def _normal(text: str, root: Path) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from dist_train.recipes import find_recipe
+from dist_train.run_folder import settle_config
 from slurm import preflight, training
 from slurm.__main__ import main
 from slurm.preflight import Partition
+from tests.slurm_project import make_run
 from tests.tiny import tiny_edm
 
 RUN = ["train", "rdm_debug_edm16", "--nodes=2", "--gpus-per-node=4"]
@@ -44,6 +48,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["--images-per-second=0.001", "--time=10"], "below one checkpoint interval"),
         (["global_batch_size=13"], "is not a multiple of"),
         (["seed=fast"], "seed='fast' is not of type int"),
+        (["data.backend=webdataset", "data.path=/nowhere"], "/nowhere is no folder"),
+        (["--images-per-second=0"], "must be positive"),
+        (["--time=30", "--time-min=40"], "min_minutes=40 is above minutes=30"),
         (["--comment=two\nlines"], "must be one line of text"),
         (["--nodes=0"], "nodes=0 must be positive"),
     ],
@@ -57,6 +64,82 @@ def test_requests_that_cannot_run(
     assert re.search(re.escape(message), error), error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+WORDS = {
+    "eval {run} --reference {root}/no.npz": "no.npz does not exist",
+    "eval {root}/no --reference {root}/ref.npz": "no does not exist",
+    "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
+    "eval {run} --reference {root}/ref.npz --metrics fdd": "metric 'fdd' is not one of fd,",
+    "eval {run} --reference {root}/ref.npz --detector inceptionn": "invalid choice: 'inceptionn'",
+    "eval {run} --reference {root}/ref.npz --detector inception": "needs its weights file",
+    "eval {run} --reference {root}/ref.npz --detector clip --weights w": "weights w do not exist",
+    "eval {run} --reference {root}/ref.npz --pipeline clean": "effnet_lite0 takes half_pixel112",
+    "eval {run} --reference {root}/ref.npz --seeds a-b": "a-b",
+    "eval {run} --reference {root}/ref.npz --sseeds 0-9": "unrecognized arguments: --sseeds",
+    "eval {run} --reference {root}/ref.npz samplng.steps=2": "unknown setting 'samplng.steps'",
+    "sample {root}": "is not a snapshot",
+    "sample {run} --seeds": "expected one argument",
+    "pack imagez {root} {root}/set --resolution 64": "invalid choice: 'imagez'",
+    "pack images {root}/no {root}/set --resolution 64": "no does not exist",
+    "pack images {root}/set --resolution 64": "images needs a source",
+    "pack images {root} {root}/set": "the following arguments are required: --resolution",
+    "pack images {root} {root}/set --resolution 64 --quality 900": "quality=900 must be in 1..95",
+    "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
+    "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
+    "sweep rdm_debug_edm17 --grid seed=0,1": "there is no recipe 'rdm_debug_edm17'",
+    "pipeline quikstart": "there is no pipeline 'quikstart'",
+    "pipeline quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
+    "pipeline quickstart edm16:sed=3": "unknown setting 'sed'",
+    "pipeline quickstart --images=0": "--images=0: at least 2 can be evaluated",
+    "pipeline rdm_imagenet256": "imagenet needs a source",
+    "pipeline rdm_imagenet256 --nodes=1 --source {root}": "needs its weights file",
+    "reconcile {run} --plan {root}/plan.json": "protocol quick: {root}/no.npz does not exist",
+    "resume {run}": "was never submitted",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words_that_another_command_would_refuse(
+    words: str, site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make_run(tmp_path / "trained")
+    (tmp_path / "ref.npz").touch()
+    plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    before = sorted(tmp_path.rglob("*"))
+    chosen = words.format(run=run_dir, root=tmp_path).split()
+    product = {"pipeline": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
+    place = [product[chosen[0]], str(tmp_path / "product")] if chosen[0] in product else []
+    small = [] if chosen[0] in ("reconcile", "resume") else ["--gpus-per-node=0"]
+    assert main([*chosen, *place, *small, *site[:2]]) == 2
+    error = capsys.readouterr().err
+    assert WORDS[words].format(root=tmp_path) in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+def test_what_an_earlier_job_makes_need_not_be_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "result.json"), "--dry-run", "--dependency=afterok:12"]
+    assert main(["eval", str(tmp_path / "later"), "--reference", "later.npz", *out]) == 0
+    assert "#SBATCH --dependency=afterok:12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("beside", ["run", "other"])
+def test_a_time_limit_below_one_checkpoint_interval(
+    site: list[str], tmp_path: Path, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the speed that the run itself had, or one of its recipe in a folder beside it."""
+    measured = tmp_path / beside
+    measured.mkdir()
+    (measured / "metrics.jsonl").write_text('{"speed/images_per_second": 0.001}\n')
+    settle_config(measured, find_recipe("rdm_debug_edm16")())
+    assert main([*RUN, *site, "--time=60", "--time-min=10"]) == 2
+    error = capsys.readouterr().err
+    assert "--time-min=10 minutes is below one checkpoint interval" in error
+    assert f"measured by {beside}" in error
 
 
 def test_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -78,8 +161,6 @@ def test_folders_that_are_local_to_a_machine(
 def test_a_run_folder_of_another_recipe(
     site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dist_train.run_folder import settle_config
-
     settle_config(tmp_path / "run", tiny_edm())
     before = (tmp_path / "run" / "config.json").read_bytes()
     assert main([*RUN, *site]) == 2

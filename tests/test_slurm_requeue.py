@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from slurm import requeue
+from slurm import ranks, requeue
 from slurm.code import SOURCE, code_digest, code_files, copy_code
 from slurm.folder import JobFolder, images_saved
 from slurm.jobs import outside_environment
@@ -23,13 +23,15 @@ from slurm.ranks import (
     FIRST_PORT,
     PORTS,
     Task,
+    free_port,
     interface_addresses,
     interface_towards,
-    rendezvous_port,
+    is_free,
+    rendezvous_ports,
 )
-from slurm.requeue import Decision, Policy, decide
-from slurm.resources import Resources, parse_minutes
-from slurm.watching import productive_seconds
+from slurm.requeue import Decision, decide
+from slurm.resources import Policy, Resources, parse_minutes
+from slurm.speed import productive_seconds
 
 
 def _starts(*images: int) -> list[dict[str, Any]]:
@@ -155,10 +157,79 @@ def test_rendezvous_is_derived_from_the_job() -> None:
     task = Task(rank=3, local_rank=1, size=4, hosts=("n1", "n2"), job_id="12_3", restart=0)
     assert task.environment["MASTER_ADDR"] == "n1"
     assert task.environment["RANK"] == "3"
-    ports = {rendezvous_port(job, restart) for job in ("12", "13", "12_3") for restart in (0, 1)}
+    ports = {next(rendezvous_ports(job, restart)) for job in ("12", "13", "12_3")
+             for restart in (0, 1)}  # fmt: skip
     assert len(ports) == 6
-    assert all(FIRST_PORT <= rendezvous_port(str(job), 0) < FIRST_PORT + PORTS
-               for job in (1, 17_999, 18_000, 123_456_789))  # fmt: skip
+    for job in (1, 17_999, 18_000, 123_456_789):
+        tried = list(rendezvous_ports(str(job), 0))
+        assert len(set(tried)) == len(tried)
+        assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in tried)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_that_is_taken_is_passed_over(
+    family: socket.AddressFamily,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command that the batch script calls on the first node."""
+    monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
+    ports = [port for port in rendezvous_ports(str(os.getpid()), 0) if is_free(port)]
+    with socket.socket(family, socket.SOCK_STREAM) as other:
+        try:
+            other.bind(("", ports[0]))
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+        other.listen()
+        assert ranks.main() == 0
+        assert int(capsys.readouterr().out) == ports[1], "the next in the order of this job"
+        monkeypatch.setenv("RELAYWAVE_PORT", str(ports[1]))
+        task = Task(rank=1, local_rank=0, size=2, hosts=("n1", "n2"), job_id="1", restart=0)
+        assert task.environment["MASTER_PORT"] == str(ports[1]), "all tasks take that one"
+    assert free_port(str(os.getpid()), 0) == ports[0]
+
+
+def test_no_free_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(ranks, "is_free", lambda port: False)
+    assert ranks.main() == 1
+    error = capsys.readouterr().err
+    assert "no port for the rendezvous is free" in error
+    assert "12007" in error
+
+
+RENDEZVOUS = """
+import torch
+from dist_train.distributed import init_world
+from slurm.ranks import this_task, enter_rank, Task
+import sys
+rank, address, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+enter_rank(Task(rank, 0, 2, (address, "other"), "1", 0))
+world = init_world()
+assert world.all_reduce_sum(torch.ones(1)).item() == 2.0
+world.close()
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_ranks_meet_over_any_address_and_interface(family: socket.AddressFamily) -> None:
+    """Over the first real network of this machine if it has one, else over loopback."""
+    addresses = [a for a in interface_addresses() if not a.startswith(("127.", "fe80", "::1"))]
+    version = {socket.AF_INET: ".", socket.AF_INET6: ":"}[family]
+    found = [a for a in (*addresses, "127.0.0.1", "::1") if version in a and
+             a in interface_addresses()]  # fmt: skip
+    if not found:
+        pytest.skip("no IPv6 on this machine")
+    port = str(free_port(str(os.getpid()), 1))
+    environment = {**os.environ, "RELAYWAVE_PORT": port}
+    environment.pop("GLOO_SOCKET_IFNAME", None)
+    started = [
+        subprocess.Popen([sys.executable, "-c", RENDEZVOUS, str(rank), found[0], port],
+                         env=environment, cwd=SOURCE)
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [process.wait(120) for process in started] == [0, 0]
 
 
 def test_the_interface_that_leads_to_rank_0() -> None:

@@ -168,18 +168,49 @@ def test_a_job_that_waits_long_gets_along_with_fewer_nodes(
         JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
                   code="", logs="", resources=asked)
     )  # fmt: skip
-    shown = {"NumNodes": "8-8", "EligibleTime": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    shown = {"NumNodes": "8-8", "EligibleTime": time.strftime("%Y-%m-%dT%H:%M:%S"),
+             "Partition": "main"}  # fmt: skip
     commands: list[list[str]] = []
     monkeypatch.setattr(elastic, "describe", lambda job_id: shown)
     monkeypatch.setattr(elastic, "run_slurm", commands.append)
+    monkeypatch.setattr(elastic, "idle_nodes", {"main": 5}.get)
     pending = QueuedJob("7", "x", "PENDING", "Resources", "", "", "", "")
-    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == [], "not yet"
+    assert elastic.resize_waiting(tmp_path, {"7": pending}) == [], "not yet"
     shown["EligibleTime"] = "2020-01-01T00:00:00"
-    assert elastic.shrink_waiting(tmp_path, {"7": replace(pending, reason="Dependency")}) == []
-    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == ["job 7 now waits for 4 nodes only"]
+    assert elastic.resize_waiting(tmp_path, {"7": replace(pending, reason="Dependency")}) == []
+    assert elastic.resize_waiting(tmp_path, {"7": pending}) == ["job 7 now waits for 4 nodes only"]
     assert commands == [["scontrol", "update", "JobId=7", "NumNodes=4", "NumTasks=4"]]
     shown["NumNodes"] = "4"
-    assert elastic.shrink_waiting(tmp_path, {"7": pending}) == [], "each number has its time"
+    assert elastic.resize_waiting(tmp_path, {"7": pending}) == [], "each number has its time"
+
+
+def test_a_job_that_ran_on_fewer_nodes_asks_for_more_when_they_are_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Resources(nodes=8, fallback_nodes=(4, 2, 1), shrink_minutes=60)
+    folder = JobFolder(tmp_path)
+    folder.write(
+        JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
+                  code="", logs="", resources=asked)
+    )  # fmt: skip
+    shown = {"NumNodes": "2", "EligibleTime": "2020-01-01T00:00:00", "Partition": "main"}
+    idle = {"main": 3}
+    commands: list[list[str]] = []
+    monkeypatch.setattr(elastic, "describe", lambda job_id: shown)
+    monkeypatch.setattr(elastic, "run_slurm", commands.append)
+    monkeypatch.setattr(elastic, "idle_nodes", idle.get)
+    queue = {"7": QueuedJob("7", "x", "PENDING", "BeginTime", "", "", "", "")}
+    folder.note("7", "resize", nodes=2)
+    assert elastic.resize_waiting(tmp_path, queue) == [], "it has not run yet"
+    folder.note("7", "start", images_seen=0)
+    assert elastic.resize_waiting(tmp_path, queue) == [], "too few are idle"
+    idle["main"] = 6
+    assert elastic.resize_waiting(tmp_path, queue) == ["job 7 now waits for 4 nodes again"]
+    shown["NumNodes"], idle["main"] = "4", 8
+    assert elastic.resize_waiting(tmp_path, queue) == [], "once after each start"
+    folder.note("7", "start", images_seen=0)
+    assert elastic.resize_waiting(tmp_path, queue) == ["job 7 now waits for 8 nodes again"]
+    assert len(commands) == 2
 
 
 @pytest.mark.parametrize(

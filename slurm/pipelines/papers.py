@@ -6,15 +6,15 @@ train side by side: stage 2 learns from blurred real images, so it needs no stag
 
 from __future__ import annotations
 
-from slurm.chain import Pipeline, Step
+from slurm.chain import Pipeline
 from slurm.pipelines.parts import (
     Inputs,
     evaluate_step,
     pack_steps,
     reference_step,
     sample_step,
-    table_step,
     train_step,
+    with_table,
 )
 
 INCEPTION = ("--detector", "inception")
@@ -54,7 +54,9 @@ def celebahq256(inputs: Inputs) -> Pipeline:
     """Both papers' models on CelebA-HQ 256x256, each by its own protocol, in one table."""
     data = inputs.root / "data"
     both = ("stage1", "stage2")
-    steps: tuple[Step, ...] = (
+    return with_table(
+        "celebahq256",
+        inputs,
         *pack_steps(inputs, "images", (64, 256)),
         train_step(inputs, "stage1", "rdm_celebahq64", data / "64"),
         train_step(inputs, "stage2", "rdm_celebahq256", data / "256"),
@@ -64,46 +66,38 @@ def celebahq256(inputs: Inputs) -> Pipeline:
         sample_step(inputs, "wavediff-samples", ("wavediff",)),
         evaluate_step(inputs, "rdm", both, "RDM", "--protocol", "rdm_celebahq256_clean"),
         evaluate_step(
-            inputs, "wavediff-result", ("wavediff",), "WaveDiff", "--protocol",
-            "wavediff_celebahq256_clean",
+        inputs, "wavediff-result", ("wavediff",), "WaveDiff", "--protocol",
+        "wavediff_celebahq256_clean",
         ),
-        table_step(inputs, ("rdm", "wavediff-result")),
     )  # fmt: skip
-    return Pipeline("celebahq256", inputs.root, steps)
 
 
 def _rdm(inputs: Inputs, name: str, kind: str, stage1: str, stage2: str) -> Pipeline:
     """Return the steps of an RDM experiment; its protocol has the pipeline's name."""
     data, both = inputs.root / "data", ("stage1", "stage2")
-    return Pipeline(
+    return with_table(
         name,
-        inputs.root,
-        (
-            *pack_steps(inputs, kind, (64, 256)),
-            train_step(inputs, "stage1", stage1, data / "64"),
-            train_step(inputs, "stage2", stage2, data / "256"),
-            reference_step(inputs, data / "256", *INCEPTION),
-            sample_step(inputs, "samples", both),
-            evaluate_step(inputs, "result", both, "RDM", "--protocol", name),
-            table_step(inputs, ("result",)),
-        ),
+        inputs,
+        *pack_steps(inputs, kind, (64, 256)),
+        train_step(inputs, "stage1", stage1, data / "64"),
+        train_step(inputs, "stage2", stage2, data / "256"),
+        reference_step(inputs, data / "256", *INCEPTION),
+        sample_step(inputs, "samples", both),
+        evaluate_step(inputs, "result", both, "RDM", "--protocol", name),
     )
 
 
 def _wavediff(inputs: Inputs, name: str, kind: str, resolution: int, protocol: str) -> Pipeline:
     """Return the steps of a WaveDiff experiment; its recipe has the pipeline's name."""
     data = inputs.root / "data"
-    return Pipeline(
+    return with_table(
         name,
-        inputs.root,
-        (
-            *pack_steps(inputs, kind, (resolution,)),
-            train_step(inputs, "wavediff", name, data),
-            reference_step(inputs, data, *INCEPTION, "--pipeline", "pytorch_fid"),
-            sample_step(inputs, "samples", ("wavediff",)),
-            evaluate_step(inputs, "result", ("wavediff",), "WaveDiff", "--protocol", protocol),
-            table_step(inputs, ("result",)),
-        ),
+        inputs,
+        *pack_steps(inputs, kind, (resolution,)),
+        train_step(inputs, "wavediff", name, data),
+        reference_step(inputs, data, *INCEPTION, "--pipeline", "pytorch_fid"),
+        sample_step(inputs, "samples", ("wavediff",)),
+        evaluate_step(inputs, "result", ("wavediff",), "WaveDiff", "--protocol", protocol),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_train.recipes import find_recipe
 from models.config_io import override
-from slurm.chain import Step
+from slurm.chain import Pipeline, ReportJob, Step
 from slurm.jobs import CommandJob, TrainJob
 from slurm.resources import Resources
 
@@ -41,11 +41,26 @@ class Inputs:
     images: int | None = None
     tasks: int = PACK_TASKS
 
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise ValueError(f"--tasks={self.tasks} must be at least 1")
+        if self.images is not None and self.images < 2:
+            raise ValueError(f"--images={self.images}: at least 2 can be evaluated")
+
     def step_overrides(self, step: str) -> list[str]:
         """Return the overrides of one training step."""
-        split = [text.rpartition(":") if ":" in text.split("=")[0] else ("", ":", text)
-                 for text in self.overrides]  # fmt: skip
-        return [text for name, _, text in split if name in ("", step)]
+        return [text for name, text in self._overrides() if name in ("", step)]
+
+    @property
+    def override_steps(self) -> list[str]:
+        """Names of the steps that have overrides of their own."""
+        return [name for name, _ in self._overrides() if name]
+
+    def _overrides(self) -> list[tuple[str, str]]:
+        """Split `step:key=value`; the step is "" where none is named."""
+        split = [text.partition("=") for text in self.overrides]
+        parts = [(key.rpartition(":"), mark + value) for key, mark, value in split]
+        return [(step, key + rest) for (step, _, key), rest in parts]
 
     @property
     def single(self) -> Resources:
@@ -126,11 +141,22 @@ def evaluate_step(
     return _evaluation_step(inputs, name, "eval", words, ("reference", *runs))
 
 
-def table_step(inputs: Inputs, names: Sequence[str]) -> Step:
-    """Print the results side by side, in the log of the job."""
-    results = [str(inputs.root / "evaluation" / f"{name}.json") for name in names]
-    step = _evaluation_step(inputs, "table", "table", ["table", *results], tuple(names))
-    return dataclasses.replace(step, resources=inputs.single)
+def with_table(name: str, inputs: Inputs, *steps: Step) -> Pipeline:
+    """Return the pipeline of these steps and a last one, `table`, which reports on all of them.
+
+    It runs when the others have ended, whether well or not: it shows what failed beside the results
+    that there are.
+    """
+    waited_for = {before for step in steps for before in step.after}
+    results = tuple(
+        inputs.root / "evaluation" / f"{step.name}.json" for step in steps if step.kind == "eval"
+    )
+    report = ReportJob(name, steps, results, inputs.root / "slurm" / "done" / "table")
+    table = Step(
+        name="table", kind="table", folder=inputs.root, jobs=[report], resources=inputs.single,
+        after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",
+    )  # fmt: skip
+    return Pipeline(name, inputs.root, (*steps, table))
 
 
 def _evaluation_step(

@@ -9,8 +9,8 @@ from slurm.pipelines.parts import (
     pack_steps,
     reference_step,
     sample_step,
-    table_step,
     train_step,
+    with_table,
 )
 
 METRICS = ("--metrics", "fd:block4,fd:block10", "--batch-size", "32")
@@ -19,21 +19,18 @@ METRICS = ("--metrics", "fd:block4,fd:block10", "--batch-size", "32")
 def quickstart(inputs: Inputs) -> Pipeline:
     """RDM (16 -> 64) and WaveDiff (64) on photographs: minutes on a few cores."""
     data, both = inputs.root / "data", ("edm16", "relay64")
-    return Pipeline(
+    return with_table(
         "quickstart",
-        inputs.root,
-        (
-            *pack_steps(inputs, "images" if inputs.source else "photographs", (64,)),
-            train_step(inputs, "edm16", "quickstart_edm16", data),
-            train_step(inputs, "relay64", "quickstart_relay64", data),
-            train_step(inputs, "wavediff64", "quickstart_wavediff64", data),
-            reference_step(inputs, data),
-            sample_step(inputs, "rdm-samples", both),
-            sample_step(inputs, "wavediff-samples", ("wavediff64",)),
-            evaluate_step(inputs, "rdm", both, "RDM", *METRICS),
-            evaluate_step(inputs, "wavediff", ("wavediff64",), "WaveDiff", *METRICS),
-            table_step(inputs, ("rdm", "wavediff")),
-        ),
+        inputs,
+        *pack_steps(inputs, "images" if inputs.source else "photographs", (64,)),
+        train_step(inputs, "edm16", "quickstart_edm16", data),
+        train_step(inputs, "relay64", "quickstart_relay64", data),
+        train_step(inputs, "wavediff64", "quickstart_wavediff64", data),
+        reference_step(inputs, data),
+        sample_step(inputs, "rdm-samples", both),
+        sample_step(inputs, "wavediff-samples", ("wavediff64",)),
+        evaluate_step(inputs, "rdm", both, "RDM", *METRICS),
+        evaluate_step(inputs, "wavediff", ("wavediff64",), "WaveDiff", *METRICS),
     )
 
 

@@ -99,6 +99,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -139,6 +141,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -179,6 +183,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -368,7 +374,7 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 #SBATCH --account=diffusion
 #SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --dependency=afterok:JOB_OF_rdm,afterok:JOB_OF_wavediff
+#SBATCH --dependency=afterany:JOB_OF_rdm-samples,afterany:JOB_OF_wavediff-samples,afterany:JOB_OF_rdm,afterany:JOB_OF_wavediff
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-table
 #SBATCH --kill-on-invalid-dep=yes

@@ -1,0 +1,41 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/project
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/project/run/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=run
+#SBATCH --mem=200G
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/project/run/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONPATH=/project/run/slurm/code/OLD
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+export RELAYWAVE_PORT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /project/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/run/slurm/jobs
+
+
+# teardown
+python -m slurm.requeue /project/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+exit $?

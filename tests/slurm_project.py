@@ -1,0 +1,23 @@
+"""Folders that commands of the Slurm layer are tried on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dist_train.recipes import find_recipe
+from dist_train.run_folder import settle_config
+from models.config_io import override
+from models.snapshot import write_snapshot
+
+
+def make_run(run_dir: Path, *overrides: str) -> Path:
+    """Make a run folder of `rdm_debug_edm16` with one snapshot, at 8 images."""
+    config = override(find_recipe("rdm_debug_edm16")(), overrides)
+    settle_config(run_dir, config)
+    objective = config.objective.build()
+    weights = objective.build_networks()[objective.sampled_network].state_dict()
+    write_snapshot(
+        run_dir / "snapshots" / f"{8:012d}", weights, objective=config.objective,
+        network=objective.sampled_network, images_seen=8, ema="", provenance={},
+    )  # fmt: skip
+    return run_dir
