@@ -83,13 +83,13 @@ def reference_command(args: argparse.Namespace) -> Work:
     """Compute the reference statistics of a set of images."""
     images = open_images(args.images)
     config = _detector(args)
-    taps = args.taps.split(",") if args.taps else DETECTORS[config.name].reference_taps
 
     def work(world: World) -> None:
-        detector = build_detector(config, world.device).with_taps(taps)
+        detector = build_detector(config, world.device)
+        usual = DETECTORS[config.name].reference_taps_of(detector)
         made = make_reference(
             images,
-            detector,
+            detector.with_taps(args.taps.split(",") if args.taps else usual),
             args.out,
             world,
             num_features=args.features or NUM_FEATURES,

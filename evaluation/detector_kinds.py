@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,13 @@ from torch import Tensor, nn
 from evaluation import effnet, inception, vit
 from evaluation.detectors import Detector, DetectorConfig, Network
 from evaluation.folding import fold_effnet, fold_inception
-from evaluation.inception_weights import load_inception_weights, tensors_digest
+from evaluation.inception_weights import (
+    check_weights,
+    from_nvidia,
+    load_inception_weights,
+    tensors_digest,
+)
+from evaluation.torchscript import ScriptedDetector, load_script
 from evaluation.weights import load_checked, weights_digest
 
 
@@ -32,6 +37,14 @@ class DetectorKind:
     pipelines: tuple[str, ...]
     reference_taps: tuple[str, ...]
     metrics: tuple[str, ...]
+
+    def reference_taps_of(self, detector: Detector) -> list[str]:
+        """Return the usual taps of references that the detector has (a script may lack some)."""
+        return [tap for tap in self.reference_taps if tap in detector.widths]
+
+    def metrics_of(self, detector: Detector) -> list[str]:
+        """Return the usual metrics, `kind:tap`, whose taps the detector has."""
+        return [text for text in self.metrics if text.partition(":")[2] in detector.widths]
 
 
 def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -> Detector:
@@ -109,15 +122,33 @@ def _vgg16(config: DetectorConfig, pipeline: str, device: torch.device) -> Detec
     """StyleGAN's `vgg16.pt`, a TorchScript file that resizes inside; 4096 features."""
     path = config.weights_path()
     digest = weights_digest(path, config.weights_sha256 or None)
+    script = ScriptedDetector(load_script(path, device), path)
 
     def load(taps: Sequence[str]) -> Network:
         del taps
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit.load is deprecated, but the files are not
-            module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-        return lambda x: {"features": module(x, return_features=True)}
+        return lambda x: {"features": script.restricted(["pool"])(x)["pool"]}
 
-    return Detector(_identity(config, pipeline, digest), {"features": 4096}, load, device)
+    widths = {"features": script.widths["pool"]}
+    return Detector(_identity(config, pipeline, digest), widths, load, device)
+
+
+def _torchscript(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    """A user's TorchScript detector of NVIDIA's calling convention, run as it is.
+
+    If its tensors are those of the FID Inception, by name and shape, it is one, and comparable with
+    what our own network gives of the same weights.
+    """
+    path = config.weights_path()
+    digest = weights_digest(path, config.weights_sha256 or None)
+    module = load_script(path, device)
+    script = ScriptedDetector(module, path)
+    try:
+        tensors = check_weights(from_nvidia(module.state_dict()), str(path))
+        name, digest = "inception", tensors_digest(tensors)
+    except ValueError:
+        name = config.name
+    identity = {"name": name, "pipeline": pipeline, "weights_sha256": digest}
+    return Detector(identity, script.widths, script.restricted, device, resizes_inside=True)
 
 
 def _identity(config: DetectorConfig, pipeline: str, digest: str) -> dict[str, str]:
@@ -143,6 +174,7 @@ DETECTORS: dict[str, DetectorKind] = {
         ("pool", "spatial"),
         INCEPTION_METRICS,
     ),
+    "torchscript": DetectorKind(_torchscript, ("tf1",), ("pool", "spatial"), INCEPTION_METRICS),
     "dinov2": DetectorKind(
         _vit("cls", vit.load_dino), ("edm2_dino", "dgm_dino"), ("cls",), ("fd:cls", "prdc:cls")
     ),

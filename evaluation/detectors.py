@@ -32,12 +32,14 @@ class Detector:
         widths: Number of features of each tap that it returns, the main one first.
         load: Builds the network that returns these taps.
         device: Where it computes.
+        resizes_inside: The network takes 0..255 floats of any size, whatever the pipeline's name.
     """
 
     identity: dict[str, str]
     widths: dict[str, int]
     load: Callable[[Sequence[str]], Network]
     device: torch.device
+    resizes_inside: bool = False
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU.
@@ -54,7 +56,8 @@ class Detector:
         return taps
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        x = PIPELINES[self.identity["pipeline"]](images.to(self.device))
+        pipeline = "raw" if self.resizes_inside else self.identity["pipeline"]
+        x = PIPELINES[pipeline](images.to(self.device))
         features = self._network(x.contiguous(memory_format=torch.channels_last))
         return {tap: features[tap].to("cpu", torch.float32) for tap in self.widths}
 

@@ -64,7 +64,8 @@ Reader = Callable[[Path, str], Content]
 
 def main_tap(detector: str) -> str:
     """Return the tap that single statistics of a detector belong to."""
-    return {"inception": "pool", "dinov2": "cls", "clip": "embedding"}.get(detector, "features")
+    known = {"inception": "pool", "torchscript": "pool", "dinov2": "cls", "clip": "embedding"}
+    return known.get(detector, "features")
 
 
 def _reader(path: Path) -> Reader:

@@ -9,7 +9,6 @@ agree.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evaluation.inception import FidInception
+from evaluation.torchscript import load_script
 from evaluation.weights import load_checked, weights_digest
 
 PUBLIC_NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -113,7 +113,7 @@ def load_inception_weights(path: Path, sha256: str = "") -> dict[str, Tensor]:
     """
     if path.suffix == ".pt":
         weights_digest(path, sha256 or None)
-        weights = from_nvidia(_torchscript_tensors(path))
+        weights = from_nvidia(load_script(path).state_dict())
     else:
         expected = sha256 or (PUBLIC_SHA256 if path.suffix == ".pth" else None)
         weights, _ = load_checked(path, expected)
@@ -189,15 +189,3 @@ def convert_inception(source: Path, target: Path, sha256: str = "") -> str:
     save_file(weights, temporary, metadata)
     temporary.replace(target)
     return digest
-
-
-def _torchscript_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit.load is deprecated, but the files are not
-            module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a TorchScript detector: {reason}") from None
-    tensors: dict[str, Tensor] = module.state_dict()
-    return tensors

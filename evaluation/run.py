@@ -75,12 +75,13 @@ def evaluate(config: Evaluation, world: World) -> Result:
         ValueError: The images, the detector and the reference do not fit together.
     """
     whole = build_detector(config.detector, world.device)
-    wanted = config.metrics or DETECTORS[config.detector.name].metrics
+    kind = DETECTORS[config.detector.name]
+    wanted = config.metrics or kind.metrics_of(whole)
     requests = [parse_request(text, list(whole.widths)) for text in wanted]
     taps = list(dict.fromkeys(request.tap for request in requests))
     reference = load_reference(
         config.reference,
-        whole.with_taps(DETECTORS[config.detector.name].reference_taps),
+        whole.with_taps(kind.reference_taps_of(whole)),
         world,
         num_features=config.num_features,
         batch_size=config.batch_size,
@@ -104,7 +105,7 @@ def _evaluate(
     result: Result = world.broadcast_object(
         _start(config, images, detector, reference) if world.rank == 0 else None
     )
-    names = {request.name(config.detector.name): request for request in requests}
+    names = {request.name(detector.identity["name"]): request for request in requests}
     missing = {name: r for name, r in names.items() if name not in result["metrics"]}
     if missing:
         features = _features(images, detector, batch_size, config, world, result)

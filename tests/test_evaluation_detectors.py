@@ -107,6 +107,112 @@ def test_all_kinds_of_weights_files_give_the_same_identity(
     }
 
 
+class _Unit(nn.Module):
+    """A conv unit of the tiny script."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x, self.weight).relu()
+
+
+class _Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = _Unit(4, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class _Layers(nn.Module):
+    """What lies behind the resizing, with the names that the spatial tap is found by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = _Unit(3, 4)
+        self.pool = nn.AvgPool2d(17, 17)
+        self.mixed_6 = _Mixed()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixed_6(self.pool(self.conv(x))).mean((2, 3))
+
+
+class _Script(nn.Module):
+    """A tiny detector of the calling convention of NVIDIA's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = _Layers()
+        self.output = nn.Linear(9, 5)
+
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        grid = torch.nn.functional.affine_grid(
+            torch.eye(2, 3)[None].repeat(len(img), 1, 1), [len(img), 3, 299, 299], False
+        )
+        x = torch.nn.functional.grid_sample(img.float(), grid, "bilinear", "border", False)
+        features = self.layers((x - 128) / 128)
+        if return_features:
+            return features
+        bias = torch.zeros_like(self.output.bias) if no_output_bias else self.output.bias
+        return torch.nn.functional.linear(features, self.output.weight, bias).softmax(1)
+
+
+class _Features(nn.Module):
+    """What StyleGAN's vgg16.pt answers: features only."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return img.float().mean((2, 3)) if return_features else img.float()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_users_script_gives_pool_spatial_and_logits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    script, path = _Script(), tmp_path / "detector.pt"
+    torch.jit.script(script).save(path)
+    detector = build_detector(DetectorConfig("torchscript", str(path)))
+    assert detector.identity["name"] == "torchscript"  # not Inception's tensors: never called FID
+    assert detector.widths == {"pool": 9, "spatial": 7 * 17 * 17, "logits_unbiased": 5, "logits": 5}
+    images = torch.randint(0, 256, (3, 3, 299, 299), dtype=torch.uint8)
+    taps = detector(images)
+    x = images.float()
+    with torch.inference_mode():
+        torch.testing.assert_close(taps["pool"], script(x, return_features=True))
+        torch.testing.assert_close(taps["logits"].softmax(1), script(x))
+        unbiased = script(x, no_output_bias=True)
+        torch.testing.assert_close(taps["logits_unbiased"].softmax(1), unbiased)
+        maps = script.layers.mixed_6.conv(script.layers.pool(script.layers.conv((x - 128) / 128)))
+    expected = maps[:, :7].permute(0, 2, 3, 1).flatten(1)
+    torch.testing.assert_close(taps["spatial"], expected)
+    assert set(detector.with_taps(["pool"])(images)) == {"pool"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripts_of_features_only_serve_for_precision_and_recall(tmp_path: Path) -> None:
+    path = tmp_path / "vgg16.pt"
+    torch.jit.script(_Features()).save(path)
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    for name, tap in (("vgg16", "features"), ("torchscript", "pool")):
+        detector = build_detector(DetectorConfig(name, str(path)))
+        assert detector.widths == {tap: 3}
+        torch.testing.assert_close(detector(images)[tap], images.float().mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripts_of_another_convention_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.jit.script(nn.Linear(3, 2)).save(path)
+    with pytest.raises(ValueError, match=r"no detector that answers m\(images, return_features"):
+        build_detector(DetectorConfig("torchscript", str(path)))
+    path.write_text("text")
+    with pytest.raises(ValueError, match="cannot be read as a TorchScript detector"):
+        build_detector(DetectorConfig("torchscript", str(path)))
+
+
 def test_wrong_weights_are_refused_with_their_hash(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
