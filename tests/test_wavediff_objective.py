@@ -273,6 +273,12 @@ def test_sick_pairs_are_diagnosed(changes, message):
     assert __import__("re").search(message, found), found
 
 
+def test_large_weights_are_no_explosion():
+    """A penalty of 300 at a large r1_gamma, an error of 0.5 times a weight of 1000."""
+    weighted = {"discriminator/loss": 301.2, "discriminator/r1": 300.0, "generator/loss": 501.0}
+    assert diagnose_pair(HEALTHY | weighted) is None
+
+
 def test_untrained_pairs_are_not_called_sick():
     objective, networks = TINY.build(), TINY.build().build_networks()
     metrics = {}

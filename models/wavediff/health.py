@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 EXPLODED_LOSS = 100.0
-"""Adversarial losses are a few units when training works; here logits are beyond 100."""
+"""Adversarial losses are a few units when training works; here logits are beyond 100. Not for sums
+of losses, which grow with their weights r1_gamma and reconstruction_weight."""
 EXPLODED_PENALTY = 1e4
 """The weighted R1 penalty is at most a few units when training works."""
+SUMS = ("discriminator/loss", "generator/loss")
 SATURATED_LOSS = 20.0
 """An adversarial loss from which the generator gets no usable gradient."""
 
@@ -36,7 +38,7 @@ def diagnose_pair(metrics: Mapping[str, float]) -> str | None:
             f"{bad[0]} is not a number: training has diverged; lower the learning rates, raise"
             " objective.r1_gamma, or set the networks' dtype to float32"
         )
-    exploded = [name for name, value in losses.items() if value > EXPLODED_LOSS]
+    exploded = [name for name in losses if name not in SUMS and losses[name] > EXPLODED_LOSS]
     if exploded:
         return (
             f"{exploded[0]}={losses[exploded[0]]:.4g} has exploded; lower optim.discriminator.lr or"
