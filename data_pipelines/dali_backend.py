@@ -121,8 +121,8 @@ class DaliPipeline:
     ) -> None:
         self._config, self._share, self._device = config, share, torch.device(device)
         data = open_data(config, seed)
-        self.info, self._samples = data.info, data.samples
-        self._reader = SampleReader(data.samples, data.order, config.max_corrupt)
+        self.info = data.info
+        self._reader = SampleReader(data.samples, data.order, config.max_corrupt, data.prefetcher)
         self.corrupt = self._reader.corrupt
         self._decode = pillow_decoder(self.info.resolution, config.resolution)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
@@ -139,7 +139,7 @@ class DaliPipeline:
 
     def close(self) -> None:
         """Close the shards; a graph is released with the iterator that uses it."""
-        self._samples.close()
+        self._reader.close()
 
     def _decodable(self, start: int, first: int) -> Iterator[ImageBatch]:
         """Yield micro-batches from number `first`; end before one that DALI cannot decode."""

@@ -23,6 +23,7 @@ from data_pipelines.order import (
 )
 from data_pipelines.pipeline import DataConfig, DatasetInfo
 from data_pipelines.remote import FileCache
+from data_pipelines.shard_prefetch import RemoteShards, ShardPrefetcher
 from data_pipelines.shards import DEFAULT_CACHE, ShardedImages
 
 
@@ -33,6 +34,7 @@ class JoinedImages:
         self.path = Path(" + ".join(str(part.path) for part in parts))
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
+        self._first_shards = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -47,6 +49,26 @@ class JoinedImages:
         part, within = self._find(index)
         return f"{part.locate(within)} of {part.path}"
 
+    def shards_of(self, samples: Integers) -> Integers:
+        """Return the shard that holds each sample, numbered one set behind the other."""
+        numbers = np.searchsorted(self._ends, samples, side="right")
+        shards = np.empty_like(samples)
+        for number, part in enumerate(self._parts):
+            rows = np.flatnonzero(numbers == number)
+            within = samples[rows] - (self._ends[number] - len(part))
+            shards[rows] = self._first_shards[number] + part.shards_of(within)
+        return shards
+
+    def num_bytes(self, shard: int) -> int:
+        """Return the size of a remote shard, 0 of a local one."""
+        part, within = self._find_shard(shard)
+        return part.num_bytes(within)
+
+    def fetch(self, shard: int) -> None:
+        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
+        part, within = self._find_shard(shard)
+        part.fetch(within)
+
     def close(self) -> None:
         """Close all sets."""
         for part in self._parts:
@@ -55,6 +77,10 @@ class JoinedImages:
     def _find(self, index: int) -> tuple[ShardedImages, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[number], index - int(self._ends[number]) + len(self._parts[number])
+
+    def _find_shard(self, shard: int) -> tuple[ShardedImages, int]:
+        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        return self._parts[number], shard - int(self._first_shards[number])
 
 
 @dataclass(frozen=True)
@@ -66,12 +92,14 @@ class OpenedData:
         order: The global order over them.
         info: Their description; num_images counts an epoch of the selection.
         factor: Edge of the boxes that reduce stored images to the configured resolution.
+        prefetcher: Downloads the coming shards of remote sets; None if all are local.
     """
 
     samples: ShardedImages | JoinedImages
     order: Order
     info: DatasetInfo
     factor: int
+    prefetcher: ShardPrefetcher | None
 
 
 def open_data(config: DataConfig, seed: int) -> OpenedData:
@@ -98,7 +126,8 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     factor = check_resolution(config, sets[0].info.resolution)
     if len(sets) == 1:
         info = replace(sets[0].info, num_images=chosen[0])
-        return OpenedData(sets[0], orders[0], info, factor)
+        ahead = _prefetcher(sets, sets[0], orders[0], cache)
+        return OpenedData(sets[0], orders[0], info, factor, ahead)
     _check_alike(sets)
     weights = [config.weight, *(other.weight for other in config.mix)]
     order = MixedOrder(tuple(orders), tuple(map(len, sets)), quotas(weights), seed)
@@ -106,7 +135,19 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     info = replace(
         sets[0].info, num_images=sum(chosen), digest=hashlib.sha256(identity).hexdigest()
     )
-    return OpenedData(JoinedImages(sets), order, info, factor)
+    joined = JoinedImages(sets)
+    return OpenedData(joined, order, info, factor, _prefetcher(sets, joined, order, cache))
+
+
+def _prefetcher(
+    sets: Sequence[ShardedImages], joined: RemoteShards, order: Order, cache: FileCache
+) -> ShardPrefetcher | None:
+    """Return what downloads ahead, leaving the cache room for one more shard."""
+    remote = [part for part in sets if part.is_remote]
+    if not remote:
+        return None
+    largest = max(shard.num_bytes for part in remote for shard in part.manifest.shards)
+    return ShardPrefetcher(joined, order, cache.max_bytes - largest)
 
 
 def _check_backend(images: ShardedImages, backend: str) -> None:
@@ -167,10 +208,13 @@ def _order(
 ) -> Order:
     count = len(images) if selection is None else len(selection)
     bounds = None
-    if config.shuffle_window is not None:
+    window = config.shuffle_window
+    if window is None and images.is_remote:
+        window = images.manifest.shuffle_window or None
+    if window is not None:
         shards = images.index["shard"] if selection is None else images.index["shard"][selection]
         bounds = np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
-    order = SampleOrder(count, seed, config.shuffle, config.flip, config.shuffle_window, bounds)
+    order = SampleOrder(count, seed, config.shuffle, config.flip, window, bounds)
     return order if selection is None else SelectedOrder(order, selection)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from data_pipelines.images import ORIGINAL, BadImage, Pixels, centre_square, decode, decode_rgb
 from data_pipelines.order import Order
 from data_pipelines.pipeline import ImageBatch
+from data_pipelines.shard_prefetch import ShardPrefetcher
 
 T = TypeVar("T")
 Stored = TypeVar("Stored")
@@ -46,6 +47,9 @@ class Samples(Protocol[Stored_co]):
     def locate(self, index: int) -> str:
         """Return where a sample lies, for messages."""
 
+    def close(self) -> None:
+        """Close the files."""
+
 
 class SampleReader(Generic[Stored]):
     """Maps global positions to samples; a damaged sample is replaced by the next one of the order.
@@ -57,13 +61,21 @@ class SampleReader(Generic[Stored]):
         images: The packed set.
         order: The global order over it.
         max_corrupt: Tolerated fraction of damaged samples in the set; one is always allowed.
+        prefetcher: Is told how far reading has come.
 
     Attributes:
         corrupt: Reason by sample index of all damaged samples met so far.
     """
 
-    def __init__(self, images: Samples[Stored], order: Order, max_corrupt: float) -> None:
+    def __init__(
+        self,
+        images: Samples[Stored],
+        order: Order,
+        max_corrupt: float,
+        prefetcher: ShardPrefetcher | None = None,
+    ) -> None:
         self.images = images
+        self._prefetcher = prefetcher
         self.order = order
         self.corrupt: dict[int, str] = {}
         self._allowed = max(1, int(max_corrupt * len(images)))
@@ -76,12 +88,20 @@ class SampleReader(Generic[Stored]):
         Raises:
             TooManyCorrupt: The tolerated fraction of damaged samples is exceeded.
         """
+        if self._prefetcher:
+            self._prefetcher.advance(positions.start)
         indices = self.order.samples(np.arange(positions.start, positions.stop))
         loaded = [
             self._load_one(position, int(index), convert)
             for position, index in zip(positions, indices, strict=True)
         ]
         return [item for item, _ in loaded], [label for _, label in loaded]
+
+    def close(self) -> None:
+        """Stop reading ahead, and close the set."""
+        if self._prefetcher:
+            self._prefetcher.close()
+        self.images.close()
 
     def _load_one(self, position: int, index: int, convert: Callable[[Stored], T]) -> tuple[T, int]:
         for candidate in range(position + 1, position + 1 + MAX_REPLACEMENTS):

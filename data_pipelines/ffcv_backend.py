@@ -112,7 +112,7 @@ class FfcvPipeline:
 
     def close(self) -> None:
         """Close the beton."""
-        self._samples.close()
+        self._reader.close()
 
     def _slots(self) -> int | None:
         """Return how many pages to keep in this process: at least those of a batch."""

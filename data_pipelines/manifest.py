@@ -73,6 +73,8 @@ class Manifest:
         skipped: Number of items left out, by reason.
         digest: SHA-256 over the resolution, class names, and each sample's bytes and label in
             order; does not depend on the shard size.
+        shuffle_window: Images within which streams of the set are shuffled (see order.py); 0 if
+            the set was packed before this was noted.
     """
 
     kind: str
@@ -86,6 +88,7 @@ class Manifest:
     index_sha256: str
     skipped: dict[str, int]
     digest: str
+    shuffle_window: int = 0
 
     @property
     def only_beton(self) -> bool:

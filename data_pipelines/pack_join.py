@@ -27,6 +27,9 @@ from data_pipelines.pack_options import PackError
 from data_pipelines.pack_work import ShardRecord
 from data_pipelines.sources.base import Entry, Listing, Skip
 
+WINDOW_SHARDS = 8
+"""Shards that streams keep in use: enough to mix classes well, few enough to hold in a cache."""
+
 Place = tuple[int, int]
 """A sample's shard, and its row within the shard's record."""
 
@@ -99,6 +102,7 @@ def _write_set(
         index_sha256=write_index(folder, index),
         skipped=dict(sorted(Counter(skip.reason.partition(":")[0] for skip in skips).items())),
         digest=digest,
+        shuffle_window=min(len(index), WINDOW_SHARDS * max(len(r.items) for r in records)),
     )
     check_shard_sizes(folder, manifest)
     write_manifest(folder, manifest)

@@ -48,7 +48,8 @@ class DataConfig:
         flip: Mirror each visit of an image horizontally with probability 1/2.
         shuffle: Visit the images in a new random order each epoch; else in file order.
         shuffle_window: Shuffle the shards, and the images within windows of this many, so that
-            few shards are in use at a time; null shuffles all images with each other.
+            few shards are in use at a time; null shuffles all images with each other, those of
+            a remote set within the window that its manifest names.
         classes: Names of the classes to draw from (labels stay as they are); empty for all.
         subset: Draw from this many images of each set, always the same ones; null for all.
         weight: With `mix`: how often this set is drawn from, relative to the others.

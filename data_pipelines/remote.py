@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -59,14 +59,16 @@ class FileCache:
 
     def make_room(self, newest: Path) -> None:
         """Remove the shards used longest ago until the rest fits; `newest` stays."""
-        files = [file for file in self.folder.rglob("*.tar") if file != newest]
-        files.sort(key=lambda file: file.stat().st_mtime)
-        total = newest.stat().st_size + sum(file.stat().st_size for file in files)
-        for file in files:
-            if total <= self.max_bytes:
-                return
-            total -= file.stat().st_size
-            file.unlink(missing_ok=True)  # readers that have it open keep its content
+        files = []
+        for file in self.folder.rglob("*.tar"):
+            with suppress(FileNotFoundError):  # another process makes room, too
+                status = file.stat()
+                files.append((status.st_mtime, status.st_size, file))
+        total = sum(size for _, size, _ in files)
+        for _, size, file in sorted(files):
+            if total > self.max_bytes and file != newest:
+                total -= size
+                file.unlink(missing_ok=True)  # readers that have it open keep its content
 
 
 class RemoteFolder:

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.manifest import check_shard_sizes, read_index, read_manifest
+from data_pipelines.order import Integers
 from data_pipelines.pipeline import describe
 from data_pipelines.remote import FileCache, RemoteFolder, is_remote
 
 MAX_OPEN = 128
+MAX_OPEN_REMOTE = 8
+"""A shard that the cache has removed takes room on the disk for as long as it is open."""
+
 DEFAULT_CACHE = FileCache(
     Path(os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache/relaywave/shards"), 100 * 10**9
 )
@@ -87,6 +91,19 @@ class ShardedImages:
         shard = self.manifest.shards[int(self.index[index]["shard"])]
         return f"sample {index} (at byte {int(self.index[index]['offset'])} of {shard.name})"
 
+    def shards_of(self, samples: Integers) -> Integers:
+        """Return the number of the shard that holds each sample, int64 [N]."""
+        return self.index["shard"][samples].astype(np.int64)
+
+    def num_bytes(self, shard: int) -> int:
+        """Return the size of a remote shard, 0 of a local one."""
+        return self.manifest.shards[shard].num_bytes if self._remote else 0
+
+    def fetch(self, shard: int) -> None:
+        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
+        if self._remote:
+            self._remote.shard(shard)
+
     def close(self) -> None:
         """Close the shards' files."""
         with self._lock:
@@ -101,12 +118,15 @@ class ShardedImages:
     def _file(self, shard: int) -> _OpenFile:
         """Return a shard's file; the ones used longest ago are closed when nobody reads them."""
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = self._open(shard)
-                if len(self._files) > MAX_OPEN:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-            return self._files[shard]
+            if shard in self._files:
+                self._files.move_to_end(shard)
+                return self._files[shard]
+        opened = self._open(shard)  # may download it, while other threads read others
+        with self._lock:
+            self._files[shard] = opened
+            while len(self._files) > (MAX_OPEN_REMOTE if self._remote else MAX_OPEN):
+                self._files.popitem(last=False)
+        return opened
 
     def _open(self, shard: int) -> _OpenFile:
         if self._remote is None:

@@ -30,8 +30,8 @@ class WebDatasetPipeline:
     ) -> None:
         self._config, self._share, self._device = config, share, torch.device(device)
         data = open_data(config, seed)
-        self.info, self._samples = data.info, data.samples
-        self._reader = SampleReader(data.samples, data.order, config.max_corrupt)
+        self.info = data.info
+        self._reader = SampleReader(data.samples, data.order, config.max_corrupt, data.prefetcher)
         self.corrupt = self._reader.corrupt
         self._decode = pillow_decoder(self.info.resolution, config.resolution)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
@@ -46,7 +46,7 @@ class WebDatasetPipeline:
 
     def close(self) -> None:
         """Close the shards."""
-        self._samples.close()
+        self._reader.close()
 
     def _batch(self, positions: range) -> ImageBatch:
         arrays, labels = self._reader.load(positions, self._decode)

@@ -6,7 +6,9 @@ import http.server
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,8 +16,10 @@ import pytest
 import torch
 
 from data_pipelines import remote
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
-from data_pipelines.remote import FileCache, Unreachable
+from data_pipelines.datasets import open_data
+from data_pipelines.manifest import read_manifest
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
+from data_pipelines.remote import FileCache, Unreachable, is_remote
 from data_pipelines.shards import ShardedImages
 from tests.data_sets import packed_folder, write_class_folders
 
@@ -64,9 +68,9 @@ def server(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def delivered(path: str, cache: Path, backend: str = "webdataset") -> list[ImageBatch]:
-    config = DataConfig(
-        path=path, cache=str(cache), backend=backend, resolution=32, shuffle_window=16, workers=2
-    )
+    config = DataConfig(path=path, cache=str(cache), backend=backend, resolution=32, workers=2)
+    if not is_remote(path):  # a remote set has the window of its manifest
+        config = replace(config, shuffle_window=read_manifest(Path(path)).shuffle_window)
     pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 8))
     batches = pipeline.batches(0)
     try:
@@ -114,6 +118,77 @@ def test_small_caches_make_room(dataset: Path, tmp_path: Path) -> None:
         assert len(list(tmp_path.rglob("*.tar"))) <= 2
     images.close()
     local.close()
+
+
+def remote_config(dataset: Path, cache: Path, **settings: object) -> DataConfig:
+    url = f"pipe:cat {dataset}/{{}}"
+    return DataConfig(path=url, cache=str(cache), resolution=32, backend="webdataset", **settings)
+
+
+def cached_shards(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*.tar"))
+
+
+def wait_for_shards(cache: Path, count: int) -> None:
+    deadline = time.monotonic() + 10
+    while len(cached_shards(cache)) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(cached_shards(cache)) == count
+
+
+def test_coming_shards_are_fetched_while_the_first_is_read(dataset: Path, tmp_path: Path) -> None:
+    config = remote_config(dataset, tmp_path, shuffle=False)
+    pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 4))
+    batches = pipeline.batches(0)
+    next(batches)
+    wait_for_shards(tmp_path, 4)
+    batches.close()
+    pipeline.close()
+    assert not [t for t in threading.enumerate() if t.name == "shard prefetch"]
+
+
+def test_reading_ahead_fits_the_cache(dataset: Path, tmp_path: Path) -> None:
+    """A cache of three shards: two are had ahead, the third place is for the next one."""
+    largest = max(shard.num_bytes for shard in read_manifest(dataset).shards)
+    config = remote_config(dataset, tmp_path, shuffle=False, cache_gb=3.01 * largest / 1e9)
+    data = open_data(config, seed=0)
+    assert data.prefetcher is not None
+    assert list(data.prefetcher.coming(20)) == [1, 2]
+    assert list(data.prefetcher.coming(50)) == [3, 0]
+    data.prefetcher.advance(20)
+    wait_for_shards(tmp_path, 2)
+    assert cached_shards(tmp_path) == ["000001.tar", "000002.tar"]
+    data.prefetcher.close()
+    data.samples.close()
+
+
+def test_mixes_are_read_ahead_where_they_are_remote(dataset: Path, tmp_path: Path) -> None:
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "local", shard_images=8)
+    mix = (MixedSet(path=str(tmp_path / "local")),)
+    data = open_data(remote_config(dataset, tmp_path / "cache", mix=mix), seed=0)
+    assert data.prefetcher is not None
+    assert sorted(data.prefetcher.coming(0)) == list(range(4 + 8))
+    assert [data.samples.num_bytes(shard) > 0 for shard in (3, 4)] == [True, False]
+    data.prefetcher.advance(0)
+    wait_for_shards(tmp_path / "cache", 4)
+    data.prefetcher.close()
+    data.samples.close()
+
+
+def test_reading_ahead_leaves_failures_to_the_reader(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DELAYS", ())
+    config = replace(
+        remote_config(dataset, tmp_path),
+        path=f"pipe:sh -c 'case {{}} in *2.tar) exit 9;; *) cat {dataset}/{{}};; esac'",
+    )
+    pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 4))
+    batches = pipeline.batches(0)
+    with pytest.raises(Unreachable, match=r"shards/000002\.tar of .* cannot be had"):
+        list(itertools.islice(batches, 60 // 4))
+    batches.close()
+    pipeline.close()
 
 
 def test_unreachable_sets_say_so(
