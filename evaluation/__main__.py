@@ -6,6 +6,7 @@ Under torchrun (or Slurm) the same commands share their work over all ranks.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from dist_train.launch import launch_ranks, should_launch
 from evaluation.compare import format_comparison, write_plots
 from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import DetectorConfig
-from evaluation.export import export
+from evaluation.export import export, write_batch
+from evaluation.failures import is_lost_contact, lose_contact, refuse
 from evaluation.formats import read_statistics
 from evaluation.generate import GeneratedImages, SamplePlan, parse_seeds
 from evaluation.grid import make_grid, write_image
@@ -32,34 +34,42 @@ from evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 from evaluation.reference import make_reference, read_reference, write_reference
 from evaluation.results import find_results
 from evaluation.run import Evaluation, evaluate
-from evaluation.table import format_table
+from evaluation.table import format_repeats, format_table
 from models.snapshot import Snapshot, read_snapshot
 
 TIMEOUT = timedelta(hours=2)
 NUM_FEATURES = 10_000
+USUAL_SAMPLES = 50_000
 
 Work = Callable[[World], None]
 """What the ranks do together, after the command line has been checked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 after one line about what was wrong."""
+    """Run a command; returns the exit code.
+
+    0 is success, 2 follows one line about what was wrong, 76 one about a rank that was lost.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     args = parse(words)
+    world = None
     try:
+        if hasattr(args, "ranks") and "RANK" in os.environ:
+            world = init_world(TIMEOUT)
         work = COMMANDS[args.command](args)
         if work is None:
             return 0
         if should_launch(args.ranks):
             return launch_ranks("evaluation", words, args.ranks)
-        world = init_world(TIMEOUT)
+        world = world or init_world(TIMEOUT)
         work(world)
         world.close()
     except (ValueError, OSError) as error:
-        rank = os.environ.get("RANK", "0")
-        prefix = "" if rank == "0" else f"rank {rank}: "
-        print(f"error: {prefix}{error}", file=sys.stderr)
-        return 2
+        return refuse(error, world)
+    except RuntimeError as error:
+        if world is None or not is_lost_contact(error):
+            raise
+        return lose_contact(world)
     return 0
 
 
@@ -113,7 +123,7 @@ def run_command(args: argparse.Namespace) -> Work:
         if args.grid:
             _write_grid(args, open_images(configs[0].images or args.keep_images), world)
         files = ", ".join(str(config.out) for config in configs)
-        _say(world, f"{files}\n{format_table(results)}")
+        _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
 
     return work
 
@@ -133,8 +143,12 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def export_command(args: argparse.Namespace) -> None:
-    """Write our statistics as a file of another tool."""
-    export(read_reference(args.reference), args.out, args.format)
+    """Write our statistics, or images, as a file of another tool."""
+    if args.format == "adm_samples":
+        write_batch(open_images(args.source), args.out)
+    else:
+        images = open_images(args.images) if args.images else None
+        export(read_reference(args.source), args.out, args.format, images)
     print(f"{args.out}: {args.format}")
 
 
@@ -261,11 +275,12 @@ def _plan(
     args: argparse.Namespace, protocol: Protocol | None = None, repeat: int = 0
 ) -> SamplePlan:
     """Return which samples are drawn; a protocol decides what no option does."""
-    if protocol is not None:
-        seeds = parse_seeds(args.seeds) if args.seeds else protocol.seeds(repeat)
-        return SamplePlan(seeds, args.labels, args.batch_size, protocol.post)
-    post = PostProcess(args.quantisation, args.retouch, args.codec)
-    return SamplePlan(parse_seeds(args.seeds or "0-49999"), args.labels, args.batch_size, post)
+    names = ("quantisation", "retouch", "codec")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    post = dataclasses.replace(protocol.post if protocol else PostProcess(), **given)
+    usual = protocol.seeds(repeat) if protocol else tuple(range(USUAL_SAMPLES))
+    seeds = parse_seeds(args.seeds) if args.seeds else usual
+    return SamplePlan(seeds, args.labels, args.batch_size, post)
 
 
 def _detector(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:

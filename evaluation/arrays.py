@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +14,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 AnyArray = NDArray[Any]
+Stream = tuple[np.dtype[Any], tuple[int, ...], Iterable[AnyArray]]
 
 
 class NpzArray:
@@ -88,15 +89,43 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, AnyArr
         raise ValueError(f"{path} cannot be read as npz: {error}") from None
 
 
-def write_npz(path: Path, arrays: Mapping[str, AnyArray]) -> None:
-    """Write an uncompressed .npz atomically: temporary name, fsync, rename."""
+def write_npz(
+    path: Path,
+    arrays: Mapping[str, AnyArray],
+    streams: Mapping[str, Stream] | None = None,
+) -> None:
+    """Write an uncompressed .npz atomically: temporary name, fsync, rename.
+
+    Args:
+        path: The file.
+        arrays: Arrays by name.
+        streams: Arrays that are too large for memory: dtype, shape, and blocks of rows in order.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        npy_format.write_array(member, np.asanyarray(array), allow_pickle=False)
+                for name, stream in (streams or {}).items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        _write_stream(cast(BinaryIO, member), *stream)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_stream(
+    file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[AnyArray]
+) -> None:
+    header = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, dtype).tobytes())
 
 
 def npz_names(path: Path) -> set[str]:

@@ -7,7 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from dist_train.distributed import World
-from evaluation.statistics import FloatArray
+from evaluation.frechet import frechet_distance
+from evaluation.inception_score import mean_score
+from evaluation.kernel_distance import kid
+from evaluation.precision_recall import PR_NEIGHBOURS, PRDC_NEIGHBOURS, memberships
+from evaluation.statistics import FeatureSet, FloatArray, gaussian_of
 
 SEED = 0
 
@@ -49,3 +53,48 @@ def interval(
     values = np.array([drawn[j] for j in range(count)])
     tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - values.mean()
     return value + float(tails[0]), value + float(tails[1])
+
+
+Resampling = tuple[FloatArray, Callable[[FloatArray], float]]
+"""Rows, one per generated image, and the statistic of them that gives a metric's first value."""
+
+
+def _resampled_fd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
+    del world
+    gaussian = ref.gaussian(tap)
+    return gen.rows(tap), lambda rows: frechet_distance(gaussian_of(rows), gaussian)
+
+
+def _resampled_is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
+    del ref, world
+    return gen.rows(tap), mean_score
+
+
+def _resampled_kid(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
+    del world
+    reference = ref.rows(tap)
+    return gen.rows(tap), lambda rows: kid(rows, reference)
+
+
+def _resampled_precision(k: int) -> Callable[..., Resampling]:
+    """Return the resampling of precision, a mean over the generated images.
+
+    Recall and coverage have none: they are shares of the reference, decided by the distances
+    between generated images, of which a resample makes a third zero.
+    """
+
+    def resampled(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
+        found = memberships(gen.rows(tap), ref.rows(tap), k, world)
+        return found.precise[:, None].astype(np.float64), lambda rows: float(rows.mean())
+
+    return resampled
+
+
+RESAMPLED: dict[str, Callable[[FeatureSet, FeatureSet, str, World], Resampling]] = {
+    "fd": _resampled_fd,
+    "is": _resampled_is,
+    "kid": _resampled_kid,
+    "pr": _resampled_precision(PR_NEIGHBOURS),
+    "prdc": _resampled_precision(PRDC_NEIGHBOURS),
+}
+"""Metrics that have bootstrap intervals."""

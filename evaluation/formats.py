@@ -20,7 +20,12 @@ from evaluation.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
 from models.pickle_reader import NUMPY_GLOBALS, read_pickle, read_pickled_npy
 
 SPATIAL_EDGE = 17
-ADM_IMAGES = 10_000
+CLEAN_MODES = {
+    "_clean_": "clean",
+    "_legacy_tensorflow_": "tf1",
+    "_legacy_pytorch_": "pytorch_fid",
+}
+"""Pipelines by what clean-fid writes into the names of its files."""
 PICKLE_GLOBALS = NUMPY_GLOBALS | {"dnnlib.util.EasyDict": dict}
 
 
@@ -231,10 +236,5 @@ def _gaussian(path: Path, arrays: Mapping[str, Any], suffix: str, n: int | None)
 def _pipeline_of_name(path: Path) -> str:
     """Return the pipeline that clean-fid and torch-fidelity write into file names, else ""."""
     name = path.name
-    known = {
-        "_clean_": "clean",
-        "_legacy_tensorflow_": "tf1",
-        "_legacy_pytorch_": "pytorch_fid",
-        "-inception-v3-compat-": "tf1",
-    }
+    known = CLEAN_MODES | {"-inception-v3-compat-": "tf1"}
     return next((pipeline for mark, pipeline in known.items() if mark in name), "")

@@ -8,14 +8,12 @@ for singular covariances (fewer samples than features).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
+from evaluation.statistics import FeatureSet, FloatArray, Gaussian
 
 ACCURACY = 1e-10
 """Error that a distance may have, relative to the traces of both covariances."""
@@ -58,12 +56,6 @@ def frechet(gen: FeatureSet, ref: FeatureSet, tap: str) -> float:
     return frechet_distance(gen.gaussian(tap), ref.gaussian(tap))
 
 
-def extrapolate(sizes: NDArray[Any], values: FloatArray) -> tuple[float, float]:
-    """Fit values = intercept + slope / size; the intercept is the limit of infinite n."""
-    slope, intercept = np.polyfit(1 / np.asarray(sizes, np.float64), values, 1)
-    return float(intercept), float(slope)
-
-
 def nuclear_norm(matrix: FloatArray, accuracy: float = 0.0) -> float:
     """Return the sum of singular values.
 
@@ -88,28 +80,6 @@ def _gram_error(squares: Tensor) -> float:
     is_clear = squares > 100 * noise
     spread = math.sqrt(float((noise / 2 / squares[is_clear].sqrt()).square().sum()))
     return spread + int((~is_clear).sum()) * math.sqrt(100 * noise)
-
-
-def frechet_infinity(
-    gen: FloatArray, ref: Gaussian, *, start: int, points: int = 15, seed: int = 0
-) -> tuple[float, float]:
-    """Return intercept and slope of the distance in 1/N over random subsets of `gen` [N, D].
-
-    Subset j holds the first N_j of the j-th permutation of one seeded generator; N_j runs evenly
-    from `start` to N (spec/EVALUATION.md section 3, FID-infinity).
-
-    Raises:
-        ValueError: `start` is not in 2..N.
-    """
-    if not 2 <= start <= len(gen):
-        raise ValueError(f"the smallest subset, {start}, is not in 2..{len(gen)} (the samples)")
-    sizes = np.linspace(start, len(gen), points).astype(np.int32)
-    generator = np.random.RandomState(seed)
-    distances = [
-        frechet_distance(gaussian_of(gen[generator.permutation(len(gen))[:size]]), ref)
-        for size in sizes
-    ]
-    return extrapolate(sizes, np.array(distances))
 
 
 def _assemble(mu_a: FloatArray, mu_b: FloatArray, traces: float, cross: float) -> float:

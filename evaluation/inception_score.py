@@ -44,6 +44,11 @@ def chunk_splits(n: int, size: int = CHUNK) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
+def mean_score(logits: FloatArray, splits: int = 10) -> float:
+    """Return the mean score of contiguous splits of logits [N, K]."""
+    return float(split_scores(logits, contiguous_splits(len(logits), splits)).mean())
+
+
 def shuffled(logits: FloatArray, seed: int = 2020) -> FloatArray:
     """Return the rows in torch-fidelity's seeded random order."""
     order = np.random.RandomState(seed).permutation(len(logits))

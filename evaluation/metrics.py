@@ -12,13 +12,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dist_train.distributed import World
-from evaluation.bootstrap import interval
-from evaluation.frechet import frechet, frechet_distance, frechet_infinity
+from evaluation.bootstrap import RESAMPLED, interval
+from evaluation.extrapolation import limit, usual_start
+from evaluation.frechet import frechet, frechet_distance
 from evaluation.half_precision import adm_distance, half_precision_recall, stylegan_distance
-from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
+from evaluation.inception_score import (
+    chunk_splits,
+    contiguous_splits,
+    mean_score,
+    split_scores,
+)
 from evaluation.kernel_distance import cmmd, kid, kid_subsets
 from evaluation.per_class import per_class_distances
-from evaluation.precision_recall import manifold_scores
+from evaluation.precision_recall import PR_NEIGHBOURS, PRDC_NEIGHBOURS, manifold_scores
 from evaluation.sliced import mind
 from evaluation.statistics import FeatureSet, FloatArray, gaussian_of
 
@@ -76,15 +82,9 @@ class MetricRequest:
     def _interval(
         self, gen: FeatureSet, ref: FeatureSet, world: World, count: int, values: Values
     ) -> list[float]:
-        statistic = RESAMPLED[self.kind]
-        bounds = interval(
-            lambda rows: statistic(rows, ref, self.tap),
-            gen.rows(self.tap),
-            next(iter(values.values())),
-            count=count,
-            world=world,
-        )
-        return list(bounds)
+        rows, statistic = RESAMPLED[self.kind](gen, ref, self.tap, world)
+        value = next(iter(values.values()))
+        return list(interval(statistic, rows, value, count=count, world=world))
 
 
 def parse_request(text: str, taps: list[str]) -> MetricRequest:
@@ -118,11 +118,24 @@ def _fd_biased(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Valu
 
 def _fd_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
     rows, gaussian = gen.rows(tap), ref.gaussian(tap)
-    start = min(5000, max(len(rows) // 10, 2))
 
+    def distance(subset: FloatArray) -> float:
+        return frechet_distance(gaussian_of(subset), gaussian)
+
+    return _at_infinity("distance", distance, rows, world)
+
+
+def _is_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref
+    return _at_infinity("score", lambda subset: mean_score(subset, 1), gen.rows(tap), world)
+
+
+def _at_infinity(
+    name: str, statistic: Callable[[FloatArray], float], rows: FloatArray, world: World
+) -> Values:
     def compute() -> Values:
-        intercept, slope = frechet_infinity(rows, gaussian, start=start)
-        return {"distance": intercept, "slope": slope}
+        intercept, slope = limit(statistic, rows, start=usual_start(len(rows)))
+        return {name: intercept, "slope": slope}
 
     return _on_rank_0(compute, world)
 
@@ -139,21 +152,24 @@ def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Valu
 
 
 def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    scores = manifold_scores(gen.rows(tap), ref.rows(tap), 3, world)
+    scores = manifold_scores(gen.rows(tap), ref.rows(tap), PR_NEIGHBOURS, world)
     return {"precision": scores.precision, "recall": scores.recall}
 
 
 def _prdc(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    return asdict(manifold_scores(gen.rows(tap), ref.rows(tap), 5, world))
+    return asdict(manifold_scores(gen.rows(tap), ref.rows(tap), PRDC_NEIGHBOURS, world))
 
 
 def _pr_half(distance: Callable[..., Any]) -> Compute:
     def compute(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
         x, y = gen.rows(tap), ref.rows(tap)
         names = ("precision", "recall")
-        return _on_rank_0(
-            lambda: dict(zip(names, half_precision_recall(x, y, 3, distance), strict=True)), world
-        )
+
+        def measure() -> Values:
+            scores = half_precision_recall(x, y, PR_NEIGHBOURS, distance)
+            return dict(zip(names, scores, strict=True))
+
+        return _on_rank_0(measure, world)
 
     return compute
 
@@ -190,6 +206,7 @@ KINDS: dict[str, Compute] = {
     "fd_inf": _fd_infinity,
     "fd_per_class": _fd_per_class,
     "is": _is,
+    "is_inf": _is_infinity,
     "is_chunks": _is_chunks,
     "pr": _pr,
     "pr_adm": _pr_half(adm_distance),
@@ -204,31 +221,13 @@ FROM_MOMENTS = {"fd", "fd_biased", "fd_inf"}
 """Metrics that ask only for the reference's moments."""
 
 
-def _resampled_fd(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
-    return frechet_distance(gaussian_of(rows), ref.gaussian(tap))
-
-
-def _resampled_is(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
-    del ref, tap
-    return float(split_scores(rows, contiguous_splits(len(rows))).mean())
-
-
-def _resampled_kid(rows: FloatArray, ref: FeatureSet, tap: str) -> float:
-    return kid(rows, ref.rows(tap))
-
-
-RESAMPLED: dict[str, Callable[[FloatArray, FeatureSet, str], float]] = {
-    "fd": _resampled_fd,
-    "is": _resampled_is,
-    "kid": _resampled_kid,
-}
-
 FIELD_NAMES = {
     ("inception", "fd", "pool"): "fid",
     ("inception", "fd_biased", "pool"): "fid_biased",
     ("inception", "fd_inf", "pool"): "fid_inf",
     ("inception", "fd", "spatial"): "sfid",
     ("inception", "is", "logits_unbiased"): "is",
+    ("inception", "is_inf", "logits_unbiased"): "is_inf",
     ("inception", "is_chunks", "logits_unbiased"): "is_chunks",
     ("inception", "is_chunks", "logits"): "is_chunks_biased_logits",
     ("inception", "pr", "pool"): "pr",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from evaluation.detector_kinds import DETECTORS
-from evaluation.export import EXPORTERS
+from evaluation.export import FORMATS
 from evaluation.metrics import KINDS
+from evaluation.postprocess import QUANTISATIONS, RETOUCHES, Codec
 
 GRID_IMAGES = 64
 
@@ -22,7 +23,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
-    if strange or (rest and not hasattr(args, "source")):
+    if strange or (rest and not isinstance(getattr(args, "source", None), list)):
         parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
     if rest:
         args.source += rest
@@ -91,9 +92,12 @@ def _add_views(commands: Subparsers) -> None:
 
 def _add_conversions(commands: Subparsers) -> None:
     exporting = commands.add_parser("export", help="write statistics for another tool")
-    exporting.add_argument("reference", type=Path, metavar="REFERENCE.npz")
+    exporting.add_argument(
+        "source", type=Path, metavar="REFERENCE.npz|IMAGES", help="images for adm_samples only"
+    )
     exporting.add_argument("out", type=Path)
-    exporting.add_argument("--format", choices=tuple(EXPORTERS), required=True)
+    exporting.add_argument("--format", choices=FORMATS, required=True)
+    exporting.add_argument("--images", type=Path, help="images of an ADM reference batch")
     importing = commands.add_parser("import", help="convert another tool's statistics to ours")
     importing.add_argument("statistics", type=Path)
     importing.add_argument("out", type=Path, metavar="OUT.npz")
@@ -116,11 +120,9 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seeds", default=seeds, help="one per image, e.g. 0-49999")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     parser.add_argument("--labels", choices=("balanced", "random"), default="balanced")
-    parser.add_argument("--quantisation", choices=("edm", "adm"), default="edm")
-    parser.add_argument(
-        "--retouch", choices=("none", "rdm_imagenet", "rdm_celebahq"), default="none"
-    )
-    parser.add_argument("--codec", choices=("png", "jpeg"), default="png")
+    parser.add_argument("--quantisation", choices=tuple(QUANTISATIONS), help="default: edm")
+    parser.add_argument("--retouch", choices=tuple(RETOUCHES), help="default: none")
+    parser.add_argument("--codec", choices=get_args(Codec), help="default: png")
     parser.add_argument(
         "--shard-images", type=int, help="keep tar shards of so many images, not single files"
     )

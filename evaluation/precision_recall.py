@@ -27,6 +27,9 @@ from evaluation.neighbours import (
 )
 from evaluation.statistics import FloatArray
 
+PR_NEIGHBOURS, PRDC_NEIGHBOURS = 3, 5
+"""k of precision and recall, and of the paper on density and coverage."""
+
 
 @dataclass(frozen=True)
 class ManifoldScores:

@@ -171,12 +171,29 @@ def _protocol_facts(config: Evaluation, images: ImageSet) -> dict[str, Any] | No
     protocol = config.protocol
     if protocol is None:
         return None
-    deviations = []
-    if len(images) != protocol.num_samples:
-        deviations.append(f"{len(images)} images instead of {protocol.num_samples}")
-    if config.images is not None:
-        deviations.append("images were given: seeds, labels and post-processing are not checked")
-    return asdict(protocol) | {"deviations": deviations}
+    return asdict(protocol) | {"deviations": _deviations(config, protocol, len(images))}
+
+
+def _deviations(config: Evaluation, protocol: Protocol, num_images: int) -> list[str]:
+    """Say in what an evaluation departs from its protocol."""
+    facts: list[tuple[str, object, object]] = [
+        ("number of images", num_images, protocol.num_samples),
+        ("pipeline", config.detector.pipeline, protocol.pipeline),
+    ]
+    if config.plan is None:
+        return [*_unlike(facts), "images were given: seeds, labels and retouch are not checked"]
+    starts = [protocol.seeds(repeat)[0] for repeat in range(protocol.repeats)]
+    first = config.plan.seeds[0]
+    facts.append(("first seed", first, first if first in starts else starts[0]))
+    if protocol.per_class:
+        facts.append(("labels", config.plan.labels, "balanced"))
+    post, expected = asdict(config.plan.post), asdict(protocol.post)
+    facts += [(name, value, expected[name]) for name, value in post.items()]
+    return _unlike(facts)
+
+
+def _unlike(facts: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [f"{what} is {ours}, not {theirs}" for what, ours, theirs in facts if ours != theirs]
 
 
 def check_comparable(detector: Detector, reference: FeatureSet) -> None:

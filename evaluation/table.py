@@ -27,6 +27,19 @@ def format_table(results: Sequence[Result]) -> str:
     return "\n\n".join([*filter(None, blocks), comparability(results)])
 
 
+def format_repeats(results: Sequence[Result]) -> str:
+    """Return mean and least value over disjoint ranges of seeds; "" for one result."""
+    if len(results) < 2:
+        return ""
+    lines = []
+    for name, metric in results[0]["metrics"].items():
+        for key in metric["values"]:
+            values = [result["metrics"][name]["values"][key] for result in results]
+            mean = sum(values) / len(values)
+            lines.append(f"{name}.{key}: mean {mean:.4g}, least {min(values):.4g}")
+    return "\n\n" + "\n".join([f"Over {len(results)} ranges of seeds:", *lines])
+
+
 def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
     """Return `fd:block4` for `fd_effnet_lite0_block4` where all results share the detector."""
     detectors = {result["detector"]["name"] for result in results}

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from evaluation import __main__ as cli
 from evaluation.arrays import NpzArray, read_npz
 from evaluation.export import export, spatial_to_chw
 from evaluation.formats import read_statistics, spatial_to_hwc
+from evaluation.images import open_images
 from evaluation.reference import read_reference, write_reference
 from evaluation.statistics import FeatureSet, gaussian_of
 
@@ -48,6 +51,9 @@ def test_our_own_file_comes_back(features: FeatureSet, tmp_path: Path) -> None:
         ("stat_npy", "cifar10_stat.npy"),
         ("rdm", "activations.npz"),
         ("torch_fidelity", "x-inception-v3-compat-features-2048.pt"),
+        ("torch_fidelity_moments", "x-inception-v3-compat-stat-fid-2048.pt"),
+        ("clean_fid", "cifar10_legacy_tensorflow_train_32.npz"),
+        ("clean_fid_kid", "cifar10_legacy_tensorflow_train_32_kid.npz"),
     ],
 )
 def test_exported_files_come_back(
@@ -61,6 +67,31 @@ def test_exported_files_come_back(
             gaussian.sigma, features.gaussian(tap).sigma, rtol=1e-5, atol=1e-6
         )
     assert "pool" in back.gaussians
+
+
+def test_adm_batches_are_written_and_read_as_images(
+    features: FeatureSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{label}{i}.png")
+    images, batch = open_images(tmp_path / "images"), tmp_path / "batch.npz"
+    command = ["export", str(tmp_path / "images"), str(batch), "--format", "adm_samples"]
+    assert cli.main(command) == 0
+    with np.load(batch, allow_pickle=False) as file:
+        assert file["arr_0"].shape == (6, 4, 6, 3)
+        assert file["arr_1"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(open_images(batch).batch(range(6)), images.batch(range(6)))
+    reference = tmp_path / "VIRTUAL.npz"
+    export(features, reference, "adm_reference", images)
+    assert set(read_statistics(reference, TF1).gaussians) == {"pool", "spatial"}
+    assert torch.equal(open_images(reference).batch([5]), images.batch([5]))
+    with pytest.raises(ValueError, match="add --images"):
+        export(features, reference, "adm_reference")
+    with pytest.raises(ValueError, match="does not fit statistics of the tf1 pipeline"):
+        export(features, tmp_path / "cifar10_clean_train_32.npz", "clean_fid")
 
 
 def test_spatial_features_change_order_for_rdm() -> None:

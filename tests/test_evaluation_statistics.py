@@ -13,6 +13,7 @@ import torch
 from dist_train.distributed import World
 from evaluation import neighbours
 from evaluation.bootstrap import interval
+from evaluation.extrapolation import limit
 from evaluation.features import BatchStore, MomentStore, evenly_spread
 from evaluation.frechet import (
     GRAM_SIZE,
@@ -22,6 +23,7 @@ from evaluation.frechet import (
 )
 from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
 from evaluation.kernel_distance import cmmd, kid
+from evaluation.metrics import MetricRequest
 from evaluation.per_class import per_class_distances
 from evaluation.precision_recall import manifold_scores
 from evaluation.sliced import mind
@@ -154,6 +156,22 @@ def test_inception_score_limits() -> None:
     assert split_scores(np.zeros((50, 10)), chunk_splits(50, 20)) == pytest.approx([1, 1, 1])
     with pytest.raises(ValueError, match="too few"):
         split_scores(np.zeros((5, 10)), contiguous_splits(5, 10))
+
+
+def test_the_limit_of_infinitely_many_samples_takes_the_bias_away() -> None:
+    line = limit(lambda rows: 5 + 3 / len(rows), normal(400, 2), start=20)
+    assert line == pytest.approx((5, 3))
+    with pytest.raises(ValueError, match=r"smallest subset, 1, is not in 2\.\.5"):
+        limit(float, normal(5, 2), start=1)
+
+
+def test_precision_has_the_interval_of_a_share() -> None:
+    x, y = normal(400, 2, 0.7), normal(300, 2)
+    sets = [FeatureSet({}, len(s), {}, {"t": s}, range(len(s))) for s in (x, y)]
+    metric = MetricRequest("pr", "t").compute(*sets, ALONE, bootstrap=400)
+    precision = metric["values"]["precision"]
+    spread = 1.96 * (precision * (1 - precision) / 400) ** 0.5
+    assert metric["interval95"] == pytest.approx([precision - spread, precision + spread], abs=0.01)
 
 
 def test_kernel_and_sliced_distances_vanish_on_equal_sets() -> None:

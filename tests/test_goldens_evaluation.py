@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.frechet import frechet_distance, frechet_infinity, frechet_of_features
+from evaluation.extrapolation import limit
+from evaluation.frechet import frechet_distance, frechet_of_features
 from evaluation.half_precision import adm_distance, half_precision_recall, stylegan_distance
 from evaluation.inception import SPATIAL_CHANNELS
 from evaluation.inception_score import chunk_splits, contiguous_splits, shuffled, split_scores
@@ -27,7 +28,7 @@ from evaluation.postprocess import PostProcess, quantise_adm
 from evaluation.precision_recall import manifold_scores
 from evaluation.resize import PIPELINES
 from evaluation.sliced import mind
-from evaluation.statistics import gaussian_of
+from evaluation.statistics import Gaussian, gaussian_of
 from models.sampler import quantise
 from tests.evaluation_goldens import Array, Goldens
 
@@ -88,12 +89,12 @@ def check_features(goldens: Goldens, given: Array) -> None:
 @rule("metrics_inputs", r"(?P<moment>mu|sigma)_(?P<name>\w+)")
 def check_moments(goldens: Goldens, given: Array, moment: str, name: str) -> None:
     gaussian = gaussian_of(goldens.input(name))
-    close(gaussian.mu if moment == "mu" else gaussian.sigma, given, 1e-12, 1e-14)
+    close_to_maximum(gaussian.mu if moment == "mu" else gaussian.sigma, given, 1e-13)
 
 
-@rule("metrics_inputs", r"radii2_(?P<name>ref|gen)_k(?P<k>\d+)")
-def check_radii(goldens: Goldens, given: Array, name: str, k: str) -> None:
-    points = centred_points(*goldens.pair("main"))[0 if name == "gen" else 1]
+@rule("metrics_inputs", r"radii2_(?P<name>ref|gen)(_(?P<case>\w+?))?_k(?P<k>\d+)")
+def check_radii(goldens: Goldens, given: Array, name: str, case: str | None, k: str) -> None:
+    points = centred_points(*goldens.pair(case or "main"))[0 if name == "gen" else 1]
     close(radii_squared(points, int(k)), given, 1e-6)
 
 
@@ -104,9 +105,9 @@ def check_recipe(goldens: Goldens, given: Array, case: str, what: str) -> None:
         return
     gen, ref = goldens.recipe_pair(case)
     if what == "probe_ref":
-        close(ref[:2, :8], given, 1e-6)
+        close(ref[:2, :8], given, 1e-6, 1e-7)
     elif what == "probe_gen":
-        close(gen[-2:, -8:], given, 1e-6)
+        close(gen[-2:, -8:], given, 1e-6, 1e-7)
     else:
         x, y = ref.astype(np.float64), gen.astype(np.float64)
         close([x.sum(), y.sum(), (x * x).sum(), (y * y).sum()], given, 1e-9)
@@ -143,7 +144,7 @@ def check_frechet(goldens: Goldens, expected: Array, case: str, tool: str) -> No
     floor = 1e-10 * (np.trace(a.sigma) + np.trace(b.sigma))
     if tool == "exact":
         rtol, atol = 1e-9, floor
-    elif min(len(gen), len(ref)) <= gen.shape[1]:
+    elif is_singular(a) or is_singular(b):
         rtol, atol = 1e-4, 5e-3  # the tool's square root is low on singular covariances
     else:
         rtol, atol = 1e-6, floor + (5e-6 if tool == "torch_fidelity" else 1e-9)
@@ -151,24 +152,29 @@ def check_frechet(goldens: Goldens, expected: Array, case: str, tool: str) -> No
     close(frechet_of_features(gen, ref), expected, rtol, atol)
 
 
+def is_singular(gaussian: Gaussian) -> bool:
+    """Whether square roots by `sqrtm`, as the tools take them, lose digits."""
+    values = np.linalg.eigvalsh(gaussian.sigma)
+    return bool(values[0] < 1e-9 * values[-1])
+
+
 @rule("metrics_expected", r"fid_(?P<case>\w+?)_biased_cov")
 def check_biased_frechet(goldens: Goldens, expected: Array, case: str) -> None:
-    gen, ref = goldens.pair(case)
     a, b = (gaussian.biased() for gaussian in goldens.gaussians(case))
-    is_singular = min(len(gen), len(ref)) <= gen.shape[1]
-    rtol, atol = (1e-4, 5e-3) if is_singular else (1e-6, 1e-9)
+    is_low = is_singular(a) or is_singular(b)
+    rtol, atol = (1e-4, 5e-3) if is_low else (1e-6, 1e-9)
     close(frechet_distance(a, b), expected, rtol, atol)
 
 
 @rule("metrics_expected", r"fid2048_(?P<case>\w+?)_(?P<tool>exact|pytorch_fid)")
 def check_recipe_frechet(goldens: Goldens, expected: Array, case: str, tool: str) -> None:
     gen, ref = goldens.recipe_pair(case)
-    is_singular = min(len(gen), len(ref)) <= gen.shape[1]
-    if is_singular:
+    is_rank_deficient = min(len(gen), len(ref)) <= gen.shape[1]
+    if is_rank_deficient:
         value = frechet_of_features(gen, ref)
     else:
         value = frechet_distance(gaussian_of(gen), gaussian_of(ref))
-    is_low = tool == "pytorch_fid" and is_singular
+    is_low = tool == "pytorch_fid" and is_rank_deficient
     close(value, expected, 1e-4 if is_low else 1e-6, 5e-3 if is_low else 0)
 
 
@@ -193,8 +199,12 @@ def to_hwc(features: Array) -> Array:
 def check_extrapolation(goldens: Goldens, expected: Array, what: str) -> None:
     gen, _ = goldens.pair("main")
     sizes = goldens.input("fidinf_N")
-    line = frechet_infinity(
-        gen, goldens.gaussians("main")[1], start=int(sizes[0]), points=len(sizes), seed=0
+    reference = goldens.gaussians("main")[1]
+    line = limit(
+        lambda subset: frechet_distance(gaussian_of(subset), reference),
+        gen,
+        start=int(sizes[0]),
+        points=len(sizes),
     )
     close(line[0 if what == "intercept" else 1], expected, 1e-9)
 
@@ -202,9 +212,22 @@ def check_extrapolation(goldens: Goldens, expected: Array, what: str) -> None:
 # --- precision, recall, density, coverage ---------------------------------------------------------
 
 
-@rule("metrics_expected", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_(rdm|torch_fidelity)")
+@rule("metrics_expected", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_rdm")
 def check_precision_recall(goldens: Goldens, expected: Array, case: str, k: str) -> None:
-    close(scores(goldens, case, int(k))[:2], expected, 1e-6)
+    close(scores(goldens, case, int(k))[:2], expected, 1e-12)
+
+
+@rule("metrics_expected", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_torch_fidelity")
+def check_float32_precision(goldens: Goldens, expected: Array, case: str, k: str) -> None:
+    close_to_one_sample(goldens, case, scores(goldens, case, int(k))[:2], expected)
+
+
+def close_to_one_sample(
+    goldens: Goldens, case: str, values: tuple[float, ...], expected: Array
+) -> None:
+    """Tools that round distances may decide one point on a surface otherwise."""
+    for value, target, features in zip(values, expected, goldens.pair(case), strict=True):
+        close(value, target, 0, 1.01 / len(features))
 
 
 @rule("metrics_expected", r"prdc_(?P<case>\w+?)_k(?P<k>\d+)(_exact)?")
@@ -220,7 +243,7 @@ def scores(goldens: Goldens, case: str, k: int) -> tuple[float, ...]:
 @rule("metrics_expected", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_stylegan_emulated")
 def check_stylegan_precision(goldens: Goldens, expected: Array, case: str, k: str) -> None:
     values = half_precision_recall(*goldens.pair(case), int(k), stylegan_distance)
-    close(values, expected, 1e-6)
+    close_to_one_sample(goldens, case, values, expected)
 
 
 @rule("metrics_expected_adm", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_adm")
@@ -291,7 +314,7 @@ def check_stylegan_kid(goldens: Goldens, expected: Array, count: str, size: str,
     values = kid_subsets(
         gen, ref, subsets=int(count), size=int(size), seed=int(seed), cut_size=True
     )
-    close(values.mean(), expected, 1e-5)
+    close(values.mean(), expected, 1e-5, 1e-7)
 
 
 @rule("metrics_expected", r"kid_full_unbiased")

@@ -1,0 +1,68 @@
+"""Failures of commands that ranks share: one line that says what is wrong, printed once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+from torch import distributed as dist
+
+from dist_train.distributed import World
+from dist_train.watchdog import EXIT_LOST
+from evaluation.features import short_hash
+
+EXIT_REFUSED = 2
+PATIENCE = timedelta(seconds=1)
+"""How long ranks wait to hear that another one has said the same."""
+
+
+def refuse(error: Exception, world: World | None) -> int:
+    """Print what was wrong, for all ranks that fail alike once; returns the exit code."""
+    if world is None or world.store is None:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    key = f"refused/{short_hash(str(error))}"
+    others = [f"{key}/{rank}" for rank in range(1, world.size)]
+    if world.rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell(world, [key, "refused"])
+        _heard(world, others)  # the store ends with this process
+    else:
+        _tell(world, [f"{key}/{world.rank}", "refused"])
+        if not _heard(world, [key]):
+            print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+    return EXIT_REFUSED
+
+
+def is_lost_contact(error: RuntimeError) -> bool:
+    """Tell whether a collective failed because another rank is gone."""
+    return isinstance(error, dist.DistError) or any(w in str(error) for w in ("gloo", "NCCL"))
+
+
+def lose_contact(world: World) -> int:
+    """Say that another rank is gone, unless one has said why it ended; returns the exit code."""
+    time.sleep(PATIENCE.total_seconds())  # a launcher ends the others meanwhile
+    if not _heard(world, ["refused"]):
+        print(
+            f"error: rank {world.rank} lost contact with another rank; what is finished is kept,"
+            " run the same command again",
+            file=sys.stderr,
+        )
+    return EXIT_LOST
+
+
+def _tell(world: World, keys: list[str]) -> None:
+    try:
+        for key in keys:
+            world.store.set(key, "1")
+    except RuntimeError:  # rank 0, which keeps the store, is gone
+        return
+
+
+def _heard(world: World, keys: list[str]) -> bool:
+    try:
+        world.store.wait(keys, PATIENCE)
+    except RuntimeError:
+        return False
+    return True
