@@ -8,7 +8,8 @@ silent or obscure when broken; `check_stage` refuses what cannot work):
   (float32 weights, compute dtype inside), and DeepSpeed always runs in float32.
 * Under ZeRO-3 losses call the engine (`Engine.called`), which gathers the weights: the raw module
   would be silently wrong. R1 fails there, and so does a second network.
-* One backward call per micro-batch and network: of several, ZeRO-1/2 keep only the last.
+* One backward call per micro-batch and network: of several, ZeRO-1/2 keep only the last. A second
+  call raises.
 * While one network is updated, the others are frozen (`updating_only`), else their gradients leak.
 * We pass our own torch optimizer; DeepSpeed's name lookup may turn Adam into AdamW.
 * DeepSpeed clips gradients to norm 1 unless it is told not to.
@@ -78,9 +79,13 @@ class Engine:
         self.loss_scale = LossScale(scale_loss)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.updates = 0
+        self._stepping = False
         self._world = world
         clip = adam.max_gradient_norm or 0.0
-        settings: dict[str, Any] = {"lr": adam.lr, "betas": adam.betas, "eps": adam.eps}
+        settings: dict[str, Any] = {
+            "lr": adam.lr, "betas": adam.betas, "eps": adam.eps,
+            "fused": True,  # one pass over the weights: on CPUs in 2/5 of the time
+        }  # fmt: skip
         self._optimizer: torch.optim.Adam = (
             torch.optim.Adam(network.parameters(), **settings)
             if self.zero_stage
@@ -110,7 +115,17 @@ class Engine:
         return self._engine if self.zero_stage == 3 else self.network
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's mean loss (averaged over micro-batches)."""
+        """Add the gradient of a micro-batch's mean loss (averaged over micro-batches).
+
+        Raises:
+            RuntimeError: It was called twice without a step.
+        """
+        if self._stepping:
+            raise RuntimeError(
+                "a second backward call before the step: ZeRO would keep the last one's gradients"
+                " only; add the losses up and call backward once"
+            )
+        self._stepping = True
         self._engine.backward(loss if self.zero_stage else self.loss_scale.scale_loss(loss))
 
     def step(self, learning_rate: float) -> None:
@@ -123,6 +138,7 @@ class Engine:
         boundary = self._engine.is_gradient_accumulation_boundary()
         before = self.loss_scale.skipped
         self._engine.step()
+        self._stepping = False
         self.updates += int(boundary and self.loss_scale.skipped == before)
 
     def gradient_norm(self) -> float:
