@@ -20,6 +20,7 @@ from slurm.ranks import Task, enter_rank, this_task
 from slurm.requeue import (
     EXIT_PREEMPTED,
     EXIT_STALLED,
+    ask_for_whole_time,
     decide,
     goes_on,
 )
@@ -89,10 +90,8 @@ class TrainJob:
         JobFolder(self.run_dir).note(
             task.job_id, "exit", restart=task.restart, rank=task.rank, code=code
         )
-        if code == EXIT_PREEMPTED and self._may_go_on(task):
-            assert callable(submitit_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue
-            submitit_handler(signal.SIGUSR2, None)  # checkpoint(), back to the queue, exit
+        if code == EXIT_PREEMPTED and task.rank == 0:
+            self._requeue(task, submitit_handler)
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)
         if code:
@@ -145,9 +144,18 @@ class TrainJob:
         config = read_config(RunConfig, self.run_dir / "config.json")
         return train(config, self.run_dir, on_snapshot=self._reconcile)
 
+    def _requeue(self, task: Task, submitit_handler: Any) -> None:
+        """Go back to the queue, unless Slurm does that itself; then this process ends."""
+        try:
+            if self._may_go_on(task):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue
+                submitit_handler(signal.SIGUSR2, None)  # checkpoint(), back to the queue, exit
+        finally:
+            ask_for_whole_time(JobFolder(self.run_dir), task.job_id)
+
     def _may_go_on(self, task: Task) -> bool:
-        """Whether rank 0 is to requeue: not if Slurm does, or the user cancelled."""
-        if task.rank != 0 or (JobFolder(self.run_dir).path / STOP).exists():
+        """Whether this rank 0 is to requeue: not if Slurm does, or the user cancelled."""
+        if (JobFolder(self.run_dir).path / STOP).exists():
             return False
         return "SLURM_JOB_ID" not in os.environ or goes_on(task.job_id)
 

@@ -270,10 +270,12 @@ def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
         port = str(free_port(str(os.getpid()), 0))
         clean |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "RELAYWAVE_PORT": port,
                   **submission.site.environment}  # fmt: skip
-    os.environ.clear()
+    for name in before.keys() - clean.keys():
+        del os.environ[name]
     os.environ.update(clean)
     try:
         yield
     finally:
-        os.environ.clear()
+        for name in clean.keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)

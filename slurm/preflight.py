@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from models.config_io import ConfigError, read_config
 from slurm.cluster import Site
 from slurm.folder import JobFolder
-from slurm.queue import SlurmError, have_slurm, queued, run_slurm, submission_problem
+from slurm.queue import (
+    SlurmError,
+    have_slurm,
+    nodes_are_away,
+    queued,
+    run_slurm,
+    submission_problem,
+)
 from slurm.resources import Resources, parse_minutes
 from slurm.speed import Speed, check_time, known_speed
 
@@ -49,9 +56,13 @@ def check_request(resources: Resources, site: Site, paths: Sequence[Path]) -> No
 
 
 def check_script(script: str) -> None:
-    """Have Slurm itself judge the batch script. Raises SlurmError if it would refuse it."""
+    """Have Slurm itself judge the batch script. Raises SlurmError if it would refuse it.
+
+    `sbatch --test-only` also refuses what has to wait for nodes that are down or reserved, which
+    sbatch takes: while there are such nodes, only sbatch can say what is not to be had for ever.
+    """
     problem = submission_problem(script)
-    if problem:
+    if problem and not ("not available" in problem and nodes_are_away()):
         raise SlurmError(f"Slurm would refuse this job: {problem}")
 
 

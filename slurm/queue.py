@@ -107,6 +107,14 @@ def idle_nodes(partition: str) -> int:
     return len(set(run_slurm(command).splitlines()))
 
 
+def nodes_are_away() -> bool:
+    """Whether any node is down, drained or reserved now, or will be reserved."""
+    states = run_slurm(["sinfo", "--noheader", "--Node", "--format=%T"]).split()
+    if set(states) - {"idle", "mixed", "allocated", "completing"}:
+        return True
+    return "ReservationName=" in run_slurm(["scontrol", "show", "reservation", "--oneliner"])
+
+
 def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:
     """Return sacct's rows of whole allocations, one for each time that a job ran."""
     ids = sorted(set(job_ids))

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def goes_on(job_id: str, patience: float = 900.0) -> bool:
         return job.get("JobState") == "RUNNING" and job.get("Restarts") == restarts
 
 
+def ask_for_whole_time(folder: JobFolder, job_id: str) -> None:
+    """Undo in a job that was requeued that Slurm has shortened its time limit (`--time-min`).
+
+    Slurm keeps the short limit else, and every later start would have that only.
+    """
+    records = [r for r in folder.records() if r.job_id == job_id and r.resources.min_minutes]
+    with suppress(SlurmError):  # it was cancelled instead, or slurmctld is away
+        for record in records:
+            limit = f"TimeLimit={record.resources.minutes}"
+            run_slurm(["scontrol", "update", f"JobId={job_id}", limit])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the end of a batch script; returns the job's exit code."""
     options = _parser().parse_args(arguments)
@@ -112,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = f" in {decision.delay} s" if decision.delay else ""
     print(f"exit code {options.code}: {decision.why}; runs again{again}", file=sys.stderr)
     run_slurm(["scontrol", "requeue", job_id])
+    ask_for_whole_time(folder, job_id)
     if decision.delay:
         run_slurm(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{decision.delay}"])
     return int(options.code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from slurm.queue import QueuedJob, SlurmError, accounting, explain, have_slurm, 
 from slurm.results import values
 from slurm.speed import productive_seconds
 
+ENDED = "NOT QUEUED"
 SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
 
 
@@ -90,7 +91,7 @@ def _job(
         "job_id": job_id,
         "kind": record.kind,
         "name": record.name,
-        "state": waiting.state if waiting else "NOT QUEUED",
+        "state": waiting.state if waiting else ENDED,
         "reason": reason,
         "advice": explain(reason),
         "starts_at": waiting.start if waiting and reason else "",
@@ -124,18 +125,25 @@ def format_status(status: Mapping[str, Any]) -> str:
         lines.append(text)
     if "stopped" in status:
         lines.append(f"  stopped: {status['stopped']}")
-    for job in status["jobs"]:
-        text = f"  └ {job['kind']} {job['job_id']}  {job['state']}"
-        text += f" ({job['reason']})" if job["reason"] else ""
-        text += f"  from {job['starts_at']}" if job["starts_at"] not in ("", "N/A") else ""
-        text += f"  {job['elapsed']} on {job['nodes']}" if job["nodes"] else ""
-        text += f"  {job['starts']} starts" if job["starts"] > 1 else ""
-        text += f", {job['crashes']} crashes" if job["crashes"] else ""
-        text += f"  [{job['last_end']}]" if job["last_end"] else ""
-        lines.append(text)
-        if job["advice"]:
-            lines.append(f"      {job['advice']}")
+    lines += [line for job in _worth_showing(status["jobs"]) for line in _describe_job(job)]
     return "\n".join(lines)
+
+
+def _worth_showing(jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the jobs in the queue, and of those that are not the newest of each name."""
+    newest = {job["name"]: job["job_id"] for job in jobs}
+    return [job for job in jobs if job["state"] != ENDED or newest[job["name"]] == job["job_id"]]
+
+
+def _describe_job(job: Mapping[str, Any]) -> list[str]:
+    text = f"  └ {job['kind']} {job['job_id']}  {job['state']}"
+    text += f" ({job['reason']})" if job["reason"] else ""
+    text += f"  from {job['starts_at']}" if job["starts_at"] not in ("", "N/A") else ""
+    text += f"  {job['elapsed']} on {job['nodes']}" if job["nodes"] else ""
+    text += f"  {job['starts']} starts" if job["starts"] > 1 else ""
+    text += f", {job['crashes']} crashes" if job["crashes"] else ""
+    text += f"  [{job['last_end']}]" if job["last_end"] else ""
+    return [text, f"      {job['advice']}"] if job["advice"] else [text]
 
 
 def _describe_progress(status: Mapping[str, Any]) -> str:

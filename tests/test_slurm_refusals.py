@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
-from slurm import preflight, training
+from slurm import preflight, queue, training
 from slurm.__main__ import main
 from slurm.preflight import Partition
 from tests.slurm_project import make_run
@@ -148,6 +149,27 @@ def test_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert main([*RUN, "--run-dir", str(tmp_path / "run")]) == 2
     assert "there is no Slurm on this machine" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reservations", "refused"),
+    [
+        ("idle\nmixed", "No reservations in the system", True),
+        ("idle\ndown*", "No reservations in the system", False),
+        ("idle", "ReservationName=maintenance StartTime=2030-01-01T00:00:00", False),
+    ],
+)
+def test_what_slurm_refuses_only_for_now_is_for_sbatch_to_judge(
+    nodes: str, reservations: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "Requested node configuration is not available"
+    monkeypatch.setattr(preflight, "submission_problem", lambda script: problem)
+    monkeypatch.setattr(
+        queue, "run_slurm", lambda words: nodes if words[0] == "sinfo" else reservations
+    )
+    expected = pytest.raises(ValueError, match=problem) if refused else nullcontext()
+    with expected:
+        preflight.check_script("")
 
 
 def test_folders_that_are_local_to_a_machine(

@@ -15,7 +15,7 @@ import pytest
 
 from slurm import ranks, requeue
 from slurm.code import SOURCE, code_digest, code_files, copy_code
-from slurm.folder import JobFolder, images_saved
+from slurm.folder import JobFolder, JobRecord, images_saved
 from slurm.jobs import outside_environment
 from slurm.leases import Work, create
 from slurm.logs import TaskLogs
@@ -90,6 +90,20 @@ def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder.note("7", "exit", restart=1, code=3)
     assert requeue.main([str(tmp_path), "137"]) == 3, "a diverged run is not run again"
     assert len(slurm.commands) == 2
+
+
+def test_a_shortened_time_limit_is_for_one_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    folder = JobFolder(tmp_path)
+    for job_id, least in (("7", 30), ("8", 0)):
+        folder.write(
+            JobRecord(job_id=job_id, kind="train", name="x", cluster="slurm", submitted=0.0,
+                      cwd="", code="", logs="", resources=Resources(minutes=90, min_minutes=least))
+        )  # fmt: skip
+        requeue.ask_for_whole_time(folder, job_id)
+    assert slurm.commands == [["scontrol", "update", "JobId=7", "TimeLimit=90"]]
 
 
 def test_what_slurm_ends_or_requeues_itself_is_left_alone(
@@ -241,6 +255,25 @@ def test_the_interface_that_leads_to_rank_0() -> None:
         assert interface_towards("::1") == loopback
 
 
+WHERE = """
+import tempfile
+from slurm.ranks import Task, enter_rank
+enter_rank(Task(0, 0, 1, ("here",), "1", 0))
+from data_pipelines.shards import DEFAULT_CACHE
+print(tempfile.gettempdir(), DEFAULT_CACHE.folder)
+"""
+
+
+@pytest.mark.parametrize("name", ["RELAYWAVE_SCRATCH", "SLURM_TMPDIR"])
+def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, name: f"{tmp_path}/$SLURM_JOB_ID", "SLURM_JOB_ID": "77"}
+    printed = subprocess.run(
+        [sys.executable, "-c", WHERE], env=environment, cwd=SOURCE, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    assert printed.split() == [f"{tmp_path}/77", f"{tmp_path}/77/shards"]
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("90", 90), ("90:30", 91), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190)],
@@ -290,8 +323,6 @@ def test_progress_and_productive_time(tmp_path: Path) -> None:
 
 
 def test_logs_have_ranks_and_whole_lines(tmp_path: Path) -> None:
-    from slurm.folder import JobRecord
-
     record = JobRecord(
         job_id="5", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="", code="",
         resources=Resources(), logs=str(tmp_path),

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slurm.__main__ import main
 from slurm.folder import JobFolder, read_lines
-from slurm.queue import QueuedJob, queued
+from slurm.queue import QueuedJob, describe, queued
+
+__all__ = ["describe", "read_lines"]
+
+Wait = tuple[str, Callable[[], object]]
+"""What is waited for, in words, and whether it has come."""
+Scenario = Iterator[Wait]
+"""A test that yields what it waits for, so that others can run meanwhile."""
 
 TINY = [
     "quickstart_edm16",
@@ -40,11 +49,26 @@ def last_job(folder: Path) -> str:
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:.0f} s for: {what}")
-        time.sleep(0.2)
+    run_together(iter([(what, condition)]), seconds=seconds)
+
+
+def run_together(*scenarios: Scenario, seconds: float = 240.0) -> None:
+    """Run scenarios side by side; none may wait longer than `seconds` for one thing."""
+    waits = [(scenario, next(scenario), time.monotonic()) for scenario in scenarios]
+    while waits:
+        scenario, (what, condition), since = waits.pop(0)
+        if condition():
+            waits += [(scenario, wait, time.monotonic()) for wait in _next(scenario)]
+        else:
+            assert time.monotonic() < since + seconds, f"waited {seconds:.0f} s for: {what}"
+            waits.append((scenario, (what, condition), since))
+            time.sleep(0.1 / len(waits))
+
+
+def _next(scenario: Scenario) -> list[Wait]:
+    """Let a scenario go on; returns what it waits for then, nothing at its end."""
+    wait = next(scenario, None)
+    return [] if wait is None else [wait]
 
 
 def images(run_dir: Path) -> int:
@@ -52,8 +76,12 @@ def images(run_dir: Path) -> int:
     return int(lines[-1]["images_seen"]) if lines else 0
 
 
+def reaches(run_dir: Path, count: int) -> Wait:
+    return f"{run_dir.name} to reach {count} images", lambda: images(run_dir) >= count
+
+
 def wait_for_images(run_dir: Path, count: int) -> None:
-    wait_for(f"{run_dir.name} to reach {count} images", lambda: images(run_dir) >= count)
+    wait_for(*reaches(run_dir, count))
 
 
 def wait_for_end(*job_ids: str, seconds: float = 300.0) -> None:
@@ -94,6 +122,50 @@ def rank_pids(run_dir: Path) -> dict[int, int]:
             settings = dict(v.split(b"=", 1) for v in variables if b"=" in v)
             found[int(settings[b"SLURM_PROCID"])] = int(process.name)
     return found
+
+
+def alive(pids: Collection[int]) -> list[int]:
+    """Return those that run; one that waits to be reaped does not."""
+    return [pid for pid in pids if _status(pid).get("State", "Z")[0] != "Z"]
+
+
+def has_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that is stopped."""
+    return bool(int(_status(pid).get("ShdPnd", "0"), 16) & 1 << (number - 1))
+
+
+def _status(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@contextmanager
+def frozen(
+    pids: Collection[int], thaw: signal.Signals = signal.SIGCONT
+) -> Iterator[Collection[int]]:
+    """Stop processes for a while, and then let them go on, or kill them."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pids
+    finally:
+        for pid in alive(pids):
+            os.kill(pid, thaw)
+
+
+def restart_daemons(root: Path) -> None:
+    """Start what is down of the cluster."""
+    subprocess.run([Path(__file__).parent / "up", root / "slurm"], check=True)
+
+
+def reserve(name: str, nodes: str, start: str) -> None:
+    """Make a maintenance reservation of half an hour."""
+    words = [f"reservationname={name}", f"starttime={start}", "duration=30", f"nodes={nodes}"]
+    words += ["flags=maint,ignore_jobs", "users=root"]
+    subprocess.run(["scontrol", "create", "reservation", *words], check=True)
 
 
 def daemon_pid(root: Path, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,32 @@ def test_a_pipeline_ends_in_tables(
     assert "fd:block4" in printed
 
 
+def test_a_pipeline_reports_what_failed_and_goes_on_when_it_is_mended(
+    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = pipeline_root / "wavediff64" / "snapshots" / f"{16:012d}" / "weights.safetensors"
+    aside = weights.rename(weights.with_name("aside"))
+    for name in ("evaluation/wavediff.json", "slurm/done/wavediff", "slurm/done/table"):
+        (pipeline_root / name).unlink()
+    assert main(words) == 0
+    helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    report = JobFolder(pipeline_root).records()[-1]
+    assert report.kind == "table"
+    assert report.resources.dependency.startswith("afterany:")
+    capsys.readouterr()
+    assert main(["logs", str(pipeline_root), "--job", report.job_id]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"wavediff: STOPPED: job \d+ was failed; logs in /", printed), printed
+    assert "no result of wavediff; mend it and submit the pipeline again" in printed
+    assert "fd:block4" in printed, "the results that there are"
+    assert "rdm: finished" in printed
+    aside.rename(weights)
+    assert main(words) == 0
+    helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    assert main([*words, "--tree"]) == 0
+    assert capsys.readouterr().out.count("finished") == 11
+
+
 def test_an_array_packs_what_one_process_packs(
     pipeline_root: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -129,15 +156,20 @@ def test_every_snapshot_is_evaluated_exactly_once(
     watcher = [sys.executable, "-m", "slurm", "reconcile", str(run_dir)]
     killed = subprocess.Popen([sys.executable, "-c", KILLED, str(run_dir)])
     assert killed.wait(60) == -signal.SIGKILL  # between its claim and its submission
+    assert main(["reconcile", str(run_dir), "--every=1", *ONE_TASK]) == 0
     both = [subprocess.Popen(watcher) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
 
     def all_done() -> bool:
+        hurry(run_dir)
         assert main(["reconcile", str(run_dir)]) == 0
         return "2 of 2 evaluations done" in capsys.readouterr().out
 
     helpers.wait_for("all evaluations", all_done, 200)
-    helpers.wait_for("the queue to be empty", lambda: not queued(), 60)
+    helpers.wait_for("the series to end", lambda: hurry(run_dir) or not queued(), 60)
+    series = [r.job_id for r in JobFolder(run_dir).records() if r.kind == "reconcile"]
+    assert len(series) >= 2, "it has submitted itself again"
+    assert {state for job_id in series for state in helpers.states(job_id)} == {"COMPLETED"}
     for name in ("quick", "full"):
         folder = run_dir / "evaluation" / f"{16:012d}"
         begun = [json.loads(path.read_text())["job"] for path in folder.glob(f".{name}.*.start")]
@@ -146,6 +178,13 @@ def test_every_snapshot_is_evaluated_exactly_once(
     best = json.loads((run_dir / "evaluation" / "best.json").read_text())
     assert best["images_seen"] == 16
     assert os.listdir(run_dir / "evaluation").count("best.json") == 1
+
+
+def hurry(run_dir: Path) -> None:
+    """Let the next call of a series begin at once, instead of after a minute."""
+    for job_id, job in queued().items():
+        if job.name == f"reconcile-{run_dir.name}" and job.reason == "BeginTime":
+            subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=False)
 
 
 def test_rank_0_has_its_snapshots_evaluated(cluster: Path, pipeline_root: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from slurm.__main__ import main
 from slurm.folder import JobFolder
-from slurm.queue import queued
+from slurm.queue import idle_nodes, queued
 from tests.slurm_cluster import helpers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -62,7 +62,7 @@ def test_status_logs_and_history_agree_with_slurm(
     assert f"train {job_id}" in text
 
 
-def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming(
+def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming_and_more_later(
     cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocker = subprocess.run(
@@ -78,10 +78,17 @@ def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming(
     assert f"job {job_id} now waits for 2 nodes only" in capsys.readouterr().out
     helpers.wait_for("the start", lambda: helpers.starts(run_dir, job_id))
     subprocess.run(["scancel", blocker], check=True)
-    started = next(a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "start")
-    assert started["ranks"] == 2
+    helpers.wait_for_images(run_dir, 16)
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    helpers.wait_for("the requeue", lambda: helpers.job(job_id).state == "PENDING")
+    helpers.wait_for("idle nodes", lambda: idle_nodes("main") == 4)
+    assert main(["reconcile", str(run_dir)]) == 0
+    assert f"job {job_id} now waits for 4 nodes again" in capsys.readouterr().out
     helpers.wait_for_end(job_id)
-    assert helpers.states(job_id) == ["COMPLETED"]
+    attempts = JobFolder(run_dir).attempts(job_id)
+    assert [a["ranks"] for a in attempts if a["event"] == "start"] == [2, 4]
+    assert helpers.states(job_id)[-1] == "COMPLETED"
+    helpers.assert_no_orphans(run_dir)
 
 
 def test_the_doctor_finds_the_cluster_well(

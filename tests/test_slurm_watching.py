@@ -1,0 +1,66 @@
+"""What `status` shows, without Slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slurm.folder import JobFolder, JobRecord
+from slurm.queue import QueuedJob, explain
+from slurm.resources import Resources
+from slurm.watching import find_folders, format_status, run_status
+
+
+def _submit(folder: Path, job_id: str, name: str, submitted: float) -> None:
+    JobFolder(folder).write(
+        JobRecord(job_id=job_id, kind=name.partition("-")[0], name=name, cluster="slurm",
+                  submitted=submitted, cwd="", code="", logs="", resources=Resources())
+    )  # fmt: skip
+
+
+def test_a_pending_job_says_why_and_what_to_do(tmp_path: Path) -> None:
+    _submit(tmp_path, "7", "train-x", 0.0)
+    reason = "ReqNodeNotAvail, May be reserved for other job"
+    queue = {"7": QueuedJob("7", "x", "PENDING", reason, "", "0:00", "", "2026-01-02T03:04:05")}
+    job = run_status(tmp_path, queue)["jobs"][0]
+    assert job["reason"] == reason
+    text = format_status(run_status(tmp_path, queue))
+    assert f"train 7  PENDING ({reason})  from 2026-01-02T03:04:05" in text
+    assert text.endswith("or before with a --time or --time-min that ends sooner")
+
+
+@pytest.mark.parametrize(
+    ("reason", "part"),
+    [
+        ("ReqNodeNotAvail, UnavailableNodes:n2", "down or drained"),
+        ("DependencyNeverSatisfied", "cancel it"),
+        ("Dependency", "waits for other jobs"),
+        ("QOSMaxJobsPerUserLimit", "limit of the QOS"),
+        ("AssocGrpGRES", "limit of the account"),
+        ("PartitionNodeLimit", "its partition"),
+        ("JobHeldUser", "scontrol release"),
+        ("launch failed requeued held", "scontrol release"),
+        ("Resources", ""),
+        ("None", ""),
+    ],
+)
+def test_reasons(reason: str, part: str) -> None:
+    assert part in explain(reason)
+    assert bool(part) == bool(explain(reason))
+
+
+def test_jobs_that_later_ones_have_replaced_are_left_out(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        _submit(tmp_path, str(number), "reconcile-x", float(number))
+    _submit(tmp_path, "9", "train-x", 0.0)
+    running = {"2": QueuedJob("2", "x", "RUNNING", "None", "n1", "0:10", "", "")}
+    status = run_status(tmp_path, running)
+    assert len(status["jobs"]) == 4, "all of them for scripts"
+    lines = format_status(status).splitlines()[1:]
+    assert [line.split()[2] for line in lines] == ["9", "2", "3"]
+
+
+def test_folders_without_a_job_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a run nor a job"):
+        find_folders([tmp_path])
