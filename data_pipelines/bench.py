@@ -48,15 +48,17 @@ def measure_all(
             yield f"{backend}: {error}"
 
 
-def measure_backend(config: DataConfig, *, batch_size: int, seconds: float, device: str) -> Rate:
-    """Measure one backend for about `seconds`, after its first batch.
+def measure_backend(
+    config: DataConfig, *, batch_size: int, seconds: float, device: str, start: int = 0
+) -> Rate:
+    """Measure one backend for about `seconds`, after its first batch at position `start`.
 
     Raises:
         ValueError: The set or the backend cannot be used.
     """
     begin = time.perf_counter()
     pipeline = build_pipeline(config, seed=0, share=Share(0, 1, batch_size), device=device)
-    batches = cast("Generator[ImageBatch]", pipeline.batches(0))
+    batches = cast("Generator[ImageBatch]", pipeline.batches(start))
     try:
         next(batches)
         first = time.perf_counter() - begin

@@ -18,6 +18,7 @@ from data_pipelines.manifest import Manifest
 from data_pipelines.pack import pack
 from data_pipelines.pack_options import PackOptions
 from data_pipelines.shards import ShardedImages
+from data_pipelines.sources import file_parts
 from data_pipelines.sources.base import SourceError
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
 from tests.data_sets import encoded, smooth_pixels
@@ -186,7 +187,7 @@ def test_devkit_numbers_alone_are_refused(tmp_path: Path) -> None:
 def write_lmdb(path: Path, values: dict[str, bytes]) -> Path:
     lmdb = pytest.importorskip("lmdb")
     path.mkdir(parents=True)
-    with lmdb.open(str(path), map_size=1 << 22) as database, database.begin(write=True) as write:
+    with lmdb.open(str(path), map_size=1 << 23) as database, database.begin(write=True) as write:
         for key, value in values.items():
             write.put(key.encode(), value)
     return path
@@ -202,6 +203,48 @@ def test_lsun_database(tmp_path: Path) -> None:
     manifest = pack_kind("lsun", database, tmp_path / "set")
     assert (manifest.num_images, manifest.class_names) == (3, ())
     assert np.array_equal(first_pixels(tmp_path / "set"), decode_rgb(webp(0))[:, 8:40])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_lsun_zip_as_downloaded(
+    tmp_path: Path, method: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decompressor's states are kept every few kilobytes, to be used for going back."""
+    monkeypatch.setattr(file_parts, "MIN_SPACING", 5000)
+    values = {f"{n * 7919 % 97:040x}": webp(n) + bytes(n * 100) for n in range(60)}
+    folder = write_lmdb(tmp_path / "church_outdoor_train_lmdb", values)
+    archive = tmp_path / "church_outdoor_train_lmdb.zip"
+    with zipfile.ZipFile(archive, "w", method) as out:
+        out.write(folder / "lock.mdb", "church_outdoor_train_lmdb/lock.mdb")
+        out.write(folder / "data.mdb", "church_outdoor_train_lmdb/data.mdb")
+    zipped, unzipped = make_source("lsun", archive), make_source("lsun", folder)
+    assert zipped.list_items() == unzipped.list_items()
+    with zipped.open() as read:
+        for entry in reversed(zipped.list_items().entries):
+            assert read(entry) == values[entry.name]
+    assert pack_kind("lsun", archive, tmp_path / "set").num_images == 60
+    content = archive.read_bytes()
+    half = len(content) // 2
+    damaged = content[:half] + bytes(300) + content[half + 300 :]
+    magic = b"\xde\xc0\xef\xbe"
+    archive.write_bytes(damaged if method else content.replace(magic, b"none"))
+    with pytest.raises(SourceError, match="cannot be read as an LMDB database"):
+        zipped.list_items()
+
+
+def test_lsun_database_equals_the_librarys(tmp_path: Path) -> None:
+    """Inline and overflow values, several pages, deleted keys, two transactions."""
+    rng = np.random.default_rng(0)
+    values = {f"{n:040x}": rng.bytes(int(rng.integers(0, 6000))) for n in range(500)}
+    database = write_lmdb(tmp_path / "a_lmdb", values)
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(database), map_size=1 << 23) as opened, opened.begin(write=True) as write:
+        for key in list(values)[::3]:
+            write.delete(key.encode())
+            del values[key]
+    with make_source("lsun", database).open() as read:
+        entries = make_source("lsun", database).list_items().entries
+        assert {entry.name: read(entry) for entry in entries} == values
 
 
 def test_lsun_categories_are_classes(tmp_path: Path) -> None:

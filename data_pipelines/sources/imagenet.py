@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError, is_image_name
+from data_pipelines.sources.file_parts import Window
 from data_pipelines.sources.files import (
     TarSource,
     detect,
@@ -129,37 +130,11 @@ def tar_of_tars(path: Path) -> list[Entry]:
 
 
 def _inner_files(file: IO[bytes], member: tarfile.TarInfo, path: Path) -> list[tarfile.TarInfo]:
-    window = io.BufferedReader(_Window(file, member.offset_data, member.size), 512)
+    window = io.BufferedReader(Window(file, member.offset_data, member.size), 512)
     try:
         return whole_members(cast(IO[bytes], window))
     except tarfile.TarError as error:
         raise SourceError(f"{member.name} in {path} cannot be read as a tar: {error}") from None
-
-
-class _Window(io.RawIOBase):
-    """A part of a file, as a file of its own."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = origin + offset
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._start + self._place)
-        count = min(len(buffer), max(self._size - self._place, 0))
-        content = self._file.read(count)
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
 
 
 def read_class_table(path: Path) -> dict[str, str]:

@@ -73,7 +73,7 @@ KINDS = {
         details=("classes", "ground_truth"),
         needs=("ground_truth",),
     ),
-    "lsun": Kind("an LSUN LMDB, a folder of several, or an exported folder", LsunSource),
+    "lsun": Kind("an LSUN zip or LMDB, a folder of several, or an exported folder", LsunSource),
     "celebahq": Kind("CelebA-HQ, folder or zip", lambda path: _aligned_faces(path, "celebahq")),
     "ffhq": Kind("FFHQ-style folder or zip", lambda path: _aligned_faces(path, "ffhq")),
     "cifar10": Kind("cifar-10-python.tar.gz or -binary.tar.gz", Cifar10Source, details=("split",)),

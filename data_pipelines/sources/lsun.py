@@ -1,23 +1,29 @@
-"""LSUN: LMDB databases with one WebP image per key, or folders exported from them."""
+"""LSUN: LMDB databases with one WebP image per key, as zips or folders, or exported folders."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from data_pipelines.images import BadImage
 from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
-from data_pipelines.sources.files import detect
+from data_pipelines.sources.file_parts import zip_member
+from data_pipelines.sources.files import detect, open_zip, read_at
+from data_pipelines.sources.lmdb_file import LmdbError, records
+
+DATABASE = "data.mdb"
+OFFSETS = 1 << 48  # locator = number of the database * OFFSETS + place in its file
 
 
 @dataclass(frozen=True)
 class LsunSource:
-    """One category (`bedroom_train_lmdb`), or a folder of several, which become classes.
+    """One category (`bedroom_train_lmdb.zip`, or its folder), or a folder of several: classes.
 
-    A folder without databases is taken as an exported one: its images, unlabelled.
+    A folder or zip without databases is taken as an exported one: its images, unlabelled.
     """
 
     path: Path
@@ -32,12 +38,13 @@ class LsunSource:
         labelled = len(databases) > 1
         entries = []
         for number, database in enumerate(databases):
-            for key, size in _keys(database):
-                entries.append(Entry(key, number if labelled else -1, size, number))
+            for key, offset, size in _records(database):
+                label = number if labelled else -1
+                locator = number * OFFSETS + offset
+                entries.append(Entry(key.decode("latin-1"), label, size, locator))
         if not entries:
             raise SourceError(f"the database {self.path} is empty")
-        names = tuple(database.name.removesuffix("_lmdb") for database in databases)
-        return Listing(entries, names if labelled else ())
+        return Listing(entries, tuple(map(_category, databases)) if labelled else ())
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -47,48 +54,72 @@ class LsunSource:
             if not databases:
                 yield stack.enter_context(detect(self.path).open())
                 return
-            transactions = [stack.enter_context(_reading(database)) for database in databases]
-            yield lambda entry: _get(transactions[entry.locator], entry.name)
+            files = [stack.enter_context(_open(database))[0] for database in databases]
+
+            def read(entry: Entry) -> bytes:
+                number, offset = divmod(entry.locator, OFFSETS)
+                return read_at(files[number], entry._replace(locator=offset))
+
+            yield read
 
     def describe(self) -> dict[str, Any]:
         """Return the path."""
         return {"path": str(self.path)}
 
     def _databases(self) -> list[Path]:
-        if (self.path / "data.mdb").is_file():
+        """Return the folders or zips that are databases; of a category that is both, the folder."""
+        if _is_database(self.path):
             return [self.path]
-        return sorted(file.parent for file in self.path.glob("*/data.mdb"))
+        if not self.path.is_dir():
+            return []
+        found = {_category(path): path for path in self.path.glob("*.zip") if _is_database(path)}
+        found |= {_category(path): path for path in self.path.iterdir() if _is_folder(path)}
+        return [found[name] for name in sorted(found)]
+
+
+def _category(database: Path) -> str:
+    return database.name.removesuffix(".zip").removesuffix("_lmdb")
+
+
+def _is_folder(path: Path) -> bool:
+    return (path / DATABASE).is_file()
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return _is_folder(path)
+    with open_zip(path) as archive:
+        return _member(archive) is not None
+
+
+def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo | None:
+    found = [i for i in archive.infolist() if PurePosixPath(i.filename).name == DATABASE]
+    return found[0] if found else None
+
+
+def _records(database: Path) -> Iterator[tuple[bytes, int, int]]:
+    """Yield key, offset and size of each value."""
+    with _open(database) as (file, size):
+        try:
+            yield from records(file, size)
+        except (LmdbError, OSError, EOFError, zlib.error) as error:
+            reason = f"cannot be read as an LMDB database: {error}"
+            raise SourceError(f"{database} {reason}") from None
 
 
 @contextmanager
-def _reading(database: Path) -> Iterator[Any]:
-    """Open a read transaction that works without locks, as on read-only mounts."""
-    try:
-        import lmdb
-    except ImportError:
-        raise SourceError("LSUN databases need lmdb: pip install 'relaywave[data]'") from None
-    try:
-        environment = lmdb.open(
-            str(database), readonly=True, lock=False, readahead=False, create=False
-        )
-    except lmdb.Error as error:
-        raise SourceError(f"{database} cannot be read as an LMDB database: {error}") from None
-    try:
-        with environment.begin(buffers=True) as transaction:
-            yield transaction
-    finally:
-        environment.close()
-
-
-def _keys(database: Path) -> Iterator[tuple[str, int]]:
-    """Yield key and size of each value."""
-    with _reading(database) as transaction:
-        for key, value in transaction.cursor():
-            yield bytes(key).decode("latin-1"), len(value)
-
-
-def _get(transaction: Any, key: str) -> bytes:
-    value = transaction.get(key.encode("latin-1"))
-    if value is None:
-        raise BadImage("unreadable: its key is gone from the database")
-    return bytes(value)
+def _open(database: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a database's file, which may lie in a zip; also give its size."""
+    if database.is_dir():
+        file = database / DATABASE
+        with open(file, "rb") as stream:
+            yield stream, file.stat().st_size
+        return
+    with open_zip(database) as archive, open(database, "rb") as outer:
+        member = _member(archive)
+        assert member is not None
+        try:
+            inner = zip_member(outer, member)
+        except zipfile.BadZipFile as error:
+            raise SourceError(f"{database}: {error}; unzip it, and give the folder") from None
+        yield inner, member.file_size
