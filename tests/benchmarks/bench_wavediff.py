@@ -1,8 +1,9 @@
 """Speed of WaveDiff: `python -m tests.benchmarks.bench_wavediff [--threads 1 2] [--only haar ...]`.
 
 Ratios to the same networks on plain definitions (wavediff_reference.py), measured in turn in one
-process; medians. Targets are those of the project's issue on WaveDiff. `--only protocol` measures
-sampling as the paper does: T steps and the inverse transform, warmed up, per batch.
+process on an otherwise idle machine; medians. Targets are those of the project's issue on WaveDiff.
+`--only protocol` measures sampling as the paper does: T steps and the inverse transform, warmed up,
+per batch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from models.wavediff.presets import PRESETS
 from tests.benchmarks import wavediff_reference as reference
 
 CHANNELS_LAST = torch.channels_last
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-clock = "wall"
+VARIANTS = ("channels_last", "compiled")
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -31,10 +31,10 @@ def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
     times: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):
         for name, function in functions.items():
-            start = CLOCKS[clock]()
+            start = time.perf_counter()
             function()
-            if round_:  # the first round warms up
-                times[name].append(CLOCKS[clock]() - start)
+            if round_:  # the first round warms up and compiles
+                times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -48,7 +48,13 @@ def report(what: str, times: dict[str, float], target: float) -> None:
     print(f"  {what:40} target {target:g}x {verdict:6} | {columns}", flush=True)
 
 
-def bench_haar(rounds: int) -> None:
+def chosen(runs: dict[str, Callable[[], object]], variants: Sequence[str]) -> dict:
+    """Leave out the variants that are not asked for."""
+    wanted = {"plain", "ours", *(f"ours, {variant}" for variant in variants)}
+    return {name: run for name, run in runs.items() if name in wanted}
+
+
+def bench_haar(rounds: int, variants: Sequence[str]) -> None:
     images = torch.rand(8, 3, 256, 256) * 2 - 1
     y = haar_dwt(images)
     copy = torch.empty_like(images)
@@ -69,7 +75,7 @@ def bench_haar(rounds: int) -> None:
         print(f"    {times['ours'] / times['copy']:.1f} times a copy (one read, one write)")
 
 
-def bench_generator(rounds: int) -> None:
+def bench_generator(rounds: int, variants: Sequence[str]) -> None:
     for preset, batch, target in (
         ("wavediff_cifar10", 8, 1.25),
         ("wavediff_lsun_church256", 1, 1.1),
@@ -77,6 +83,7 @@ def bench_generator(rounds: int) -> None:
         config = PRESETS[preset]()
         network, *given = generator_and_inputs(config, batch)
         last = generator_and_inputs(config, batch)[0].to(memory_format=CHANNELS_LAST)
+        compiled = torch.compile(network)
 
         def plain(network=network, given=given) -> object:
             with reference.plainly():
@@ -86,9 +93,11 @@ def bench_generator(rounds: int) -> None:
             "plain": plain,
             "ours": lambda network=network, given=given: network(*given),
             "ours, channels_last": lambda network=last, given=given: network(*given),
+            "ours, compiled": lambda network=compiled, given=given: network(*given),
         }
         with torch.inference_mode():
-            report(f"generator {preset}, batch {batch}", medians(runs, rounds), target)
+            times = medians(chosen(runs, variants), rounds)
+            report(f"generator {preset}, batch {batch}", times, target)
 
 
 def generator_and_inputs(config: WaveDiffConfig, batch: int) -> list:
@@ -100,11 +109,11 @@ def generator_and_inputs(config: WaveDiffConfig, batch: int) -> list:
     return [network, y, t, torch.randn(batch, config.generator.latent_dim)]
 
 
-def bench_training(rounds: int) -> None:
+def bench_training(rounds: int, variants: Sequence[str]) -> None:
     config = PRESETS["wavediff_cifar10"]()
     objective = config.build()
     plain, ours = PlainPair(objective), Pair(objective)
-    last = Pair(objective, CHANNELS_LAST)
+    last, compiled = Pair(objective, CHANNELS_LAST), Pair(objective, compiled=True)
 
     for what, step, target in (
         ("discriminator step without R1", lambda pair: pair.update("discriminator", 1), 1.6),
@@ -116,17 +125,23 @@ def bench_training(rounds: int) -> None:
             "plain": lambda step=step: step(plain),
             "ours": lambda step=step: step(ours),
             "ours, channels_last": lambda step=step: step(last),
+            "ours, compiled": lambda step=step: step(compiled),
         }
-        report(f"{what}, CIFAR-10", medians(runs, rounds), target)
+        report(f"{what}, CIFAR-10", medians(chosen(runs, variants), rounds), target)
 
 
 class Pair:
-    """Networks, optimizers and a batch of a training iteration."""
+    """Networks, optimizers and a batch of a training iteration.
+
+    As in training, only the generator can be compiled: R1 differentiates twice.
+    """
 
     def __init__(
         self,
         objective: WaveDiffObjective,
         layout: torch.memory_format = torch.contiguous_format,
+        *,
+        compiled: bool = False,
         batch: int = 8,
     ) -> None:
         torch.manual_seed(0)
@@ -135,9 +150,11 @@ class Pair:
         for network in self.networks.values():
             network.to(memory_format=layout)
         self.adam = {
-            name: torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.5, 0.9))
+            name: torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True)
             for name, network in self.networks.items()
         }
+        if compiled:
+            self.networks["generator"] = torch.compile(self.networks["generator"])
         size = objective.resolution
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
         x = objective.prepare(images).contiguous(memory_format=layout)
@@ -228,15 +245,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5, help="timed runs (the paper: 300)")
     parser.add_argument("--only", nargs="+", choices=[*BENCHES, "protocol"], default=list(BENCHES))
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="compiling takes minutes"
+    )
     parser.add_argument("--presets", nargs="+", default=["wavediff_cifar10"], choices=list(PRESETS))
     parser.add_argument("--batch", type=int, default=8, help="protocol: batch (the paper: 100)")
     parser.add_argument("--device", default="cpu", help="protocol: cpu or cuda")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine, too"
-    )
     options = parser.parse_args()
-    global clock
-    clock = options.clock
     for threads in options.threads:
         torch.set_num_threads(threads)
         print(f"{threads} thread(s)")
@@ -244,7 +259,7 @@ def main() -> None:
             if name == "protocol":
                 bench_protocol(options.rounds, options.presets, options.batch, options.device)
             else:
-                BENCHES[name](options.rounds)
+                BENCHES[name](options.rounds, options.variants)
 
 
 if __name__ == "__main__":
