@@ -160,6 +160,8 @@ class WaveDiffObjective:
         self, networks: Networks, example: Example, step: int
     ) -> tuple[Tensor, Metrics]:
         """Return the adversarial loss plus the weighted reconstruction error."""
+        # Before there are activations: its samples may be more than those of the micro-batch.
+        spread = self._grid_diversity(networks["generator"], example.x, step)
         t, _, y_tp1, prediction, fake = self._generate(networks, example, "generator")
         logits = networks["discriminator"](fake, t, y_tp1)
         adversarial = F.softplus(-logits).mean()
@@ -169,7 +171,7 @@ class WaveDiffObjective:
             "loss": loss,
             "loss_adversarial": adversarial,
             "loss_reconstruction": reconstruction,
-            "diversity": self._grid_diversity(networks["generator"], example.x, step),
+            "diversity": spread,
         }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
