@@ -5,6 +5,7 @@ python -m dist_train list                                           all recipes
 python -m dist_train status RUN                                     where a run stands
 python -m dist_train plan RECIPE --nodes 8 --gpu a100-40g            what it needs
 python -m dist_train ema RUN --relative-width 0.07                  an average made afterwards
+python -m dist_train export RUN OUT                                 a checkpoint for DeepSpeed
 
 Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
 written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung: after
@@ -22,6 +23,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from dist_train.checkpoint import CheckpointError
 from dist_train.config import RunConfig
 from dist_train.launch import launch_ranks, should_launch
 from dist_train.recipes import RECIPES, find_recipe
@@ -48,8 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dist_train.plan_report import plan_command
 
             return plan_command(arguments[1:])
+        if arguments[:1] == ["export"]:
+            from dist_train.export import export_command
+
+            return export_command(arguments[1:])
         return _train_command(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         return _refuse(error)
 
 
@@ -70,11 +76,10 @@ def train(
         profile_steps: Steps to trace.
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
-    from dist_train.checkpoint import CheckpointError
     from dist_train.distributed import init_world
     from dist_train.loop import DivergedError, Outcome, Trainer
     from dist_train.preemption import stop_with_launcher
-    from dist_train.run_folder import RunFolderError, RunLock, settle_config
+    from dist_train.run_folder import RunFolderError, enter_run_folder
     from dist_train.watchdog import EXIT_LOST, LostRankError
 
     stop_with_launcher()
@@ -82,11 +87,7 @@ def train(
     world = init_world(timedelta(seconds=config.hang_timeout + 30))
     lock = None
     try:
-        if world.rank == 0:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(run_dir)
-            settle_config(run_dir, config, allow_changes)
-        world.barrier()
+        lock, config = enter_run_folder(run_dir, config, world, allow_changes)
         outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
     except LostRankError as error:
         return _refuse(error, EXIT_LOST, always=True)
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dist_train",
         description="Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
         " The same command goes on where an interrupted one stopped."
-        " Other commands: list, status, plan, ema, each with --help.",
+        " Other commands: list, status, plan, ema, export, each with --help.",
     )
     parser.add_argument("recipe", help="name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")

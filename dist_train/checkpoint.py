@@ -87,7 +87,7 @@ def find_newest_whole(run_dir: Path, world: World) -> tuple[Path | None, list[st
     candidates = world.broadcast_object(folders)  # with those that have lost their marker
     problems: list[str] = []
     for path in reversed(candidates):
-        found: list[str] = [*itertools.chain(*world.gather_objects(_check_files(path, world)))]
+        found: list[str] = [*itertools.chain(*world.gather_objects(check_files(path, world)))]
         if not found:
             return path, problems
         problems += found
@@ -100,7 +100,7 @@ def find_newest_whole(run_dir: Path, world: World) -> tuple[Path | None, list[st
     return None, []
 
 
-def _check_files(path: Path, world: World) -> list[str]:
+def check_files(path: Path, world: World) -> list[str]:
     """Return the problems of this rank's share of a checkpoint's files."""
     try:
         marker = json.loads((path / MARKER).read_text())

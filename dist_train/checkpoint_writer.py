@@ -1,7 +1,9 @@
 """Writing checkpoints: asynchronous, atomic, and agreed upon by all ranks.
 
-The state is copied, training goes on, a thread writes and hashes, and rank 0 commits at the step
-boundary at which every rank has reported its file as written. The format is checkpoint.py's.
+A thread copies the state while the loop runs the next step's forward and backward passes, which
+leave it alone; only the update waits for the copy. The thread goes on to write and hash. When every
+rank has reported its file as written, at a step boundary, rank 0 commits, again in a thread. The
+format is checkpoint.py's.
 """
 
 from __future__ import annotations
@@ -10,12 +12,11 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dist_train.checkpoint import (
@@ -29,7 +30,7 @@ from dist_train.checkpoint import (
 from dist_train.distributed import World
 from dist_train.fragments import Fragment
 from dist_train.retention import Retention
-from models.snapshot import file_sha256
+from dist_train.state_buffer import StateBuffer
 
 
 class CheckpointWriter:
@@ -45,24 +46,26 @@ class CheckpointWriter:
         self._folder = run_dir / "checkpoints"
         self._world = world
         self._retention = retention
+        self._buffer = StateBuffer(world.device)
+        self._copied = threading.Event()
+        self._copied.set()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._state: TrainState | None = None
         if world.rank == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(".*.tmp"):
-                shutil.rmtree(leftover)
+            self._remove_leftovers()
         world.barrier()
 
     @property
     def pending(self) -> bool:
-        """Whether a checkpoint was begun and is not committed yet."""
+        """Whether a checkpoint was begun and not all ranks have agreed yet that it is written."""
         return self._state is not None
 
     @property
     def written(self) -> bool:
-        """Whether this rank's thread has ended; `commit` or `finish` is next."""
-        return self._thread is not None and not self._thread.is_alive()
+        """Whether this rank's file of the pending checkpoint is written."""
+        return self.pending and self._thread is not None and not self._thread.is_alive()
 
     @property
     def failed(self) -> bool:
@@ -70,76 +73,103 @@ class CheckpointWriter:
         return self._error is not None
 
     def begin(self, state: TrainState, groups: Mapping[str, Iterable[Fragment]]) -> None:
-        """Copy this rank's fragments and start writing them; training may go on at once.
+        """Start copying and writing this rank's fragments.
+
+        They must stay as they are until `wait_for_copy` has returned.
 
         Args:
             state: Progress to record.
             groups: Owned fragments by name ("denoiser", "denoiser.ema", ...).
+
+        Raises:
+            CheckpointError: As `finish`, of the previous checkpoint.
         """
         self.finish()
         tensors = {
-            f"{group}/{kind}/{fragment.name}@{fragment.start}": values.detach().to("cpu", copy=True)
+            f"{group}/{kind}/{fragment.name}@{fragment.start}": values
             for group, fragments in groups.items()
             for fragment in fragments
             for kind, values in {"weight": fragment.weight, **fragment.moments}.items()
         }
         self._state = state
-        self._thread = threading.Thread(target=self._write, args=(tensors,), name="checkpoint")
-        self._thread.start()
+        self._copied.clear()
+        self._start(lambda: self._write(state, tensors))
+
+    def wait_for_copy(self) -> None:
+        """Return as soon as the fragments may change."""
+        self._copied.wait()
 
     def commit(self) -> None:
-        """Make the pending checkpoint count, once every rank's `written` was true. Collective."""
+        """Have rank 0 make the pending checkpoint count, once `written` was true on every rank."""
         assert self._state is not None
         if self._world.rank == 0:
-            self._write_marker(self._state)
-            self._prune()
+            state = self._state
+            self._start(lambda: self._commit(state))
         self._state = None
 
     def finish(self) -> None:
-        """Wait for the pending checkpoint, if any, and commit it. Collective.
+        """Wait until what was begun is committed. Collective.
 
         Raises:
             CheckpointError: A rank could not write; earlier checkpoints are untouched.
         """
-        if not self.pending:
-            return
-        assert self._thread is not None
-        self._thread.join()
+        self._join()
+        if self.pending:
+            self.commit()
+            self._join()
+
+    def _start(self, work: Callable[[], None]) -> None:
+        """Do something in a thread, and keep its error."""
+
+        def target() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=target, name="checkpoint")
+        self._thread.start()
+
+    def _join(self) -> None:
+        """Wait for all ranks' threads, and raise on all ranks what went wrong on one. Collective.
+
+        Raises:
+            CheckpointError: A rank could not write.
+        """
+        if self._thread is not None:
+            self._thread.join()
         failures = self._world.gather_objects(None if self._error is None else str(self._error))
         for rank, failure in enumerate(failures):
             if failure is not None:
-                self._discard()
+                self._state, self._thread, self._error = None, None, None
+                if self._world.rank == 0:
+                    self._remove_leftovers()
                 raise CheckpointError(
                     f"rank {rank} could not write its checkpoint to {self._folder}: {failure};"
                     " the previous checkpoint is kept: make room and run the same command again"
                 )
-        self.commit()
 
-    def _discard(self) -> None:
-        """Give up the pending checkpoint and free its space."""
-        assert self._state is not None
-        if self._world.rank == 0:
-            shutil.rmtree(self._temporary(self._state), ignore_errors=True)
-        self._state, self._thread, self._error = None, None, None
+    def _remove_leftovers(self) -> None:
+        """Free the space of what was begun and given up."""
+        for leftover in self._folder.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _temporary(self, state: TrainState) -> Path:
         return self._folder / f".{state.images_seen:012d}.tmp"
 
-    def _write(self, tensors: dict[str, Tensor]) -> None:
-        """Write, sync and index this rank's file (in the thread)."""
-        assert self._state is not None
+    def _write(self, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+        """Copy, write and index this rank's part."""
         try:
-            folder = self._temporary(self._state)
-            folder.mkdir(exist_ok=True)
-            file = folder / f"rank_{self._world.rank:05d}.safetensors"
-            save_file(tensors, file)
-            _fsync(file)
-            index = {"size": file.stat().st_size, "sha256": file_sha256(file)}
-            _write_json(file.with_suffix(".json"), index)
-        except BaseException as error:
-            self._error = error
+            self._buffer.take(tensors)
+        finally:
+            self._copied.set()
+        folder = self._temporary(state)
+        folder.mkdir(exist_ok=True)
+        file = folder / f"rank_{self._world.rank:05d}.safetensors"
+        _write_json(file.with_suffix(".json"), self._buffer.write(file))
 
-    def _write_marker(self, state: TrainState) -> None:
+    def _commit(self, state: TrainState) -> None:
+        """Write the marker, give the folder its name, and delete what need not stay."""
         folder = self._temporary(state)
         indices = sorted(folder.glob("rank_*.json"))
         if len(indices) != self._world.size:
@@ -152,11 +182,13 @@ class CheckpointWriter:
             index.unlink()
         marker = {"format_version": FORMAT_VERSION, **asdict(state), "files": files}
         _write_json(folder / MARKER, marker)
+        _fsync(folder)
         final = self._folder / f"{state.images_seen:012d}"
         if final.exists():  # the same state was saved before a restart
             shutil.rmtree(final)
         folder.replace(final)
         _fsync(self._folder)
+        self._prune()
 
     def _prune(self) -> None:
         paths = {int(path.name): path for path in committed(self._folder.parent)}

@@ -106,6 +106,9 @@ class RunConfig:
         offload: What is kept in the CPU's memory: nothing, the optimizer (from ZeRO-1 on), or the
             parameters as well (ZeRO-3).
         deepspeed: Further settings in DeepSpeed's own format; contradictions are refused.
+        precision: What all networks compute in; weights are always float32. `auto` leaves networks
+            that name a half precision alone and else takes bfloat16 on GPUs that have it, float32
+            elsewhere; it is settled when the run begins. null: each network's own dtype.
         channels_last: Keep convolution weights and activations in channels_last memory format.
         compile: Run networks through torch.compile (not those with a second-order loss).
         divergence: What to do when a loss explodes or is not a number.
@@ -121,7 +124,7 @@ class RunConfig:
             lowest value is kept as well.
         grid_seeds: Images in the sample grid of each snapshot; 0 draws none.
         grid_previous: Snapshot or run folder of the stage that a relay's grids continue from; null
-            draws no grids of a relay.
+            takes training images, reduced.
         wandb_project: Project that metrics are mirrored to; null switches wandb off.
         tensorboard: Mirror metrics to `tensorboard/` as well.
         nodes: Default number of nodes of a Slurm job.
@@ -141,6 +144,7 @@ class RunConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "parameters"] = "none"
     deepspeed: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["auto", "float32", "float16", "bfloat16"] | None = "auto"
     channels_last: bool = False
     compile: bool = False
     divergence: DivergencePolicy = field(default_factory=DivergencePolicy)
@@ -152,7 +156,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     keep_every_images: int | None = None
     keep_best: str | None = None
-    grid_seeds: int = 0
+    grid_seeds: int = 9
     grid_previous: str | None = None
     wandb_project: str | None = None
     tensorboard: bool = False

@@ -32,7 +32,8 @@ class ShardedEma:
         """Take in the weights after the step that began at `images_seen`, in one fused pass."""
         beta = self.profile.beta(images_seen, batch)
         weights = [fragment.weight for fragment in self._fragments]
-        torch._foreach_lerp_(self._averages, weights, 1 - beta)
+        if weights:  # a rank of very many may hold none
+            torch._foreach_lerp_(self._averages, weights, 1 - beta)
 
     def fragments(self) -> list[Fragment]:
         """Return the averages as fragments (without moments), views that may be overwritten."""

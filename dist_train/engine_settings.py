@@ -68,11 +68,9 @@ def engine_settings(
     """
     for name in OWNED.keys() & extra.keys():
         raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
-    # One flattening per bucket, as DDP has, is cheaper than one copy per tensor.
-    defaults = {
-        "reduce_bucket_size": min(parameters, MAX_BUCKET),
-        "contiguous_gradients": False,
-    }
+    defaults: dict[str, Any] = {"reduce_bucket_size": min(parameters, MAX_BUCKET)}
+    if zero_stage < 3:  # one flattening per bucket is cheaper than one copy per tensor
+        defaults["contiguous_gradients"] = False
     zero: dict[str, Any] = {"stage": zero_stage}
     zero |= {k: v for k, v in defaults.items() if k not in extra.get("zero_optimization", {})}
     if offload != "none":

@@ -188,7 +188,7 @@ class Engine:
         self._optimizer.state.clear()
         for master in self._masters() if updates else ():
             self._optimizer.state[master] = {
-                "step": torch.tensor(float(updates)),
+                "step": torch.tensor(float(updates), device=master.device),
                 **{moment: torch.zeros_like(master) for moment in MOMENTS},
             }
         return self.held()

@@ -13,16 +13,18 @@ class Gpu:
         memory_bytes: Memory of the device.
         peak_flops: Dense bfloat16 (float16 where it has no bfloat16) operations per second.
         link_bytes: Bytes per second to the GPUs of the same node, one way.
+        bfloat16: Whether it computes in bfloat16.
     """
 
     memory_bytes: float
     peak_flops: float
     link_bytes: float
+    bfloat16: bool = True
 
 
 GPUS = {
-    "v100-16g": Gpu(16e9, 125e12, 150e9),
-    "v100-32g": Gpu(32e9, 125e12, 150e9),
+    "v100-16g": Gpu(16e9, 125e12, 150e9, bfloat16=False),
+    "v100-32g": Gpu(32e9, 125e12, 150e9, bfloat16=False),
     "a100-40g": Gpu(40e9, 312e12, 300e9),
     "a100-80g": Gpu(80e9, 312e12, 300e9),
     "h100-80g": Gpu(80e9, 989e12, 450e9),

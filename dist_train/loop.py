@@ -20,16 +20,14 @@ from dist_train.checkpoint import CheckpointReader, TrainState, find_newest_whol
 from dist_train.checkpoint_writer import CheckpointWriter
 from dist_train.config import RunConfig
 from dist_train.distributed import World
-from dist_train.divergence import DivergedError, Judge
+from dist_train.divergence import DivergedError
 from dist_train.ema import ShardedEma
 from dist_train.engines import parameter_lists, updating_only
-from dist_train.flops import peak_flops, step_flops
 from dist_train.fragments import Fragment
-from dist_train.metrics import MetricAverages, MetricsLog
 from dist_train.preemption import StopRequest
 from dist_train.profiler import StepProfiler
+from dist_train.reporting import Reporter
 from dist_train.retention import Retention
-from dist_train.timing import PhaseTimer, peak_memory
 from dist_train.watchdog import Watchdog, blaming_lost_ranks
 from models.objective import Example
 
@@ -80,10 +78,7 @@ class Trainer:
         self.emas = {name: ShardedEma(owned, profile) for name, profile in profiles.items()}
         self.images_seen = self.step = self.data_offset = 0
         self._called = called_networks(config, self.objective, self.engines)
-        self._averages = MetricAverages()
-        self._timer = PhaseTimer(world.device)
-        scales = {name: engine.loss_scale for name, engine in self.engines.items()}
-        self._judge = Judge(config.divergence, self.objective.diagnose, scales)
+        self._reporter = Reporter(config, run_dir, world, self.objective, self.engines)
         self._writer = CheckpointWriter(
             run_dir,
             world,
@@ -93,17 +88,12 @@ class Trainer:
                 best=config.keep_best is not None,
             ),
         )
-        self._snapshots = SnapshotWriter(config, run_dir, world, self.pipeline.info, on_snapshot)
+        self._snapshots = SnapshotWriter(config, run_dir, world, self.pipeline, on_snapshot)
         self._profiler = StepProfiler(run_dir, world, profile_steps)
         self._watchdog = Watchdog(run_dir, world, config.hang_timeout)
-        self._peak_flops = peak_flops(config.peak_tflops, world.device)
-        self._flops: float | None = None
         self._saved: int | None = None
         self._roll_backs = 0
         self._notes = self._resume()
-        self._interval_first = self.images_seen
-        self._metric: float | None = None
-        self._log: MetricsLog | None = None
 
     def fit(self) -> Outcome:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
@@ -114,13 +104,14 @@ class Trainer:
         """
         config = self.config
         try:
-            if self.world.rank == 0:
-                self._open_log()
+            self._reporter.open(self.images_seen)
+            for note in self._notes:
+                self._reporter.say(note)
             with StopRequest() as stop, self._watchdog, blaming_lost_ranks(self.world):
                 if self.images_seen == 0:
                     self._write_snapshots()
                 examples = self._examples()
-                self._timer.read()
+                self._reporter.timer.read()  # what took time until now was no training
                 while self.images_seen < config.total_images:
                     self._train_step(examples)
                     saving = self._crossed(config.checkpoint_images)
@@ -144,14 +135,13 @@ class Trainer:
                 self._write_snapshots()
             return Outcome.FINISHED
         finally:
-            if self._log is not None:
-                self._log.close()
+            self._reporter.close()
             self.pipeline.close()
 
     # One step.
 
     def _train_step(self, examples: Iterator[Example]) -> None:
-        timer = self._timer
+        timer = self._reporter.timer
         self._watchdog.beat(f"the data for step {self.step}")
         with timer.phase("data_wait", host=True):
             batch = [next(examples) for _ in range(self.accumulation_steps)]
@@ -164,9 +154,11 @@ class Trainer:
                         loss, metrics = loss_fn(self._called, example, self.step)
                     with timer.phase("backward"):
                         engine.backward(loss)
+                    with timer.phase("save", host=True):
+                        self._writer.wait_for_copy()
                     with timer.phase("update"):
                         engine.step(rate)
-                    self._averages.add({f"{name}/{key}": value for key, value in metrics.items()})
+                    self._reporter.add(name, metrics)
         with timer.phase("ema"):
             for ema in self.emas.values():
                 ema.update(self.images_seen, self.config.global_batch_size)
@@ -196,41 +188,10 @@ class Trainer:
     # What leaves the loop: metrics, checkpoints, snapshots.
 
     def _report(self) -> str | None:
-        """Reduce the interval's metrics, log them on rank 0, and return what is wrong, if any."""
-        images = self.images_seen - self._interval_first
-        if images == 0:
-            return None
-        metrics = self._averages.reduce(self.world)
-        trouble = self._judge.find_trouble(metrics)
-        self._metric = metrics.get(self.config.keep_best or "")
-        for name, engine in self.engines.items():
-            metrics[f"{name}/gradient_norm"] = engine.gradient_norm()
-            metrics[f"{name}/learning_rate"] = self._learning_rate(name)
-            metrics[f"{name}/skipped_updates"] = engine.loss_scale.skipped
-            if engine.loss_scale.dynamic:
-                metrics[f"{name}/loss_scale"] = engine.loss_scale.cur_scale
-        corrupt = self.world.all_reduce_sum(torch.tensor(float(len(self.pipeline.corrupt))))
-        metrics["data/replaced_samples"] = float(corrupt)
-        metrics |= self._speed(images)
-        if self._log is not None:
-            self._log.write(self.images_seen, self.step, metrics)
-        self._interval_first = self.images_seen
-        return trouble
-
-    def _speed(self, images: int) -> dict[str, float]:
-        """Return how fast the interval was, and where its time went."""
-        seconds, phases = self._timer.read()
-        steps = images // self.config.global_batch_size
-        speed = {
-            "speed/images_per_second": images / seconds,
-            "speed/data_wait_fraction": phases["data_wait"] / seconds,
-            "memory/peak_gb": peak_memory(self.world.device),
-            **{f"seconds/{name}": total / steps for name, total in phases.items()},
-        }
-        if self._flops and self._peak_flops:
-            rate = self._flops * images / seconds / self.world.size
-            speed |= {"speed/tflops_per_rank": rate / 1e12, "speed/mfu": rate / self._peak_flops}
-        return speed
+        """Report the interval that ends here, and return what is wrong, if anything."""
+        rates = {name: self._learning_rate(name) for name in self.engines}
+        corrupt = len(self.pipeline.corrupt)
+        return self._reporter.report(self.images_seen, self.step, rates, corrupt)
 
     def _groups(self) -> dict[str, list[Fragment]]:
         """Return all tensors of the run's state that this rank owns, by group."""
@@ -245,10 +206,10 @@ class Trainer:
             updates={name: engine.updates for name, engine in self.engines.items()},
             loss_scales={name: engine.loss_scale.state() for name, engine in self.engines.items()},
             data_offset=self.data_offset,
-            metric=self._metric,
+            metric=self._reporter.metric,
         )
         self._watchdog.beat("a checkpoint")
-        with self._timer.phase("save", host=True):
+        with self._reporter.timer.phase("save", host=True):
             self._writer.begin(state, self._groups())
         self._saved = self.images_seen
 
@@ -262,14 +223,18 @@ class Trainer:
         """Share all ranks' flags: commit a checkpoint that all have written; stop if any must."""
         flags = [stop.requested, self._writer.written, self._writer.failed]
         stops, written, failed = self.world.all_reduce_sum(torch.tensor(flags).float()).tolist()
-        if self._writer.pending and (failed or written == self.world.size):
-            self._writer.finish()
+        if failed:
+            self._writer.finish()  # raises on all ranks
+        if self._writer.pending and written == self.world.size:
+            self._writer.commit()
         return bool(stops > 0)
 
     def _write_snapshots(self) -> None:
         self._watchdog.beat("a snapshot")
         shapes = self.engines[self.objective.sampled_network].shapes
-        self._snapshots.write(self.images_seen, self.emas, shapes)
+        grid = self._snapshots.write(self.images_seen, self.emas, shapes)
+        if grid is not None:
+            self._reporter.show_grid(self.images_seen, grid)
 
     # Going on, and going back.
 
@@ -314,18 +279,8 @@ class Trainer:
         self._restore(path)
         self._roll_backs += 1
         self.data_offset = passed_over + diverged - self.images_seen
-        self._judge.forget()
-        self._interval_first = self.images_seen
-        if self._log is not None:
-            self._log.rewind(self.images_seen)
-            self._log.say(
-                f"rolled back from {diverged:,} to {self.images_seen:,} images and passed over the"
-                f" images between: {trouble}"
-            )
-
-    def _open_log(self) -> None:
-        self._log = MetricsLog(self.config, self.run_dir, self.images_seen)
-        for note in self._notes:
-            self._log.say(note)
-        if self._peak_flops:
-            self._flops = step_flops(self.config.objective)
+        self._reporter.rewind(
+            self.images_seen,
+            f"rolled back from {diverged:,} to {self.images_seen:,} images and passed over the"
+            f" images between: {trouble}",
+        )

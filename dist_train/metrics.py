@@ -81,6 +81,11 @@ class MetricsLog:
             mirror.write({k: v for k, v in finite.items() if v is not None})
         self._show(images_seen, metrics)
 
+    def show_grid(self, images_seen: int, grid: Path) -> None:
+        """Mirror a grid of samples."""
+        for mirror in self._mirrors:
+            mirror.show_grid(images_seen, grid)
+
     def say(self, message: str) -> None:
         """Print a line without tearing the progress bar."""
         if self._bar is None:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from dist_train.config import RunConfig
 from models.config_io import to_json
 
@@ -21,6 +24,9 @@ class Mirror(Protocol):
 
     def write(self, line: Mapping[str, float]) -> None:
         """Record one interval's finite values, with `images_seen` among them."""
+
+    def show_grid(self, images_seen: int, grid: Path) -> None:
+        """Record a picture."""
 
     def close(self) -> None:
         """Send what is left."""
@@ -48,6 +54,12 @@ class WandbMirror:
         """Record one interval."""
         self._run.log(dict(line))
 
+    def show_grid(self, images_seen: int, grid: Path) -> None:
+        """Record a picture."""
+        import wandb
+
+        self._run.log({"samples": wandb.Image(str(grid)), "images_seen": images_seen})
+
     def close(self) -> None:
         """Send what is left; what cannot be sent stays in `wandb/` for `wandb sync`."""
         self._run.finish()
@@ -63,6 +75,12 @@ class TensorboardMirror:
         """Record one interval."""
         for name, value in line.items():
             self._writer.add_scalar(name, value, global_step=line["images_seen"])
+
+    def show_grid(self, images_seen: int, grid: Path) -> None:
+        """Record a picture."""
+        with Image.open(grid) as picture:
+            pixels = np.asarray(picture)
+        self._writer.add_image("samples", pixels, global_step=images_seen, dataformats="HWC")
 
     def close(self) -> None:
         """Flush the file."""
@@ -104,7 +122,7 @@ def _start_tensorboard(run_dir: Path) -> Mirror | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        _say("tensorboard is not installed (pip install tensorboard)")
+        _say("tensorboard is not installed (pip install 'relaywave[tensorboard]')")
         return None
     return TensorboardMirror(SummaryWriter(str(run_dir / "tensorboard")))
 

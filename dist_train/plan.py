@@ -64,9 +64,10 @@ class Machine:
 def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int) -> Memory:
     """Return the memory of one rank.
 
-    Gradients include DeepSpeed's buckets, and under ZeRO-2 and 3 the copies in which they are
-    reduced; the optimizer is the masters and both moments. ZeRO-0 updates the weights in place, but
-    its Adam needs a temporary copy of them when the activations are gone.
+    Gradients include the copy in which a bucket of them is reduced. A network that fits in one
+    bucket is reduced when its activations are gone, so that only the greater of the two counts; the
+    same is true of the temporary copy that ZeRO-0's Adam makes. The optimizer is the masters and
+    both moments. One rank shards nothing.
 
     Args:
         config: The run; its averages are counted.
@@ -80,10 +81,13 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
     sampled = FLOAT * sizes[config.objective.build().sampled_network]
     averages = (1 + len(config.extra_emas)) * sampled / ranks
     activations, gradients = footprint.activation_bytes, footprint.gradient_bytes
-    if zero_stage == 0:
+    if zero_stage == 0 or ranks == 1:
         update = max(largest - activations, 0.0)
         return Memory(everything, gradients, 2 * everything + update, averages, activations)
     masters = 3 * everything / ranks
+    if zero_stage < 3 and largest <= bucket:
+        reducing = max(gradients, 2 * largest + part - activations)
+        return Memory(everything, reducing, masters, averages, activations)
     if zero_stage == 1:
         return Memory(everything, gradients + bucket, masters, averages, activations)
     reducing = max(2 * bucket - activations, bucket) + part

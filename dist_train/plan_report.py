@@ -19,6 +19,7 @@ from dist_train.plan import (
     traffic,
     traffic_seconds,
 )
+from dist_train.precision import compute_dtypes, settle_precision
 from dist_train.recipes import find_recipe
 from models.config_io import ConfigError, override
 
@@ -39,25 +40,30 @@ def plan_command(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if options.gpu not in GPUS:
         raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}")
-    for name in ("nodes", "gpus_per_node", "network_gbit", "mfu"):
+    for name in ("nodes", "gpus_per_node", "network_gbit", "mfu", "gpu_hours_per_failure"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be positive")
+    gpu = GPUS[options.gpu]
     config = override(find_recipe(options.recipe)(), options.overrides)
+    config = settle_precision(config, gpu.bfloat16)
     network = options.network_gbit / 8 * 1e9
-    machine = Machine(GPUS[options.gpu], options.nodes, options.gpus_per_node, network, options.mfu)
-    for line in describe_plan(config, machine):
+    machine = Machine(gpu, options.nodes, options.gpus_per_node, network, options.mfu)
+    for line in describe_plan(config, machine, options.gpu_hours_per_failure):
         print(line)
     return 0
 
 
-def describe_plan(config: RunConfig, machine: Machine) -> Iterator[str]:
+def describe_plan(
+    config: RunConfig, machine: Machine, gpu_hours_per_failure: float = GPU_HOURS_PER_FAILURE
+) -> Iterator[str]:
     """Yield the lines of a plan."""
     ranks = machine.ranks
     micro = min(config.micro_batch_size or config.global_batch_size, config.global_batch_size)
     micro = max(min(micro, config.global_batch_size // ranks), 1)
     footprint = measure_step(config.objective, micro)
     parameters = "  ".join(f"{n} {p / 1e6:.1f}M" for n, p in footprint.parameters.items())
-    yield f"{config.recipe} on {machine.nodes} x {machine.gpus_per_node} GPUs"
+    computing = " and ".join(sorted(compute_dtypes(config.objective)))
+    yield f"{config.recipe} on {machine.nodes} x {machine.gpus_per_node} GPUs, in {computing}"
     yield f"parameters        {parameters}"
     yield f"operations        {footprint.flops / micro / 1e9:,.1f} GFLOP per image, trained"
     yield ""
@@ -72,10 +78,10 @@ def describe_plan(config: RunConfig, machine: Machine) -> Iterator[str]:
             f" {parts.activations / 1e9:12.2f} {parts.total / 1e9:7.2f} {fits or 'none':>12}"
         )
     yield ""
-    yield from _pace(replace(config, micro_batch_size=micro), machine)
+    yield from _pace(replace(config, micro_batch_size=micro), machine, gpu_hours_per_failure)
 
 
-def _pace(config: RunConfig, machine: Machine) -> Iterator[str]:
+def _pace(config: RunConfig, machine: Machine, gpu_hours: float) -> Iterator[str]:
     micro, stage = config.micro_batch_size or 1, config.zero_stage
     footprint = measure_step(config.objective, micro)
     passes = -(-config.global_batch_size // (micro * machine.ranks))
@@ -86,7 +92,7 @@ def _pace(config: RunConfig, machine: Machine) -> Iterator[str]:
     wall = config.total_images / rate
     size = checkpoint_bytes(config, footprint)
     stall = size / machine.ranks / COPY_BYTES
-    interval = best_interval(stall, machine.ranks, GPU_HOURS_PER_FAILURE)
+    interval = best_interval(stall, machine.ranks, gpu_hours)
     yield f"ZeRO-{stage}, {passes} passes of {micro} per step, {machine.mfu:.0%} MFU"
     yield f"step              {computed:.3f} s computing + {sending:.3f} s sending (not overlapped)"
     yield f"communication     {sent / 1e9:.2f} GB sent per GPU and step"
@@ -97,7 +103,7 @@ def _pace(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield f"checkpoint        {size / 1e9:.2f} GB, stalls training for {stall:.2f} s"
     yield (
         f"best interval     {interval / 60:,.0f} min (Young/Daly, a failure per"
-        f" {GPU_HOURS_PER_FAILURE:,} GPU-hours) = {interval * rate:,.0f} images"
+        f" {gpu_hours:,.0f} GPU-hours) = {interval * rate:,.0f} images"
     )
 
 
@@ -119,4 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         "--network-gbit", type=float, default=800.0, help="Gbit/s of a node to the others"
     )
     parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="assumed or measured")
+    parser.add_argument(
+        "--gpu-hours-per-failure",
+        type=float,
+        default=GPU_HOURS_PER_FAILURE,
+        help=f"how reliable the cluster is (default: {GPU_HOURS_PER_FAILURE:,})",
+    )
     return parser

@@ -15,10 +15,15 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from dist_train.config import RunConfig
+from dist_train.distributed import World
+from dist_train.precision import has_bfloat16, settle_precision
 from models.config_io import ConfigError, differences, read_config, to_json, write_config
 
 HARMLESS = frozenset(
@@ -47,28 +52,77 @@ class RunFolderBusyError(RunFolderError):
     """Another process is training in this run folder."""
 
 
-def settle_config(run_dir: Path, config: RunConfig, allow_changes: bool = False) -> None:
+def enter_run_folder(
+    run_dir: Path, config: RunConfig, world: World, allow_changes: bool
+) -> tuple[RunLock | None, RunConfig]:
+    """Lock the run folder (rank 0) and settle the configuration, alike on all ranks. Collective.
+
+    Raises:
+        RunFolderError: On all ranks, for any reason that rank 0 had.
+    """
+    lock, problem = None, None
+    if world.rank == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(run_dir)
+            config = settle_config(run_dir, config, allow_changes, world.device)
+        except (ValueError, OSError, RunFolderError) as error:
+            problem = str(error)
+    problem, config = world.broadcast_object((problem, config))
+    if problem is not None:
+        raise RunFolderError(problem)
+    return lock, config
+
+
+def settle_config(
+    run_dir: Path,
+    config: RunConfig,
+    allow_changes: bool = False,
+    device: torch.device | None = None,
+) -> RunConfig:
     """Write the run's configuration, or check that it is the one that the run was begun with.
+
+    Args:
+        run_dir: The run folder.
+        config: The configuration that is asked for.
+        allow_changes: Whether harmless settings may differ.
+        device: Where the networks will compute; it settles the precision. None, for instance on a
+            login node, leaves that to the first process that trains.
+
+    Returns:
+        The configuration, with the precision that the run was begun with.
 
     Raises:
         ConfigError: The folder belongs to other settings (they are listed).
     """
     path = run_dir / "config.json"
     check_format(run_dir)
-    if path.exists():
-        changed = differences(to_json(read_config(RunConfig, path)), to_json(config))
-        harmful = {key for key in changed if not _is_harmless(key)}
-        if changed and (harmful or not allow_changes):
-            listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-            advice = (
-                "use another run folder"
-                if harmful
-                else "add --allow-changes to go on with them (they do not alter what is learnt)"
-            )
-            raise ConfigError(f"{run_dir} was begun with other settings ({listing}); {advice}")
+    begun = read_config(RunConfig, path) if path.exists() else None
+    if begun is not None and begun.precision != "auto" and config.precision == "auto":
+        config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
+    elif device is not None:
+        config = settle_precision(config, has_bfloat16(device))
+        begun = begun and settle_precision(begun, has_bfloat16(device))
+    if begun is not None:
+        _compare(run_dir, begun, config, allow_changes)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "format.json").write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
     write_config(config, path)
+    return config
+
+
+def _compare(run_dir: Path, begun: RunConfig, config: RunConfig, allow_changes: bool) -> None:
+    """Raise ConfigError, listing the differences, unless they are harmless and allowed."""
+    changed = differences(to_json(begun), to_json(config))
+    harmful = {key for key in changed if not _is_harmless(key)}
+    if changed and (harmful or not allow_changes):
+        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        advice = (
+            "use another run folder"
+            if harmful
+            else "add --allow-changes to go on with them (they do not alter what is learnt)"
+        )
+        raise ConfigError(f"{run_dir} was begun with other settings ({listing}); {advice}")
 
 
 def check_format(run_dir: Path) -> None:

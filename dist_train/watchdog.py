@@ -47,7 +47,11 @@ class Watchdog:
         self._timeout = timeout
         self._last = (time.monotonic(), "the start")
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # Two threads: the store may block, when the rank that keeps it hangs.
+        self._threads = [
+            threading.Thread(target=work, name="watchdog", daemon=True)
+            for work in (self._publish, self._watch)
+        ]
 
     def beat(self, where: str) -> None:
         """Tell that the loop moves on, and what it does next."""
@@ -55,7 +59,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.beat("the start")
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -65,15 +70,19 @@ class Watchdog:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(PULSE_SECONDS)
 
-    def _watch(self) -> None:
+    def _publish(self) -> None:
         pulse = 0
         publish_pulse(self._world, pulse, self._last[1])
         while not self._ended.wait(PULSE_SECONDS):
-            when, where = self._last
             pulse += 1
-            publish_pulse(self._world, pulse, where)
+            publish_pulse(self._world, pulse, self._last[1])
+
+    def _watch(self) -> None:
+        while not self._ended.wait(PULSE_SECONDS):
+            when, where = self._last
             if time.monotonic() - when > self._timeout:
                 self._give_up(where)
 
@@ -91,6 +100,9 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
+        lost = lost_ranks(self._world)
+        if lost:
+            print(f"dist_train: rank {rank} waits for {_named(lost)}", file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)
 
 
@@ -117,21 +129,20 @@ def blaming_lost_ranks(world: World) -> Iterator[None]:
             word in str(error) for word in ("gloo", "NCCL")
         ):
             raise
-        lost = lost_ranks(world)
-        names = ", ".join(f"rank {rank} (last seen in {where})" for rank, where in lost.items())
+        lost = _named(lost_ranks(world)) or "another rank"
         raise LostRankError(
-            f"rank {world.rank} lost contact with {names or 'another rank'}: a collective failed;"
+            f"rank {world.rank} lost contact with {lost}: a collective failed;"
             " the last checkpoint is kept, run the same command again"
         ) from error
 
 
 def lost_ranks(world: World) -> dict[int, str]:
     """Return the ranks whose pulse stands still, and where they were seen last. Takes seconds."""
-    before = _pulses(world)
+    before = _answered(world)
     time.sleep(MISSED_PULSES * PULSE_SECONDS)
-    after = _pulses(world)
+    after = _answered(world)
     if after is None:
-        return {0: "the start or later (it keeps the others' addresses, which are gone)"}
+        return {0: "the start or later (it keeps the others' addresses, and does not answer)"}
     if before is None:
         return {}
     return {
@@ -139,6 +150,19 @@ def lost_ranks(world: World) -> dict[int, str]:
         for rank in range(world.size)
         if rank != world.rank and before.get(rank) == after.get(rank)
     }
+
+
+def _named(lost: dict[int, str]) -> str:
+    return ", ".join(f"rank {rank} (last seen in {where})" for rank, where in lost.items())
+
+
+def _answered(world: World) -> dict[int, str] | None:
+    """Return all published pulses, or None if the store does not answer in time."""
+    answer: list[dict[int, str] | None] = []
+    thread = threading.Thread(target=lambda: answer.append(_pulses(world)), daemon=True)
+    thread.start()
+    thread.join(MISSED_PULSES * PULSE_SECONDS)
+    return answer[0] if answer else None
 
 
 def _pulses(world: World) -> dict[int, str] | None:

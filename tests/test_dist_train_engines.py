@@ -150,7 +150,8 @@ def _check_checkpoint_damage(folder: Path) -> None:
         part = values[:2] if world.rank == 0 else values[2:]
         fragment = Fragment("w", 2 * world.rank, part, {"exp_avg": -part})
         writer.begin(TrainState(images, images // 10, {"net": images // 10}), {"net": [fragment]})
-        part.zero_()  # training goes on at once: what was begun is a copy
+        writer.wait_for_copy()
+        part.zero_()  # training goes on: what is written is a copy
         writer.finish()
     newest, problems = find_newest_whole(folder, world)
     assert newest is not None

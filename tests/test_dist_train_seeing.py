@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dist_train import mirrors, run_folder
 from dist_train.__main__ import main
 from dist_train.config import RunConfig
-from dist_train.precision import check_precision, compute_dtypes
+from dist_train.precision import check_precision, compute_dtypes, settle_precision
+from dist_train.recipes import RECIPES
+from dist_train.run_folder import settle_config
 from dist_train.timing import PHASES
 from models.config_io import ConfigError
 from models.rdm.objective import EdmConfig
 from tests.ranks import run_ranks
 from tests.test_dist_train_loop import whole_tensors
-from tests.tiny import BATCH, tiny_edm, tiny_wavediff
+from tests.tiny import BATCH, TINY, tiny_edm, tiny_wavediff
 
 
 def _observed(run_dir: Path) -> None:
@@ -114,8 +119,87 @@ def test_a_precision_that_the_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPat
     check_precision(objective, torch.device("cuda"))
     brain = replace(objective, unet=replace(objective.unet, compute_dtype="bfloat16"))
     check_precision(brain, torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"bfloat16, which Tesla V100 lacks; set .* float16"):
+    with pytest.raises(ConfigError, match=r"bfloat16, which Tesla V100 lacks; set precision=float"):
         check_precision(brain, torch.device("cuda"))
+
+
+def test_automatic_precision_is_that_of_the_device_unless_a_network_names_one() -> None:
+    config = tiny_wavediff()
+    assert config.precision == "auto"
+    on_cpu = settle_precision(config, bfloat16=False)
+    assert (on_cpu.precision, on_cpu.objective) == ("float32", config.objective)
+    on_gpu = settle_precision(config, bfloat16=True)
+    assert on_gpu.precision == "bfloat16"
+    assert compute_dtypes(on_gpu.objective) == {"bfloat16"}
+    assert settle_precision(on_gpu, bfloat16=False) == on_gpu  # settled once
+    published = RECIPES["rdm_imagenet256"]()
+    assert settle_precision(published, bfloat16=True) == replace(published, precision=None)
+    single = settle_precision(replace(published, precision="float32"), bfloat16=True)
+    assert compute_dtypes(single.objective) == {"float32"}
+
+
+def test_a_run_keeps_the_precision_that_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, device = tiny_edm(), torch.device("cpu")
+    assert settle_config(tmp_path / "here", config, device=device).precision == "float32"
+
+    settle_config(tmp_path / "there", config)  # a login node writes down what is asked for
+    monkeypatch.setattr(run_folder, "has_bfloat16", lambda device: True)
+    begun = settle_config(tmp_path / "there", config, device=device)
+    assert begun.precision == "bfloat16"
+    assert compute_dtypes(begun.objective) == {"bfloat16"}
+    monkeypatch.setattr(run_folder, "has_bfloat16", lambda device: False)
+    assert settle_config(tmp_path / "there", config, device=device) == begun
+    assert settle_config(tmp_path / "there", config) == begun
+    with pytest.raises(ConfigError, match=r"precision: 'bfloat16' -> 'float32'"):
+        settle_config(tmp_path / "there", replace(config, precision="float32"), device=device)
+
+
+def _draw_grids(root: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+
+    world = init_world()
+    for name, recipe in TINY.items():
+        run_dir = root / name
+        run_dir.mkdir(parents=True, exist_ok=True)
+        config = replace(recipe(), total_images=BATCH, grid_seeds=10)
+        Trainer(config, run_dir, world).fit()
+
+
+@pytest.mark.distributed
+def test_grids_are_of_the_same_seeds_on_any_number_of_ranks(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        run_ranks(ranks, _draw_grids, tmp_path / str(ranks))
+    for name, edge in (("tiny_edm", 8), ("tiny_relay", 16), ("tiny_wavediff", 32)):
+        pictures = []
+        for ranks in (1, 2):
+            with Image.open(tmp_path / str(ranks) / name / "grids" / f"{0:012d}.png") as picture:
+                assert picture.size == (3 * edge, 4 * edge)
+                pictures.append(torch.from_numpy(np.array(picture)).int())
+        assert (pictures[0] - pictures[1]).abs().max() <= 1
+        assert pictures[0].float().std() > 1
+
+
+def test_wandb_goes_on_with_one_record_while_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    for images_seen in (8, 16):  # two jobs, one after the other
+        (mirror,) = mirrors.start_mirrors(replace(tiny_edm(), wandb_project="x"), tmp_path)
+        mirror.write({"images_seen": images_seen, "net/loss": 0.5})
+        mirror.show_grid(images_seen, tmp_path / "grid.png")
+        mirror.close()
+        time.sleep(1.1)  # wandb names its folders by the second
+    name = (tmp_path / "wandb_id").read_text()
+    records = sorted((tmp_path / "wandb").glob(f"offline-run-*-{name}"))
+    assert len(records) == 2  # one id: `wandb sync --append` joins them
+    for record in records:
+        assert list(record.glob(f"run-{name}.wandb"))
+        assert list(record.glob("files/media/images/samples_*.png"))
 
 
 def test_tensorboard_is_an_option(
@@ -123,11 +207,9 @@ def test_tensorboard_is_an_option(
 ) -> None:
     import sys
 
-    from dist_train import mirrors
-
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert mirrors.start_mirrors(replace(tiny_edm(), tensorboard=True), tmp_path) == []
-    assert "pip install tensorboard" in capsys.readouterr().err
+    assert "pip install 'relaywave[tensorboard]'" in capsys.readouterr().err
 
     recorded: list[tuple[Any, ...]] = []
 
@@ -135,10 +217,20 @@ def test_tensorboard_is_an_option(
         def add_scalar(self, name: str, value: float, global_step: int) -> None:
             recorded.append((name, value, global_step))
 
+        def add_image(self, name: str, pixels: Any, global_step: int, dataformats: str) -> None:
+            recorded.append((name, pixels.shape, global_step, dataformats))
+
         def close(self) -> None:
             recorded.append(("closed",))
 
     mirror = mirrors.TensorboardMirror(Writer())
     mirror.write({"images_seen": 8, "net/loss": 0.5})
+    Image.new("RGB", (4, 2)).save(tmp_path / "grid.png")
+    mirror.show_grid(8, tmp_path / "grid.png")
     mirror.close()
-    assert recorded == [("images_seen", 8, 8), ("net/loss", 0.5, 8), ("closed",)]
+    assert recorded == [
+        ("images_seen", 8, 8),
+        ("net/loss", 0.5, 8),
+        ("samples", (2, 4, 3), 8, "HWC"),
+        ("closed",),
+    ]

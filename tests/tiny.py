@@ -45,6 +45,7 @@ def tiny_edm() -> RunConfig:
         log_images=BATCH,
         checkpoint_images=3 * BATCH,
         snapshot_images=6 * BATCH,
+        grid_seeds=0,
     )
 
 
@@ -61,6 +62,7 @@ def tiny_relay() -> RunConfig:
         log_images=BATCH,
         checkpoint_images=3 * BATCH,
         snapshot_images=6 * BATCH,
+        grid_seeds=0,
     )
 
 
@@ -96,6 +98,7 @@ def tiny_wavediff() -> RunConfig:
         log_images=BATCH,
         checkpoint_images=3 * BATCH,
         snapshot_images=6 * BATCH,
+        grid_seeds=0,
     )
 
 

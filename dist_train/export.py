@@ -1,0 +1,124 @@
+"""`python -m dist_train export RUN OUT`: a run's newest checkpoint in DeepSpeed's own format.
+
+DeepSpeed's format is an export and nothing that a run reads: it has no hashes, a flipped byte
+loads silently, a lost `latest` file means a fresh start, and ZeRO's files fit one number of ranks
+only (spec/FIELD.md sections 4d and 4e). What is written is the layout without ZeRO, which does not
+depend on ranks: one folder per network, with the weights, Adam's moments and the counters, for
+`DeepSpeedEngine.load_checkpoint` (under ZeRO with `load_module_only=True`). The files are pickles,
+because DeepSpeed reads nothing else; they hold tensors and plain values only, so that
+`torch.load(..., weights_only=True)` reads them as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.checkpoint import CheckpointReader, check_files, find_newest_whole
+from dist_train.config import AdamConfig, RunConfig
+from dist_train.distributed import World
+from models.config_io import ConfigError, read_config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """Write a checkpoint in DeepSpeed's format; returns the exit code.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint, it is damaged, or OUT exists.
+    """
+    options = _parser().parse_args(arguments)
+    if not (options.run / "config.json").exists():
+        raise ConfigError(f"{options.run} is not a run folder: it has no config.json")
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists; name a new folder")
+    config = read_config(RunConfig, options.run / "config.json")
+    reader = CheckpointReader(_find(options.run, options.at))
+    for name, network in config.objective.build().build_networks().items():
+        tag = f"global_step{reader.state.updates[name]}"
+        folder = options.out / name / tag
+        folder.mkdir(parents=True)
+        states = model_states(reader, name, network, config.optim[name])
+        torch.save(states, folder / "mp_rank_00_model_states.pt")
+        (options.out / name / "latest").write_text(tag)
+        print(f"{options.out / name}: {name} after {reader.state.images_seen:,} images")
+    return 0
+
+
+def model_states(
+    reader: CheckpointReader, name: str, network: nn.Module, adam: AdamConfig
+) -> dict[str, Any]:
+    """Return what DeepSpeed keeps of a network that is not sharded.
+
+    Args:
+        reader: Of the checkpoint.
+        name: Name of the network.
+        network: The module, for its parameters' names, order and shapes, and its buffers.
+        adam: Settings of its optimizer.
+    """
+    shapes = {key: parameter.shape for key, parameter in network.named_parameters()}
+    weights = {key: _whole(reader, f"{name}/weight/{key}", s) for key, s in shapes.items()}
+    updates = reader.state.updates[name]
+    moments = {
+        index: {
+            "step": torch.tensor(float(updates)),
+            **{kind: _whole(reader, f"{name}/{kind}/{key}", shape) for kind in MOMENTS},
+        }
+        for index, (key, shape) in enumerate(shapes.items())
+        if updates
+    }
+    template = torch.optim.Adam(network.parameters(), lr=adam.lr, betas=adam.betas, eps=adam.eps)
+    scale = reader.state.loss_scales.get(name, {})
+    return {
+        "module": {**network.state_dict(), **weights},
+        "optimizer": {"state": moments, "param_groups": template.state_dict()["param_groups"]},
+        "param_shapes": [{key: list(shape) for key, shape in shapes.items()}],
+        "buffer_names": [key for key, _ in network.named_buffers()],
+        "lr_scheduler": None,
+        "sparse_tensor_module_names": [],
+        "skipped_steps": int(scale.get("skipped", 0)),
+        "global_steps": updates,
+        "global_samples": reader.state.images_seen,
+        "dp_world_size": 1,
+        "mp_world_size": 1,
+        "relaywave": asdict(reader.state),
+    }
+
+
+def _whole(reader: CheckpointReader, tensor: str, shape: torch.Size) -> Tensor:
+    flat = torch.empty(shape.numel())
+    reader.read(tensor, 0, flat)
+    return flat.view(shape)
+
+
+def _find(run_dir: Path, at: int | None) -> Path:
+    """Return a whole checkpoint. Raises ConfigError if there is none."""
+    alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    if at is None:
+        newest, _ = find_newest_whole(run_dir, alone)
+        if newest is None:
+            raise ConfigError(f"{run_dir} has no checkpoint yet")
+        return newest
+    path = run_dir / "checkpoints" / f"{at:012d}"
+    if problems := check_files(path, alone):
+        raise ConfigError("; ".join(problems))
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dist_train export",
+        description="Write the newest whole checkpoint in DeepSpeed's format, one folder per"
+        " network: weights, Adam's moments, counters. Averages are in the run's snapshots.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--at", type=int, help="images seen of an older checkpoint")
+    return parser

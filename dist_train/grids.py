@@ -1,0 +1,135 @@
+"""Grids of samples drawn from a run's snapshots, of the same seeds each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from data_pipelines.pipeline import ImagePipeline
+from dist_train.config import RunConfig
+from dist_train.distributed import World
+from models.objective import images_to_unit_range
+from models.rdm.objective import RelayConfig
+from models.sampler import Sampler, sample
+from models.snapshot import load_sampler, read_snapshot
+from models.streams import Draws
+
+BATCH = 16
+"""Samples that a rank draws together."""
+
+
+class GridDrawer:
+    """Draws `grids/IMAGES.png`: sample k has the seed k, on any number of ranks.
+
+    A relay needs images to go on from: samples of `grid_previous`, or else the first training
+    images, reduced to what its stage begins with.
+
+    Args:
+        config: The run's configuration.
+        run_dir: The run folder.
+        world: The process group.
+        pipeline: The training set.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, world: World, pipeline: ImagePipeline
+    ) -> None:
+        self._world, self._count = world, config.grid_seeds
+        self._folder = run_dir / "grids"
+        self._stages: list[Path] = []
+        self._reduced: _Reduced | None = None
+        if isinstance(config.objective, RelayConfig) and self._count:
+            if config.grid_previous is not None:
+                self._stages = [Path(config.grid_previous)]
+            else:
+                self._reduced = _Reduced(config.objective, pipeline, self._count, world.device)
+
+    def draw(self, snapshot: Path) -> Path | None:
+        """Draw a snapshot's grid, each rank its share; returns the file on rank 0. Collective."""
+        if not self._count:
+            return None
+        images: dict[int, Tensor] = {}
+        for seeds, labels, sampler in self._work(snapshot):
+            images |= dict(zip(seeds, sample(sampler, seeds, labels).cpu(), strict=True))
+        parts = self._world.gather_objects(images)
+        if self._world.rank:
+            return None
+        drawn = {seed: image for part in parts for seed, image in part.items()}
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / f"{snapshot.name}.png"
+        Image.fromarray(tile([drawn[seed] for seed in sorted(drawn)]).numpy()).save(file)
+        return file
+
+    def _work(self, snapshot: Path) -> list[tuple[list[int], Tensor | None, Sampler]]:
+        """Return this rank's batches: seeds, labels, and the sampler to draw them with."""
+        if self._reduced is not None:
+            last = read_snapshot(snapshot)
+            network = last.load_network(self._world.device)
+            return [
+                (batch.seeds, batch.labels, last.objective.build_sampler(network, batch))
+                for batch in self._reduced.batches()
+            ]
+        stages = [read_snapshot(stage) for stage in [*self._stages, snapshot]]
+        sampler = load_sampler(stages, self._world.device)
+        mine = list(range(self._world.rank, self._count, self._world.size))
+        return [(mine[k : k + BATCH], None, sampler) for k in range(0, len(mine), BATCH)]
+
+
+class _Reduced:
+    """The images of the first places of the global order that fall to this rank, made small."""
+
+    def __init__(
+        self, config: RelayConfig, pipeline: ImagePipeline, count: int, device: torch.device
+    ) -> None:
+        self._batches: list[_Given] = []
+        for batch in pipeline.batches(0):
+            kept = [k for k, position in enumerate(batch.positions) if position < count]
+            if kept:
+                images = images_to_unit_range(batch.images[kept])
+                self._batches.append(
+                    _Given(
+                        functional.avg_pool2d(images, config.process.upscale).to(device),
+                        [batch.positions[k] for k in kept],
+                        batch.labels[kept]
+                        if config.label_dim and batch.labels is not None
+                        else None,
+                        config.label_dim,
+                    )
+                )
+            if max(batch.positions) >= count - 1:
+                return
+
+    def batches(self) -> list[_Given]:
+        return self._batches
+
+
+class _Given:
+    """A first stage that returns given images (models.sampler.Sampler)."""
+
+    def __init__(
+        self, images: Tensor, seeds: Sequence[int], labels: Tensor | None, label_dim: int
+    ) -> None:
+        self.seeds, self.labels = list(seeds), labels
+        self.resolution, self.label_dim = images.shape[-1], label_dim
+        self.device, self.nfe = images.device, dict[str, int]()
+        self._images = images
+
+    def generate(self, draws: Draws, labels: Tensor | None = None) -> Tensor:
+        """Return them."""
+        del draws, labels
+        return self._images
+
+
+def tile(images: list[Tensor]) -> Tensor:
+    """Lay out uint8 images [3, H, W] row by row in a near-square grid, [rows H, columns W, 3]."""
+    columns = max(round(len(images) ** 0.5), 1)
+    rows = -(-len(images) // columns)
+    blank = torch.zeros_like(images[0])
+    padded = images + [blank] * (rows * columns - len(images))
+    lines = [torch.cat(padded[r * columns : (r + 1) * columns], 2) for r in range(rows)]
+    return torch.cat(lines, 1).permute(1, 2, 0).contiguous()
