@@ -237,7 +237,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for problem in report.problems:
         print(problem)
     if report.problems:
-        raise ValueError(f"{len(report.problems)} problems in {arguments.path}")
+        count = len(report.problems)
+        raise ValueError(f"{count} problem{'s' if count > 1 else ''} in {arguments.path}")
     print(_summary(arguments.path, read_manifest(arguments.path)))
     if not arguments.no_decode:
         mean, std = (values.round(2).tolist() for values in report.mean_and_std())

@@ -32,7 +32,8 @@ def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
     """Decode any common image to RGB.
 
     Grey is tripled, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits, transparency
-    is laid over white. The whole image is decoded, so truncation is found.
+    is laid over white, colour profiles are dropped. The whole image is decoded, so truncation is
+    found.
 
     Args:
         encoded: The file's bytes.
@@ -44,11 +45,13 @@ def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image) if upright else image)
+            plain = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
     except DECODE_ERRORS as error:
         raise BadImage(f"undecodable: {error}") from None
+    plain.info = {}
+    return plain
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -61,7 +64,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def may_stay(encoded: bytes, *, upright: bool = False) -> bool:

@@ -142,7 +142,8 @@ def read_manifest(path: Path) -> Manifest:
 def _why_no_manifest(path: Path) -> str:
     if not path.is_dir():
         return f"{path} is no folder; first: python -m data_pipelines pack KIND SOURCE {path}"
-    inner = sorted(child.parent.name for child in path.glob(f"*/{MANIFEST}"))
+    sets = [*path.glob(f"*/{MANIFEST}"), *path.glob(f"*/*/{MANIFEST}")]
+    inner = sorted(child.parent.relative_to(path).as_posix() for child in sets)
     if inner:
         return f"{path} holds several sets; take one of them: {', '.join(inner)}"
     if (path / ".packing").is_dir():

@@ -14,13 +14,20 @@ from data_pipelines.beton import write_beton
 from data_pipelines.checking import check
 from data_pipelines.manifest import BETON, DatasetError, read_manifest
 from data_pipelines.order import SampleOrder
+from data_pipelines.pack import pack
+from data_pipelines.pack_options import PackOptions
 from data_pipelines.page_cache import PageCache
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
+from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 
 pytest.importorskip("ffcv", reason="FFCV is optional: it needs libturbojpeg and OpenCV")
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:numba", "ignore::Warning:ffcv")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:numba",
+    "ignore::Warning:ffcv",
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # of numba's finalisers, now and then
+)
 
 
 def packed(path: Path, image_format: str = "png") -> Path:
@@ -32,8 +39,9 @@ def packed(path: Path, image_format: str = "png") -> Path:
 def delivered(
     path: Path, backend: str, share: Share, start: int, count: int, **settings: object
 ) -> list[ImageBatch]:
+    edge = read_manifest(path).resolution
     config = DataConfig(
-        path=str(path), backend=backend, **{"resolution": 32, "flip": True, **settings}
+        path=str(path), backend=backend, **{"resolution": edge, "flip": True, **settings}
     )
     pipeline = build_pipeline(config, seed=5, share=share)
     batches = pipeline.batches(start)
@@ -175,3 +183,20 @@ def test_page_cache_keeps_the_pages_used_last(tmp_path: Path) -> None:
             slot = pages.slot_of_page[page]
             assert pages.memory[slot].tobytes() == content[10 * page : 10 * page + 10]
     assert pages.memory.shape == (3, 10)
+
+
+@pytest.mark.parametrize(("image_format", "tolerance"), [("png", 0), ("webp", 0), ("jpeg", 2)])
+def test_three_backends_agree_on_photographs(
+    tmp_path: Path, image_format: str, tolerance: int
+) -> None:
+    path = tmp_path / "set"
+    options = PackOptions(resolution=64, image_format=image_format, limit=48)
+    pack(make_source("photographs", None), path, options)
+    write_beton(path)
+    arguments = (Share(0, 1, 16), 40, 3)
+    by_pillow = delivered(path, "webdataset", *arguments)
+    for backend in ("dali", "ffcv"):
+        for one, other in zip(delivered(path, backend, *arguments), by_pillow, strict=True):
+            assert (one.images.int() - other.images.int()).abs().max() <= tolerance
+            assert torch.equal(one.labels, other.labels)
+            assert one.positions == other.positions

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_pipelines import pack_worker
 from data_pipelines.__main__ import main
@@ -231,6 +231,18 @@ def test_modes_are_converted() -> None:
     assert decode_rgb(png(clear))[0, 0].tolist() == [255, 255, 255]
     with pytest.raises(BadImage, match="known format"):
         decode_rgb(b"<html>")
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+def test_profiles_are_left_behind(tmp_path: Path, image_format: str) -> None:
+    (tmp_path / "source").mkdir()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(smooth_pixels(1)).save(tmp_path / "source/a.png", icc_profile=profile)
+    packed_folder(tmp_path / "source", tmp_path / "set", image_format=image_format)
+    images = ShardedImages(tmp_path / "set")
+    with Image.open(io.BytesIO(images.read(0)[0])) as stored:
+        assert "icc_profile" not in stored.info
+    images.close()
 
 
 def png(image: Image.Image) -> bytes:

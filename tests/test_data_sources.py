@@ -267,6 +267,9 @@ def test_wrong_lsun_sources_are_refused(tmp_path: Path) -> None:
     cifar = write_cifar_binary(tmp_path)
     with pytest.raises(SourceError, match="holds no image"):
         pack_kind("lsun", cifar, tmp_path / "set")
+    pictures = write_zip(tmp_path / "cifar.zip", {"cat/0.jpg": images(1)[0]})
+    with pytest.raises(SourceError, match=r"is not LSUN: it holds neither a data\.mdb nor WebP"):
+        pack_kind("lsun", pictures, tmp_path / "set")
     broken = write_files(tmp_path / "broken_lmdb", {"data.mdb": b"no database"})
     with pytest.raises(SourceError, match="cannot be read as an LMDB database"):
         pack_kind("lsun", broken, tmp_path / "set")

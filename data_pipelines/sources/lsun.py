@@ -34,7 +34,7 @@ class LsunSource:
         """Return all images in the order of their keys. Raises SourceError if there are none."""
         databases = self._databases()
         if not databases:
-            return replace(detect(self.path), labelled=False).list_items()
+            return self._exported()
         labelled = len(databases) > 1
         entries = []
         for number, database in enumerate(databases):
@@ -65,6 +65,15 @@ class LsunSource:
     def describe(self) -> dict[str, Any]:
         """Return the path."""
         return {"path": str(self.path)}
+
+    def _exported(self) -> Listing:
+        listing = replace(detect(self.path), labelled=False).list_items()
+        if not any(entry.name.lower().endswith(".webp") for entry in listing.entries):
+            raise SourceError(
+                f"{self.path} is not LSUN: it holds neither a {DATABASE} nor WebP images; pack it"
+                " as `images`, with --unlabelled if its folders are no classes"
+            )
+        return listing
 
     def _databases(self) -> list[Path]:
         """Return the folders or zips that are databases; of a category that is both, the folder."""
