@@ -69,9 +69,10 @@ def decide(
 
 
 def goes_on(job_id: str, patience: float = 900.0) -> bool:
-    """Whether this very allocation is still ours, rather than ending or already requeued.
+    """Whether this very start may still be requeued by us: it is running, or its time was just up.
 
-    Waits for slurmctld to answer, as it may be starting again.
+    It may not if it was cancelled, or is requeued by Slurm already. Waits for slurmctld to answer,
+    as it may be starting again.
 
     Raises:
         SlurmError: It did not answer for `patience` seconds.
@@ -86,7 +87,8 @@ def goes_on(job_id: str, patience: float = 900.0) -> bool:
             time.sleep(2.0)
             continue
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return job.get("JobState") == "RUNNING" and job.get("Restarts") == restarts
+        ours = job.get("JobState") == "RUNNING" or job.get("Reason") == "TimeLimit"
+        return ours and job.get("Restarts") == restarts
 
 
 def ask_for_whole_time(folder: JobFolder, job_id: str) -> None:

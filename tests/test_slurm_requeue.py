@@ -92,6 +92,24 @@ def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(slurm.commands) == 2
 
 
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({"JobState": "RUNNING", "Reason": "None", "Restarts": "1"}, True),
+        ({"JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "1"}, True),
+        ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}, False),
+        ({"JobState": "CANCELLED", "Reason": "None", "Restarts": "1"}, False),
+        ({"JobState": "PENDING", "Reason": "BeginTime", "Restarts": "2"}, False),
+    ],
+)
+def test_what_may_be_requeued(
+    job: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeSlurm(monkeypatch)
+    monkeypatch.setattr(requeue, "describe", lambda job_id: job)
+    assert requeue.goes_on("7") is expected
+
+
 def test_a_shortened_time_limit_is_for_one_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
