@@ -236,6 +236,7 @@ def _wait_for_callers() -> None:
 def run_command(module: str, words: Sequence[str]) -> None:
     """Do what `python -m MODULE WORDS` does, in this process; exits unless that returns 0."""
     sys.argv = [module, *words]
+    sys.modules.pop(f"{module}.__main__", None)  # it judged the words, in the debug executor
     try:
         runpy.run_module(module, run_name="__main__")
     except SystemExit as ended:

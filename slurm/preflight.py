@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,6 +149,7 @@ def check_run(
         ConfigError: They cannot, or it is.
     """
     from dist_train.loop import plan_batches
+    from dist_train.precision import settle_precision
     from dist_train.run_folder import HARMLESS
     from models.config_io import differences, to_json
 
@@ -157,7 +158,10 @@ def check_run(
     path = run_dir / "config.json"
     if not path.exists():
         return
-    changed = differences(to_json(read_config(type(config), path)), to_json(config))
+    begun = read_config(type(config), path)
+    if config.precision == "auto" and begun.precision != "auto":  # settled where it was begun
+        config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
+    changed = differences(to_json(begun), to_json(config))
     if changed and not (allow_changes and changed.keys() <= HARMLESS):
         listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
         raise ConfigError(f"{run_dir} is a run of other settings ({listing}); use another folder")

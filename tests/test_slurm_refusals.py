@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
 from slurm import preflight, queue, training
 from slurm.__main__ import main
 from slurm.preflight import Partition
+from slurm.resources import Resources
 from tests.slurm_project import make_run
 from tests.tiny import tiny_edm
 
@@ -188,6 +190,15 @@ def test_a_run_folder_of_another_recipe(
     assert main([*RUN, *site]) == 2
     assert "recipe: 'tiny_edm' -> 'rdm_debug_edm16'" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_the_same_words_again_once_training_has_settled_the_precision(
+    site: list[str], tmp_path: Path
+) -> None:
+    config = find_recipe("rdm_debug_edm16")()
+    settle_config(tmp_path / "run", config, device=torch.device("cpu"))
+    assert config.precision == "auto"
+    preflight.check_run(config, tmp_path / "run", Resources())
 
 
 @pytest.mark.parametrize(
