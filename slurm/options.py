@@ -44,7 +44,7 @@ class Target:
     def launch(self, submission: Submission) -> JobRecord | None:
         """Submit, or print the batch script; says which job it became."""
         if self.dry_run:
-            print(batch_script(submission), end="")
+            print(batch_script(submission).rstrip())
             return None
         self.judge(submission)
         record = submit(submission)

@@ -109,7 +109,8 @@ srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /
 
 # teardown
 python -m slurm.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?#!/bin/bash
+exit $?
+#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
@@ -151,7 +152,8 @@ srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error
 
 # teardown
 python -m slurm.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?#!/bin/bash
+exit $?
+#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
@@ -193,7 +195,8 @@ srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --er
 
 # teardown
 python -m slurm.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?#!/bin/bash
+exit $?
+#!/bin/bash
 
 # Parameters
 #SBATCH --account=diffusion
