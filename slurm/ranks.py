@@ -98,9 +98,10 @@ def _use_scratch() -> None:
         return
     scratch = Path(os.path.expandvars(named))
     scratch.mkdir(parents=True, exist_ok=True)
+    ours = scratch / f"relaywave-{os.getuid()}"  # others' jobs may have the same scratch
     os.environ["TMPDIR"] = str(scratch)
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(scratch / "torch_extensions"))
-    os.environ.setdefault("RELAYWAVE_CACHE", str(scratch / "shards"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ours / "torch_extensions"))
+    os.environ.setdefault("RELAYWAVE_CACHE", str(ours / "shards"))
 
 
 def rendezvous_ports(job_id: str, restart: int) -> Iterator[int]:

@@ -289,7 +289,8 @@ def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path
         [sys.executable, "-c", WHERE], env=environment, cwd=SOURCE, capture_output=True, text=True,
         check=True,
     ).stdout  # fmt: skip
-    assert printed.split() == [f"{tmp_path}/77", f"{tmp_path}/77/shards"]
+    scratch = f"{tmp_path}/77"
+    assert printed.split() == [scratch, f"{scratch}/relaywave-{os.getuid()}/shards"]
 
 
 @pytest.mark.parametrize(
