@@ -30,7 +30,7 @@ from evaluation.inception_weights import convert_inception
 from evaluation.kept import write_samples
 from evaluation.options import parse
 from evaluation.postprocess import PostProcess
-from evaluation.protocols import PROTOCOLS, Protocol, find_protocol
+from evaluation.protocols import PROTOCOLS, Protocol, describe_protocol, find_protocol
 from evaluation.reference import make_reference, read_reference, write_reference
 from evaluation.results import find_results
 from evaluation.run import Evaluation, evaluate
@@ -169,13 +169,7 @@ def convert_command(args: argparse.Namespace) -> None:
 def protocols_command(args: argparse.Namespace) -> None:
     """List the protocols."""
     del args
-    for protocol in PROTOCOLS.values():
-        metrics = ", ".join(protocol.metrics)
-        print(
-            f"{protocol.name}: {protocol.num_samples} samples from seed {protocol.first_seed},"
-            f" {protocol.detector}/{protocol.pipeline}, {protocol.post.codec}, {metrics};"
-            f" reference: {protocol.reference}"
-        )
+    print("\n".join(map(describe_protocol, PROTOCOLS.values())))
 
 
 def _evaluation(

@@ -80,7 +80,7 @@ def _resampled_precision(k: int) -> Callable[..., Resampling]:
     """Return the resampling of precision, a mean over the generated images.
 
     Recall and coverage have none: they are shares of the reference, decided by the distances
-    between generated images, of which a resample makes a third zero.
+    between generated images, many of which are zero in a resample.
     """
 
     def resampled(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:

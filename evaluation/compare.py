@@ -73,15 +73,42 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[Path]:
 
 
 def _series(results: Sequence[Result], axis: str, name: str) -> Series:
-    """Return the points of each line: results that share a reference, detector and n."""
+    """Return the points of each line: results that agree in all but the axis.
+
+    Lines are named by what they differ in.
+    """
+    placed = [
+        (_facts(result, axis), x, y)
+        for result in results
+        if (x := axis_value(result, axis)) is not None
+        and (y := values_of(result).get(name)) is not None
+    ]
+    varying = [k for k in _facts(results[0], axis) if len({facts[k] for facts, _, _ in placed}) > 1]
     series: Series = {}
-    for result in results:
-        x, y = axis_value(result, axis), values_of(result).get(name)
-        if x is not None and y is not None:
-            detector = result["detector"]["name"]
-            line = f"{detector}, n={result['images']['num_images']}"
-            series.setdefault(f"{line}, ref {result['reference']['digest'][:6]}", []).append((x, y))
+    for facts, x, y in placed:
+        line = ", ".join(f"{k} {facts[k]}" for k in varying) or facts["run"]
+        series.setdefault(line, []).append((x, y))
     return {line: sorted(points) for line, points in series.items()}
+
+
+def _facts(result: Result, axis: str) -> dict[str, str]:
+    """Return what may tell lines of a plot over an axis apart."""
+    facts = {
+        "run": run_name(result),
+        "detector": f"{result['detector']['name']}/{result['detector']['pipeline']}",
+        "n": str(result["images"]["num_images"]),
+        "reference": str(result["reference"]["digest"])[:6],
+    }
+    others = {name: _text(axis_value(result, name)) for name in AXES if name != axis}
+    return facts | others
+
+
+def run_name(result: Result) -> str:
+    """Return the name of the run that a result's model comes from, else the result's title."""
+    models = models_of(result)
+    path = Path(models[-1].get("path", "")) if models else Path()
+    run = path.parent.parent.name if path.parent.name == "snapshots" else ""
+    return run or str(result["title"])
 
 
 def svg_plot(series: Series, x_title: str, y_title: str) -> str:

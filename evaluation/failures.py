@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 
 from torch import distributed as dist
 
@@ -13,8 +12,8 @@ from dist_train.watchdog import EXIT_LOST
 from evaluation.features import short_hash
 
 EXIT_REFUSED = 2
-PATIENCE = timedelta(seconds=1)
-"""How long ranks wait to hear that another one has said the same."""
+PATIENCE = 1.0
+"""Seconds that ranks wait to hear that another one has said the same."""
 
 
 def refuse(error: Exception, world: World | None) -> int:
@@ -42,7 +41,7 @@ def is_lost_contact(error: RuntimeError) -> bool:
 
 def lose_contact(world: World) -> int:
     """Say that another rank is gone, unless one has said why it ended; returns the exit code."""
-    time.sleep(PATIENCE.total_seconds())  # a launcher ends the others meanwhile
+    time.sleep(PATIENCE)  # a launcher ends the others meanwhile
     if not _heard(world, ["refused"]):
         print(
             f"error: rank {world.rank} lost contact with another rank; what is finished is kept,"
@@ -61,8 +60,13 @@ def _tell(world: World, keys: list[str]) -> None:
 
 
 def _heard(world: World, keys: list[str]) -> bool:
+    """Tell whether all keys are set in time (by asking: waiting in the store prints warnings)."""
+    deadline = time.monotonic() + PATIENCE
     try:
-        world.store.wait(keys, PATIENCE)
+        while not world.store.check(keys):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
     except RuntimeError:
         return False
     return True

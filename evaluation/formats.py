@@ -46,7 +46,7 @@ def read_statistics(path: Path, detector: Mapping[str, str]) -> FeatureSet:
     """
     reader = _reader(path)
     gaussians, features, n = reader(path, detector["name"])
-    told = _pipeline_of_name(path)
+    told = pipeline_of_name(path)
     if told and told != detector["pipeline"]:
         raise ValueError(
             f"{path} was made by the {told} pipeline (its name says so), not {detector['pipeline']}"
@@ -69,8 +69,13 @@ Reader = Callable[[Path, str], Content]
 
 def main_tap(detector: str) -> str:
     """Return the tap that single statistics of a detector belong to."""
-    known = {"inception": "pool", "torchscript": "pool", "dinov2": "cls", "clip": "embedding"}
-    return known.get(detector, "features")
+    return {
+        "inception": "pool",
+        "torchscript": "pool",
+        "dinov2": "cls",
+        "clip": "embedding",
+        "effnet_lite0": "block4",
+    }.get(detector, "features")
 
 
 def _reader(path: Path) -> Reader:
@@ -233,7 +238,7 @@ def _gaussian(path: Path, arrays: Mapping[str, Any], suffix: str, n: int | None)
     return Gaussian(np.atleast_1d(mu), np.atleast_2d(sigma), n)
 
 
-def _pipeline_of_name(path: Path) -> str:
+def pipeline_of_name(path: Path) -> str:
     """Return the pipeline that clean-fid and torch-fidelity write into file names, else ""."""
     name = path.name
     known = CLEAN_MODES | {"-inception-v3-compat-": "tf1"}

@@ -21,7 +21,7 @@ from torch import Tensor
 from data_pipelines.manifest import MANIFEST
 from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.base import IMAGE_EXTENSIONS
-from evaluation.arrays import NpzArray
+from evaluation.arrays import NpzArray, npz_names, read_npz
 from evaluation.image_files import (
     EncodedMember,
     decode_image,
@@ -184,14 +184,19 @@ class ArrayImages:
             "num_images": shape[0],
             "digest": self._array.digest,
         }
+        names = npz_names(path)
+        classes = read_npz(path, ["arr_1"]).get("arr_1") if "mu" not in names else None
+        is_table = classes is not None and classes.shape == shape[:1] and classes.dtype.kind in "iu"
+        self._classes = classes if is_table else None
 
     def __len__(self) -> int:
         return self._array.shape[0]
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
-        """Return None: what `arr_1` means differs from file to file."""
-        del indices
-        return None
+        """Return the classes of these indices, which `arr_1` of a sample batch tells, or None."""
+        if self._classes is None:
+            return None
+        return np.asarray(self._classes[list(indices)], np.int64)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""

@@ -54,10 +54,12 @@ class Protocol:
 
     def clean(self) -> Protocol:
         """Return the variant without retouch or lossy files, with TF1 resizing."""
+        resized_alike = self.pipeline == "tf1"
         return dataclasses.replace(
             self,
             name=f"{self.name}_clean",
-            pipeline="tf1" if self.detector == "inception" else self.pipeline,
+            reference=self.reference if resized_alike else "the training images, TF1 resizing",
+            pipeline="tf1",
             post=PostProcess(),
             note=f"{self.name} as PNG, not retouched, TF1 resizing: measures the model alone",
         )
@@ -155,6 +157,22 @@ PROTOCOLS: dict[str, Protocol] = {
         *_TOOLS,
     )
 }
+
+
+def describe_protocol(protocol: Protocol) -> str:
+    """Return a protocol's settings and published values as a few lines of text."""
+    post = protocol.post
+    retouch = "" if post.retouch == "none" else f", retouch {post.retouch}"
+    seeds = f"seeds {protocol.first_seed}-{protocol.first_seed + protocol.num_samples - 1}"
+    lines = [
+        f"{protocol.name}: {protocol.num_samples} samples ({seeds}), {post.codec}{retouch};"
+        f" {protocol.detector}/{protocol.pipeline}: {', '.join(protocol.metrics)}",
+        f"    reference: {protocol.reference}",
+    ]
+    if protocol.published:
+        values = ", ".join(f"{name} {value:g}" for name, value in protocol.published.items())
+        lines.append(f"    published: {values}")
+    return "\n".join(lines)
 
 
 def find_protocol(name: str) -> Protocol:

@@ -19,7 +19,7 @@ from dist_train.distributed import World
 from evaluation.arrays import AnyArray, npz_names, read_npz, write_npz
 from evaluation.detectors import Detector
 from evaluation.features import evenly_spread, extract, short_hash
-from evaluation.formats import read_statistics
+from evaluation.formats import pipeline_of_name, read_statistics
 from evaluation.images import ImageSet, open_images
 from evaluation.statistics import FeatureSet, Gaussian
 
@@ -158,13 +158,14 @@ def load_reference(
         return cached_reference(
             open_images(path), detector, world, num_features=num_features, batch_size=batch_size
         )
+    pipeline = pipeline or pipeline_of_name(path)
+    made_by = {"name": detector.identity["name"], "pipeline": pipeline}
+    reference = read_statistics(path, made_by)
     if not pipeline:
         raise ValueError(
             f"{path} does not say how its images were resized; add --reference-pipeline"
             f" (e.g. {detector.identity['pipeline']}) if you know"
         )
-    made_by = {"name": detector.identity["name"], "pipeline": pipeline}
-    reference = read_statistics(path, made_by)
     if "arr_0" not in names:
         return reference
     images = cached_reference(

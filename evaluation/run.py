@@ -156,7 +156,7 @@ def _start(
     """Return the result to fill: what the file on disk has of the same inputs, or a new one."""
     folder = config.images or config.keep_images
     result = new_result(
-        title=config.title or (config.images or config.snapshots[-1].path).name,
+        title=config.title or usual_title(config.images or config.snapshots[-1].path),
         images=images.identity,
         samples=read_samples_manifest(folder) if folder and folder.is_dir() else None,
         reference=reference,
@@ -171,10 +171,10 @@ def _protocol_facts(config: Evaluation, images: ImageSet) -> dict[str, Any] | No
     protocol = config.protocol
     if protocol is None:
         return None
-    return asdict(protocol) | {"deviations": _deviations(config, protocol, len(images))}
+    return asdict(protocol) | {"deviations": deviations(config, protocol, len(images))}
 
 
-def _deviations(config: Evaluation, protocol: Protocol, num_images: int) -> list[str]:
+def deviations(config: Evaluation, protocol: Protocol, num_images: int) -> list[str]:
     """Say in what an evaluation departs from its protocol."""
     facts: list[tuple[str, object, object]] = [
         ("number of images", num_images, protocol.num_samples),
@@ -215,6 +215,14 @@ def check_comparable(detector: Detector, reference: FeatureSet) -> None:
                 f"the reference {source} has {gaussian.dim} features at tap {tap}, the detector"
                 f" {detector.identity['name']} gives {detector.widths[tap]}"
             )
+
+
+def usual_title(path: Path) -> str:
+    """Return `RUN/images seen` for a run's snapshot, else the name of the file or folder."""
+    path = path.resolve()
+    if path.parent.name != "snapshots":
+        return path.name
+    return f"{path.parent.parent.name}/{path.name.lstrip('0') or '0'}"
 
 
 def work_folder(out: Path) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from evaluation.results import Result
+
+DETAILS = re.compile(r"std|slope|dimensions|worst_class|class_\d+")
+"""Values that results hold and tables do not show as values."""
 
 
 def format_table(results: Sequence[Result]) -> str:
@@ -124,14 +128,18 @@ def _seen(result: Result) -> str:
 
 
 def _value(result: Result, name: str) -> str:
+    """Return a metric's values, the interval behind the first; how they came about is left out."""
     metric = result["metrics"].get(name)
     if metric is None:
         return "-"
-    text = " / ".join(f"{value:.4g}" for value in list(metric["values"].values())[:4])
+    values = {k: v for k, v in metric["values"].items() if not DETAILS.fullmatch(k)}
+    texts = [f"{value:.4g}" for value in values.values()]
+    if "std" in metric["values"]:
+        texts[0] += f" ± {metric['values']['std']:.2g}"
     if "interval95" in metric:
         low, high = metric["interval95"]
-        text += f" [{low:.4g}, {high:.4g}]"
-    return text
+        texts[0] += f" [{low:.4g}, {high:.4g}]"
+    return " / ".join(texts)
 
 
 def _times(result: Result) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from evaluation import __main__ as cli
+from evaluation.images import open_images
 
 
 def write_images(folder: Path, count: int, size: int = 32, seed: int = 0) -> Path:
@@ -99,6 +101,34 @@ def test_grey_images_count_as_rgb_and_alpha_is_refused(
     Image.new("RGBA", (32, 32)).save(images / "alpha.png")
     assert cli.main(["reference", str(images), str(tmp_path / "r2.npz")]) == 2
     assert "alpha.png has mode RGBA" in capsys.readouterr().err
+
+
+def test_classes_are_sub_folders_unless_a_table_tells(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "folder" / name, 2)
+    assert labels_of(tmp_path / "folder") == [0, 0, 1, 1]
+    table = {"labels": [["cat/000.png", 7], ["cat/001.png", 8], ["dog/000.png", 9]]}
+    (tmp_path / "folder" / "dataset.json").write_text(json.dumps(table))
+    assert labels_of(tmp_path / "folder") is None  # one image has no class
+    table["labels"].append(["dog/001.png", 7])
+    (tmp_path / "folder" / "dataset.json").write_text(json.dumps(table))
+    assert labels_of(tmp_path / "folder") == [7, 8, 9, 7]
+    with zipfile.ZipFile(tmp_path / "edm.zip", "w") as archive:
+        for path in (tmp_path / "folder").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "folder").as_posix())
+    assert labels_of(tmp_path / "edm.zip") == [7, 8, 9, 7]
+    for name in ("000000", "001000"):
+        write_images(tmp_path / "numbered" / name, 1)
+    assert labels_of(tmp_path / "numbered") is None
+    (tmp_path / "folder" / "dataset.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"dataset\.json cannot be read"):
+        open_images(tmp_path / "folder")
+
+
+def labels_of(path: Path) -> list[int] | None:
+    images = open_images(path)
+    labels = images.labels(range(len(images)))
+    return None if labels is None else labels.tolist()
 
 
 def test_unfinished_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

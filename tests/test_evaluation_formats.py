@@ -83,7 +83,11 @@ def test_adm_batches_are_written_and_read_as_images(
     with np.load(batch, allow_pickle=False) as file:
         assert file["arr_0"].shape == (6, 4, 6, 3)
         assert file["arr_1"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert torch.equal(open_images(batch).batch(range(6)), images.batch(range(6)))
+    again = open_images(batch)
+    assert torch.equal(again.batch(range(6)), images.batch(range(6)))
+    labels = again.labels([5, 0])
+    assert labels is not None
+    assert labels.tolist() == [1, 0]
     reference = tmp_path / "VIRTUAL.npz"
     export(features, reference, "adm_reference", images)
     assert set(read_statistics(reference, TF1).gaussians) == {"pool", "spatial"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,20 @@ import pytest
 import torch
 
 from dist_train.distributed import World
+from evaluation import __main__ as cli
 from evaluation.compare import axis_value, format_comparison, write_plots
 from evaluation.detector_kinds import DETECTORS
-from evaluation.detectors import Detector
+from evaluation.detectors import Detector, DetectorConfig
 from evaluation.generate import SamplePlan, format_seeds, parse_seeds
 from evaluation.grid import encode_image, make_grid
 from evaluation.metrics import KINDS, MetricRequest, parse_request
+from evaluation.options import parse
 from evaluation.postprocess import PostProcess
 from evaluation.protocols import PROTOCOLS, find_protocol
 from evaluation.results import new_result, reused
-from evaluation.run import check_comparable
+from evaluation.run import Evaluation, check_comparable, deviations, usual_title
 from evaluation.statistics import FeatureSet, gaussian_of
-from evaluation.table import format_table
+from evaluation.table import format_repeats, format_table
 
 RNG = np.random.default_rng(0)
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -68,6 +71,39 @@ def test_edm_ranges_are_disjoint() -> None:
     protocol = find_protocol("edm")
     ranges = [set(protocol.seeds(repeat)) for repeat in range(protocol.repeats)]
     assert len(set.union(*ranges)) == 3 * 50_000
+
+
+def test_results_say_in_what_they_depart_from_a_protocol() -> None:
+    protocol = find_protocol("rdm_imagenet256")
+    detector = DetectorConfig("inception", "weights.pth", "tf1")
+    plan = SamplePlan(protocol.seeds(), post=protocol.post)
+    faithful = Evaluation(Path("o"), Path("r"), plan=plan, detector=detector, protocol=protocol)
+    assert deviations(faithful, protocol, 50_000) == []
+    plan = SamplePlan((0, 1), "random")
+    free = dataclasses.replace(
+        faithful, plan=plan, detector=dataclasses.replace(detector, pipeline="clean")
+    )
+    assert deviations(free, protocol, 2) == [
+        "number of images is 2, not 50000",
+        "pipeline is clean, not tf1",
+        "first seed is 0, not 10000",
+        "labels is random, not balanced",
+        "retouch is none, not rdm_imagenet",
+    ]
+
+
+def test_options_win_over_a_protocol() -> None:
+    words = ["run", "runs/a", "--reference", "r", "--protocol", "wavediff_cifar10"]
+    protocol = find_protocol("wavediff_cifar10")
+    assert cli._plan(parse(words), protocol).post.codec == "jpeg"
+    plan = cli._plan(parse([*words, "--codec", "png", "--seeds", "0-9"]), protocol)
+    assert (plan.post.codec, len(plan.seeds)) == ("png", 10)
+
+
+def test_ranges_of_seeds_are_summed_up() -> None:
+    text = format_repeats([result(1, 2.0), result(1, 3.0)])
+    assert "fd_effnet_lite0_block4.distance: mean 2.5, least 2" in text
+    assert format_repeats([result(1, 2.0)]) == ""
 
 
 def test_jpeg_and_retouch_are_switches() -> None:
@@ -135,6 +171,20 @@ def test_comparison_orders_by_images_seen_and_plots(tmp_path: Path) -> None:
     (plot,) = write_plots(results, tmp_path)
     assert plot.name == "fd_effnet_lite0_block4_by_images_seen.svg"
     assert plot.read_text().count("<circle") == 2
+
+
+def test_runs_are_lines_of_their_own(tmp_path: Path) -> None:
+    results = [result(seen, 1.0 + seen / 1000) for seen in (1000, 2000, 1000, 2000)]
+    for number, entry in enumerate(results):
+        run = f"run{number // 2}"
+        entry["images"]["models"][0]["path"] = f"runs/{run}/snapshots/{number:012d}"
+    (plot,) = write_plots(results, tmp_path)
+    text = plot.read_text()
+    assert (text.count("<polyline"), text.count("<circle")) == (2, 4)
+    assert ">run run0<" in text
+    assert ">run run1<" in text
+    assert usual_title(Path("runs/a/snapshots/000000001000")) == "a/1000"
+    assert usual_title(Path("data/images.zip")) == "images.zip"
 
 
 def test_the_table_says_what_is_comparable() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.checking import check
 from dist_train.distributed import init_world
@@ -216,6 +219,33 @@ def call_and_die(arguments: list[str], log: Path) -> None:
         for store in (SampleFiles, SampleShards, BatchStore):
             patch.setattr(store, "write", noted(store.write))
         call(arguments)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["run", "images", "--reference", "images", "--out", "o.json"], "2.png cannot be decoded"),
+        (["reference", "images", "o.npz", "--taps", "pool"], "has the taps block4"),
+    ],
+)
+def test_an_error_is_one_line_however_many_ranks(
+    tmp_path: Path, words: list[str], problem: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        image = Image.effect_noise((32, 32), 40 + i)
+        image.save(tmp_path / "images" / f"{i}.png")
+    damaged = tmp_path / "images" / "2.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    command = [sys.executable, "-m", "evaluation", *words, "--ranks", "2", "--batch-size", "1"]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "RELAYWAVE_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert problem in done.stderr
 
 
 class KilledError(Exception):
