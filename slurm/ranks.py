@@ -97,8 +97,13 @@ def _use_scratch() -> None:
     if not named:
         return
     scratch = Path(os.path.expandvars(named))
-    scratch.mkdir(parents=True, exist_ok=True)
     ours = scratch / f"relaywave-{os.getuid()}"  # others' jobs may have the same scratch
+    try:
+        ours.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if os.environ.get("RELAYWAVE_SCRATCH"):
+            raise
+        return  # the login node's own folder was handed on, and cannot be had here
     os.environ["TMPDIR"] = str(scratch)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ours / "torch_extensions"))
     os.environ.setdefault("RELAYWAVE_CACHE", str(ours / "shards"))

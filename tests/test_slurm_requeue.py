@@ -293,6 +293,15 @@ def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path
     assert printed.split() == [scratch, f"{scratch}/relaywave-{os.getuid()}/shards"]
 
 
+def test_a_scratch_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, code in (("TMPDIR", 0), ("RELAYWAVE_SCRATCH", 1)):
+        environment = {**os.environ, name: f"{tmp_path}/file/below"}
+        done = subprocess.run([sys.executable, "-c", WHERE], env=environment, cwd=SOURCE,
+                              capture_output=True, check=False)  # fmt: skip
+        assert done.returncode == code, f"{name}: only the site profile's must be"
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("90", 90), ("90:30", 91), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190)],
