@@ -28,7 +28,7 @@ def format_table(results: Sequence[Result]) -> str:
         for result in results
     ]
     blocks = [align([header, *rows]), *(_published(result) for result in results)]
-    return "\n\n".join([*filter(None, blocks), comparability(results)])
+    return "\n\n".join([*filter(None, blocks), comparability(results) + _unknown_sizes(results)])
 
 
 def format_repeats(results: Sequence[Result]) -> str:
@@ -96,6 +96,17 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _unknown_sizes(results: Sequence[Result]) -> str:
+    """Warn of references that do not tell how many images they are made of."""
+    sources = {
+        result["reference"].get("source") for result in results if not result["reference"]["n"]
+    }
+    return "".join(
+        f"\nWarning: {source} does not tell how many images it was made of; distances depend on it."
+        for source in sorted(map(str, sources))
+    )
 
 
 def _comparison_facts(result: Result) -> dict[str, Any]:

@@ -192,6 +192,10 @@ def test_the_table_says_what_is_comparable() -> None:
     unlike = format_table([result(0, 9.0), result(5, 1.0, digest="b")])
     assert "NOT comparable with each other: these results have different references" in unlike
     assert "untrained" in unlike
+    assert "Warning" not in unlike
+    foreign = result(5, 1.0)
+    foreign["reference"] |= {"n": None, "source": "cifar10.npz"}
+    assert "Warning: cifar10.npz does not tell how many images" in format_table([foreign])
 
 
 def test_metrics_are_kept_for_the_same_inputs_only() -> None:
