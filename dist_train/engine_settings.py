@@ -71,6 +71,9 @@ def engine_settings(
     defaults: dict[str, Any] = {"reduce_bucket_size": min(parameters, MAX_BUCKET)}
     if zero_stage < 3:  # one flattening per bucket is cheaper than one copy per tensor
         defaults["contiguous_gradients"] = False
+    else:  # by default whole networks of up to 1e9 parameters stay gathered
+        names = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        defaults |= {f"stage3_{name}": MAX_BUCKET for name in names}
     zero: dict[str, Any] = {"stage": zero_stage}
     zero |= {k: v for k, v in defaults.items() if k not in extra.get("zero_optimization", {})}
     if offload != "none":

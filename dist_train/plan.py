@@ -67,7 +67,7 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
     Gradients include the copy in which a bucket of them is reduced. A network that fits in one
     bucket is reduced when its activations are gone, so that only the greater of the two counts; the
     same is true of the temporary copy that ZeRO-0's Adam makes. The optimizer is the masters and
-    both moments. One rank shards nothing.
+    both moments. ZeRO-3 gathers weights, up to a bucket of them. One rank shards nothing.
 
     Args:
         config: The run; its averages are counted.
@@ -86,14 +86,16 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
         return Memory(everything, gradients, 2 * everything + update, averages, activations)
     masters = 3 * everything / ranks
     if zero_stage < 3 and largest <= bucket:
-        reducing = max(gradients, 2 * largest + part - activations)
+        reducing = max(gradients, 2 * largest - activations)
         return Memory(everything, reducing, masters, averages, activations)
     if zero_stage == 1:
         return Memory(everything, gradients + bucket, masters, averages, activations)
     reducing = max(2 * bucket - activations, bucket) + part
     if zero_stage == 2:
         return Memory(everything, reducing, masters, averages, activations)
-    weights = everything / ranks + FLOAT * footprint.small_parameters
+    small = FLOAT * footprint.small_parameters
+    gathered = min(everything - small, FLOAT * MAX_BUCKET)
+    weights = everything / ranks + small + gathered
     return Memory(weights, reducing + part, masters * 2 / 3, averages, activations)
 
 

@@ -56,8 +56,8 @@ def _measure(run_dir: Path) -> None:
         with meter:  # all tensors of this process, from the first weight on
             trainer = Trainer(config, folder, world)
             examples = trainer._examples()
-            for step in (0, 0, 1):  # with moments, with and without what is done now and then
-                trainer.step = step
+            for _ in range(2):  # the second step has moments; step 0 has all that is done at times
+                trainer.step = 0
                 trainer._train_step(examples)
         planned = memory(
             config, measure_step(config.objective, BATCH // RANKS), zero_stage, RANKS
@@ -81,7 +81,7 @@ def test_memory_follows_the_published_formulas_when_ranks_are_many() -> None:
     assert totals[0] == pytest.approx(20, abs=0.1)  # 4 weights, 4 gradients, 8 moments, 4 Adam
     assert totals[1] == pytest.approx(8.2, abs=0.1)  # weights, gradients and a bucket
     assert totals[2] == pytest.approx(4.4, abs=0.1)  # weights and two buckets
-    assert totals[3] == pytest.approx(0.4, abs=0.1)  # two buckets
+    assert totals[3] == pytest.approx(0.6, abs=0.1)  # two buckets, and one of weights
 
 
 def test_operations_of_a_convolution_are_counted_forward_and_backward() -> None:

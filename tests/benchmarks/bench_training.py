@@ -1,11 +1,12 @@
 """Training speed as ratios: a step against a bare loop, and the stall of a checkpoint.
 
-    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40]
+    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40] [--fused]
 
 Both loops take turns step by step in one process, so that what else the machine does hits both
 alike; the median over blocks of steps is reported. The bare loop is what one would write by hand:
-networks, losses, torch's fused Adam, gradients averaged by DistributedDataParallel (by hand where there
-is R1, whose double backward DDP does not support), an EMA; no metrics, checks or timers.
+networks, losses, torch's Adam as it comes (`--fused`: as fused as ours), gradients averaged by
+DistributedDataParallel (by hand where there is R1, whose double backward DDP does not support), an
+EMA; no metrics, checks or timers.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ def benchmarked(name: str) -> RunConfig:
 class BareLoop:
     """What one would write by hand."""
 
-    def __init__(self, config: RunConfig, ranks: int, rank: int) -> None:
+    def __init__(self, config: RunConfig, ranks: int, rank: int, fused: bool = False) -> None:
         from data_pipelines.pipeline import Share, build_pipeline
 
         self.objective = config.objective.build()
         networks = self.objective.build_networks()
         self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
+            name: torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused)
             for name, net in networks.items()
         }
         followed = networks[self.objective.sampled_network]
@@ -105,7 +106,7 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _run(root: Path, ranks: int, steps: int) -> None:
+def _run(root: Path, ranks: int, steps: int, fused: bool) -> None:
     from dist_train.distributed import init_world
     from dist_train.loop import Trainer
 
@@ -114,7 +115,7 @@ def _run(root: Path, ranks: int, steps: int) -> None:
         config = benchmarked(name)
         trainer = Trainer(config, root / name, world)
         examples = trainer._examples()
-        bare = BareLoop(config, ranks, world.rank)
+        bare = BareLoop(config, ranks, world.rank, fused)
         times = [
             (_seconds(lambda: trainer._train_step(examples)), _seconds(bare.step))  # noqa: B023
             for _ in range(3 + steps)
@@ -177,6 +178,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--fused", action="store_true", help="Adam of the bare loop")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        run_ranks(options.ranks, _run, Path(temporary), options.ranks, options.steps)
+        arguments = (options.ranks, options.steps, options.fused)
+        run_ranks(options.ranks, _run, Path(temporary), *arguments)
