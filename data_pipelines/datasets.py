@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.images import ORIGINAL
+from data_pipelines.joined import JoinedImages
 from data_pipelines.manifest import canonical_json
 from data_pipelines.order import (
     Integers,
@@ -27,74 +28,20 @@ from data_pipelines.shard_prefetch import RemoteShards, ShardPrefetcher
 from data_pipelines.shards import DEFAULT_CACHE, ShardedImages
 
 
-class JoinedImages:
-    """Several packed sets, numbered one behind the other."""
-
-    def __init__(self, parts: Sequence[ShardedImages]) -> None:
-        self.path = Path(" + ".join(str(part.path) for part in parts))
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-        self._first_shards = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def read(self, index: int) -> tuple[bytes, int | None]:
-        """Return a sample's encoded bytes and label. Raises BadImage if it is damaged."""
-        part, within = self._find(index)
-        return part.read(within)
-
-    def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
-        part, within = self._find(index)
-        return f"{part.locate(within)} of {part.path}"
-
-    def shards_of(self, samples: Integers) -> Integers:
-        """Return the shard that holds each sample, numbered one set behind the other."""
-        numbers = np.searchsorted(self._ends, samples, side="right")
-        shards = np.empty_like(samples)
-        for number, part in enumerate(self._parts):
-            rows = np.flatnonzero(numbers == number)
-            within = samples[rows] - (self._ends[number] - len(part))
-            shards[rows] = self._first_shards[number] + part.shards_of(within)
-        return shards
-
-    def num_bytes(self, shard: int) -> int:
-        """Return the size of a remote shard, 0 of a local one."""
-        part, within = self._find_shard(shard)
-        return part.num_bytes(within)
-
-    def fetch(self, shard: int) -> None:
-        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
-        part, within = self._find_shard(shard)
-        part.fetch(within)
-
-    def close(self) -> None:
-        """Close all sets."""
-        for part in self._parts:
-            part.close()
-
-    def _find(self, index: int) -> tuple[ShardedImages, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[number], index - int(self._ends[number]) + len(self._parts[number])
-
-    def _find_shard(self, shard: int) -> tuple[ShardedImages, int]:
-        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
-        return self._parts[number], shard - int(self._first_shards[number])
-
-
 @dataclass(frozen=True)
 class OpenedData:
     """What a backend streams.
 
     Attributes:
-        samples: The samples, by number.
+        sets: The packed sets.
+        samples: The samples of all sets, by number.
         order: The global order over them.
         info: Their description; num_images counts an epoch of the selection.
         factor: Edge of the boxes that reduce stored images to the configured resolution.
         prefetcher: Downloads the coming shards of remote sets; None if all are local.
     """
 
+    sets: tuple[ShardedImages, ...]
     samples: ShardedImages | JoinedImages
     order: Order
     info: DatasetInfo
@@ -111,7 +58,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     paths = [config.path, *(other.path for other in config.mix)]
     folder = Path(config.cache) if config.cache else DEFAULT_CACHE.folder
     cache = FileCache(folder, int(config.cache_gb * 1e9))
-    sets = [ShardedImages(path, cache=cache) for path in paths]
+    sets = tuple(ShardedImages(path, cache=cache) for path in paths)
     for part in sets:
         _check_backend(part, config.backend)
     selections = [_selection(part, config) for part in sets]
@@ -127,7 +74,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     if len(sets) == 1:
         info = replace(sets[0].info, num_images=chosen[0])
         ahead = _prefetcher(sets, sets[0], orders[0], cache)
-        return OpenedData(sets[0], orders[0], info, factor, ahead)
+        return OpenedData(sets, sets[0], orders[0], info, factor, ahead)
     _check_alike(sets)
     weights = [config.weight, *(other.weight for other in config.mix)]
     order = MixedOrder(tuple(orders), tuple(map(len, sets)), quotas(weights), seed)
@@ -136,7 +83,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
         sets[0].info, num_images=sum(chosen), digest=hashlib.sha256(identity).hexdigest()
     )
     joined = JoinedImages(sets)
-    return OpenedData(joined, order, info, factor, _prefetcher(sets, joined, order, cache))
+    return OpenedData(sets, joined, order, info, factor, _prefetcher(sets, joined, order, cache))
 
 
 def _prefetcher(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,16 @@ from torch import Tensor
 
 from data_pipelines.beton import check_beton, import_ffcv, page_size
 from data_pipelines.datasets import open_data
-from data_pipelines.delivery import BatchFinisher, SampleReader, planes_first, read_ahead, to_device
+from data_pipelines.delivery import (
+    BatchFinisher,
+    SampleReader,
+    Samples,
+    planes_first,
+    read_ahead,
+    to_device,
+)
 from data_pipelines.images import BadImage
+from data_pipelines.joined import Joined
 from data_pipelines.manifest import BETON
 from data_pipelines.order import Integers
 from data_pipelines.page_cache import PageCache
@@ -49,8 +57,8 @@ class BetonSamples:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, index: int) -> tuple[int, int | None]:
-        """Return a sample's own number and its label. Raises BadImage if its bytes are damaged."""
+    def read(self, index: int) -> tuple[Place, int | None]:
+        """Return where a sample lies and its label. Raises BadImage if its bytes are damaged."""
         row = self._rows[index]
         offset, length = int(row["offset"]), int(row["length"])
         try:
@@ -59,7 +67,7 @@ class BetonSamples:
             raise BadImage(f"unreadable: {error}") from None
         if zlib.crc32(content) != int(row["crc32"]):
             raise BadImage("damaged in the beton: its checksum does not fit")
-        return index, self._images.label(index)
+        return (self, index), self._images.label(index)
 
     def _bytes(self, offset: int, length: int) -> bytes | memoryview:
         if self.pages is None:
@@ -80,6 +88,10 @@ class BetonSamples:
         os.close(self._file)
 
 
+Place = tuple[BetonSamples, int]
+"""Where a sample lies: its set, and its number within the set."""
+
+
 class FfcvPipeline:
     """One rank's share of a packed set, decoded by FFCV; an ImagePipeline."""
 
@@ -87,25 +99,25 @@ class FfcvPipeline:
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
     ) -> None:
         import_ffcv()
-        if config.mix:
-            raise ValueError("backend='ffcv' reads one set; set data.backend=dali for a mix")
         self._config, self._share, self._device = config, share, torch.device(device)
         data = open_data(config, seed)
-        assert isinstance(data.samples, ShardedImages)
         self.info = data.info
-        self._samples = BetonSamples(data.samples, self._slots())
-        self._reader = SampleReader(self._samples, data.order, config.max_corrupt)
+        betons = [BetonSamples(part, self._slots()) for part in data.sets]
+        samples: Samples[Place] = betons[0] if len(betons) == 1 else Joined(betons)
+        self._reader = SampleReader(samples, data.order, config.max_corrupt)
         self.corrupt = self._reader.corrupt
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
-        self._decoder = _Decoder(self._samples, share.micro_batch_size, config.workers)
+        self._decoders = {
+            beton: _Decoder(beton, share.micro_batch_size, config.workers) for beton in betons
+        }
 
     def batches(self, start: int) -> Generator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
 
         def produce(k: int) -> ImageBatch:
             positions = self._share.positions(start, k)
-            indices, labels = self._reader.load(positions, lambda index: index)
-            pixels = to_device(self._decoder(np.array(indices)), self._device)
+            places, labels = self._reader.load(positions, lambda place: place)
+            pixels = to_device(self._decoded(places), self._device)
             return self._finish(planes_first(pixels), labels, positions)
 
         return read_ahead(produce, 1, self._config.prefetch)  # FFCV itself uses all workers
@@ -114,12 +126,25 @@ class FfcvPipeline:
         """Close the beton."""
         self._reader.close()
 
+    def _decoded(self, places: Sequence[Place]) -> Tensor:
+        """Return the pixels of samples, uint8 [B, H, W, 3]; the next call may overwrite them."""
+        indices = np.array([index for _, index in places])
+        if len(self._decoders) == 1:
+            return self._decoders[places[0][0]](indices)
+        edge = self.info.resolution
+        pixels = torch.empty((len(places), edge, edge, 3), dtype=torch.uint8)
+        for beton, decoder in self._decoders.items():
+            rows = np.flatnonzero([beton is other for other, _ in places])
+            if len(rows):
+                pixels[torch.from_numpy(rows)] = decoder(indices[rows])
+        return pixels
+
     def _slots(self) -> int | None:
-        """Return how many pages to keep in this process: at least those of a batch."""
+        """Return how many pages of a set to keep in this process: at least those of a batch."""
         if self._config.ffcv_cache_gb is None:
             return None
-        pages = int(self._config.ffcv_cache_gb * 1e9) // page_size(self.info.resolution)
-        return max(pages, self._share.micro_batch_size)
+        share = self._config.ffcv_cache_gb * 1e9 / (1 + len(self._config.mix))
+        return max(int(share) // page_size(self.info.resolution), self._share.micro_batch_size)
 
 
 class _Decoder:

@@ -17,7 +17,7 @@ from data_pipelines.order import SampleOrder
 from data_pipelines.pack import pack
 from data_pipelines.pack_options import PackOptions
 from data_pipelines.page_cache import PageCache
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
@@ -200,3 +200,17 @@ def test_three_backends_agree_on_photographs(
             assert (one.images.int() - other.images.int()).abs().max() <= tolerance
             assert torch.equal(one.labels, other.labels)
             assert one.positions == other.positions
+
+
+def test_mixes_of_betons_equal_those_of_shards(tmp_path: Path) -> None:
+    path = packed(tmp_path)
+    packed_folder(write_class_folders(tmp_path / "s", per_class=5), tmp_path / "other")
+    write_beton(tmp_path / "other")
+    mix = (MixedSet(path=str(tmp_path / "other"), weight=0.5),)
+    arguments = (Share(1, 2, 6), 100, 6)
+    whole = delivered(path, "webdataset", *arguments, mix=mix)
+    for settings in ({}, {"ffcv_cache_gb": 0.1}):
+        ours = delivered(path, "ffcv", *arguments, mix=mix, **settings)
+        for one, other in zip(ours, whole, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from data_pipelines.dali_backend import build_graph
+from data_pipelines.images import ORIGINAL
+from data_pipelines.pack import pack
+from data_pipelines.pack_options import PackOptions
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 
 OPERATORS = rb"ExternalSource|PeekImageShape|decoders__Image(?:Slice)?|Resize|CropMirrorNormalize"
@@ -79,4 +83,16 @@ def test_gpu_batches_equal_cpu_batches(tmp_path: Path, backend: str, image_forma
     for one, other in zip(on_gpu, on_cpu, strict=True):
         assert one.images.device.type == "cuda"
         assert (one.images.cpu().int() - other.images.int()).abs().max() <= tolerance
+        assert torch.equal(one.labels.cpu(), other.labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_originals_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path) -> None:
+    source = make_source("folder", write_class_folders(tmp_path / "s"))
+    pack(source, tmp_path / "set", PackOptions(resolution=ORIGINAL))
+    on_gpu = delivered(tmp_path / "set", "dali", "cuda")
+    on_cpu = delivered(tmp_path / "set", "dali", "cpu")
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        assert (one.images.cpu().int() - other.images.int()).abs().max() <= 6
         assert torch.equal(one.labels.cpu(), other.labels)
