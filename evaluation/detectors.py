@@ -42,18 +42,11 @@ class Detector:
     resizes_inside: bool = False
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU.
-
-        Raises:
-            ValueError: A feature is NaN or infinite.
-        """
+        """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU."""
         with torch.inference_mode(), exact_arithmetic():
             chunk = CPU_CHUNK if self.device.type == "cpu" else len(images)
             parts = [self._features(part) for part in torch.split(images, max(chunk, 1))]
-            taps = {tap: torch.cat([part[tap] for part in parts]) for tap in self.widths}
-        for tap, values in taps.items():
-            check_finite(values, f"{self.identity['name']}, tap {tap}")
-        return taps
+            return {tap: torch.cat([part[tap] for part in parts]) for tap in self.widths}
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         pipeline = "raw" if self.resizes_inside else self.identity["pipeline"]
@@ -82,12 +75,12 @@ class Detector:
         return dataclasses.replace(self, widths={tap: self.widths[tap] for tap in taps})
 
 
-def check_finite(features: Tensor, name: str) -> None:
-    """Raise ValueError if a feature [B, D] is NaN or infinite."""
+def check_finite(features: Tensor, indices: Sequence[int], name: str) -> None:
+    """Raise ValueError if a feature [B, D] of the images of these indices is NaN or infinite."""
     bad = (~features.isfinite()).any(1).nonzero()
     if len(bad):
         raise ValueError(
-            f"{name}: image {int(bad[0])} of the batch has NaN or infinite features;"
+            f"image {indices[int(bad[0])]} has NaN or infinite features ({name});"
             " the weights or the arithmetic are broken"
         )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dist_train.distributed import World
 from evaluation.arrays import read_npz, write_npz
-from evaluation.detectors import Detector
+from evaluation.detectors import Detector, check_finite
 from evaluation.images import ImageSet
 from evaluation.progress import Progress
 from evaluation.statistics import FeatureSet, FloatArray, Gaussian, Moments, moments_of
@@ -82,6 +82,8 @@ def _fill(
     for turn, start in enumerate(missing[world.rank :: world.size]):
         indices = range(start, min(start + batch_size, total))
         taps = detector(images.batch(indices))
+        for tap, values in taps.items():
+            check_finite(values, indices, f"{detector.identity['name']}, tap {tap}")
         store.write(start, indices, {tap: values.numpy() for tap, values in taps.items()})
         others = min(world.size, len(missing) - turn * world.size)
         progress.add(others * batch_size)

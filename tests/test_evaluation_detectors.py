@@ -312,8 +312,8 @@ def to_hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_nan_features_are_refused() -> None:
     features = torch.zeros(3, 2)
     features[1, 0] = torch.nan
-    with pytest.raises(ValueError, match="image 1 of the batch has NaN"):
-        check_finite(features, "inception, tap pool")
+    with pytest.raises(ValueError, match="image 65 has NaN or infinite features"):
+        check_finite(features, range(64, 67), "inception, tap pool")
 
 
 def test_exact_arithmetic_restores_the_settings_of_training() -> None:
