@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -213,7 +215,7 @@ def _check_marker(root: Path) -> None:
 
 # Ranks that hang or disappear.
 
-HANGING = """
+STOPPABLE = """
 import sys, time
 from pathlib import Path
 import torch
@@ -221,7 +223,9 @@ torch.set_num_threads(1)
 from dist_train.__main__ import train
 from dist_train.loop import Trainer
 from tests.test_dist_train_faults import _config
+"""
 
+HANGING = """
 def sleep_for_ever(self, original=Trainer._train_step):
     def step(trainer, examples):
         while trainer.step == 4 and trainer.world.rank == 1:
@@ -230,6 +234,20 @@ def sleep_for_ever(self, original=Trainer._train_step):
     return step
 
 Trainer._train_step = sleep_for_ever(None)
+sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+"""
+
+STOPPED = """
+def tell_and_wait(original=Trainer._train_step):
+    def step(trainer, examples):
+        if trainer.step == 4:
+            trainer.world.barrier()
+            (trainer.run_dir / f"rank{trainer.world.rank}").touch()
+            time.sleep(2)  # to be stopped in
+        original(trainer, examples)
+    return step
+
+Trainer._train_step = tell_and_wait()
 sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
 """
 
@@ -258,7 +276,7 @@ def _go_on(root: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
-    processes = _start_ranks(HANGING, tmp_path / "disturbed")
+    processes = _start_ranks(STOPPABLE + HANGING, tmp_path / "disturbed")
     errors = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [EXIT_LOST, EXIT_LOST], errors
     stacks = [tmp_path / "disturbed" / "hangs" / f"rank_0000{rank}.txt" for rank in range(2)]
@@ -269,7 +287,61 @@ def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
     _same(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_stopped_process_is_named_and_the_run_goes_on(tmp_path: Path, stopped: int) -> None:
+    """SIGSTOP, as a dying node does it: the process is there, and answers nothing."""
+    run_dir = tmp_path / "disturbed"
+    processes = _start_ranks(STOPPABLE + STOPPED, run_dir)
+    deadline = time.monotonic() + 120
+    while not (run_dir / f"rank{stopped}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[stopped].send_signal(signal.SIGSTOP)
+    other = 1 - stopped
+    errors = processes[other].communicate(timeout=60)[1]
+    assert processes[other].returncode == EXIT_LOST
+    assert f"rank {other} hangs: no progress for 6 s in step 4" in errors
+    assert f"rank {other} waits for rank {stopped} (last seen in" in errors
+    assert "step 4" in (run_dir / "hangs" / f"rank_0000{other}.txt").read_text()
+    processes[stopped].send_signal(signal.SIGCONT)  # or its node kills it
+    processes[stopped].communicate(timeout=60)
+    assert processes[stopped].returncode == EXIT_LOST
+    assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
+    run_ranks(2, _go_on, tmp_path)
+    _same(run_dir, tmp_path / "undisturbed")
+
+
 # The surroundings.
+
+
+def _check_surroundings(root: Path) -> None:
+    from dist_train import mirrors
+    from dist_train.distributed import init_world
+
+    _fit(root / "undisturbed", _config())
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    with (
+        mock.patch.dict(os.environ, {**nowhere, "WANDB_MODE": "online", "WANDB_SILENT": "true"}),
+        mock.patch.object(mirrors, "WANDB_TIMEOUT", 2.0),
+    ):
+        _fit(root / "unreachable", _config(wandb_project="x"))
+    clock = time.time
+    for total, skew in ((HALF, 1e6), (WHOLE, -1e6)):  # one node's clock is days off, then the other
+        off = skew if init_world().rank else 0.0
+        with mock.patch("time.time", lambda off=off: clock() + off):
+            _fit(root / "skewed", _config(total))
+
+
+@pytest.mark.distributed
+def test_wandb_out_of_reach_and_skewed_clocks_change_nothing(tmp_path: Path) -> None:
+    run_ranks(2, _check_surroundings, tmp_path)
+    for name in ("unreachable", "skewed"):
+        _same(tmp_path / name, tmp_path / "undisturbed")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == WHOLE // BATCH
+    newest = tmp_path / "skewed" / "checkpoints" / f"{WHOLE:012d}"
+    assert committed(tmp_path / "skewed")[-1] == newest
 
 
 def test_wandb_out_of_reach_stops_nothing(
