@@ -17,7 +17,13 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32}
 
 
 class Arrays:
-    """Arrays of a golden file, or those with a common prefix; remembers which have been read."""
+    """Arrays of a golden file, or those with a common prefix; remembers which have been read.
+
+    Attributes:
+        floor: Smallest tolerance of comparisons, for inputs that are known to it only.
+    """
+
+    floor = 0.0
 
     def __init__(
         self, arrays: Mapping[str, np.ndarray], prefix: str = "", unread: set | None = None
@@ -78,6 +84,7 @@ class Arrays:
         assert found.shape == wanted.shape, (name, found.shape, wanted.shape)
         scale = max(float(wanted.abs().max()), scale, 1e-30)
         error = float((found - wanted).abs().max()) / scale
+        tolerance = max(tolerance, self.floor)
         assert error <= tolerance, f"{self._prefix}{name}: error {error:.2e} > {tolerance:.0e}"
 
     def check_all_read(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from models.rdm.blocks import Block, Conv2d, GroupNorm, resampled
@@ -11,8 +13,9 @@ from models.rdm.denoising import hide_labels
 from models.rdm.precond import Preconditioning
 from models.rdm.unet import UNet, noise_embedding
 from tests.golden_file import Golden, assert_close_each, assert_near_max
+from tests.rdm_goldens.replay import class_indices
 
-SCALAR_SIGMA = 0.37  # of D_sigma_scalar; the README tells it, the files do not
+SCALAR_SIGMA = 0.37  # of D_sigma_scalar, if no README beside the files tells another
 
 
 @torch.no_grad()
@@ -65,12 +68,19 @@ def load_unet(golden: Golden) -> tuple[UNet, dict[str, object]]:
     return network, arguments
 
 
+def scalar_sigma(golden: Golden) -> float:
+    """Return the level of D_sigma_scalar: the README tells it, the files do not."""
+    readme = golden.path.with_name("README.md")
+    text = readme.read_text() if readme.exists() else ""
+    found = re.search(r"D_sigma_scalar.*sigma = ([0-9.]+) as a 0-d tensor", text)
+    return float(found[1]) if found else SCALAR_SIGMA
+
+
 @torch.no_grad()
 def check_unet(golden: Golden) -> None:
     network, arguments = load_unet(golden)
     precondition, x, sigma = Preconditioning(0.5), golden["x"], golden["sigma"]
-    one_hot = golden.get("class_labels")
-    labels = None if one_hot is None else one_hot.argmax(1)
+    labels = class_indices(golden.get("class_labels"))
     augment_labels = golden.get("augment_labels")
     scalings = precondition.scalings(sigma.float())
     for name, value in scalings._asdict().items():
@@ -81,7 +91,7 @@ def check_unet(golden: Golden) -> None:
     full = precondition.denoise(network, x, sigma, labels, augment_labels)
     variants = {"D_full": full, "D_eff": full}
     variants["D_sigma_scalar"] = precondition.denoise(
-        network, x, torch.tensor(SCALAR_SIGMA), labels, augment_labels
+        network, x, torch.tensor(scalar_sigma(golden)), labels, augment_labels
     )
     if labels is not None:
         variants["D_nolabel"] = precondition.denoise(network, x, sigma, None, augment_labels)

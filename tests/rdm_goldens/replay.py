@@ -9,6 +9,11 @@ from torch import Tensor
 from tests.golden_file import Golden
 
 
+def class_indices(one_hot: Tensor | None) -> Tensor | None:
+    """Return the classes of one-hot rows; None without labels, or without classes."""
+    return one_hot.argmax(1) if one_hot is not None and one_hot.shape[1] else None
+
+
 class Tape:
     """Replays recorded draws in order (models.streams.Draws)."""
 

@@ -15,7 +15,7 @@ from models.rdm.unet import UNet
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
 from tests.rdm_goldens.networks import load_unet
 from tests.rdm_goldens.process import blur_tape
-from tests.rdm_goldens.replay import Tape
+from tests.rdm_goldens.replay import Tape, class_indices
 
 
 def check_schedules(golden: Golden) -> None:
@@ -49,7 +49,7 @@ def check_training_schedules(golden: Golden) -> None:
         assert_close_each(betas, golden[f"beta_{case}"], 1e-12, f"beta_{case}")
         implied = 0.5 ** (batch / golden[f"halflife_{case}"].clamp(min=1e-8))
         assert_close_each(betas, implied, 1e-12, f"halflife_{case}")
-    ema = HalflifeEma(halflife_images=int(golden["ema_halflife_kimg"]) * 1000)
+    ema = HalflifeEma(halflife_images=round(float(golden["ema_halflife_kimg"]) * 1000))
     average, batch = golden["ema_init"], int(golden["ema_batch"])
     averages = []
     for t, weights in enumerate(golden["ema_w_in"]):
@@ -71,8 +71,10 @@ def check_train_step(golden: Golden) -> None:
     }  # fmt: skip
     for name, process in processes.items():
         network, arguments = load_unet(matching_unet(golden))
-        uniform = golden["label_uniform"].flatten()
-        labels = hide_labels(golden["labels"].argmax(1), uniform, arguments["label_dropout"])
+        labels = class_indices(golden.get("labels"))
+        if labels is not None and "label_uniform" in golden:
+            uniform = golden["label_uniform"].flatten()
+            labels = hide_labels(labels, uniform, arguments["label_dropout"])
         if isinstance(process, EdmProcess):
             level = process.sample_level(Tape(golden["edm_rnd_normal"]))
             tape = Tape(golden["edm_noise"])
@@ -81,7 +83,7 @@ def check_train_step(golden: Golden) -> None:
             tape = blur_tape(golden, process, "blur_")
         noisy = process.corrupt(golden["images"], level, tape)
         denoised = Preconditioning(process.sigma_data).denoise(
-            network, noisy, level.sigma, labels, golden["augment_labels"]
+            network, noisy, level.sigma, labels, golden.get("augment_labels")
         )
         errors = squared_errors(denoised, golden["images"], process.weight(level.sigma))
         assert_near_max(errors.detach().sum(), golden[f"loss_sum_{name}"], 1e-5, f"loss_sum_{name}")
@@ -92,11 +94,13 @@ def check_train_step(golden: Golden) -> None:
 
 
 def matching_unet(golden: Golden) -> Golden:
-    """Return the network file that the step starts from: the one with its parameters."""
+    """Return the network file that the step starts from: the last with its parameters and size."""
     wanted = set(golden.array("param_names").tolist())
-    for path in sorted(golden.path.parent.glob("unet_*.npz")):
+    for path in sorted(golden.path.parent.glob("unet_*.npz"), reverse=True):
         unet = Golden(path)
-        if wanted <= {name for name in unet.names(r"sd/(.*)") if "resample_filter" not in name}:
+        names = {name for name in unet.names(r"sd/(.*)") if "resample_filter" not in name}
+        fits = unet.json("cfg")["img_resolution"] == golden["images"].shape[-1]
+        if fits and names == wanted:
             return unet
     raise AssertionError(f"{golden.path.name}: no unet_*.npz has its parameters")
 
