@@ -33,6 +33,7 @@ from tests.rdm_goldens.samplers import (
 from tests.rdm_goldens.training import check_schedules, check_train_step
 
 CONTAINERS = (".pkl", ".pt")
+DOCUMENTS = ("README.md", "ARRAYS.tsv", "README.txt")
 
 CHECKS: dict[str, Callable[[Golden], None]] = {
     "dct_blur": check_dct_blur,
@@ -57,7 +58,7 @@ CHECKS: dict[str, Callable[[Golden], None]] = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = Path(metafunc.config.getoption("--goldens")) / "rdm"
-    files = sorted(path for path in folder.glob("*") if path.name != "README.md")
+    files = sorted(path for path in folder.glob("*") if path.name not in DOCUMENTS)
     if "golden_path" in metafunc.fixturenames:
         metafunc.parametrize("golden_path", files, ids=[path.name for path in files])
 

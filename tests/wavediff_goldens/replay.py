@@ -13,7 +13,7 @@ from dist_train.config import ConstantEma, CosineSchedule
 from models.wavediff.official import wavediff_config
 from models.wavediff.sampling import WaveDiffSampler
 from models.wavediff.space import PixelSpace
-from tests.wavediff_goldens import TOLERANCE, Arrays, ReplayedDraws
+from tests.wavediff_goldens.arrays import TOLERANCE, Arrays, ReplayedDraws
 
 LETTERS = {"discriminator": "D", "generator": "G"}
 

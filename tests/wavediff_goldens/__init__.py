@@ -1,0 +1,1 @@
+"""Checks of the WaveDiff goldens, one function per kind of file."""
