@@ -83,7 +83,7 @@ def bench_generator(rounds: int, variants: Sequence[str]) -> None:
         config = PRESETS[preset]()
         network, *given = generator_and_inputs(config, batch)
         last = generator_and_inputs(config, batch)[0].to(memory_format=CHANNELS_LAST)
-        compiled = torch.compile(network)
+        compiled = torch.compile(network, dynamic=False)
 
         def plain(network=network, given=given) -> object:
             with reference.plainly():
@@ -154,7 +154,7 @@ class Pair:
             for name, network in self.networks.items()
         }
         if compiled:
-            self.networks["generator"] = torch.compile(self.networks["generator"])
+            self.networks["generator"] = torch.compile(self.networks["generator"], dynamic=False)
         size = objective.resolution
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
         x = objective.prepare(images).contiguous(memory_format=layout)
