@@ -109,6 +109,7 @@ def test_a_pipeline_reports_what_failed_and_goes_on_when_it_is_mended(
     aside.rename(weights)
     assert main(words) == 0
     helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    capsys.readouterr()
     assert main([*words, "--tree"]) == 0
     assert capsys.readouterr().out.count("finished") == 11
 
