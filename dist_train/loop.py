@@ -135,6 +135,7 @@ class Trainer:
                 self._write_snapshots()
             return Outcome.FINISHED
         finally:
+            self._profiler.close()
             self._reporter.close()
             self.pipeline.close()
 

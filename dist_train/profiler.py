@@ -36,10 +36,16 @@ class StepProfiler:
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
             self._profile = profile(activities=kinds, profile_memory=True, record_shapes=True)
             self._profile.start()
-        elif self._done == self._last and self._profile is not None:
-            if self._cuda:
-                torch.cuda.synchronize()
-            self._profile.stop()
-            self._file.parent.mkdir(exist_ok=True)
-            self._profile.export_chrome_trace(str(self._file))
-            self._profile = None
+        elif self._done == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is being made; a profiler left running crashes at the exit."""
+        if self._profile is None:
+            return
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._profile.stop()
+        self._file.parent.mkdir(exist_ok=True)
+        self._profile.export_chrome_trace(str(self._file))
+        self._profile = None

@@ -98,6 +98,8 @@ def settle_config(
     path = run_dir / "config.json"
     check_format(run_dir)
     begun = read_config(RunConfig, path) if path.exists() else None
+    if device is not None and not any(run_dir.glob("snapshots/[0-9]*")):
+        begun = None  # refused before its first step: the corrected settings may take its place
     if begun is not None and begun.precision != "auto" and config.precision == "auto":
         config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
     elif device is not None:

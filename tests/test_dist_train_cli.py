@@ -96,6 +96,18 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path
     assert json.loads((tmp_path / "config.json").read_text())["log_images"] == 16
 
 
+def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> None:
+    from dist_train.run_folder import settle_config
+    from models.config_io import ConfigError
+
+    config, device = RECIPES["quickstart_edm16"](), torch.device("cpu")
+    settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
+    assert settle_config(tmp_path, config, device=device).data.resolution == 16
+    (tmp_path / "snapshots" / f"{0:012d}").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"data.resolution: 16 -> 32\); use another run folder"):
+        settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
+
+
 def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     from dist_train.run_folder import RunFolderBusyError, RunLock
 

@@ -72,6 +72,22 @@ def test_a_run_shows_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "0 updates, 0 samples" in printed
 
 
+def _profiled(run_dir: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+
+    config = replace(tiny_edm(), total_images=4 * BATCH)
+    run_dir.mkdir()
+    Trainer(config, run_dir, init_world(), profile_steps=9).fit()
+
+
+@pytest.mark.distributed
+def test_a_run_that_ends_while_it_is_traced_writes_the_trace(tmp_path: Path) -> None:
+    run_ranks(1, _profiled, tmp_path / "run")
+    trace = json.loads((tmp_path / "run" / "profile" / "rank_00000.json").read_text())
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
+
+
 def _half_precision(total: int, zero_stage: Literal[0, 1]) -> RunConfig:
     config = tiny_edm()
     assert isinstance(config.objective, EdmConfig)
@@ -149,6 +165,7 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
     begun = settle_config(tmp_path / "there", config, device=device)
     assert begun.precision == "bfloat16"
     assert compute_dtypes(begun.objective) == {"bfloat16"}
+    (tmp_path / "there" / "snapshots" / f"{0:012d}").mkdir(parents=True)  # it trains
     monkeypatch.setattr(run_folder, "has_bfloat16", lambda device: False)
     assert settle_config(tmp_path / "there", config, device=device) == begun
     assert settle_config(tmp_path / "there", config) == begun
