@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.beton import check_beton_options, write_beton, write_output
 from data_pipelines.images import ORIGINAL
 from data_pipelines.manifest import BETON, Manifest, read_manifest
 from data_pipelines.pack import Packer, Task
@@ -128,6 +127,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise ValueError(f"workers={arguments.workers} must be at least 1")
     options = _pack_options(arguments)
     if arguments.output != "webdataset":
+        from data_pipelines.beton import check_beton_options
+
         check_beton_options(options)
     packer = Packer(
         make_source(arguments.kind, arguments.source, _details(arguments)),
@@ -141,9 +142,22 @@ def _pack(arguments: argparse.Namespace) -> None:
         print(f"share {arguments.shard.number} of {arguments.shard.count} is written")
         return
     sets = packer.finish() if arguments.finish else packer.pack()
-    for folder in sets:
-        write_output(folder, arguments.output)
+    for folder, manifest in sets.items():
+        _write_beton(folder, manifest, arguments.output)
         print(_summary(folder, read_manifest(folder)))
+
+
+def _write_beton(folder: Path, manifest: Manifest, output: str) -> None:
+    if manifest.only_beton and output != "ffcv":
+        raise ValueError(f"{folder} was packed with --output ffcv; give another destination")
+    if output == "both":
+        from data_pipelines.beton import write_beton
+
+        write_beton(folder)
+    elif output == "ffcv":
+        from data_pipelines.beton import keep_only_beton
+
+        keep_only_beton(folder)
 
 
 def _pack_options(arguments: argparse.Namespace) -> PackOptions:
@@ -247,6 +261,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _beton(arguments: argparse.Namespace) -> None:
+    from data_pipelines.beton import write_beton
+
     write_beton(arguments.path, keep_jpeg=arguments.keep_jpeg)
     print(f"{arguments.path / BETON}: {(arguments.path / BETON).stat().st_size / 1e6:.1f} MB")
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,6 @@ from data_pipelines.shards import ShardedImages
 
 BETON_NOTE = "set.beton.json"
 PAGE = 1 << 23
-Output = Literal["webdataset", "ffcv", "both"]
 JPEG, RAW = 0, 1
 
 
@@ -68,20 +67,6 @@ def check_beton_options(options: PackOptions) -> None:
     import_ffcv()
     if ORIGINAL in options.resolutions:
         raise ValueError("FFCV needs images of one size; give a resolution, or --output webdataset")
-
-
-def write_output(path: Path, output: Output) -> None:
-    """Turn a packed set into the wanted files: its shards, a beton, or both.
-
-    Raises:
-        DatasetError: The set is damaged, or an earlier pack left a beton alone.
-    """
-    if output == "ffcv":
-        keep_only_beton(path)
-    elif read_manifest(path).only_beton:
-        raise DatasetError(f"{path} was packed with --output ffcv; give another destination")
-    elif output == "both":
-        write_beton(path)
 
 
 def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:

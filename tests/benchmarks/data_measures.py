@@ -6,6 +6,8 @@ import ctypes
 import ctypes.util
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -22,8 +24,6 @@ from data_pipelines.datasets import open_data
 from data_pipelines.delivery import pillow_decoder
 from data_pipelines.images import centre_square, decode, encode
 from data_pipelines.order import SampleOrder
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
 from data_pipelines.pipeline import Backend, DataConfig
 from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.kinds import make_source
@@ -173,7 +173,7 @@ def print_row(title: str, rates: dict[str, float]) -> None:
 
 
 def measure_packing(source: Path, folder: Path, seconds: float, rounds: int) -> None:
-    """Compare packing at 256 pixels as JPEG with the same work in bare threads.
+    """Compare the command `pack` at 256 pixels as JPEG with the same work in bare threads.
 
     The source is taken eight times, so that the start of the processes does not decide.
     """
@@ -188,8 +188,10 @@ def measure_packing(source: Path, folder: Path, seconds: float, rounds: int) -> 
 
     def packing() -> float:
         begin = time.perf_counter()
-        options = PackOptions(resolution=256, image_format="jpeg", keep_duplicates=True)
-        pack(made, folder / f"packing{next(numbers)}", options, workers=THREADS)
+        places = [str(folder / "many"), str(folder / f"packing{next(numbers)}")]
+        options = f"--resolution 256 --format jpeg --duplicates keep --workers {THREADS}".split()
+        command = [sys.executable, "-m", "data_pipelines", "pack", "folder", *places, *options]
+        subprocess.run(command, check=True, capture_output=True)
         return len(entries) / (time.perf_counter() - begin)
 
     def bare() -> float:
