@@ -26,7 +26,8 @@ REASONS = {
     "Partition": "its partition is down, or does not allow so many nodes or so much time",
     "QOS": "a limit of the QOS is reached: it waits for other jobs of it, or asks for too much",
     "Assoc": "a limit of the account is reached: it waits for other jobs of it, or asks too much",
-    "ReqNodeNotAvail": "nodes that it needs are down or drained",
+    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved: see `sinfo -R`, and"
+    " `scontrol show reservation`",
     "BadConstraints": "no nodes are as it asks: compare --constraint, --mem and --gpus-per-node",
     "Licenses": "it waits for licenses",
 }

@@ -33,7 +33,7 @@ def test_a_pending_job_says_why_and_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reason", "part"),
     [
-        ("ReqNodeNotAvail, UnavailableNodes:n2", "down or drained"),
+        ("ReqNodeNotAvail, UnavailableNodes:n2", "down, drained or reserved"),
         ("DependencyNeverSatisfied", "cancel it"),
         ("Dependency", "waits for other jobs"),
         ("QOSMaxJobsPerUserLimit", "limit of the QOS"),
