@@ -86,8 +86,8 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
         return Memory(everything, gradients, 2 * everything + update, averages, activations)
     masters = 3 * everything / ranks
     if zero_stage < 3 and largest <= bucket:
-        reducing = max(gradients, 2 * largest - activations)
-        return Memory(everything, reducing, masters, averages, activations)
+        at_the_end = max(gradients, 2 * largest - activations)
+        return Memory(everything, at_the_end, masters, averages, activations)
     if zero_stage == 1:
         return Memory(everything, gradients + bucket, masters, averages, activations)
     reducing = max(2 * bucket - activations, bucket) + part
