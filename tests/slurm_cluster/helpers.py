@@ -13,9 +13,7 @@ from pathlib import Path
 
 from slurm.__main__ import main
 from slurm.folder import JobFolder, read_lines
-from slurm.queue import QueuedJob, describe, queued
-
-__all__ = ["describe", "read_lines"]
+from slurm.queue import QueuedJob, SlurmError, queued
 
 Wait = tuple[str, Callable[[], object]]
 """What is waited for, in words, and whether it has come."""
@@ -57,12 +55,20 @@ def run_together(*scenarios: Scenario, seconds: float = 240.0) -> None:
     waits = [(scenario, next(scenario), time.monotonic()) for scenario in scenarios]
     while waits:
         scenario, (what, condition), since = waits.pop(0)
-        if condition():
+        if _holds(condition):
             waits += [(scenario, wait, time.monotonic()) for wait in _next(scenario)]
         else:
             assert time.monotonic() < since + seconds, f"waited {seconds:.0f} s for: {what}"
             waits.append((scenario, (what, condition), since))
             time.sleep(0.1 / len(waits))
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    """Whether it has come; not while slurmctld does not answer, as when it has just begun."""
+    try:
+        return bool(condition())
+    except SlurmError:
+        return False
 
 
 def _next(scenario: Scenario) -> list[Wait]:
@@ -129,11 +135,6 @@ def alive(pids: Collection[int]) -> list[int]:
     return [pid for pid in pids if _status(pid).get("State", "Z")[0] != "Z"]
 
 
-def has_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a process that is stopped."""
-    return bool(int(_status(pid).get("ShdPnd", "0"), 16) & 1 << (number - 1))
-
-
 def _status(pid: int) -> dict[str, str]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -143,14 +144,12 @@ def _status(pid: int) -> dict[str, str]:
 
 
 @contextmanager
-def frozen(
-    pids: Collection[int], thaw: signal.Signals = signal.SIGCONT
-) -> Iterator[Collection[int]]:
+def frozen(pids: Collection[int], thaw: signal.Signals = signal.SIGCONT) -> Iterator[None]:
     """Stop processes for a while, and then let them go on, or kill them."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        yield pids
+        yield
     finally:
         for pid in alive(pids):
             os.kill(pid, thaw)

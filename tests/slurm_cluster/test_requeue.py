@@ -1,4 +1,8 @@
-"""Whatever Slurm does to a run, it ends with the weights of one that was left alone."""
+"""Whatever Slurm does to a run, it ends with the weights of one that was left alone.
+
+The runs are disturbed side by side, each by a scenario; then each is compared. One that has to wait
+until its time is up is stopped (SIGSTOP), as if its steps took long; Slurm's signal wakes it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ from torch import Tensor
 
 from slurm.__main__ import main
 from slurm.folder import JobFolder, images_saved
-from slurm.queue import queued
+from slurm.queue import describe, queued
+from slurm.watching import format_status, run_status
 from tests.slurm_cluster import helpers
+from tests.slurm_cluster.helpers import Scenario
 from tests.test_dist_train_loop import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -34,92 +40,137 @@ def undisturbed(cluster: Path) -> dict[str, Tensor]:
     return whole_tensors(run_dir)
 
 
-def assert_same(run_dir: Path, expected: dict[str, Tensor]) -> None:
-    ours = whole_tensors(run_dir)
-    assert ours.keys() == expected.keys()
-    for name, values in expected.items():
-        assert torch.equal(ours[name], values), name
-    assert [line["images_seen"] for line in helpers.read_lines(run_dir / "metrics.jsonl")] == [
-        *range(8, 641, 8)
-    ]
+@pytest.fixture(scope="module")
+def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
+    """Disturb runs in every way; returns the folder that they are in."""
+    late = (cluster / "site.toml").read_text().replace("signal_seconds = 20", "signal_seconds = 5")
+    (cluster / "late.toml").write_text(late)
+    helpers.run_together(
+        a_time_limit_before_a_maintenance(cluster),
+        a_time_limit_and_a_lost_controller(cluster),
+        signals_preemption_a_killed_rank_and_cancelling(cluster),
+    )
+    helpers.run_together(a_lost_node(cluster))
+    return cluster
+
+
+def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
+    """Slurm shortens the time limit before a reservation, and sends its signal ahead of it."""
+    run_dir = cluster / "maintenance"
+    helpers.reserve("maintenance", "n3,n4", start="now+85")  # no second start before it
+    first = helpers.train(run_dir, "--nodelist=n3,n4")
+    yield "the reservation to be seen", lambda: "reserv" in helpers.job(first).reason
+    shown = format_status(run_status(run_dir, queued()))
+    assert "or before with a --time or --time-min that ends sooner" in shown
+    assert main(["cancel", str(run_dir)]) == 0
+    yield "the job to be gone", lambda: not queued([first])
+
+    site = str(cluster / "late.toml")
+    assert main(["resume", str(run_dir), "--time-min=1", "--site", site]) == 0
+    job_id = helpers.last_job(run_dir)
+    yield helpers.reaches(run_dir, 120)
+    assert describe(job_id)["TimeLimit"] == "00:01:00", "it ends before the maintenance"
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):
+        yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
+    yield "the requeue", lambda: "ReqNodeNotAvail" in helpers.job(job_id).reason
+    assert images_saved(run_dir) >= 120, "saved at the step of the signal"
+    assert describe(job_id)["TimeLimit"] == "00:10:00", "the whole time again"
     helpers.assert_no_orphans(run_dir)
 
+    subprocess.run(["scontrol", "delete", "reservation=maintenance"], check=True)
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 120
+    yield f"job {job_id} to end", lambda: not queued([job_id])
 
-def test_time_limit_and_a_lost_controller(cluster: Path, undisturbed: dict[str, Tensor]) -> None:
-    run_dir = cluster / "signalled"
-    job_id = helpers.train(run_dir)
-    helpers.wait_for_images(run_dir, 120)
-    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)  # as before a time limit
-    helpers.wait_for("the requeue", lambda: len(helpers.starts(run_dir, job_id)) == 2)
+
+def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
+    """Let Slurm's signal ahead of the limit come, and later ask for a stop without slurmctld."""
+    run_dir = cluster / "time_limit"
+    words = ["--nodelist=n3,n4", "--time=1", "--site", str(cluster / "late.toml")]
+    job_id = helpers.train(run_dir, *words)
+    yield helpers.reaches(run_dir, 120)
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):
+        yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
     assert helpers.starts(run_dir, job_id)[1] >= 120, "saved at the step of the signal"
 
-    helpers.wait_for_images(run_dir, 320)
+    yield helpers.reaches(run_dir, 320)
     os.kill(helpers.daemon_pid(cluster, "slurmctld"), signal.SIGKILL)
-    for pid in helpers.rank_pids(run_dir).values():  # asked to stop while nobody can requeue it
+    for pid in helpers.rank_pids(run_dir).values():
         os.kill(pid, signal.SIGUSR2)
-    helpers.wait_for("the state to be saved", lambda: images_saved(run_dir) >= 320)
-    subprocess.run([Path(__file__).parent / "up", cluster / "slurm"], check=True)
-    helpers.wait_for_end(job_id)
+    helpers.wait_for("the state to be saved", lambda: images_saved(run_dir) >= 320)  # alone
+    helpers.restart_daemons(cluster)  # it may know the reservation again that was deleted
+    subprocess.run(["scontrol", "delete", "reservation=maintenance"], check=False)
+    yield f"job {job_id} to end", lambda: not queued([job_id])
     assert len(helpers.starts(run_dir, job_id)) == 3
     assert helpers.starts(run_dir, job_id)[2] >= 320
-    assert helpers.states(job_id)[-1] == "COMPLETED"
-    assert_same(run_dir, undisturbed)
 
 
-def test_preemption_a_killed_rank_and_cancelling(
-    cluster: Path, undisturbed: dict[str, Tensor]
-) -> None:
+def signals_preemption_a_killed_rank_and_cancelling(cluster: Path) -> Scenario:
+    """Disturb one run in four ways, one after the other."""
     run_dir = cluster / "disturbed"
-    job_id = helpers.train(run_dir)
-    helpers.wait_for_images(run_dir, 104)
-    subprocess.run(
-        ["sbatch", "-p", "high", "-N4", "--exclusive", "-o/dev/null", "--wrap=sleep 1"], check=True
-    )
-    helpers.wait_for("the preemption", lambda: len(helpers.starts(run_dir, job_id)) == 2)
-    assert "PREEMPTED" in helpers.states(job_id)
-    assert helpers.starts(run_dir, job_id)[1] >= 104, "saved at the step of the preemption"
+    job_id = helpers.train(run_dir, "--nodelist=n1,n2")
+    yield helpers.reaches(run_dir, 80)
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    yield "the requeue", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 80, "saved at the step of the signal"
 
-    helpers.wait_for_images(run_dir, 264)
-    os.kill(helpers.rank_pids(run_dir)[1], signal.SIGKILL)
-    helpers.wait_for("the restart", lambda: len(helpers.starts(run_dir, job_id)) == 3)
-    assert helpers.starts(run_dir, job_id)[2] >= 240, "a checkpoint each 80 images"
+    yield helpers.reaches(run_dir, 200)
+    urgent = ["sbatch", "-p", "high", "-w", "n1,n2", "--exclusive", "-o/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True)
+    yield "the preemption", lambda: len(helpers.starts(run_dir, job_id)) == 3
+    assert "PREEMPTED" in helpers.states(job_id)
+    assert helpers.starts(run_dir, job_id)[2] >= 200, "saved at the step of the preemption"
+
+    yield helpers.reaches(run_dir, 344)
+    killed = helpers.rank_pids(run_dir)
+    os.kill(killed[1], signal.SIGKILL)
+    yield "the restart", lambda: len(helpers.starts(run_dir, job_id)) == 4
+    assert not helpers.alive(killed.values()), "the other rank ends too"
+    assert helpers.starts(run_dir, job_id)[3] >= 320, "a checkpoint each 80 images"
     crash = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "crash"]
     assert [(a["requeue"], a["why"]) for a in crash] == [(True, "it crashed")]
 
-    helpers.wait_for_images(run_dir, 424)
+    yield helpers.reaches(run_dir, 456)
     assert main(["cancel", str(run_dir)]) == 0
-    helpers.wait_for_end(job_id)
-    assert helpers.states(job_id)[-1] == "CANCELLED"
-    assert images_saved(run_dir) >= 424, "saved although it was cancelled"
+    yield "the end", lambda: not queued([job_id])
+    assert images_saved(run_dir) >= 456, "saved although it was cancelled"
     helpers.assert_no_orphans(run_dir)
-
     assert main(["resume", str(run_dir)]) == 0
     resumed = helpers.last_job(run_dir)
     assert resumed != job_id
-    helpers.wait_for_end(resumed)
-    assert helpers.states(resumed) == ["COMPLETED"]
-    assert_same(run_dir, undisturbed)
+    yield f"job {resumed} to end", lambda: not queued([resumed])
 
 
-def test_a_lost_node(cluster: Path, undisturbed: dict[str, Tensor]) -> None:
-    run_dir = cluster / "node_lost"
+def a_lost_node(cluster: Path) -> Scenario:
+    """Stop all that runs on a node, as after a power cut: no answer at all."""
+    run_dir = cluster / "lost_node"
     job_id = helpers.train(run_dir)
-    helpers.wait_for_images(run_dir, 104)
-    frozen = helpers.processes_of_node(cluster, "n2")  # as after a power cut: no answer at all
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        helpers.wait_for(
-            "the requeue onto other nodes",
-            lambda: len(helpers.starts(run_dir, job_id)) == 2,
-        )
+    yield helpers.reaches(run_dir, 104)
+    lost = helpers.processes_of_node(cluster, "n2")
+    with helpers.frozen(lost, thaw=signal.SIGKILL):
+        yield "the requeue onto others", lambda: len(helpers.starts(run_dir, job_id)) == 2
         assert "NODE_FAIL" in helpers.states(job_id)
         second = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "start"][1]
         assert "n2" not in second["hosts"]
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGKILL)
-    subprocess.run([Path(__file__).parent / "up", cluster / "slurm"], check=True)
+    yield "the end of all that was on it", lambda: not helpers.alive(lost)
+    helpers.restart_daemons(cluster)
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+@pytest.mark.parametrize("name", ["maintenance", "time_limit", "disturbed", "lost_node"])
+def test_a_disturbed_run_ends_as_an_undisturbed_one(
+    disturbed: Path, undisturbed: dict[str, Tensor], name: str
+) -> None:
+    run_dir = disturbed / name
+    job_id = helpers.last_job(run_dir)
     helpers.wait_for_end(job_id)
-    assert not queued([job_id])
-    assert_same(run_dir, undisturbed)
+    assert helpers.states(job_id)[-1] == "COMPLETED"
+    assert "TIMEOUT" not in helpers.states(job_id)
+    ours = whole_tensors(run_dir)
+    assert ours.keys() == undisturbed.keys()
+    for tensor, values in undisturbed.items():
+        assert torch.equal(ours[tensor], values), tensor
+    seen = [line["images_seen"] for line in helpers.read_lines(run_dir / "metrics.jsonl")]
+    assert seen == [*range(8, 641, 8)], "nothing lost, nothing twice"
+    helpers.assert_no_orphans(run_dir)
