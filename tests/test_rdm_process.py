@@ -101,6 +101,25 @@ def test_selected_streams_are_shared() -> None:
         assert torch.equal(torch.cat(parts), draw(whole))
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_corruption_does_not_depend_on_threads(inference: bool) -> None:
+    """Images are corrupted side by side where there are threads; the caller keeps its own."""
+    process, images = RelayProcess(upscale=4), torch.rand(5, 3, 16, 16)
+
+    def corrupt() -> Tensor:
+        streams = SampleStreams(range(5))
+        return process.corrupt(images, process.sample_level(streams), streams)
+
+    with torch.inference_mode(inference):
+        alone = corrupt()
+        torch.set_num_threads(3)
+        try:
+            assert torch.equal(corrupt(), alone)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(1)
+
+
 def test_weight_is_clamped() -> None:
     assert float(RelayProcess().weight(torch.tensor([1e-4]))) == 1e5
     assert float(EdmProcess().weight(torch.tensor([1e-4]))) > 1e7

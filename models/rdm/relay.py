@@ -11,6 +11,7 @@ from torch import Tensor
 from models.rdm.block_noise import block_sum_
 from models.rdm.dct import attenuation, blur_axes, blur_tiles, check_tiles
 from models.rdm.denoising import Level
+from models.rdm.side_by_side import for_each_part
 from models.streams import Draws
 
 MAX_WEIGHT = 1e5
@@ -114,10 +115,11 @@ class RelayProcess:
         axes = blur_axes(level.blur_sigma, self.upscale, self.min_scale).to(images.dtype)
         sigma = level.sigma.view(-1, 1, 1, 1) * self.noise_gain
         noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
-        rows = 1 if images.device.type == "cpu" else len(images)  # one image fits a CPU's cache
-        for start in range(0, len(images), rows):
-            part = slice(start, start + rows)
+
+        def corrupt_part(part: slice) -> None:
             noisy[part] = self._corrupt(images[part], axes[part], sigma[part], draws.select(part))
+
+        for_each_part(corrupt_part, images)
         return noisy
 
     def _corrupt(self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws) -> Tensor:
