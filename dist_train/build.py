@@ -109,7 +109,7 @@ def called_networks(
 ) -> dict[str, nn.Module]:
     """Return the networks as losses call them; R1's double backward cannot be compiled."""
     return {
-        name: torch.compile(engine.called)  # type: ignore[misc]
+        name: torch.compile(engine.called, dynamic=False)  # type: ignore[misc]
         if config.compile and name not in objective.second_order
         else engine.called
         for name, engine in engines.items()
