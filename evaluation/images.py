@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipelines.images import ORIGINAL
 from data_pipelines.manifest import MANIFEST
 from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.base import IMAGE_EXTENSIONS
@@ -144,6 +145,11 @@ class PackedImages:
         self._images = ShardedImages(path)
         self._size: tuple[int, ...] | None = None
         info = self._images.info
+        if info.resolution == ORIGINAL:
+            raise ValueError(
+                f"{path} holds original images of any size; evaluation needs images of one size"
+                " (pack them at a resolution: python -m data_pipelines pack)"
+            )
         self.identity = {
             "kind": "packed",
             "path": str(path),

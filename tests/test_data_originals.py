@@ -21,6 +21,7 @@ from data_pipelines.pack_options import PackError, PackOptions
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.kinds import make_source
+from evaluation.images import open_images
 from tests.data_sets import damage, smooth_pixels
 
 Capture = pytest.CaptureFixture[str]
@@ -145,3 +146,9 @@ def test_bytes_and_options_are_in_the_manifest(sets: Path) -> None:
     manifest = json.loads((sets / "sets/original/manifest.json").read_text())
     assert manifest["resolution"] == 0
     assert manifest["options"]["resolution"] == [0, 32]
+
+
+def test_evaluation_refuses_them_at_once(sets: Path) -> None:
+    with pytest.raises(ValueError, match="original images of any size"):
+        open_images(sets / "sets/original")
+    assert len(open_images(sets / "sets/32")) == 24
