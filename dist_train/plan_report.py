@@ -77,6 +77,9 @@ def describe_plan(
             f" {parts.optimizer / 1e9:10.2f} {parts.ema / 1e9:6.2f}"
             f" {parts.activations / 1e9:12.2f} {parts.total / 1e9:7.2f} {fits or 'none':>12}"
         )
+    if config.offload != "none":
+        moved = "optimizer is" if config.offload == "optimizer" else "optimizer and weights are"
+        yield f"offload={config.offload}: the {moved} in the host's memory instead"
     yield ""
     yield from _pace(replace(config, micro_batch_size=micro), machine, gpu_hours_per_failure)
 

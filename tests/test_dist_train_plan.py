@@ -119,6 +119,8 @@ def test_the_command_prints_a_plan_or_says_what_is_wrong(
     printed = capsys.readouterr().out
     assert "in float32" in printed
     assert "a failure per 1,000 GPU-hours" in printed
+    assert main([*command, "offload=optimizer"]) == 0
+    assert "optimizer is in the host's memory" in capsys.readouterr().out
     assert main([*command, "--gpu", "abacus"]) == 2
     assert "--gpu=abacus is not one of v100-16g" in capsys.readouterr().err
 
