@@ -117,19 +117,22 @@ class RelayProcess:
         noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
 
         def corrupt_part(part: slice) -> None:
-            noisy[part] = self._corrupt(images[part], axes[part], sigma[part], draws.select(part))
+            self._corrupt(images[part], axes[part], sigma[part], draws.select(part), noisy[part])
 
         for_each_part(corrupt_part, images)
         return noisy
 
-    def _corrupt(self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws) -> Tensor:
-        noisy = blur_tiles(images, axes, self.min_scale)
+    def _corrupt(
+        self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws, out: Tensor
+    ) -> None:
+        blurred = blur_tiles(images, axes, self.min_scale)
         noise = draws.randn(images.shape[1:])
-        noisy.addcmul_(noise, sigma)
-        if self.block_noise_alpha:
-            sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=noise)
-            noisy.addcmul_(sums, sigma * (self.block_noise_alpha / self.upscale))
-        return noisy
+        if not self.block_noise_alpha:
+            torch.addcmul(blurred, noise, sigma, out=out)
+            return
+        blurred.addcmul_(noise, sigma)
+        sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=noise)
+        torch.addcmul(blurred, sums, sigma * (self.block_noise_alpha / self.upscale), out=out)
 
     @property
     def noise_gain(self) -> float:

@@ -30,11 +30,12 @@ def for_each_part(work: Callable[[slice], None], images: Tensor) -> None:
         return
     inference = torch.is_inference_mode_enabled()  # modes belong to threads
 
-    def in_thread(part: slice) -> None:
+    def in_thread(number: int) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            work(part)
+            for part in parts[number::threads]:
+                work(part)
 
-    list(_pool(threads).map(in_thread, parts))
+    list(_pool(threads).map(in_thread, range(threads)))
 
 
 @functools.cache
