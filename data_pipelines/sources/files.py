@@ -120,6 +120,7 @@ def read_zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return a member's bytes. Raises BadImage if it is damaged or encrypted."""
     try:
         return archive.read(name)
+    # zipfile: RuntimeError if encrypted, NotImplementedError if compressed in an unknown way.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise BadImage(f"unreadable: {error}") from None
 
