@@ -32,6 +32,17 @@ Encoded = NDArray[np.uint8]
 Flip = np.int32
 
 
+def import_dali() -> None:
+    """Import DALI. Raises ValueError, naming what is missing, if it cannot be imported."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"backend='dali' cannot be imported ({error}); pip install 'relaywave[dali]',"
+            " or set data.backend=webdataset"
+        ) from None
+
+
 def build_graph(
     source: Callable[[], tuple[list[Encoded], list[Flip]]],
     *,
@@ -57,13 +68,9 @@ def build_graph(
     Raises:
         ValueError: DALI is not installed.
     """
-    try:
-        from nvidia.dali import Pipeline, fn, types
-    except ImportError as error:
-        raise ValueError(
-            f"backend='dali' cannot be imported ({error}); pip install 'relaywave[dali]',"
-            " or set data.backend=webdataset"
-        ) from None
+    import_dali()
+    from nvidia.dali import Pipeline, fn, types
+
     graph = Pipeline(
         batch_size=batch_size,
         num_threads=threads,
@@ -119,6 +126,7 @@ class DaliPipeline:
     def __init__(
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
     ) -> None:
+        import_dali()
         self._config, self._share, self._device = config, share, torch.device(device)
         data = open_data(config, seed)
         self.info = data.info

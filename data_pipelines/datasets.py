@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.beton import check_beton
 from data_pipelines.images import ORIGINAL
 from data_pipelines.joined import JoinedImages
 from data_pipelines.manifest import canonical_json
@@ -26,6 +27,7 @@ from data_pipelines.pipeline import DataConfig, DatasetInfo
 from data_pipelines.remote import FileCache
 from data_pipelines.shard_prefetch import RemoteShards, ShardPrefetcher
 from data_pipelines.shards import DEFAULT_CACHE, ShardedImages
+from data_pipelines.synthetic import describe_synthetic
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,22 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     return OpenedData(sets, joined, order, info, factor, _prefetcher(sets, joined, order, cache))
 
 
+def look_at_data(config: DataConfig, seed: int) -> DatasetInfo:
+    """Return what a pipeline of this configuration would deliver, without its backend's package.
+
+    Raises:
+        ValueError: It would be refused, for its files or its settings.
+        Unreachable: A remote set cannot be read.
+    """
+    if config.backend == "synthetic":
+        return describe_synthetic(config)
+    data = open_data(config, seed)
+    if data.prefetcher:
+        data.prefetcher.close()
+    data.samples.close()
+    return data.info
+
+
 def _prefetcher(
     sets: Sequence[ShardedImages], joined: RemoteShards, order: Order, cache: FileCache
 ) -> ShardPrefetcher | None:
@@ -110,6 +128,8 @@ def _check_backend(images: ShardedImages, backend: str) -> None:
         )
     if images.is_remote and backend == "ffcv":
         raise ValueError("backend='ffcv' reads local sets; copy the set, or set data.backend=dali")
+    if backend == "ffcv":
+        check_beton(images.path, images.info.digest)
 
 
 def check_resolution(config: DataConfig, stored: int) -> int:

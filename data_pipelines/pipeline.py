@@ -177,6 +177,18 @@ def build_pipeline(
     return Pipeline(config, seed, share, device)
 
 
+def import_backend(backend: Backend) -> None:
+    """Import a backend's package. Raises ValueError, saying what to install, if it is missing."""
+    if backend == "dali":
+        from data_pipelines.dali_backend import import_dali
+
+        import_dali()
+    elif backend == "ffcv":
+        from data_pipelines.beton import import_ffcv
+
+        import_ffcv()
+
+
 def _backend_class(backend: str) -> Callable[..., ImagePipeline]:
     """Import one backend; the others' packages need not be installed."""
     if backend == "dali":

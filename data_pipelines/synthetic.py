@@ -29,19 +29,24 @@ def synthetic_image(index: int, resolution: int) -> Pixels:
     return image
 
 
+def describe_synthetic(config: DataConfig) -> DatasetInfo:
+    """Return what the generated set is."""
+    identity = f"synthetic {NUM_IMAGES} {config.resolution}"
+    return DatasetInfo(
+        num_images=NUM_IMAGES,
+        resolution=config.resolution,
+        class_names=CLASS_NAMES,
+        digest=hashlib.sha256(identity.encode()).hexdigest(),
+    )
+
+
 class SyntheticPipeline:
     """One rank's share of the generated set; an ImagePipeline."""
 
     def __init__(
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
     ) -> None:
-        identity = f"synthetic {NUM_IMAGES} {config.resolution}"
-        self.info = DatasetInfo(
-            num_images=NUM_IMAGES,
-            resolution=config.resolution,
-            class_names=CLASS_NAMES,
-            digest=hashlib.sha256(identity.encode()).hexdigest(),
-        )
+        self.info = describe_synthetic(config)
         self.corrupt: dict[int, str] = {}
         self._order = SampleOrder(NUM_IMAGES, seed, config.shuffle, config.flip)
         self._share, self._device = share, device

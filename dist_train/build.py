@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-from data_pipelines.pipeline import ImagePipeline, Share, build_pipeline
+from data_pipelines.datasets import look_at_data
+from data_pipelines.pipeline import DatasetInfo, ImagePipeline, Share, build_pipeline
+from dist_train.checkpoint import find_newest_whole
 from dist_train.config import RunConfig
 from dist_train.distributed import World
-from dist_train.engine_settings import check_stage
+from dist_train.engine_settings import check_stage, engine_settings, used_stage
 from dist_train.engines import Engine
+from dist_train.grids import check_previous
 from dist_train.precision import check_precision, compute_dtypes
 from models.config_io import ConfigError
 from models.objective import Objective
@@ -46,21 +52,32 @@ def build_data(
     config: RunConfig, objective: Objective, world: World, micro_batch_size: int
 ) -> ImagePipeline:
     """Return the pipeline. Raises ConfigError if the data do not fit the objective."""
+    check_resolution(config, objective)
+    share = Share(world.rank, world.size, micro_batch_size)
+    pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
+    check_labels(config, pipeline.info)
+    return pipeline
+
+
+def check_resolution(config: RunConfig, objective: Objective) -> None:
+    """Refuse images of another size than the objective's. Raises ConfigError."""
     if config.data.resolution != objective.resolution:
         raise ConfigError(
             f"data.resolution={config.data.resolution}, but the objective is for"
             f" {objective.resolution}x{objective.resolution} images; set both alike"
         )
-    share = Share(world.rank, world.size, micro_batch_size)
-    pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
-    classes, label_dim = len(pipeline.info.class_names), config.objective.label_dim
+
+
+def check_labels(config: RunConfig, info: DatasetInfo) -> None:
+    """Refuse a set whose classes the networks cannot be told. Raises ConfigError."""
+    classes, label_dim = len(info.class_names), config.objective.label_dim
+    name = config.data.path or "the synthetic set"
     if label_dim and not classes:
-        raise ConfigError(
-            f"label_dim={label_dim}, but {config.data.path} has no labels; set it to 0"
-        )
+        raise ConfigError(f"label_dim={label_dim}, but {name} has no labels; set it to 0")
     if label_dim and classes > label_dim:
-        raise ConfigError(f"label_dim={label_dim}, but {config.data.path} has {classes} classes")
-    return pipeline
+        raise ConfigError(
+            f"label_dim={label_dim}, but {name} has {classes} classes; set it to {classes}"
+        )
 
 
 def build_engines(
@@ -80,14 +97,7 @@ def build_engines(
     check_precision(config.objective, world.device)
     torch.manual_seed(stream_seed(config.seed, "initial weights", 0))
     networks = objective.build_networks()
-    if networks.keys() != config.optim.keys():
-        raise ConfigError(
-            f"optim has settings for {sorted(config.optim)}, the objective has the networks"
-            f" {sorted(networks)}"
-        )
-    check_stage(
-        config.zero_stage, config.offload, len(networks), second_order=bool(objective.second_order)
-    )
+    check_networks(config, objective, networks)
     return {
         name: Engine(
             network.to(world.device).train(),
@@ -102,6 +112,60 @@ def build_engines(
         )
         for name, network in networks.items()
     }
+
+
+def check_networks(config: RunConfig, objective: Objective, names: Collection[str]) -> None:
+    """Refuse settings that do not fit the objective's networks. Raises ConfigError."""
+    if set(names) != config.optim.keys():
+        raise ConfigError(
+            f"optim has settings for {sorted(config.optim)}, the objective has the networks"
+            f" {sorted(names)}"
+        )
+    check_stage(
+        config.zero_stage, config.offload, len(names), second_order=bool(objective.second_order)
+    )
+
+
+def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> None:
+    """Refuse what ranks would refuse before their first step, by the same functions.
+
+    Neither engines nor networks with weights are made, no image is decoded, the backend's package
+    is not needed, and checkpoints are judged by their sizes instead of their hashes: this is for
+    login nodes.
+
+    Args:
+        config: The resolved configuration.
+        run_dir: The run folder, which may exist.
+        world_size: Number of ranks.
+        data_later: Whether sets, and the stage that grids go on from, are not to be seen yet.
+
+    Raises:
+        ValueError: It would be refused.
+        CheckpointError: No checkpoint is whole.
+        Unreachable: A remote set cannot be read.
+    """
+    objective = config.objective.build()
+    micro, accumulation_steps = plan_batches(config, objective.batch_multiple, world_size)
+    check_resolution(config, objective)
+    with torch.device("meta"):
+        check_networks(config, objective, objective.build_networks())
+    sharded = used_stage(config.zero_stage, config.offload, world_size) > 0
+    for adam in config.optim.values():
+        engine_settings(
+            config.deepspeed,
+            zero_stage=config.zero_stage,
+            micro_batch_size=micro,
+            accumulation_steps=accumulation_steps,
+            clip=(adam.max_gradient_norm or 0.0) if sharded else 0.0,
+            offload=config.offload,
+        )
+    find_newest_whole(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
+    if data_later:
+        return
+    with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
+        info = look_at_data(replace(config.data, cache=cache), config.seed)
+    check_labels(config, info)
+    check_previous(config)
 
 
 def called_networks(

@@ -51,6 +51,11 @@ def check_stage(zero_stage: int, offload: str, networks: int, second_order: bool
         )
 
 
+def used_stage(zero_stage: int, offload: str, ranks: int) -> int:
+    """Return the ZeRO stage that an engine works in: one rank has nothing to shard."""
+    return zero_stage if ranks > 1 or offload != "none" else 0
+
+
 def engine_settings(
     extra: Mapping[str, Any],
     *,

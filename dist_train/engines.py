@@ -31,7 +31,7 @@ from torch import distributed as dist
 from dist_train.adam import CheckedAdam, LossScale, partitioned_norm
 from dist_train.config import AdamConfig
 from dist_train.distributed import World
-from dist_train.engine_settings import engine_settings
+from dist_train.engine_settings import engine_settings, used_stage
 from dist_train.fragments import Fragment, share
 
 __all__ = ["MOMENTS", "Engine", "Fragment", "parameter_lists", "updating_only"]
@@ -75,7 +75,7 @@ class Engine:
     ) -> None:
         deepspeed = _import_deepspeed(world)
         self.network = network
-        self.zero_stage = zero_stage if world.size > 1 or offload != "none" else 0
+        self.zero_stage = used_stage(zero_stage, offload, world.size)
         self.loss_scale = LossScale(scale_loss)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.updates = 0

@@ -16,7 +16,7 @@ from dist_train.distributed import World
 from models.objective import images_to_unit_range
 from models.rdm.objective import RelayConfig
 from models.sampler import Sampler, sample
-from models.snapshot import load_sampler, read_snapshot
+from models.snapshot import check_stages, load_sampler, read_snapshot
 from models.streams import Draws
 
 BATCH = 16
@@ -43,6 +43,7 @@ class GridDrawer:
         self._folder = run_dir / "grids"
         self._stages: list[Path] = []
         self._reduced: _Reduced | None = None
+        check_previous(config)
         if isinstance(config.objective, RelayConfig) and self._count:
             if config.grid_previous is not None:
                 self._stages = [Path(config.grid_previous)]
@@ -78,6 +79,13 @@ class GridDrawer:
         sampler = load_sampler(stages, self._world.device)
         mine = list(range(self._world.rank, self._count, self._world.size))
         return [(mine[k : k + BATCH], None, sampler) for k in range(0, len(mine), BATCH)]
+
+
+def check_previous(config: RunConfig) -> None:
+    """Refuse a `grid_previous` that grids cannot go on from. Raises ValueError."""
+    if isinstance(config.objective, RelayConfig) and config.grid_seeds and config.grid_previous:
+        stage = read_snapshot(Path(config.grid_previous))
+        check_stages([stage.objective, config.objective])
 
 
 class _Reduced:

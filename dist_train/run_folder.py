@@ -79,8 +79,24 @@ def settle_config(
     config: RunConfig,
     allow_changes: bool = False,
     device: torch.device | None = None,
+    correct: bool = False,
 ) -> RunConfig:
-    """Write the run's configuration, or check that it is the one that the run was begun with.
+    """Write the run's configuration, if `judge_config` has nothing against it, and return it."""
+    config = judge_config(run_dir, config, allow_changes, device, correct)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "format.json").write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
+    write_config(config, run_dir / "config.json")
+    return config
+
+
+def judge_config(
+    run_dir: Path,
+    config: RunConfig,
+    allow_changes: bool = False,
+    device: torch.device | None = None,
+    correct: bool = False,
+) -> RunConfig:
+    """Check that a configuration is the one that the run was begun with; writes nothing.
 
     Args:
         run_dir: The run folder.
@@ -88,6 +104,8 @@ def settle_config(
         allow_changes: Whether harmless settings may differ.
         device: Where the networks will compute; it settles the precision. None, for instance on a
             login node, leaves that to the first process that trains.
+        correct: Whether, without a device, a recipe's settings may be put right of a run that has
+            not made its first step. (A process that trains may always do so.)
 
     Returns:
         The configuration, with the precision that the run was begun with.
@@ -98,7 +116,8 @@ def settle_config(
     path = run_dir / "config.json"
     check_format(run_dir)
     begun = read_config(RunConfig, path) if path.exists() else None
-    if device is not None and not any(run_dir.glob("snapshots/[0-9]*")):
+    replaces = device is not None or (correct and begun and begun.recipe == config.recipe)
+    if replaces and not any(run_dir.glob("snapshots/[0-9]*")):
         begun = None  # refused before its first step: the corrected settings may take its place
     if begun is not None and begun.precision != "auto" and config.precision == "auto":
         config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
@@ -107,9 +126,6 @@ def settle_config(
         begun = begun and settle_precision(begun, has_bfloat16(device))
     if begun is not None:
         _compare(run_dir, begun, config, allow_changes)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "format.json").write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
-    write_config(config, path)
     return config
 
 

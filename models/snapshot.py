@@ -175,6 +175,20 @@ def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cp
     return sampler
 
 
+def check_stages(objectives: Sequence[AnyObjective]) -> None:
+    """Refuse stages that do not go on from each other; loads no weights.
+
+    Raises:
+        ValueError: As `load_sampler` does.
+    """
+    sampler: Sampler | None = None
+    for config in objectives:
+        objective = config.build()
+        with torch.device("meta"):
+            network = objective.build_networks()[objective.sampled_network]
+        sampler = config.build_sampler(network, sampler)
+
+
 def describe_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """Say in one line how two sets of named tensors differ in names or shapes; "" if they agree."""
     missing = [name for name in expected if name not in given]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
-from slurm.chain import Pipeline, Step, format_tree, submit_pipeline
+from slurm.chain import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
 from slurm.jobs import CommandJob
 from slurm.options import Target, add_resources, resources_of, target_of
 from slurm.preflight import check_run
@@ -51,9 +51,10 @@ def pipeline_command(args: argparse.Namespace) -> None:
     if args.tree:
         print(format_tree(pipeline.name, pipeline.steps, queue_or_nothing()))
         return
+    queue = {} if target.dry_run else queued()
     for step in pipeline.steps:
-        _check(step, target)
-    submit_pipeline(pipeline, target, {} if target.dry_run else queued(), _prepare)
+        _check(step, target, waits=bool(job_in_queue(pipeline.name, step, queue)))
+    submit_pipeline(pipeline, target, queue, _prepare)
     if not target.dry_run:
         print(format_tree(pipeline.name, pipeline.steps, queued()))
 
@@ -67,15 +68,30 @@ def _check_overrides(pipeline: Pipeline, inputs: Inputs) -> None:
             raise ConfigError(f"{name}:...: no step {name!r} is trained; known are {known}")
 
 
-def _check(step: Step, target: Target) -> None:
-    """Check a step's request, its words, and the run that it trains."""
+def _check(step: Step, target: Target, *, waits: bool) -> None:
+    """Check a step's request, its words, and the run that it trains.
+
+    Args:
+        step: The step.
+        target: Where it is submitted to.
+        waits: Whether its job is in the queue, where its settings stay as they are.
+    """
+    from dist_train.run_folder import judge_config
+
     target.check(step.resources, step.folder)
     for job in step.jobs[:1]:  # an array's tasks differ in their share only
         if isinstance(job, CommandJob):
             reads_now = job.module == "data_pipelines"  # the rest reads what earlier steps make
             check_words(job.module, job.words, inputs=reads_now)
-    if step.config is not None:
-        check_run(step.config, step.folder, step.resources)
+    if step.config is None:
+        return
+    if waits or step.finished():
+        judge_config(step.folder, step.config)
+    else:
+        later = not (Path(step.config.data.path) / "manifest.json").exists()  # packed before it
+        check_run(
+            step.config, step.folder, step.resources, target.site, correct=True, data_later=later
+        )
 
 
 def _prepare(step: Step) -> None:
@@ -83,7 +99,7 @@ def _prepare(step: Step) -> None:
     from dist_train.run_folder import settle_config
 
     if step.config is not None:
-        settle_config(step.folder, step.config)
+        settle_config(step.folder, step.config, correct=True)
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.config_io import ConfigError, read_config
+from models.config_io import ConfigError
 from slurm.cluster import Site
 from slurm.folder import JobFolder
 from slurm.queue import (
@@ -141,50 +141,51 @@ def check_shared(path: Path, site: Site) -> None:
 
 
 def check_run(
-    config: RunConfig, run_dir: Path, resources: Resources, allow_changes: bool = False
-) -> None:
-    """Check that ranks can share the batch, and that the folder is not of another run.
-
-    Raises:
-        ConfigError: They cannot, or it is.
-    """
-    from dist_train.loop import plan_batches
-    from dist_train.precision import settle_precision
-    from dist_train.run_folder import HARMLESS
-    from models.config_io import differences, to_json
-
-    batch_multiple = config.objective.build().batch_multiple
-    plan_batches(config, batch_multiple, resources.world_size)
-    path = run_dir / "config.json"
-    if not path.exists():
-        return
-    begun = read_config(type(config), path)
-    if config.precision == "auto" and begun.precision != "auto":  # settled where it was begun
-        config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
-    changed = differences(to_json(begun), to_json(config))
-    if changed and not (allow_changes and changed.keys() <= HARMLESS):
-        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        raise ConfigError(f"{run_dir} is a run of other settings ({listing}); use another folder")
-
-
-def check_data(config: RunConfig, *, later: bool) -> list[Path]:
-    """Check that the packed sets are there and fit; returns their folders, which nodes must see.
+    config: RunConfig,
+    run_dir: Path,
+    resources: Resources,
+    site: Site,
+    *,
+    allow_changes: bool = False,
+    correct: bool = False,
+    data_later: bool = False,
+) -> list[Path]:
+    """Judge a run as its ranks will before their first step, by the same functions.
 
     Args:
-        config: The run; sets on servers are not looked at.
-        later: Whether the sets are only where and when the job runs; then nothing is checked.
+        config: The resolved configuration.
+        run_dir: The run folder, which may exist.
+        resources: What the run asks for.
+        site: Its container has packages of its own.
+        allow_changes: Whether harmless settings may differ from those that the run began with.
+        correct: Whether settings may be put right of a run that has not made its first step.
+        data_later: Whether sets are only where and when the job runs; then they are not judged.
+
+    Returns:
+        The folders of local sets, which nodes must see.
 
     Raises:
-        ValueError: A set is missing or damaged, or the settings do not fit it.
+        ValueError: It would be refused.
     """
-    from data_pipelines.datasets import open_data
-    from data_pipelines.remote import is_remote
+    from data_pipelines.pipeline import import_backend
+    from data_pipelines.remote import Unreachable, is_remote
+    from dist_train import build
+    from dist_train.checkpoint import CheckpointError
+    from dist_train.run_folder import judge_config
 
+    judge_config(run_dir, config, allow_changes, correct=correct)
+    if not site.container.image:
+        import_backend(config.data.backend)
+    try:
+        build.check_run(config, run_dir, resources.world_size, data_later=data_later)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    except Unreachable as error:
+        raise ConfigError(f"{error}; if nodes can read it, add --data-on-nodes") from None
     paths = [config.data.path, *(other.path for other in config.data.mix)]
-    if later or config.data.backend == "synthetic" or any(map(is_remote, paths)):
+    if data_later or config.data.backend == "synthetic":
         return []
-    open_data(config.data, config.seed).samples.close()
-    return [Path(path) for path in paths]
+    return [Path(path) for path in paths if not is_remote(path)]
 
 
 def check_speed(
@@ -198,7 +199,9 @@ def check_speed(
 
 
 def check_idle(run_dir: Path) -> None:
-    """Check that no job of the run is in the queue. Raises SlurmError if one is."""
+    """Check that nobody trains the run, and no job of it is queued. Raises SlurmError otherwise."""
+    from dist_train.run_folder import RunLock
+
     records = JobFolder(run_dir).records()
     ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
     for job_id, job in (queued(ids) if ids else {}).items():
@@ -206,3 +209,5 @@ def check_idle(run_dir: Path) -> None:
             f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
             f" `python -m slurm cancel {run_dir}` first"
         )
+    if owner := RunLock.owner(run_dir):
+        raise SlurmError(f"{run_dir} is in use by {owner}; stop it, or choose another run folder")

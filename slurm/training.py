@@ -17,7 +17,7 @@ from slurm.folder import JobFolder
 from slurm.jobs import STOP, TrainJob
 from slurm.launcher import Submission
 from slurm.options import Target, add_resources, given_resources, resources_of, target_of
-from slurm.preflight import check_data, check_run, check_speed
+from slurm.preflight import check_run, check_speed
 from slurm.requeue import add_policy
 from slurm.resources import Policy, Resources, check_job_name
 
@@ -34,10 +34,9 @@ def train_command(args: argparse.Namespace) -> None:
     if args.min_nodes is not None:
         fallback = node_counts(config, resources, args.min_nodes)
         resources = dataclasses.replace(resources, fallback_nodes=fallback)
-    check_run(config, run_dir, resources, args.allow_changes)
-    check_speed(config, run_dir, resources, target.site, args.images_per_second)
-    target.check(resources, run_dir, *check_data(config, later=_data_later(args)))
     target.check_idle(run_dir)
+    sets = _check(config, run_dir, resources, target, args)
+    target.check(resources, run_dir, *sets)
     submission = Submission(
         kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
         resources=resources, site=target.site, cluster=target.cluster,
@@ -57,15 +56,14 @@ def sweep_command(args: argparse.Namespace) -> None:
     some = next(iter(runs.values()))
     resources = dataclasses.replace(_resources(args, some), array_parallelism=args.parallel or 0)
     name = check_job_name(args.name or out.name)
+    sets: dict[Path, None] = {}
     for run_dir, config in runs.items():
-        check_run(config, run_dir, resources, args.allow_changes)
-        check_speed(config, run_dir, resources, target.site, args.images_per_second)
         target.check_idle(run_dir)
-    sets = {config.data: config for config in runs.values()}
-    data = [
-        path for config in sets.values() for path in check_data(config, later=_data_later(args))
-    ]
-    target.check(resources, out, *data)
+        try:
+            sets |= dict.fromkeys(_check(config, run_dir, resources, target, args))
+        except ValueError as error:
+            raise ConfigError(f"{run_dir.name}: {error}") from None
+    target.check(resources, out, *sets)
     jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
     waiting = [job for job in jobs if not job.finished()]
     if not waiting:
@@ -85,11 +83,19 @@ def resume_command(args: argparse.Namespace) -> None:
     """Submit runs again as they were submitted, with the same code unless told otherwise."""
     target, changes = target_of(args), given_resources(args)
     for run_dir in args.runs:
-        resume(run_dir.absolute(), target, changes, update_code=args.update_code)
+        resume(
+            run_dir.absolute(), target, changes, update_code=args.update_code,
+            data_later=_data_later(args),
+        )  # fmt: skip
 
 
 def resume(
-    run_dir: Path, target: Target, changes: Mapping[str, Any], *, update_code: bool = False
+    run_dir: Path,
+    target: Target,
+    changes: Mapping[str, Any],
+    *,
+    update_code: bool = False,
+    data_later: bool = False,
 ) -> None:
     """Submit a run again.
 
@@ -98,9 +104,10 @@ def resume(
         target: Where to.
         changes: What is asked for otherwise than at its last submission.
         update_code: Whether the present code takes the place of the run's.
+        data_later: Whether its sets are only where and when the job runs.
 
     Raises:
-        ConfigError: It has never been submitted, or the ranks cannot share its batch.
+        ConfigError: It has never been submitted, or its ranks would refuse it.
         SlurmError: A job of it is still in the queue.
     """
     from dist_train.config import RunConfig
@@ -110,9 +117,11 @@ def resume(
         raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
     last = records[-1]
     resources = dataclasses.replace(last.resources, **changes)
-    check_run(read_config(RunConfig, run_dir / "config.json"), run_dir, resources)
-    target.check(resources, run_dir)
+    config = read_config(RunConfig, run_dir / "config.json")
     target.check_idle(run_dir)
+    sets = check_run(config, run_dir, resources, target.site, data_later=data_later)
+    check_speed(config, run_dir, resources, target.site, None)
+    target.check(resources, run_dir, *sets)
     if not target.dry_run:
         (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
     job = TrainJob(run_dir, last.policy)
@@ -179,6 +188,18 @@ def _resources(args: argparse.Namespace, config: RunConfig) -> Resources:
     )
 
 
+def _check(
+    config: RunConfig, run_dir: Path, resources: Resources, target: Target, args: argparse.Namespace
+) -> list[Path]:
+    """Judge a run that is to be submitted, and its time limit; returns its sets' folders."""
+    sets = check_run(
+        config, run_dir, resources, target.site,
+        allow_changes=args.allow_changes, correct=True, data_later=_data_later(args),
+    )  # fmt: skip
+    check_speed(config, run_dir, resources, target.site, args.images_per_second)
+    return sets
+
+
 def _data_later(args: argparse.Namespace) -> bool:
     """Whether the images are on the nodes' own disks, or made by a job that is waited for."""
     return bool(args.data_on_nodes or args.dependency)
@@ -189,7 +210,7 @@ def _prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bo
     from dist_train.run_folder import settle_config
 
     if not target.dry_run:
-        settle_config(run_dir, config, allow_changes)
+        settle_config(run_dir, config, allow_changes, correct=True)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +245,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--update-code", action="store_true", help="run the present code, not that of the run"
     )
+    _add_data_on_nodes(parser)
     add_resources(parser)
     parser.set_defaults(command=resume_command)
 
@@ -235,8 +257,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images-per-second", type=float, help="expected speed, to judge the time limit by"
     )
+    _add_data_on_nodes(parser)
+    add_policy(parser)
+    add_resources(parser)
+
+
+def _add_data_on_nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-on-nodes", action="store_true", help="do not look here for the set: nodes have it"
     )
-    add_policy(parser)
-    add_resources(parser)

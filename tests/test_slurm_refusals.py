@@ -14,6 +14,7 @@ from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
 from slurm import preflight, queue, training
 from slurm.__main__ import main
+from slurm.cluster import Site
 from slurm.preflight import Partition
 from slurm.resources import Resources
 from tests.slurm_project import make_run
@@ -198,7 +199,7 @@ def test_the_same_words_again_once_training_has_settled_the_precision(
     config = find_recipe("rdm_debug_edm16")()
     settle_config(tmp_path / "run", config, device=torch.device("cpu"))
     assert config.precision == "auto"
-    preflight.check_run(config, tmp_path / "run", Resources())
+    preflight.check_run(config, tmp_path / "run", Resources(), Site())
 
 
 @pytest.mark.parametrize(
