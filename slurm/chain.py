@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from slurm.endings import ended_states, how_tasks_ended
 from slurm.folder import JobFolder, JobRecord
 from slurm.jobs import Job, run_command
 from slurm.launcher import Submission
 from slurm.options import Target
-from slurm.queue import QueuedJob, SlurmError, accounting, queued
+from slurm.queue import QueuedJob, queued
 from slurm.resources import Resources
 
 if TYPE_CHECKING:
@@ -158,17 +159,10 @@ def _standing(pipeline: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
     if states:
         return f"job {record.job_id} {', '.join(sorted(states)).lower()}"
-    return f"STOPPED: job {record.job_id} {_how_it_ended(record)}; logs in {record.logs}"
-
-
-def _how_it_ended(record: JobRecord) -> str:
-    try:
-        rows = accounting([record.job_id], ("JobID", "State"))
-    except SlurmError:
-        return "has ended"
-    last = {row["JobID"]: row["State"].split()[0].lower() for row in rows}  # of each task
-    bad = sorted(set(last.values()) - {"completed"})
-    return f"was {', '.join(bad)}" if bad else "has ended"
+    folder = JobFolder(step.folder)
+    state, why = how_tasks_ended(folder, record, ended_states([record.job_id]))
+    text = f"STOPPED: job {record.job_id} {f'was {state}' if state else 'has ended'}"
+    return f"{text}{f' ({why})' if why else ''}; logs in {record.logs}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slurm.folder import JobRecord
-from slurm.watching import queue_or_nothing
+from slurm.watching import is_alive, queue_or_nothing
 
 POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
 
@@ -56,14 +56,8 @@ def show(record: JobRecord, job_id: str, *, follow: bool) -> None:
         _print(logs.new_lines())
         if time.monotonic() - checked > STATE_SECONDS:
             checked = time.monotonic()
-            follow = _is_alive(record, job_id)
+            follow = is_alive(record, job_id, queue_or_nothing())
     _print(logs.new_lines(flush=True))
-
-
-def _is_alive(record: JobRecord, job_id: str) -> bool:
-    if record.cluster == "slurm":
-        return job_id in queue_or_nothing()
-    return Path("/proc", job_id).exists()
 
 
 def _print(lines: Iterator[str]) -> None:

@@ -14,7 +14,11 @@ ACTIVE = frozenset(
 )  # fmt: skip
 """States of a job that may still run."""
 
+MAINTENANCE = "MaintenanceHasBegun"
+"""Our reason of a running job whose nodes are under maintenance; Slurm leaves it alone."""
 REASONS = {
+    MAINTENANCE: "on nodes that it runs on: `scancel --signal=USR2 ID` saves and requeues it now,"
+    " else it goes on until they are taken",
     "reserv": "its time limit reaches into a reservation, such as a maintenance: it starts after"
     " that, or before with a --time or --time-min that ends sooner",
     "JobArrayTaskLimit": "its array runs as many tasks at once as it may",
@@ -106,6 +110,16 @@ def idle_nodes(partition: str) -> int:
     """Return how many nodes of a partition (or of several, `a,b`) run nothing."""
     command = ["sinfo", "-hN", f"--partition={partition}", "--states=idle", "--format=%N"]
     return len(set(run_slurm(command).splitlines()))
+
+
+def under_maintenance() -> set[str]:
+    """Return the ids of this user's running jobs on nodes where a maintenance has begun."""
+    nodes = run_slurm(["sinfo", "--noheader", "--Node", "--states=maint", "--format=%N"]).split()
+    if not nodes:
+        return set()
+    command = ["squeue", "--noheader", "--array", "--me", "--states=RUNNING", "--format=%i",
+               f"--nodelist={','.join(sorted(set(nodes)))}"]  # fmt: skip
+    return set(run_slurm(command).split())
 
 
 def nodes_are_away() -> bool:

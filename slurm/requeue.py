@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slurm.endings import last_words
 from slurm.folder import JobFolder, images_saved
 from slurm.queue import SlurmError, describe, run_slurm
 from slurm.ranks import own_job_id
@@ -120,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images_seen = images_saved(options.run_dir)
     decision = decide(attempts, images_seen, policy, crashed=True)
     folder.note(job_id, "crash", restart=restart, images_seen=images_seen, code=options.code,
-                requeue=decision.requeue, why=decision.why)  # fmt: skip
+                requeue=decision.requeue, why=decision.why,
+                said=last_words(folder.jobs, job_id))  # fmt: skip
     if not decision.requeue:
         print(f"not run again: {decision.why}", file=sys.stderr, flush=True)
         return EXIT_STALLED

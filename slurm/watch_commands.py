@@ -9,22 +9,24 @@ import signal
 from pathlib import Path
 
 from slurm import logs
+from slurm.endings import ended_states, ended_well, in_words
 from slurm.folder import JobFolder, JobRecord
+from slurm.history import format_history, run_history
 from slurm.queue import queued, run_slurm
 from slurm.watching import (
     find_folders,
-    format_history,
     format_status,
     queue_or_nothing,
-    run_history,
     run_status,
+    states_of_ended,
 )
 
 
 def status_command(args: argparse.Namespace) -> None:
     """Show where runs and their jobs stand."""
-    queue = queue_or_nothing()
-    found = [run_status(folder, queue) for folder in find_folders(args.folders)]
+    queue, folders = queue_or_nothing(), find_folders(args.folders)
+    ended = states_of_ended(folders, queue)
+    found = [run_status(folder, queue, ended) for folder in folders]
     print(json.dumps(found, indent=1) if args.json else "\n".join(map(format_status, found)))
 
 
@@ -44,6 +46,15 @@ def logs_command(args: argparse.Namespace) -> None:
         known = ", ".join(job_id for record in records for job_id in record.task_ids)
         raise ValueError(f"{args.folder} has no such job; known are {known or 'none'}")
     logs.show(*choices[-1], follow=args.follow)
+    _say_how_it_ended(args.folder.absolute(), *choices[-1])
+
+
+def _say_how_it_ended(folder: Path, record: JobRecord, job_id: str) -> None:
+    """Print a last line about a job that did not end well."""
+    status = run_status(folder, queue_or_nothing(), ended_states([job_id]))
+    job = next(job for job in status["jobs"] if job["job_id"] == job_id)
+    if job["why"] or not (job["in_queue"] or ended_well(job["state"])):
+        print(f"job {job_id} {in_words(job['state'], job['exit_code'], job['why'])}")
 
 
 def cancel_command(args: argparse.Namespace) -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from slurm.endings import ended_states, ended_well, in_words, log_of, why_ended
 from slurm.evaluation_plan import read_plan
 from slurm.folder import JobFolder, JobRecord, read_lines
 from slurm.jobs import STOP
-from slurm.queue import QueuedJob, SlurmError, accounting, explain, have_slurm, queued
+from slurm.queue import (
+    MAINTENANCE,
+    QueuedJob,
+    SlurmError,
+    explain,
+    have_slurm,
+    queued,
+    under_maintenance,
+)
 from slurm.results import values
-from slurm.speed import productive_seconds
 
 ENDED = "NOT QUEUED"
-SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
 
 
 def find_folders(paths: Iterable[Path]) -> list[Path]:
@@ -35,14 +43,26 @@ def find_folders(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def run_status(folder: Path, queue: Mapping[str, QueuedJob]) -> dict[str, Any]:
-    """Return where a folder stands, as JSON."""
+def run_status(
+    folder: Path,
+    queue: Mapping[str, QueuedJob],
+    ended: Mapping[str, tuple[str, str]] | None = None,
+) -> dict[str, Any]:
+    """Return where a folder stands, as JSON.
+
+    Args:
+        folder: A run folder, or another folder of jobs.
+        queue: The jobs in the queue.
+        ended: State and exit code of others, as `slurm.endings.ended_states` gives them.
+    """
     jobs = JobFolder(folder)
     status: dict[str, Any] = {"folder": str(folder), "jobs": []}
     if _is_run(folder):
         status |= _progress(folder)
     for record in jobs.records():
-        status["jobs"] += [_job(jobs, record, job_id, queue) for job_id in record.task_ids]
+        status["jobs"] += [
+            _job(jobs, record, job_id, queue, ended or {}) for job_id in record.task_ids
+        ]
     stop = jobs.path / STOP
     if stop.exists():
         status["stopped"] = json.loads(stop.read_text())["why"]
@@ -80,33 +100,85 @@ def _progress(run_dir: Path) -> dict[str, Any]:
     return progress
 
 
+def states_of_ended(
+    folders: Iterable[Path], queue: Mapping[str, QueuedJob]
+) -> dict[str, tuple[str, str]]:
+    """Return how the jobs of folders that are not in the queue ended, by Slurm's accounting."""
+    records = [record for folder in folders for record in JobFolder(folder).records()]
+    ids = {
+        record.job_id
+        for record in records
+        if record.cluster == "slurm" and not set(record.task_ids) <= queue.keys()
+    }
+    return ended_states(ids)
+
+
+def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> bool:
+    """Whether a job is in the queue, or a local one's process runs."""
+    if record.cluster == "slurm":
+        return job_id in queue
+    process = Path("/proc", job_id)
+    return process.exists() and b"submitit" in (process / "cmdline").read_bytes()
+
+
 def _job(
-    folder: JobFolder, record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]
+    folder: JobFolder,
+    record: JobRecord,
+    job_id: str,
+    queue: Mapping[str, QueuedJob],
+    ended: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
+    alive = is_alive(record, job_id, queue)
+    state, code = ("RUNNING", "") if alive else ended.get(job_id, (ENDED, ""))
+    wrong = not alive and not _ended_well(folder, record, job_id, state)
     waiting = queue.get(job_id)
-    reason = waiting.reason if waiting and waiting.state == "PENDING" else ""
+    tells = waiting and (waiting.state == "PENDING" or waiting.reason == MAINTENANCE)
+    reason = waiting.reason if waiting and tells else ""
     attempts = folder.attempts(job_id)
     ends = [a for a in attempts if a["event"] in ("signal", "crash", "exit") and a.get("why")]
     return {
         "job_id": job_id,
         "kind": record.kind,
         "name": record.name,
-        "state": waiting.state if waiting else ENDED,
+        "state": waiting.state if waiting else state,
+        "in_queue": alive,
+        "exit_code": code,
+        "why": why_ended(folder, record, job_id) if wrong else "",
+        "log": log_of(record, job_id),
         "reason": reason,
         "advice": explain(reason),
-        "starts_at": waiting.start if waiting and reason else "",
+        "starts_at": waiting.start if waiting and waiting.state == "PENDING" else "",
         "nodes": waiting.nodes if waiting else "",
         "elapsed": waiting.elapsed if waiting else "",
         "starts": sum(1 for a in attempts if a["event"] == "start"),
         "crashes": sum(1 for a in attempts if a["event"] == "crash"),
-        "last_end": ends[-1]["why"] if ends else "",
+        "last_end": ": ".join(filter(None, (ends[-1]["why"], ends[-1].get("said"))))
+        if ends
+        else "",
     }
+
+
+def _end_in_words(end: Mapping[str, Any]) -> str:
+    return ": ".join(filter(None, (end["why"], end.get("said"))))
+
+
+def _ended_well(folder: JobFolder, record: JobRecord, job_id: str, state: str) -> bool:
+    """Whether a job that is gone needs no reason; without accounting, by what it noted."""
+    if state != ENDED:
+        return ended_well(state)
+    codes = [a["code"] for a in folder.attempts(job_id) if a["event"] == "exit"]
+    return codes[-1] == 0 if codes else record.kind == "train" or record.cluster == "debug"
 
 
 def queue_or_nothing() -> dict[str, QueuedJob]:
     """Return this user's queue; nothing, after a warning, where Slurm does not answer."""
     try:
-        return queued() if have_slurm() else {}
+        if not have_slurm():
+            return {}
+        queue = queued()
+        for job_id in under_maintenance() & queue.keys():
+            queue[job_id] = replace(queue[job_id], reason=MAINTENANCE)
+        return queue
     except SlurmError as error:
         print(f"slurm: {error}; what is in the queue is not known", file=sys.stderr)
         return {}
@@ -131,19 +203,28 @@ def format_status(status: Mapping[str, Any]) -> str:
 
 def _worth_showing(jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the jobs in the queue, and of those that are not the newest of each name."""
-    newest = {job["name"]: job["job_id"] for job in jobs}
-    return [job for job in jobs if job["state"] != ENDED or newest[job["name"]] == job["job_id"]]
+    newest = {job["name"]: job["job_id"].partition("_")[0] for job in jobs}
+    return [
+        job
+        for job in jobs
+        if job["in_queue"] or newest[job["name"]] == job["job_id"].partition("_")[0]
+    ]
 
 
 def _describe_job(job: Mapping[str, Any]) -> list[str]:
-    text = f"  └ {job['kind']} {job['job_id']}  {job['state']}"
+    text = f"  └ {job['kind']} {job['job_id']}  {in_words(job['state'], job['exit_code'], '')}"
     text += f" ({job['reason']})" if job["reason"] else ""
     text += f"  from {job['starts_at']}" if job["starts_at"] not in ("", "N/A") else ""
     text += f"  {job['elapsed']} on {job['nodes']}" if job["nodes"] else ""
     text += f"  {job['starts']} starts" if job["starts"] > 1 else ""
     text += f", {job['crashes']} crashes" if job["crashes"] else ""
-    text += f"  [{job['last_end']}]" if job["last_end"] else ""
-    return [text, f"      {job['advice']}"] if job["advice"] else [text]
+    text += f"  [{job['last_end']}]" if job["last_end"] and not job["why"] else ""
+    lines = [text, *([f"      {job['advice']}"] if job["advice"] else [])]
+    if job["why"]:
+        lines.append(f"      {job['why']}")
+    if job["why"] or not (job["in_queue"] or ended_well(job["state"]) or job["state"] == ENDED):
+        lines.append(f"      log: {job['log']}")
+    return lines
 
 
 def _describe_progress(status: Mapping[str, Any]) -> str:
@@ -157,46 +238,3 @@ def _describe_progress(status: Mapping[str, Any]) -> str:
         if seen < total:
             text += f"  {status['seconds_left'] / 3600:.1f} h left"
     return text
-
-
-def run_history(folder: Path) -> dict[str, Any]:
-    """Return what a folder's jobs have cost, by sacct, and how much of it was progress."""
-    records = [r for r in JobFolder(folder).records() if r.cluster == "slurm"]
-    kinds = {job_id: record.kind for record in records for job_id in record.task_ids}
-    rows = accounting((record.job_id for record in records), SACCT)
-    runs = [row | {"kind": kinds[row["JobID"]]} for row in rows if row["JobID"] in kinds]
-    training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
-    productive = productive_seconds(read_lines(folder / "metrics.jsonl"))
-    return {
-        "folder": str(folder),
-        "runs": runs,
-        "gpu_hours": sum(_gpus(row) * float(row["ElapsedRaw"]) for row in runs) / 3600,
-        "node_hours": sum(int(row["NNodes"]) * float(row["ElapsedRaw"]) for row in runs) / 3600,
-        "requeues": len(runs) - len({row["JobID"] for row in runs}),
-        "training_seconds": training,
-        "productive_seconds": productive,
-        "goodput": min(productive / training, 1.0) if training else None,
-    }
-
-
-def _gpus(row: Mapping[str, str]) -> int:
-    for entry in row["AllocTRES"].split(","):
-        name, _, count = entry.partition("=")
-        if name == "gres/gpu":
-            return int(count)
-    return 0
-
-
-def format_history(history: Mapping[str, Any]) -> str:
-    """Return a folder's history as a table and a line of totals."""
-    lines = [Path(history["folder"]).name]
-    lines += [
-        f"  {row['kind']:12} {row['JobID']:12} {row['State'].split()[0]:12}"
-        f" {row['Start']:20} {int(row['ElapsedRaw']):8,} s  {row['NNodes']} nodes"
-        for row in history["runs"]
-    ]
-    goodput = history["goodput"]
-    text = f"  {history['gpu_hours']:.2f} GPU-hours, {history['node_hours']:.2f} node-hours"
-    text += f", {history['requeues']} requeues"
-    lines.append(text + (f", goodput {100 * goodput:.0f}%" if goodput is not None else ""))
-    return "\n".join(lines)

@@ -15,7 +15,8 @@ from slurm.watching import find_folders, format_status, run_status
 def _submit(folder: Path, job_id: str, name: str, submitted: float) -> None:
     JobFolder(folder).write(
         JobRecord(job_id=job_id, kind=name.partition("-")[0], name=name, cluster="slurm",
-                  submitted=submitted, cwd="", code="", logs="", resources=Resources())
+                  submitted=submitted, cwd="", code="", logs=str(JobFolder(folder).jobs),
+                  resources=Resources())
     )  # fmt: skip
 
 
@@ -59,6 +60,51 @@ def test_jobs_that_later_ones_have_replaced_are_left_out(tmp_path: Path) -> None
     assert len(status["jobs"]) == 4, "all of them for scripts"
     lines = format_status(status).splitlines()[1:]
     assert [line.split()[2] for line in lines] == ["9", "2", "3"]
+
+
+LOGS = {
+    "refused": ["dist_train: label_dim=8, but /set has 9 classes; set it to 9",
+                "srun: error: n1: task 0: Exited with exit code 2"],
+    "raised": ["  File loop.py, line 3", "torch.OutOfMemoryError: CUDA out of memory.",
+               "srun: error: n1: task 0: Exited with exit code 1"],
+    "killed": ["dist_train: an earlier start", "srun: error: n2: task 1: Killed"],
+    "silent": ["warning: nothing that matters"],
+}  # fmt: skip
+WHY = {
+    "refused": "label_dim=8, but /set has 9 classes; set it to 9",
+    "raised": "torch.OutOfMemoryError: CUDA out of memory.",
+    "killed": "n2: task 1: Killed",
+    "silent": "",
+}
+
+
+@pytest.mark.parametrize("how", LOGS)
+def test_a_job_that_failed_says_why_and_where_its_log_is(tmp_path: Path, how: str) -> None:
+    _submit(tmp_path, "7", "train-x", 0.0)
+    jobs = JobFolder(tmp_path).jobs
+    (jobs / "7_0_log.err").write_text("\n".join(LOGS[how]) + "\n")
+    status = run_status(tmp_path, {}, {"7": ("FAILED", "2")})
+    assert status["jobs"][0]["why"] == WHY[how]
+    lines = format_status(status).splitlines()[1:]
+    assert lines[0] == "  └ train 7  FAILED, exit code 2"
+    expected = [f"      {WHY[how]}"] if WHY[how] else []
+    assert lines[1:] == [*expected, f"      log: {jobs / '7_0_log.err'}"]
+
+
+def test_a_job_that_was_given_up_says_what_it_noted(tmp_path: Path) -> None:
+    _submit(tmp_path, "7", "train-x", 0.0)
+    (JobFolder(tmp_path).jobs / "7_0_log.err").write_text("dist_train: something older\n")
+    JobFolder(tmp_path).note("7", "crash", requeue=False, why="it crashed 11 times", said="boom")
+    status = run_status(tmp_path, {}, {"7": ("FAILED", "4")})
+    assert status["jobs"][0]["why"] == "it crashed 11 times: boom"
+
+
+def test_jobs_that_ended_well_need_no_reason(tmp_path: Path) -> None:
+    _submit(tmp_path, "7", "train-x", 0.0)
+    (JobFolder(tmp_path).jobs / "7_0_log.err").write_text("dist_train: of an earlier start\n")
+    assert run_status(tmp_path, {}, {"7": ("COMPLETED", "")})["jobs"][0]["why"] == ""
+    JobFolder(tmp_path).note("7", "exit", rank=0, code=0)
+    assert run_status(tmp_path, {})["jobs"][0]["why"] == "", "nor without accounting"
 
 
 def test_folders_without_a_job_are_refused(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from slurm.__main__ import main
 from slurm.folder import JobFolder, images_saved
-from slurm.queue import describe, queued
-from slurm.watching import format_status, run_status
+from slurm.queue import describe, queued, under_maintenance
+from slurm.watching import format_status, queue_or_nothing, run_status
 from tests.slurm_cluster import helpers
 from tests.slurm_cluster.helpers import Scenario
 from tests.test_dist_train_loop import whole_tensors
@@ -51,6 +51,7 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
         signals_preemption_a_killed_rank_and_cancelling(cluster),
     )
     helpers.run_together(a_lost_node(cluster))
+    helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
     return cluster
 
 
@@ -158,7 +159,33 @@ def a_lost_node(cluster: Path) -> Scenario:
     yield f"job {job_id} to end", lambda: not queued([job_id])
 
 
-@pytest.mark.parametrize("name", ["maintenance", "time_limit", "disturbed", "lost_node"])
+def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
+    """Slurm leaves the run alone until an administrator takes a node down."""
+    run_dir = cluster / "overtaken"
+    job_id = helpers.train(run_dir, "--nodelist=n3,n4")
+    yield helpers.reaches(run_dir, 80)
+    helpers.reserve("overtaking", "n3,n4", start="now")
+    yield "the maintenance", lambda: job_id in under_maintenance()
+    shown = format_status(run_status(run_dir, queue_or_nothing()))
+    assert "RUNNING (MaintenanceHasBegun)" in shown
+    assert "saves and requeues it now" in shown
+    seen = helpers.images(run_dir)
+    yield helpers.reaches(run_dir, seen + 16)
+    down = ["scontrol", "update", "nodename=n3"]
+    subprocess.run([*down, "state=down", "reason=maintenance"], check=True)
+    yield "the requeue", lambda: helpers.job(job_id).state == "PENDING"
+    helpers.assert_no_orphans(run_dir)
+    assert images_saved(run_dir) >= seen + 16, "saved at the step when the node was taken"
+    subprocess.run(["scontrol", "delete", "reservation=overtaking"], check=True)
+    subprocess.run([*down, "state=resume"], check=True)
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert "NODE_FAIL" in helpers.states(job_id)
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+@pytest.mark.parametrize(
+    "name", ["maintenance", "time_limit", "disturbed", "lost_node", "overtaken"]
+)
 def test_a_disturbed_run_ends_as_an_undisturbed_one(
     disturbed: Path, undisturbed: dict[str, Tensor], name: str
 ) -> None:

@@ -1,0 +1,101 @@
+"""How jobs that have left the queue ended, and in one line why.
+
+Slurm knows the state and the exit code; why is what the job itself noted or printed last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from slurm.folder import JobFolder, JobRecord
+from slurm.queue import SlurmError, accounting, have_slurm
+
+REASON = re.compile(
+    r"(?:dist_train|slurm|error|not run again): (?P<said>.+)"  # the one line of our commands
+    r"|(?P<raised>[A-Za-z_][\w.]*(?:Error|Exception|Corrupt|Unreachable)(?:: .+)?)"
+    r"|(?:srun|slurmstepd): error: (?P<slurm>.*(?:Killed|Kill|CANCELLED|Segmentation|Abort|Bus).*)",
+    re.IGNORECASE,
+)
+"""Lines of a log that say why a job ended."""
+TAIL = 1 << 16
+"""Bytes of a log that are searched, from its end."""
+
+
+def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return {job id: (state, exit code)} of jobs' last starts; nothing without accounting."""
+    try:
+        fields = ("JobID", "State", "ExitCode")
+        rows = accounting(job_ids, fields) if have_slurm() else []
+    except SlurmError:
+        return {}
+    return {row["JobID"]: (row["State"].split()[0], exit_code(row["ExitCode"])) for row in rows}
+
+
+def exit_code(text: str) -> str:
+    """Return `2` or `signal 9` of sacct's `2:0` or `0:9`, "" of success."""
+    code, _, number = text.partition(":")
+    if number not in ("", "0"):
+        return f"signal {number}"
+    return "" if code == "0" else code
+
+
+def why_ended(folder: JobFolder, record: JobRecord, job_id: str) -> str:
+    """Return why a job that did not end well did so, "" if nobody has said."""
+    exits = [a for a in folder.attempts(job_id) if a["event"] in ("exit", "crash", "signal")]
+    last = exits[-1] if exits else {"event": ""}
+    given_up = last["event"] == "exit" or (last["event"] == "crash" and not last["requeue"])
+    if given_up and last.get("why"):
+        return ": ".join(filter(None, (last["why"], last.get("said"))))
+    return last_words(Path(record.logs), job_id)
+
+
+def last_words(logs: Path, job_id: str) -> str:
+    """Return the last line of a job's logs that says why it ended, "" if none does."""
+    for path in error_logs(logs, job_id):
+        with open(path, "rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+        matches = [match for line in lines if (match := REASON.fullmatch(line.strip()))]
+        if matches:
+            return next(text for text in matches[-1].groups() if text)
+    return ""
+
+
+def error_logs(logs: Path, job_id: str) -> list[Path]:
+    """Return the files that a job's tasks printed errors to, rank 0's first."""
+    found = [path for path in logs.glob(f"{job_id}_*_log.err") if _rank(path, job_id).isdigit()]
+    return sorted(found, key=lambda path: int(_rank(path, job_id)))
+
+
+def _rank(path: Path, job_id: str) -> str:
+    return path.name.removeprefix(f"{job_id}_").partition("_")[0]
+
+
+def log_of(record: JobRecord, job_id: str) -> str:
+    """Return the log to look at first: rank 0's errors, or the folder of logs without any."""
+    return str(next(iter(error_logs(Path(record.logs), job_id)), record.logs))
+
+
+def ended_well(state: str) -> bool:
+    """Whether a state of sacct needs no reason: done, or not known."""
+    return state in ("", "COMPLETED")
+
+
+def in_words(state: str, code: str, why: str) -> str:
+    """Return how a job ended, in a line."""
+    text = state + (f", exit code {code}" if code and not code.startswith("signal") else "")
+    text += f", {code}" if code.startswith("signal") else ""
+    return text + (f": {why}" if why else "")
+
+
+def how_tasks_ended(
+    folder: JobFolder, record: JobRecord, states: Mapping[str, tuple[str, str]]
+) -> tuple[str, str]:
+    """Return how the tasks of a job that did not end well ended, and why the first of them did."""
+    bad = [task for task in record.task_ids if not ended_well(states.get(task, ("", ""))[0])]
+    if not bad:
+        return "", ""
+    kinds = sorted({states[task][0].lower() for task in bad})
+    return ", ".join(kinds), why_ended(folder, record, bad[0])
