@@ -77,7 +77,7 @@ def sample_command(args: argparse.Namespace) -> Work:
     """Write samples as image files, and a grid picture."""
     paths, overrides = split_overrides(args.source)
     snapshots = read_snapshots(paths, overrides)
-    plan = _plan(args)
+    plan = plan_of(args)
 
     def work(world: World) -> None:
         generated = GeneratedImages(snapshots, plan, world.device)
@@ -92,7 +92,7 @@ def sample_command(args: argparse.Namespace) -> Work:
 def reference_command(args: argparse.Namespace) -> Work:
     """Compute the reference statistics of a set of images."""
     images = open_images(args.images)
-    config = _detector(args)
+    config = detector_of(args)
 
     def work(world: World) -> None:
         detector = build_detector(config, world.device)
@@ -112,11 +112,7 @@ def reference_command(args: argparse.Namespace) -> Work:
 
 def run_command(args: argparse.Namespace) -> Work:
     """Evaluate snapshots or images against a reference."""
-    protocol = find_protocol(args.protocol) if args.protocol else None
-    repeats = protocol.repeats if protocol and not args.seeds else 1
-    configs = [
-        _evaluation(args, protocol, repeat if repeats > 1 else None) for repeat in range(repeats)
-    ]
+    configs = evaluations_of(args)
 
     def work(world: World) -> None:
         results = [evaluate(config, world) for config in configs]
@@ -172,6 +168,15 @@ def protocols_command(args: argparse.Namespace) -> None:
     print("\n".join(map(describe_protocol, PROTOCOLS.values())))
 
 
+def evaluations_of(args: argparse.Namespace) -> list[Evaluation]:
+    """Return what `run` is asked for: one evaluation, or as many as the protocol repeats."""
+    protocol = find_protocol(args.protocol) if args.protocol else None
+    repeats = protocol.repeats if protocol and not args.seeds else 1
+    return [
+        _evaluation(args, protocol, repeat if repeats > 1 else None) for repeat in range(repeats)
+    ]
+
+
 def _evaluation(
     args: argparse.Namespace, protocol: Protocol | None, repeat: int | None
 ) -> Evaluation:
@@ -191,11 +196,11 @@ def _evaluation(
         reference=args.reference,
         snapshots=snapshots,
         images=None if are_snapshots else paths[0],
-        plan=_plan(args, protocol, repeat or 0) if are_snapshots else None,
+        plan=plan_of(args, protocol, repeat or 0) if are_snapshots else None,
         keep_images=args.keep_images,
         shard_images=args.shard_images,
-        detector=_detector(args, protocol),
-        metrics=tuple(args.metrics.split(",")) if args.metrics else _metrics(protocol),
+        detector=detector_of(args, protocol),
+        metrics=metrics_of(args, protocol),
         protocol=protocol,
         bootstrap=args.bootstrap,
         batch_size=args.batch_size,
@@ -211,7 +216,10 @@ def _write_grid(args: argparse.Namespace, images: ImageSet, world: World) -> Non
         write_image(args.grid, make_grid(pictures, upscale=args.grid_upscale))
 
 
-def _metrics(protocol: Protocol | None) -> tuple[str, ...]:
+def metrics_of(args: argparse.Namespace, protocol: Protocol | None) -> tuple[str, ...]:
+    """Return the metrics that are asked for, or those of the protocol."""
+    if args.metrics:
+        return tuple(args.metrics.split(","))
     return protocol.metrics if protocol else ()
 
 
@@ -265,7 +273,7 @@ def is_snapshot(path: Path) -> bool:
     return (path / "snapshot.json").exists() or (path / "snapshots").is_dir()
 
 
-def _plan(
+def plan_of(
     args: argparse.Namespace, protocol: Protocol | None = None, repeat: int = 0
 ) -> SamplePlan:
     """Return which samples are drawn; a protocol decides what no option does."""
@@ -277,7 +285,8 @@ def _plan(
     return SamplePlan(seeds, args.labels, args.batch_size, post)
 
 
-def _detector(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:
+def detector_of(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:
+    """Return the detector that is asked for, or that a protocol needs."""
     name = protocol.detector if protocol else args.detector
     pipeline = args.pipeline or (protocol.pipeline if protocol else "")
     return DetectorConfig(name, args.weights, pipeline, args.weights_sha256, args.compile)

@@ -123,9 +123,7 @@ def write_samples(
     Raises:
         ValueError: The folder holds other samples, or another job is writing it.
     """
-    store: SampleStore = SampleFiles(generated, folder)
-    if shard_images is not None:
-        store = SampleShards(generated, folder, shard_images)
+    store = _store(generated, folder, shard_images)
     kept = KeptImages(generated, store)
     with folder_lock(folder, world):
         seconds, complete = _begin(kept, store.layout, folder, world)
@@ -138,6 +136,23 @@ def write_samples(
             _write_manifest(kept, store.layout, folder, complete=True, seconds=seconds)
         world.barrier()
     return kept
+
+
+def _store(generated: GeneratedImages, folder: Path, shard_images: int | None) -> SampleStore:
+    if shard_images is None:
+        return SampleFiles(generated, folder)
+    return SampleShards(generated, folder, shard_images)
+
+
+def check_folder(generated: GeneratedImages, folder: Path, shard_images: int | None) -> None:
+    """Refuse a folder of other samples, wherever they were drawn. Raises ValueError."""
+    layout = _store(generated, folder, shard_images).layout
+    manifest = read_samples_manifest(folder)
+    if manifest is None:
+        return
+    identity = generated.identity | {"device": manifest["identity"]["device"]}
+    if problem := _difference(manifest, identity, layout, folder):
+        raise ValueError(problem)
 
 
 def _write_batches(

@@ -89,7 +89,7 @@ def make_reference(
     Raises:
         ValueError: The file is there and holds something else.
     """
-    if world.broadcast_object(_is_same(path, images, detector) if world.rank == 0 else None):
+    if world.broadcast_object(same_reference(path, images, detector) if world.rank == 0 else None):
         return False
     work = path.with_name(path.name + ".work")
     features = extract(
@@ -151,13 +151,28 @@ def load_reference(
     Raises:
         ValueError: The file is of no known kind, or nobody says by which pipeline it was made.
     """
-    names = npz_names(path) if path.suffix == ".npz" else set()
+    reference = read_statistics_file(path, detector, pipeline)
+    if reference is not None and "arr_0" not in _names(path):
+        return reference
+    images = cached_reference(
+        open_images(path), detector, world, num_features=num_features, batch_size=batch_size
+    )
+    if reference is None:
+        return images
+    return dataclasses.replace(reference, features=images.features, selected=images.selected)
+
+
+def read_statistics_file(path: Path, detector: Detector, pipeline: str = "") -> FeatureSet | None:
+    """Return the statistics in a file, ours or foreign; None if `path` names images alone.
+
+    Raises:
+        ValueError: As `load_reference`, whose arguments these are.
+    """
+    names = _names(path)
     if "meta" in names:
         return read_reference(path)
     if path.suffix not in STATISTICS_SUFFIXES or names == {"arr_0"}:
-        return cached_reference(
-            open_images(path), detector, world, num_features=num_features, batch_size=batch_size
-        )
+        return None
     pipeline = pipeline or pipeline_of_name(path)
     made_by = {"name": detector.identity["name"], "pipeline": pipeline}
     reference = read_statistics(path, made_by)
@@ -166,15 +181,14 @@ def load_reference(
             f"{path} does not say how its images were resized; add --reference-pipeline"
             f" (e.g. {detector.identity['pipeline']}) if you know"
         )
-    if "arr_0" not in names:
-        return reference
-    images = cached_reference(
-        open_images(path), detector, world, num_features=num_features, batch_size=batch_size
-    )
-    return dataclasses.replace(reference, features=images.features, selected=images.selected)
+    return reference
 
 
-def _is_same(path: Path, images: ImageSet, detector: Detector) -> bool:
+def _names(path: Path) -> set[str]:
+    return npz_names(path) if path.suffix == ".npz" else set()
+
+
+def same_reference(path: Path, images: ImageSet, detector: Detector) -> bool:
     """Tell whether `path` is the reference of these images; raise ValueError if it is another."""
     if not path.exists():
         return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.distributed import World
-from evaluation.detector_kinds import DETECTORS, build_detector
+from evaluation.detector_kinds import DETECTORS, DetectorKind, build_detector
 from evaluation.detectors import Detector, DetectorConfig
 from evaluation.features import extract
 from evaluation.generate import GeneratedImages, SamplePlan
@@ -76,8 +76,7 @@ def evaluate(config: Evaluation, world: World) -> Result:
     """
     whole = build_detector(config.detector, world.device)
     kind = DETECTORS[config.detector.name]
-    wanted = config.metrics or kind.metrics_of(whole)
-    requests = [parse_request(text, list(whole.widths)) for text in wanted]
+    requests = requests_of(config.metrics, kind, whole)
     taps = list(dict.fromkeys(request.tap for request in requests))
     reference = load_reference(
         config.reference,
@@ -92,6 +91,24 @@ def evaluate(config: Evaluation, world: World) -> Result:
         return _evaluate(config, whole.with_taps(taps), reference, requests, world)
 
 
+def requests_of(
+    metrics: Sequence[str], kind: DetectorKind, detector: Detector
+) -> list[MetricRequest]:
+    """Return the metrics that are asked for, or usual of a kind of detector.
+
+    Raises:
+        ValueError: One is unknown, or of a tap that the detector lacks.
+    """
+    wanted = metrics or kind.metrics_of(detector)
+    return [parse_request(text, list(detector.widths)) for text in wanted]
+
+
+def enough(images: ImageSet) -> None:
+    """Refuse fewer images than a distance needs. Raises ValueError."""
+    if len(images) < LEAST_IMAGES:
+        raise ValueError(f"{len(images)} image(s) are too few to evaluate; give at least 2")
+
+
 def _evaluate(
     config: Evaluation,
     detector: Detector,
@@ -100,8 +117,7 @@ def _evaluate(
     world: World,
 ) -> Result:
     images, batch_size = _open(config, world)
-    if len(images) < LEAST_IMAGES:
-        raise ValueError(f"{len(images)} image(s) are too few to evaluate; give at least 2")
+    enough(images)
     result: Result = world.broadcast_object(
         _start(config, images, detector, reference) if world.rank == 0 else None
     )

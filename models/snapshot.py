@@ -54,16 +54,24 @@ class Snapshot:
     weights_sha256: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def load_weights(self) -> dict[str, Tensor]:
-        """Return the weights by parameter name, float32 on the CPU, after checking their digest."""
+    def check_weights(self) -> Path:
+        """Return the weights' file. Raises SnapshotError if it is missing or damaged."""
         file = self.path / "weights.safetensors"
         try:
             digest = file_sha256(file)
-            if digest != self.weights_sha256:
-                raise SnapshotError(
-                    f"{file} has sha256 {digest}, its snapshot.json says {self.weights_sha256}:"
-                    " the file is damaged or was replaced; write the snapshot again"
-                )
+        except OSError as error:
+            raise SnapshotError(f"{file} cannot be read: {error}") from None
+        if digest != self.weights_sha256:
+            raise SnapshotError(
+                f"{file} has sha256 {digest}, its snapshot.json says {self.weights_sha256}:"
+                " the file is damaged or was replaced; write the snapshot again"
+            )
+        return file
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """Return the weights by parameter name, float32 on the CPU, after checking their digest."""
+        file = self.check_weights()
+        try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise SnapshotError(f"{file} cannot be read: {error}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
 from models.config_io import override
@@ -21,3 +23,8 @@ def make_run(run_dir: Path, *overrides: str) -> Path:
         network=objective.sampled_network, images_seen=8, ema="", provenance={},
     )  # fmt: skip
     return run_dir
+
+
+def make_reference(path: Path) -> None:
+    """Write a batch of images that can be evaluated against."""
+    np.savez(path, np.zeros((4, 16, 16, 3), np.uint8))

@@ -22,7 +22,7 @@ from slurm.__main__ import main
 from slurm.code import code_digest
 from slurm.folder import JobFolder, JobRecord
 from slurm.resources import Resources
-from tests.slurm_project import make_run
+from tests.slurm_project import make_reference, make_run
 
 RECORDS = Path(__file__).parent / "records"
 SITE = """
@@ -90,7 +90,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                   resources=Resources(nodes=2, tasks_per_node=8, gpus_per_node=8, minutes=1440))
     )  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
-    (tmp_path / "ref.npz").touch()
+    make_reference(tmp_path / "ref.npz")
     return tmp_path
 
 

@@ -17,7 +17,7 @@ from slurm.__main__ import main
 from slurm.cluster import Site
 from slurm.preflight import Partition
 from slurm.resources import Resources
-from tests.slurm_project import make_run
+from tests.slurm_project import make_reference, make_run
 from tests.tiny import tiny_edm
 
 RUN = ["train", "rdm_debug_edm16", "--nodes=2", "--gpus-per-node=4"]
@@ -71,14 +71,14 @@ def test_requests_that_cannot_run(
 
 
 WORDS = {
-    "eval {run} --reference {root}/no.npz": "no.npz does not exist",
+    "eval {run} --reference {root}/no.npz": "no.npz cannot be read as npz",
     "eval {root}/no --reference {root}/ref.npz": "no does not exist",
     "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
     "eval {run} --reference {root}/ref.npz --metrics fdd": "metric 'fdd' is not one of fd,",
     "eval {run} --reference {root}/ref.npz --detector inceptionn": "invalid choice: 'inceptionn'",
     "eval {run} --reference {root}/ref.npz --detector inception": "needs its weights file",
-    "eval {run} --reference {root}/ref.npz --detector clip --weights w": "weights w do not exist",
-    "eval {run} --reference {root}/ref.npz --pipeline clean": "effnet_lite0 takes half_pixel112",
+    "eval {run} --reference {root}/ref.npz --detector clip --weights w": "weights file w cannot be read",
+    "eval {run} --reference {root}/ref.npz --pipeline clean": "does not fit detector effnet_lite0; it takes",
     "eval {run} --reference {root}/ref.npz --seeds a-b": "a-b",
     "eval {run} --reference {root}/ref.npz --sseeds 0-9": "unrecognized arguments: --sseeds",
     "eval {run} --reference {root}/ref.npz samplng.steps=2": "unknown setting 'samplng.steps'",
@@ -108,7 +108,7 @@ def test_words_that_another_command_would_refuse(
     words: str, site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = make_run(tmp_path / "trained")
-    (tmp_path / "ref.npz").touch()
+    make_reference(tmp_path / "ref.npz")
     plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     before = sorted(tmp_path.rglob("*"))
