@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,8 +111,16 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pack)
 
 
-def check_pack(words: Sequence[str]) -> None:
+def check_pack(words: Sequence[str], patience: float = 15.0) -> tuple[str, ...] | None:
     """Judge a command line of `pack` without packing: launchers ask before they queue jobs.
+
+    Args:
+        words: The command line.
+        patience: Seconds that listing the source may take. One that takes longer, such as a large
+            tar, is left for the job to judge.
+
+    Returns:
+        The names of the classes, None if that took too long.
 
     Raises:
         ValueError: It would be refused.
@@ -120,9 +129,26 @@ def check_pack(words: Sequence[str]) -> None:
     arguments = _parser().parse_args(words)
     _pack_options(arguments)
     make_source(arguments.kind, arguments.source, _details(arguments))
+    found: list[tuple[str, ...]] = []
+    problems: list[Exception] = []
+
+    def look() -> None:
+        try:
+            packer = _packer(arguments)
+            packer.check()
+            found.append(packer.class_names)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(patience)
+    for problem in problems:
+        raise problem
+    return found[0] if found else None
 
 
-def _pack(arguments: argparse.Namespace) -> None:
+def _packer(arguments: argparse.Namespace) -> Packer:
     if arguments.workers < 1:
         raise ValueError(f"workers={arguments.workers} must be at least 1")
     options = _pack_options(arguments)
@@ -130,13 +156,17 @@ def _pack(arguments: argparse.Namespace) -> None:
         from data_pipelines.beton import check_beton_options
 
         check_beton_options(options)
-    packer = Packer(
+    return Packer(
         make_source(arguments.kind, arguments.source, _details(arguments)),
         arguments.destination,
         options,
         workers=arguments.workers,
         max_skips=arguments.max_skips,
     )
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    packer = _packer(arguments)
     if arguments.shard is not None:
         packer.pack_share(arguments.shard)
         print(f"share {arguments.shard.number} of {arguments.shard.count} is written")

@@ -120,6 +120,18 @@ class Packer:
             shutil.rmtree(self._work.path, ignore_errors=True)
         return manifests
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index of the sets that are packed."""
+        return self._parts[0].listing.class_names
+
+    def check(self) -> None:
+        """Refuse a destination that another set is in. Raises PackError; writes nothing."""
+        self._check_destination()
+        self._finished()
+        if noted := self._work.noted():
+            self._compare(noted, f"{self._destination} is an unfinished pack of another set")
+
     def pack_share(self, task: Task) -> None:
         """Write one array task's share of the shards; `finish` joins them. Raises as `pack`."""
         self._check_destination()

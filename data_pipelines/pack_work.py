@@ -22,6 +22,7 @@ from data_pipelines.shard_writer import WrittenSample
 from data_pipelines.sources.base import Skip
 
 FOLDER = ".packing"
+REQUEST = "request.json"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,16 @@ class WorkFolder:
 
     def claim(self, request: dict[str, Any]) -> dict[str, Any]:
         """Note what is being packed, and return what was noted first."""
-        note = self.path / "request.json"
-        if not note.exists():
-            with atomic_file(note) as file:
+        if self.noted() is None:
+            with atomic_file(self.path / REQUEST) as file:
                 file.write(canonical_json(request))
+        return self.noted() or {}
+
+    def noted(self) -> dict[str, Any] | None:
+        """Return what is being packed, None if nothing is."""
+        note = self.path / REQUEST
+        if not note.exists():
+            return None
         noted: dict[str, Any] = json.loads(note.read_bytes())
         return noted
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_pipelines.datasets import look_at_data
-from data_pipelines.pipeline import DatasetInfo, ImagePipeline, Share, build_pipeline
+from data_pipelines.pipeline import ImagePipeline, Share, build_pipeline
 from dist_train.checkpoint import find_newest_whole
 from dist_train.config import RunConfig
 from dist_train.distributed import World
@@ -55,7 +55,7 @@ def build_data(
     check_resolution(config, objective)
     share = Share(world.rank, world.size, micro_batch_size)
     pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
-    check_labels(config, pipeline.info)
+    check_labels(config, pipeline.info.class_names)
     return pipeline
 
 
@@ -68,9 +68,9 @@ def check_resolution(config: RunConfig, objective: Objective) -> None:
         )
 
 
-def check_labels(config: RunConfig, info: DatasetInfo) -> None:
+def check_labels(config: RunConfig, class_names: Sequence[str]) -> None:
     """Refuse a set whose classes the networks cannot be told. Raises ConfigError."""
-    classes, label_dim = len(info.class_names), config.objective.label_dim
+    classes, label_dim = len(class_names), config.objective.label_dim
     name = config.data.path or "the synthetic set"
     if label_dim and not classes:
         raise ConfigError(f"label_dim={label_dim}, but {name} has no labels; set it to 0")
@@ -164,7 +164,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         return
     with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
         info = look_at_data(replace(config.data, cache=cache), config.seed)
-    check_labels(config, info)
+    check_labels(config, info.class_names)
     check_previous(config)
 
 

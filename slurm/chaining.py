@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipelines.manifest import MANIFEST
 from models.config_io import ConfigError
 from slurm.chain import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
 from slurm.jobs import CommandJob
@@ -52,8 +53,13 @@ def pipeline_command(args: argparse.Namespace) -> None:
         print(format_tree(pipeline.name, pipeline.steps, queue_or_nothing()))
         return
     queue = {} if target.dry_run else queued()
+    classes: tuple[str, ...] | None = None
     for step in pipeline.steps:
-        _check(step, target, waits=bool(job_in_queue(pipeline.name, step, queue)))
+        waits = bool(job_in_queue(pipeline.name, step, queue))
+        try:
+            classes = _check(step, target, classes, waits=waits) or classes
+        except ValueError as error:
+            raise ConfigError(f"{step.name}: {error}") from None
     submit_pipeline(pipeline, target, queue, _prepare)
     if not target.dry_run:
         print(format_tree(pipeline.name, pipeline.steps, queued()))
@@ -68,30 +74,40 @@ def _check_overrides(pipeline: Pipeline, inputs: Inputs) -> None:
             raise ConfigError(f"{name}:...: no step {name!r} is trained; known are {known}")
 
 
-def _check(step: Step, target: Target, *, waits: bool) -> None:
+def _check(
+    step: Step, target: Target, classes: tuple[str, ...] | None, *, waits: bool
+) -> tuple[str, ...] | None:
     """Check a step's request, its words, and the run that it trains.
 
     Args:
         step: The step.
         target: Where it is submitted to.
+        classes: Names of the classes that earlier steps pack, None if they are not known.
         waits: Whether its job is in the queue, where its settings stay as they are.
+
+    Returns:
+        Names of the classes that the step packs, None if it packs none.
     """
+    from dist_train.build import check_labels
     from dist_train.run_folder import judge_config
 
     target.check(step.resources, step.folder)
+    packed: tuple[str, ...] | None = None
     for job in step.jobs[:1]:  # an array's tasks differ in their share only
         if isinstance(job, CommandJob):
-            reads_now = job.module == "data_pipelines"  # the rest reads what earlier steps make
-            check_words(job.module, job.words, inputs=reads_now)
+            packs = job.module == "data_pipelines"  # the rest reads what earlier steps make
+            reads_now = packs and classes is None and not step.finished()
+            packed = check_words(job.module, job.words, inputs=reads_now)
     if step.config is None:
-        return
+        return packed
     if waits or step.finished():
         judge_config(step.folder, step.config)
-    else:
-        later = not (Path(step.config.data.path) / "manifest.json").exists()  # packed before it
-        check_run(
-            step.config, step.folder, step.resources, target.site, correct=True, data_later=later
-        )
+        return None
+    later = not (Path(step.config.data.path) / MANIFEST).exists()  # an earlier step packs it
+    if later and classes is not None:
+        check_labels(step.config, classes)
+    check_run(step.config, step.folder, step.resources, target.site, correct=True, data_later=later)
+    return None
 
 
 def _prepare(step: Step) -> None:

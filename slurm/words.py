@@ -14,13 +14,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def check_words(module: str, words: Sequence[str], *, inputs: bool = True) -> None:
+def check_words(
+    module: str, words: Sequence[str], *, inputs: bool = True
+) -> tuple[str, ...] | None:
     """Check `python -m MODULE WORDS`.
 
     Args:
         module: `evaluation` or `data_pipelines`.
         words: The command line.
         inputs: Whether what it reads must be there already.
+
+    Returns:
+        The names of the classes of a set that is to be packed, None if they are not known yet.
 
     Raises:
         ValueError: It would be refused; the message is one line.
@@ -32,7 +37,8 @@ def check_words(module: str, words: Sequence[str], *, inputs: bool = True) -> No
     elif inputs:
         from data_pipelines.__main__ import check_pack
 
-        in_one_line(lambda: check_pack(words))
+        return in_one_line(lambda: check_pack(words))
+    return None
 
 
 def check_protocol(words: Sequence[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dist_train.__main__ as training
 from dist_train.checkpoint import committed
+from evaluation.reference import write_reference
+from evaluation.statistics import FeatureSet, Gaussian
 from slurm.__main__ import main
 from tests.data_sets import packed_folder, write_class_folders
-from tests.slurm_project import make_run
+from tests.slurm_project import make_reference, make_run
 
 SMALL = ["objective.unet.model_channels=8", "data.workers=1", "wandb_project=null"]
 ALONE = ["--nodes=1", "--gpus-per-node=0", "--cluster=local"]
@@ -113,3 +116,65 @@ def test_damaged_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     dry = ["--run-dir", str(run_dir), "--nodes=1", "--gpus-per-node=0", "--dry-run"]
     assert main(["train", "rdm_debug_edm16", *dry]) == 2
     assert "no checkpoint of" in capsys.readouterr().err
+
+
+def test_the_classes_of_a_source_that_a_pipeline_packs(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, source = ["--root", str(tmp_path / "all")], ["--source", str(sets / "source")]
+    words = ["pipeline", "quickstart", *root, "--gpus-per-node=0", "--dry-run", *source]
+    assert main([*words, "edm16:objective.unet.label_dim=2"]) == 2
+    assert "edm16: label_dim=2, but " in capsys.readouterr().err
+    assert main(words) == 0
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{sets}/three", "{new}"], "three holds no image"),
+        (["{sets}/source", "{sets}/three"], "three holds another set: "),
+        (["{sets}/source", "{sets}/source"], "source holds other files"),
+        (["{sets}/source", "{new}", "--holdout=99"], "holdout=99 of 18 items leaves none"),
+        (["{sets}/source", "{new}", "--workers=0"], "workers=0 must be at least 1"),
+    ],
+)
+def test_packs_that_their_tasks_would_refuse(
+    sets: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [word.format(sets=sets, new=tmp_path / "new") for word in words]
+    assert main(["pack", "folder", *chosen, "--resolution=16", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_evaluations_that_their_ranks_would_refuse(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_reference(tmp_path / "ref.npz")
+    words = ["eval", str(sets / "stage"), "--reference", str(tmp_path / "ref.npz"), "--dry-run"]
+    words += ["--out", str(tmp_path / "result.json"), "--gpus-per-node=0"]
+
+    def refused(*options: str) -> str:
+        assert main([*words, *options]) == 2
+        return capsys.readouterr().err
+
+    assert main(words) == 0
+    assert "1 image(s) are too few" in refused("--seeds=0")
+    assert "the detector has the taps block4," in refused("--metrics=fd:nowhere")
+    assert "was made differently" in refused("--reference", str(other_reference(tmp_path)))
+    weights = next((sets / "stage").glob("snapshots/*/weights.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert "the file is damaged or was replaced" in refused()
+    weights.write_bytes(whole)
+
+
+def other_reference(folder: Path) -> Path:
+    """Write statistics that another detector made."""
+    gaussian = Gaussian(np.zeros(2), np.eye(2), 9)
+    meta = {"detector": {"name": "inception", "pipeline": "tf1", "weights_sha256": ""}}
+    path = folder / "other.npz"
+    write_reference(path, FeatureSet(meta, 9, {"pool": gaussian}, {}, [], None), 0)
+    return path
