@@ -38,6 +38,7 @@ class Step:
         after: Names of the steps that it waits for.
         when: Whether those must end well (`afterok`) or just end (`afterany`).
         config: Configuration of the run, of a training step.
+        until: File of a later step that makes this one needless, whatever is left of it.
     """
 
     name: str
@@ -48,9 +49,12 @@ class Step:
     after: tuple[str, ...] = ()
     when: Literal["afterok", "afterany"] = "afterok"
     config: RunConfig | None = None
+    until: Path | None = None
 
     def finished(self) -> bool:
-        """Whether all of it is on disk."""
+        """Whether all of it is on disk, or not needed any more."""
+        if self.until is not None and self.until.exists():
+            return True
         return all(job.finished() for job in self.jobs)
 
 

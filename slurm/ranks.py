@@ -75,6 +75,7 @@ def own_job_id() -> str:
 def enter_rank(task: Task) -> None:
     """Set this process' environment so that it is a rank of its job's world."""
     os.environ.update(task.environment)
+    _clear_torn_files(task)
     threads = os.environ.get("SLURM_CPUS_PER_TASK")
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", threads)
@@ -85,6 +86,22 @@ def enter_rank(task: Task) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     _use_scratch()
+
+
+def _clear_torn_files(task: Task) -> None:
+    """Remove what this rank was writing when an earlier start was killed.
+
+    submitit refuses to write a file again whose temporary one is there, so that a rank that had
+    been killed at that moment would end with an error ever after.
+    """
+    import submitit
+
+    try:
+        paths = submitit.JobEnvironment().paths
+    except RuntimeError:  # the debug executor has none
+        return
+    for path in (paths.result_pickle, *([] if task.rank else [paths.submitted_pickle])):
+        path.with_name(f"{path.name}.save_tmp").unlink(missing_ok=True)
 
 
 def _use_scratch() -> None:

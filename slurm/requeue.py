@@ -111,10 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, job_id = JobFolder(options.run_dir), own_job_id()
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempts = folder.attempts(job_id)
-    codes = {a["code"] for a in attempts if a["event"] == "exit" and a["restart"] == restart}
-    final = [code for code in codes & FINAL if code] or ([0] if options.code == 0 else [])
-    if final:
-        return int(final[0])
+    exits = {a["rank"]: a["code"] for a in attempts if _ended(a, restart)}
+    final = [code for code in exits.values() if code in FINAL and code]
+    if final or options.code == 0:
+        return int(final[0]) if final else 0
+    starts = [a for a in attempts if a["event"] == "start" and a["restart"] == restart]
+    if starts and list(exits.values()) == [0] * starts[-1]["ranks"]:
+        print(f"exit code {options.code}, but all ranks had finished", file=sys.stderr)
+        return 0
     if not goes_on(job_id):
         return int(options.code)
     policy = Policy(options.max_stalled, options.max_crashes, options.backoff_seconds)
@@ -133,6 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if decision.delay:
         run_slurm(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{decision.delay}"])
     return int(options.code)
+
+
+def _ended(attempt: Mapping[str, Any], restart: int) -> bool:
+    return (attempt["event"], attempt.get("restart")) == ("exit", restart)
 
 
 def epilogue(python: str, run_dir: str, policy: Policy) -> list[str]:

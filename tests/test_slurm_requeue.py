@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import submitit
+from submitit.core.utils import JobPaths, temporary_save_path
 
 from slurm import ranks, requeue
 from slurm.code import SOURCE, code_digest, code_files, copy_code
@@ -81,13 +84,13 @@ def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     slurm = FakeSlurm(monkeypatch)
     folder = JobFolder(tmp_path)
     assert requeue.main([str(tmp_path), "0"]) == 0
-    folder.note("7", "exit", restart=0, code=3)  # of an earlier start
+    folder.note("7", "exit", restart=0, rank=0, code=3)  # of an earlier start
     assert requeue.main([str(tmp_path), "137", "--backoff-seconds=5"]) == 137
     assert slurm.commands == [
         ["scontrol", "requeue", "7"],
         ["scontrol", "update", "JobId=7", "StartTime=now+5"],
     ]
-    folder.note("7", "exit", restart=1, code=3)
+    folder.note("7", "exit", restart=1, rank=0, code=3)
     assert requeue.main([str(tmp_path), "137"]) == 3, "a diverged run is not run again"
     assert len(slurm.commands) == 2
 
@@ -142,6 +145,35 @@ def test_a_job_that_always_crashes_stops_and_says_why(
     codes = [requeue.main([str(tmp_path), "1", "--max-crashes=2"]) for _ in range(3)]
     assert codes == [1, 1, requeue.EXIT_STALLED]
     assert "not run again: it crashed 3 times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ranks", "code"), [(2, 0), (3, 143)])
+def test_ranks_that_had_all_finished_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, code: int
+) -> None:
+    FakeSlurm(monkeypatch)
+    folder = JobFolder(tmp_path)
+    folder.note("7", "start", restart=1, images_seen=0, ranks=ranks)
+    for rank in range(2):
+        folder.note("7", "exit", restart=1, rank=rank, code=0)
+    assert requeue.main([str(tmp_path), "143"]) == code
+
+
+def test_what_a_killed_rank_was_writing_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit never writes a file whose temporary one is there."""
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(paths=paths))
+    for rank, left in ((0, []), (1, ["7_submitted.pkl.save_tmp"])):
+        paths = JobPaths(tmp_path, "7", rank)
+        for path in (paths.result_pickle, paths.submitted_pickle):
+            path.with_name(f"{path.name}.save_tmp").touch()
+        task = Task(rank, rank, 2, ("n1", "n2"), "7", 1)
+        ranks._clear_torn_files(task)
+        assert [path.name for path in tmp_path.iterdir()] == left
+        with temporary_save_path(paths.result_pickle) as path:
+            path.touch()
+        paths.result_pickle.unlink()
 
 
 def test_only_one_caller_claims_and_only_one_job_begins(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def pack_steps(
     joined = CommandJob("data_pipelines", (*words, "--finish"), done / "data")
     common = {"kind": "pack", "folder": inputs.root, "resources": inputs.single}
     return (
-        Step(name="shares", jobs=shares, **common),  # type: ignore[arg-type]
+        Step(name="shares", jobs=shares, until=joined.done, **common),  # type: ignore[arg-type]
         Step(name="data", jobs=[joined], after=("shares",), **common),  # type: ignore[arg-type]
     )
 
