@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from data_pipelines.delivery import pillow_decoder
+from data_pipelines.decoding import pixel_decoder
 from data_pipelines.pipeline import Backend, DataConfig, ImageBatch, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
 
@@ -79,7 +79,7 @@ def measure_pillow(path: Path, *, resolution: int, threads: int, seconds: float)
         seconds: About how long to measure.
     """
     images = ShardedImages(path)
-    decode = pillow_decoder(images.info.resolution, resolution)
+    decode = pixel_decoder(images.info.resolution, resolution)
     encoded = [images.read(index)[0] for index in range(min(512, len(images)))]
     images.close()
     chunk = 32

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.images import ORIGINAL, BadImage, Pixels, centre_square, decode, decode_rgb
+from data_pipelines.images import BadImage
 from data_pipelines.order import Order
 from data_pipelines.pipeline import ImageBatch
 from data_pipelines.shard_prefetch import ShardPrefetcher
@@ -82,8 +82,15 @@ class SampleReader(Generic[Stored]):
         self._max_corrupt = max_corrupt
         self._lock = threading.Lock()
 
-    def load(self, positions: range, convert: Callable[[Stored], T]) -> tuple[list[T], list[int]]:
-        """Return the converted bytes and the labels (-1: none) of the samples at `positions`.
+    def load(
+        self, positions: range, convert: Callable[[int, Stored], T]
+    ) -> tuple[list[T], list[int]]:
+        """Return the samples at `positions`, converted, and their labels (-1: none).
+
+        Args:
+            positions: Global positions.
+            convert: Makes what is wanted of a sample's number and of what is stored of it; raises
+                BadImage if it cannot.
 
         Raises:
             TooManyCorrupt: The tolerated fraction of damaged samples is exceeded.
@@ -103,11 +110,13 @@ class SampleReader(Generic[Stored]):
             self._prefetcher.close()
         self.images.close()
 
-    def _load_one(self, position: int, index: int, convert: Callable[[Stored], T]) -> tuple[T, int]:
+    def _load_one(
+        self, position: int, index: int, convert: Callable[[int, Stored], T]
+    ) -> tuple[T, int]:
         for candidate in range(position + 1, position + 1 + MAX_REPLACEMENTS):
             try:
-                encoded, label = self.images.read(index)
-                return convert(encoded), -1 if label is None else label
+                stored, label = self.images.read(index)
+                return convert(index, stored), -1 if label is None else label
             except BadImage as error:
                 self._note(index, str(error))
                 index = int(self.order.samples(np.array([candidate]))[0])
@@ -131,29 +140,6 @@ class SampleReader(Generic[Stored]):
                 f" find all with `python -m data_pipelines check {self.images.path}`,"
                 " then copy or pack the set again"
             )
-
-
-def pillow_decoder(stored: int, resolution: int) -> Callable[[bytes], Pixels]:
-    """Return Pillow's way from a packed sample to pixels uint8 [3, R, R]; it raises BadImage.
-
-    Args:
-        stored: Edge of the set's images, which come as they are; those of an ORIGINAL set are
-            cropped and resized as `pack` would.
-        resolution: Edge R of the images of an ORIGINAL set.
-    """
-    if stored == ORIGINAL:
-        return lambda encoded: _planes(np.asarray(centre_square(decode(encoded), resolution)))
-    return lambda encoded: _planes(_of_edge(decode_rgb(encoded), stored))
-
-
-def _of_edge(pixels: Pixels, edge: int) -> Pixels:
-    if pixels.shape != (edge, edge, 3):
-        raise BadImage(f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, not {edge}")
-    return pixels
-
-
-def _planes(pixels: Pixels) -> Pixels:
-    return pixels.transpose(2, 0, 1)
 
 
 def box_reduce(images: Tensor, factor: int) -> Tensor:

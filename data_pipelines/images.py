@@ -80,17 +80,20 @@ def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
         return plain and not turned and getattr(image, "n_frames", 1) == 1
 
 
-def centre_square(image: Image.Image, resolution: int) -> Image.Image:
-    """Cut the largest centred square and resize it with Pillow's Lanczos filter.
-
-    The square starts at floor((edge - crop) / 2) (spec/RDM.md section 1); an image that already has
-    the resolution passes unchanged.
-    """
+def centre_crop(image: Image.Image) -> Image.Image:
+    """Cut the largest centred square, from floor((edge - crop) / 2) on (spec/RDM.md section 1)."""
     width, height = image.size
     crop = min(width, height)
     left, top = (width - crop) // 2, (height - crop) // 2
-    square = image.crop((left, top, left + crop, top + crop))
-    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image.crop((left, top, left + crop, top + crop))
+
+
+def centre_square(image: Image.Image, resolution: int) -> Image.Image:
+    """Cut the largest centred square and resize it with Pillow's Lanczos filter.
+
+    An image that already has the resolution passes unchanged.
+    """
+    return centre_crop(image).resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def encode(image: Image.Image, image_format: ImageFormat, quality: int) -> bytes:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from data_pipelines.datasets import open_data
+from data_pipelines.decoding import pixel_decoder
 from data_pipelines.delivery import (
     BatchFinisher,
     SampleReader,
-    pillow_decoder,
     read_ahead,
     to_device,
 )
@@ -33,7 +33,7 @@ class WebDatasetPipeline:
         self.info = data.info
         self._reader = SampleReader(data.samples, data.order, config.max_corrupt, data.prefetcher)
         self.corrupt = self._reader.corrupt
-        self._decode = pillow_decoder(self.info.resolution, config.resolution)
+        self._decode = pixel_decoder(self.info.resolution, config.resolution, config.resize)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
@@ -49,6 +49,6 @@ class WebDatasetPipeline:
         self._reader.close()
 
     def _batch(self, positions: range) -> ImageBatch:
-        arrays, labels = self._reader.load(positions, self._decode)
+        arrays, labels = self._reader.load(positions, lambda _, encoded: self._decode(encoded))
         images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
         return self._finish(images, labels, positions)

@@ -84,6 +84,28 @@ def test_dali_agrees_within_its_arithmetic(sets: Path) -> None:
     assert (ours - packed).abs().float().mean() < 0.3
 
 
+def test_torchs_filter_agrees_within_two_levels(sets: Path) -> None:
+    settings = {"resize": "torch", "workers": 2}
+    ours = delivered(sets / "sets/original", "webdataset", 16, 4, **settings).images.int()
+    packed = delivered(sets / "sets/32", "webdataset", 16, 4).images.int()
+    assert (ours - packed).abs().max() <= 2
+    assert (ours - packed).abs().float().mean() < 0.05
+
+
+def test_torchs_filter_is_asked_for_where_it_can_be_had(
+    sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="resize='torch' is a choice of backend='webdataset', not"):
+        DataConfig(resolution=32, resize="torch")
+
+    def interpolate(*_: object, **settings: object) -> torch.Tensor:
+        raise NotImplementedError(settings["mode"])
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", interpolate)
+    with pytest.raises(ValueError, match=r"resize='torch' needs a Lanczos filter, which torch"):
+        delivered(sets / "sets/original", "webdataset", 0, 1, resize="torch")
+
+
 def test_what_decoders_read_differently_becomes_png(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     image = Image.fromarray(smooth_pixels(1))

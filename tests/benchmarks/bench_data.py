@@ -26,8 +26,8 @@ import torch
 from tests.benchmarks.data_measures import (
     measure_million,
     measure_packing,
-    measure_raw,
     measure_set,
+    print_raw,
     print_row,
     print_title,
     shuffle_table,
@@ -61,7 +61,7 @@ def main() -> None:
             bench_packed(source, folder, int(arguments.part), seconds, rounds)
         elif arguments.part == "raw":
             print_title()
-            print_row("raw to 256", measure_raw(originals(source, folder), seconds, rounds))
+            print_raw(originals(source, folder), seconds, rounds)
         elif arguments.part == "packing":
             measure_packing(source, Path(name), seconds, rounds)
         elif arguments.part == "million":

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.bench import measure_backend
 from data_pipelines.datasets import open_data
-from data_pipelines.delivery import pillow_decoder
+from data_pipelines.decoding import Resize, pixel_decoder
 from data_pipelines.images import centre_square, decode, encode
 from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import Backend, DataConfig
@@ -40,7 +40,7 @@ class Samples(Dataset[Tensor]):
 
     def __init__(self, path: Path) -> None:
         self._images = ShardedImages(path)
-        self._decode = pillow_decoder(self._images.info.resolution, RAW_EDGE)
+        self._decode = pixel_decoder(self._images.info.resolution, RAW_EDGE)
 
     def __len__(self) -> int:
         return 200 * len(self._images)
@@ -109,9 +109,16 @@ def alternate(measures: dict[str, Callable[[], float]], rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def backend_rate(path: Path, backend: Backend, edge: int, seconds: float) -> float:
+def backend_rate(
+    path: Path, backend: Backend, edge: int, seconds: float, resize: Resize = "pillow"
+) -> float:
     config = DataConfig(
-        path=str(path), backend=backend, resolution=edge, flip=True, workers=THREADS
+        path=str(path),
+        backend=backend,
+        resolution=edge,
+        flip=True,
+        workers=THREADS,
+        resize=resize,
     )
     measured = measure_backend(config, batch_size=BATCH, seconds=seconds, device="cpu")
     return measured.images_per_second
@@ -139,10 +146,10 @@ def measure_set(path: Path, seconds: float, rounds: int) -> dict[str, float]:
     return alternate(measures, rounds)
 
 
-def measure_raw(path: Path, seconds: float, rounds: int) -> dict[str, float]:
-    """Return median images/s by name for original files that are cropped and resized."""
+def print_raw(path: Path, seconds: float, rounds: int) -> None:
+    """Measure original files that are cropped and resized, and print the table's rows."""
     encoded = encoded_samples(path)
-    resized = pillow_decoder(0, RAW_EDGE)
+    resized = pixel_decoder(0, RAW_EDGE)
     bare = turbo_decoder() or decode
     found = alternate(
         {
@@ -151,11 +158,14 @@ def measure_raw(path: Path, seconds: float, rounds: int) -> dict[str, float]:
             "resized": lambda: in_threads(resized, encoded, seconds),
             "dali": lambda: backend_rate(path, "dali", RAW_EDGE, seconds),
             "webdataset": lambda: backend_rate(path, "webdataset", RAW_EDGE, seconds),
+            "fast": lambda: backend_rate(path, "webdataset", RAW_EDGE, seconds, resize="torch"),
         },
         rounds,
     )
-    print(f"(Pillow's decoding and resizing in 2 bare threads: {found.pop('resized'):.0f})")
-    return found
+    resized, fast = found.pop("resized"), found.pop("fast")
+    print_row("raw to 256", found)
+    print_row("raw to 256, resize=torch", {**found, "webdataset": fast})
+    print(f"(Pillow's decoding and resizing in 2 bare threads: {resized:.0f})")
 
 
 def print_title() -> None:
