@@ -133,7 +133,12 @@ def _is_current(path: Path, digest: str, mode: int) -> bool:
         check_beton(path, digest)
     except DatasetError:
         return False
-    return bool(json.loads((path / BETON_NOTE).read_bytes())["mode"] == mode)
+    return beton_mode(path) == mode
+
+
+def beton_mode(path: Path) -> int:
+    """Return what a whole beton holds of each image: JPEG or RAW."""
+    return int(json.loads((path / BETON_NOTE).read_bytes())["mode"])
 
 
 def check_beton(path: Path, digest: str) -> Index:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -166,23 +168,42 @@ def test_shards_and_a_beton_side_by_side(tmp_path: Path) -> None:
 def test_pages_kept_in_the_process_give_the_same_batches(tmp_path: Path) -> None:
     path = packed(tmp_path)
     whole = delivered(path, "webdataset", Share(0, 1, 8), 50, 4)
-    kept = delivered(path, "ffcv", Share(0, 1, 8), 50, 4, ffcv_cache_gb=0.02)
+    kept = delivered(path, "ffcv", Share(0, 1, 8), 50, 4, ffcv_cache_gb=0.02, workers=3)
     for one, other in zip(kept, whole, strict=True):
         assert torch.equal(one.images, other.images)
 
 
-def test_page_cache_keeps_the_pages_used_last(tmp_path: Path) -> None:
+def test_page_cache_keeps_the_pages_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = bytes(range(60))
     (tmp_path / "file").write_bytes(content)
+    loaded = []
+    preadv = os.preadv
+
+    def recorded(file: int, buffers: list[memoryview], offset: int) -> int:
+        loaded.append(offset // 10)
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", recorded)
     with open(tmp_path / "file", "rb") as file:
         pages = PageCache(file.fileno(), 10, slots=3)
-        for offset in (0, 11, 22, 3, 44, 58, 35):
+        for offset in (0, 11, 22, 3, 44, 58, 4, 35):
             assert pages.read(offset, 2) == content[offset : offset + 2]
-        pages.hold([44, 3, 20])
-        for page in (4, 0, 2):
-            slot = pages.slot_of_page[page]
-            assert pages.memory[slot].tobytes() == content[10 * page : 10 * page + 10]
-    assert pages.memory.shape == (3, 10)
+            assert len(pages) <= 3
+        with pytest.raises(OSError, match="the file ends within page 6"):
+            pages.read(60, 1)
+    assert loaded == [0, 1, 2, 4, 5, 3, 6]  # page 0 stayed, since it was used again
+
+
+def test_page_cache_is_shared_by_threads(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(64 * 100)
+    (tmp_path / "file").write_bytes(content)
+    places = np.random.default_rng(1).integers(0, 640, 5000) * 10
+    with open(tmp_path / "file", "rb") as file, ThreadPoolExecutor(8) as pool:
+        pages = PageCache(file.fileno(), 100, slots=5)
+        found = list(pool.map(lambda place: pages.read(place, 10), places.tolist()))
+    assert found == [content[place : place + 10] for place in places]
 
 
 @pytest.mark.parametrize(("image_format", "tolerance"), [("png", 0), ("webp", 0), ("jpeg", 2)])
