@@ -1,4 +1,4 @@
-"""NVIDIA DALI over the packed shards: one graph that decodes on the GPU (nvJPEG) or on the CPU.
+"""NVIDIA DALI over the packed shards, on the GPU (nvJPEG) or on the CPU.
 
 DALI's readers bind the order and the epoch's length to the number of ranks, so the graph is fed
 with encoded bytes in our own order, read ahead by threads from the shards' byte ranges.
@@ -9,119 +9,38 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from data_pipelines.datasets import open_data
-from data_pipelines.delivery import (
-    BatchFinisher,
-    SampleReader,
-    pillow_decoder,
-    read_ahead,
-    to_device,
+from data_pipelines.dali_graph import (
+    Encoded,
+    Flip,
+    Source,
+    build_graph,
+    import_dali,
+    reason,
+    undecodable,
 )
-from data_pipelines.images import ORIGINAL
+from data_pipelines.datasets import open_data
+from data_pipelines.decoding import pixel_decoder
+from data_pipelines.delivery import BatchFinisher, SampleReader, read_ahead, to_device
+from data_pipelines.images import ORIGINAL, Pixels, encode
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
 logger = logging.getLogger(__name__)
-Encoded = NDArray[np.uint8]
-Flip = np.int32
-
-
-def import_dali() -> None:
-    """Import DALI. Raises ValueError, naming what is missing, if it cannot be imported."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"backend='dali' cannot be imported ({error}); pip install 'relaywave[dali]',"
-            " or set data.backend=webdataset"
-        ) from None
-
-
-def build_graph(
-    source: Callable[[], tuple[list[Encoded], list[Flip]]],
-    *,
-    batch_size: int,
-    threads: int,
-    prefetch: int,
-    decoder: Literal["cpu", "mixed"],
-    edge: int | None = None,
-    device_id: int | None = None,
-) -> Any:
-    """Return the DALI pipeline: encoded bytes and flips to uint8 RGB [B, 3, H, W].
-
-    Args:
-        source: Returns the next batch's encoded images, and 1 for each to mirror; called ahead.
-        batch_size: Images per batch.
-        threads: Decoding threads of DALI's CPU part.
-        prefetch: Batches decoded ahead.
-        decoder: `mixed` decodes on the GPU; the rest of the graph is the same and follows it.
-        edge: Cut images of any size to their centred square, and resize it to this edge; None
-            for images of one size, which come as they are.
-        device_id: The GPU; None for a graph that runs on the CPU, or is only looked at.
-
-    Raises:
-        ValueError: DALI is not installed.
-    """
-    import_dali()
-    from nvidia.dali import Pipeline, fn, types
-
-    graph = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=prefetch,
-    )
-    with graph:
-        encoded, flips = fn.external_source(source=source, num_outputs=2, batch=True)
-        pixels = _decoded(encoded, decoder) if edge is None else _square(encoded, decoder, edge)
-        graph.set_outputs(
-            fn.crop_mirror_normalize(  # with mean 0 and deviation 1: only mirrors and transposes
-                pixels, mirror=flips, dtype=types.UINT8, output_layout="CHW"
-            )
-        )
-    return graph
-
-
-def _decoded(encoded: Any, decoder: str) -> Any:
-    from nvidia.dali import fn, types
-
-    return fn.decoders.image(
-        encoded,
-        device=decoder,
-        output_type=types.RGB,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,
-    )
-
-
-def _square(encoded: Any, decoder: str, edge: int) -> Any:
-    """Decode the largest centred square alone, and resize it as `images.centre_square` does."""
-    from nvidia.dali import fn, math, types
-
-    shape = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
-    height, width = shape[0], shape[1]
-    crop = math.min(height, width)
-    square = fn.decoders.image_slice(
-        encoded,
-        start=fn.stack((height - crop) // 2, (width - crop) // 2),
-        shape=fn.stack(crop, crop),
-        axis_names="HW",
-        device=decoder,
-        output_type=types.RGB,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,
-    )
-    return fn.resize(square, size=[edge, edge], interp_type=types.INTERP_LANCZOS3, antialias=True)
 
 
 class DaliPipeline:
-    """One rank's share of a packed set, decoded by DALI; an ImagePipeline."""
+    """One rank's share of a packed set, decoded by DALI; an ImagePipeline.
+
+    A sample that DALI cannot decode fails its whole batch. It is then found, by decoding parts of
+    the batch, and left to Pillow from then on: the graph is given a stand-in in its place.
+    """
 
     def __init__(
         self, config: DataConfig, seed: int, share: Share, device: torch.device | str
@@ -132,52 +51,67 @@ class DaliPipeline:
         self.info = data.info
         self._reader = SampleReader(data.samples, data.order, config.max_corrupt, data.prefetcher)
         self.corrupt = self._reader.corrupt
-        self._decode = pillow_decoder(self.info.resolution, config.resolution)
+        self._decode = pixel_decoder(self.info.resolution, config.resolution)
         self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
+        self._stand_in = _stand_in(self.info.resolution or config.resolution)
+        self._by_pillow: set[int] = set()
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
         number = 0
         while True:  # once per run, and once more after each batch that DALI could not decode
-            for batch in self._decodable(start, number):
-                yield batch
-                number += 1
-            yield self._decoded_by_pillow(self._share.positions(start, number))
-            number += 1
+            try:
+                for batch in self._from_graph(start, number):
+                    yield batch
+                    number += 1
+            except _Undecodable as error:
+                why = str(error)  # the error itself would keep the failed graph's memory
+            self._leave_to_pillow(start, number, why)
 
     def close(self) -> None:
         """Close the shards; a graph is released with the iterator that uses it."""
         self._reader.close()
 
-    def _decodable(self, start: int, first: int) -> Iterator[ImageBatch]:
-        """Yield micro-batches from number `first`; end before one that DALI cannot decode."""
+    def _from_graph(self, start: int, first: int) -> Iterator[ImageBatch]:
+        """Yield micro-batches from number `first`. Raises _Undecodable before one that fails."""
         feed = _Feed(self._load, lambda k: self._share.positions(start, first + k), self._config)
+        graph = self._graph(feed.next_batch, self._share.micro_batch_size, self._config.prefetch)
+        try:
+            for k in itertools.count():
+                images = self._run(graph, feed)
+                batch = feed.batches.pop(k)
+                images = self._with_patches(images, batch)
+                positions = self._share.positions(start, first + k)
+                yield self._finish.finish_mirrored(images, batch.labels, positions)
+        finally:
+            feed.close()
+
+    def _graph(self, source: Source, batch_size: int, prefetch: int = 1) -> Any:
         graph = build_graph(
-            feed.next_batch,
-            batch_size=self._share.micro_batch_size,
+            source,
+            batch_size=batch_size,
             threads=self._config.workers,
-            prefetch=self._config.prefetch,
+            prefetch=prefetch,
             decoder="cpu" if self._device.type == "cpu" else "mixed",
             edge=self._config.resolution if self.info.resolution == ORIGINAL else None,
             device_id=self._device_id(),
         )
         graph.build()
-        try:
-            for k in itertools.count():
-                images = self._run(graph, feed)
-                if images is None:
-                    return
-                positions = self._share.positions(start, first + k)
-                yield self._finish.finish_mirrored(images, feed.labels.pop(k), positions)
-        finally:
-            feed.close()
+        return graph
 
-    def _load(self, positions: range) -> _Loaded:
-        encoded, labels = self._reader.load(positions, _as_array)
-        return encoded, [Flip(flip) for flip in self._finish.flips(positions)], labels
+    def _load(self, positions: range) -> _Batch:
+        samples, labels = self._reader.load(positions, self._encoded_or_pixels)
+        patches = {row: item for row, item in enumerate(samples) if item.ndim == 3}
+        encoded = [self._stand_in if row in patches else item for row, item in enumerate(samples)]
+        return _Batch(encoded, self._finish.flips(positions), labels, patches)
 
-    def _run(self, graph: Any, feed: _Feed) -> Tensor | None:
-        """Return the next decoded batch, None if it cannot be decoded.
+    def _encoded_or_pixels(self, index: int, encoded: bytes) -> Encoded | Pixels:
+        if index in self._by_pillow:
+            return self._decode(encoded)
+        return _array(encoded)
+
+    def _run(self, graph: Any, feed: _Feed) -> Tensor:
+        """Return the next decoded batch. Raises _Undecodable if DALI fails.
 
         Its memory is DALI's, which does not use it again before the tensor is gone.
         """
@@ -186,15 +120,45 @@ class DaliPipeline:
         except RuntimeError as error:
             if feed.failure is not None:
                 raise feed.failure from None
-            logger.warning("DALI could not decode a batch, Pillow does: %s", _reason(error))
-            return None
+            raise _Undecodable(reason(error)) from None
         tensor: Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
         return tensor
 
-    def _decoded_by_pillow(self, positions: range) -> ImageBatch:
-        arrays, labels = self._reader.load(positions, self._decode)
-        images = to_device(torch.from_numpy(np.stack(arrays)), self._device)
-        return self._finish(images, labels, positions)
+    def _with_patches(self, images: Tensor, batch: _Batch) -> Tensor:
+        """Return the images with those that Pillow decoded in place of their stand-ins."""
+        if not batch.patches:
+            return images
+        images = images.clone()
+        for row, pixels in batch.patches.items():
+            mirrored = pixels[:, :, ::-1] if batch.flips[row] else pixels
+            patch = torch.from_numpy(np.ascontiguousarray(mirrored))
+            images[row] = to_device(patch, self._device)
+        return images
+
+    def _leave_to_pillow(self, start: int, number: int, why: str) -> None:
+        """Note the samples that made a graph fail when batch `number` was asked for.
+
+        Raises:
+            RuntimeError: Each of them can be decoded by itself; the cause lies elsewhere.
+        """
+        for k in range(number, number + 1 + self._config.prefetch):  # all that were under way
+            found = self._undecodable(self._share.positions(start, k))
+            for index in found:
+                where = f"{self._reader.images.locate(index)} of {self._reader.images.path}"
+                logger.warning("DALI cannot decode %s, so Pillow does: %s", where, why)
+            self._by_pillow |= found
+            if found:
+                return
+        raise RuntimeError(f"DALI failed, though it can decode each sample by itself: {why}")
+
+    def _undecodable(self, positions: range) -> set[int]:
+        """Return the numbers of the samples that DALI alone is to blame for."""
+        samples, _ = self._reader.load(
+            positions, lambda index, stored: (index, self._encoded_or_pixels(index, stored))
+        )
+        given = {index: item for index, item in samples if index not in self._by_pillow}
+        places = undecodable(list(given.values()), self._graph) if given else []
+        return {list(given)[place] for place in places}
 
     def _stream(self) -> torch.cuda.Stream | None:
         """Return the stream that uses the images: DALI reuses their memory only after it."""
@@ -206,42 +170,60 @@ class DaliPipeline:
         return self._device.index if self._device.index is not None else torch.cuda.current_device()
 
 
-_Loaded = tuple[list[Encoded], list[Flip], list[int]]
+class _Undecodable(Exception):  # noqa: N818 (says what the samples are)
+    """A batch that DALI cannot decode, with DALI's reason."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a graph is given of a batch, and what is added behind it.
+
+    Attributes:
+        encoded: Encoded images; a stand-in for each that Pillow has decoded.
+        flips: Which images are to be mirrored.
+        labels: Class indices.
+        patches: What Pillow has decoded, by row: uint8 [3, R, R], not mirrored.
+    """
+
+    encoded: list[Encoded]
+    flips: list[bool]
+    labels: list[int]
+    patches: dict[int, Pixels]
 
 
 class _Feed:
-    """Encoded batches in order for DALI, with their labels kept until the pixels come out."""
+    """Batches in order for DALI, which are kept until their pixels come out."""
 
     def __init__(
         self,
-        load: Callable[[range], _Loaded],
+        load: Callable[[range], _Batch],
         positions: Callable[[int], range],
         config: DataConfig,
     ) -> None:
-        self.labels: dict[int, list[int]] = {}
+        self.batches: dict[int, _Batch] = {}
         self.failure: Exception | None = None
-        self._batches = read_ahead(lambda k: load(positions(k)), 1, config.prefetch)
+        self._ahead = read_ahead(lambda k: load(positions(k)), 1, config.prefetch)
         self._count = itertools.count()
 
     def next_batch(self) -> tuple[list[Encoded], list[Flip]]:
-        """Return the next batch's encoded images; DALI would hide the type of an exception."""
+        """Return the next batch for the graph; DALI would hide the type of an exception."""
         try:
-            encoded, flips, labels = next(self._batches)
+            batch = next(self._ahead)
         except Exception as error:
             self.failure = error
             raise
-        self.labels[next(self._count)] = labels
-        return encoded, flips
+        self.batches[next(self._count)] = batch
+        return batch.encoded, [Flip(flip) for flip in batch.flips]
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._batches.close()
+        self._ahead.close()
 
 
-def _as_array(encoded: bytes) -> Encoded:
+def _array(encoded: bytes) -> Encoded:
     return np.frombuffer(encoded, np.uint8)
 
 
-def _reason(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "rror" in line and "operator" not in line), lines[0])
+def _stand_in(edge: int) -> Encoded:
+    """Return an image that every decoder knows."""
+    return _array(encode(Image.new("RGB", (edge, edge)), "jpeg", quality=95))

@@ -189,7 +189,7 @@ def build_pipeline(
 def import_backend(backend: Backend) -> None:
     """Import a backend's package. Raises ValueError, saying what to install, if it is missing."""
     if backend == "dali":
-        from data_pipelines.dali_backend import import_dali
+        from data_pipelines.dali_graph import import_dali
 
         import_dali()
     elif backend == "ffcv":

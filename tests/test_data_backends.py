@@ -17,7 +17,7 @@ from data_pipelines.delivery import TooManyCorrupt, box_reduce, read_ahead
 from data_pipelines.order import SampleOrder
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
 from data_pipelines.shards import ShardedImages
-from tests.data_sets import damage, encoded, packed_folder, write_class_folders
+from tests.data_sets import damage, packed_folder, write_class_folders
 
 BACKENDS = ["dali", "webdataset"]
 SEED = 11
@@ -189,33 +189,6 @@ def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
         file.truncate(5000)
     with pytest.raises(ValueError, match=r"000001\.tar has 5000 bytes, the manifest says"):
         build_pipeline(config(tmp_path / "set", "webdataset"), seed=0, share=Share(0, 1, 1))
-
-
-def test_dali_hands_a_batch_it_cannot_decode_to_pillow(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """DALI is given a format that only Pillow knows, in the middle of the run."""
-    read = ShardedImages.read
-    odd = int(SampleOrder(60, SEED).samples(np.array([20]))[0])
-    content = read_gif(dataset, odd)
-    monkeypatch.setattr(
-        ShardedImages,
-        "read",
-        lambda self, index: (content, odd // 20) if index == odd else read(self, index),
-    )
-    with caplog.at_level(logging.WARNING):
-        images, _, positions = joined(delivered(config(dataset, "dali"), Share(0, 1, 8), 0, 5))
-    assert positions == tuple(range(40))
-    assert "Pillow does" in caplog.text
-    plain = joined(delivered(config(dataset, "webdataset"), Share(0, 1, 8), 0, 5))
-    assert torch.equal(images, plain[0])
-
-
-def read_gif(dataset: Path, index: int) -> bytes:
-    images = ShardedImages(dataset)
-    pixels = images.decode(index).permute(1, 2, 0).contiguous().numpy()
-    images.close()
-    return encoded(pixels, "GIF")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "deepspeed": {"dist_train/engines.py"},
-    "nvidia": {"data_pipelines/dali_backend.py"},
+    "nvidia": {"data_pipelines/dali_graph.py"},
     "ffcv": {"data_pipelines/ffcv_backend.py", "data_pipelines/beton.py"},
     "webdataset": {"data_pipelines/webdataset_backend.py"},
     "wandb": {"dist_train/mirrors.py"},
