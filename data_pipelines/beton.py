@@ -10,10 +10,12 @@ decodes JPEG by the fast DCT, up to 14 of 255 levels off.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -52,7 +54,8 @@ def import_ffcv() -> Any:
         ValueError: FFCV cannot be imported; names what is missing.
     """
     try:
-        from ffcv import types
+        with _uncompiled_dictionaries():
+            from ffcv import types
     except ImportError as error:
         raise ValueError(
             f"backend='ffcv' cannot be imported ({error}); apt-get install libturbojpeg0-dev"
@@ -60,6 +63,22 @@ def import_ffcv() -> Any:
             " or set data.backend=dali"
         ) from None
     return types
+
+
+@contextmanager
+def _uncompiled_dictionaries() -> Iterator[None]:
+    """Let FFCV keep the numbers of its two image modes in a plain dictionary.
+
+    It makes a compiled one when it is imported, which takes numba several seconds, and looks them
+    up from Python alone.
+    """
+    typed = importlib.import_module("numba.typed")
+    compiled = typed.Dict
+    typed.Dict = dict  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        typed.Dict = compiled  # type: ignore[attr-defined]
 
 
 def check_beton_options(options: PackOptions) -> None:

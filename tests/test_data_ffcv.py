@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from data_pipelines.shards import ShardedImages
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 
+ROOT = Path(__file__).parents[1]
 pytest.importorskip("ffcv", reason="FFCV is optional: it needs libturbojpeg and OpenCV")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:numba",
@@ -97,6 +100,20 @@ def test_beton_is_deterministic_and_readable_by_ffcv(tmp_path: Path) -> None:
     reader = Reader(str(path / BETON))
     assert (reader.num_samples, reader.field_names) == (60, ["image", "label"])
     assert reader.metadata["f1"].tolist() == [n // 20 for n in range(60)]
+
+
+def test_importing_ffcv_compiles_nothing() -> None:
+    """Its dictionary of two numbers would take numba seconds; numba's own type stays as it is."""
+    code = """
+from data_pipelines.beton import import_ffcv
+import_ffcv()
+from ffcv.fields.rgb_image import IMAGE_MODES
+from numba.typed import Dict
+assert IMAGE_MODES == {"jpg": 0, "raw": 1}
+assert type(IMAGE_MODES) is dict
+assert Dict is not dict
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_unfit_betons_are_refused(tmp_path: Path) -> None:
