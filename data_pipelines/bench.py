@@ -36,9 +36,12 @@ class Rate:
 
 
 def measure_all(
-    path: Path, *, resolution: int, batch_size: int, workers: int, seconds: float, device: str
+    path: Path | str, *, resolution: int, batch_size: int, workers: int, seconds: float, device: str
 ) -> Iterator[Rate | str]:
-    """Yield the rate of the bare decoder, then of each backend, or why it cannot be used."""
+    """Yield the rate of the bare decoder, then of each backend, or why it cannot be used.
+
+    The set lies at a path or at a URL.
+    """
     yield measure_pillow(path, resolution=resolution, threads=workers, seconds=seconds)
     for backend in backends():
         config = DataConfig(path=str(path), backend=backend, resolution=resolution, workers=workers)
@@ -69,11 +72,11 @@ def measure_backend(
     return Rate(config.backend, rate, first)
 
 
-def measure_pillow(path: Path, *, resolution: int, threads: int, seconds: float) -> Rate:
+def measure_pillow(path: Path | str, *, resolution: int, threads: int, seconds: float) -> Rate:
     """Measure bare decoding by Pillow from memory in `threads` threads: no reading, no batches.
 
     Args:
-        path: Folder of the set.
+        path: Folder of the set, or its URL.
         resolution: Edge to which original images are resized.
         threads: Threads.
         seconds: About how long to measure.

@@ -282,6 +282,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         (lambda p: p.mkdir(), "holds no image"),
         (lambda p: (p.mkdir(), (p / "a.txt").write_text("x")), "holds no image"),
         (lambda p: p.write_text("text"), "neither a folder nor a zip or tar"),
+        (lambda p: p.write_bytes(b"PK\3\4 and so on"), "a zip archive that is cut short; download"),
         (lambda p: None, "does not exist"),
     ],
 )
@@ -456,12 +457,28 @@ def test_array_tasks_keep_out_of_each_others_way(folder: Path, tmp_path: Path) -
                 pass
 
 
-@pytest.mark.parametrize("text", ["3/3", "-1/2", "one/2", "5"])
-def test_impossible_shares_are_refused(tmp_path: Path, text: str) -> None:
-    arguments = ["pack", "photographs", str(tmp_path / "set"), "--resolution", "16"]
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        *(
+            (f"--shard={text}", f"'{text}' is no share I/N")
+            for text in ("3/3", "-1/2", "one/2", "5")
+        ),
+        ("--resolution=0", "'0' is neither a positive edge nor `original`"),
+        ("--resolution=64,x", "'x' is neither a positive edge nor `original`; several are written"),
+        ("--format=gif", "argument --format: invalid choice: 'gif'"),
+        ("--colour", "unrecognized arguments: --colour"),
+    ],
+)
+def test_words_that_do_not_parse_are_refused_in_one_line(
+    tmp_path: Path, word: str, message: str, capsys: Capture
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, f"--shard={text}"])
+        main(["pack", "photographs", str(tmp_path / "set"), "--resolution", "16", word])
     assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(

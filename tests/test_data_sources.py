@@ -181,6 +181,16 @@ def test_devkit_numbers_alone_are_refused(tmp_path: Path) -> None:
         pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=truth)
 
 
+def test_ground_truth_of_other_images_is_refused(tmp_path: Path) -> None:
+    truth = tmp_path / "LOC_val_solution.csv"
+    truth.write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000009,{WNIDS[0]} 1 2 3 4\n")
+    with pytest.raises(SourceError, match=r"csv knows none of the images in .*val_00000001\.JPEG"):
+        pack_kind(
+            "imagenet-val", validation_folder(tmp_path / "v"), tmp_path / "s", ground_truth=truth
+        )
+    assert not (tmp_path / "s").exists()
+
+
 # LSUN
 
 

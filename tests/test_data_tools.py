@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,34 @@ def test_bench_measures_every_backend(dataset: Path, capsys: Capture) -> None:
         measure_all(dataset, resolution=16, batch_size=8, workers=1, seconds=0.05, device="cpu")
     )
     assert len(rates) == 4
+
+
+def test_bench_streams_from_urls(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
+    url = f"pipe:cat {dataset}/{{}}"
+    done = subprocess.run(
+        [sys.executable, "-m", "data_pipelines", "bench", url, "--seconds", "0.05"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "RELAYWAVE_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["bare", "dali", "webdataset", "ffcv:"]
+    for command in ("info", "check", "beton"):
+        with pytest.raises(SystemExit):
+            main([command, url])
+        assert f"{url} is a URL; copy the set here" in capsys.readouterr().err
+
+
+def test_bench_refuses_what_it_cannot_measure(dataset: Path, capsys: Capture) -> None:
+    assert main(["bench", str(dataset), "--resolution", "24"]) == 2
+    assert main(["bench", str(dataset), "--device", "gpu9"]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    first, second = captured.err.splitlines()
+    assert "resolution=24 does not divide the 32 pixels" in first
+    assert second.startswith("error: device=gpu9: ")
 
 
 def test_number_of_classes(dataset: Path, capsys: Capture) -> None:

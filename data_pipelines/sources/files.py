@@ -219,6 +219,9 @@ def detect(path: Path) -> FileSource:
         return ZipSource(path)
     try:
         with open_maybe_compressed(path) as file:
+            if file.read(4) == b"PK\3\4":
+                raise SourceError(f"{path} is a zip archive that is cut short; download it again")
+            file.seek(0)
             tarfile.open(fileobj=file, mode="r:").close()
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
         raise SourceError(f"{path} is neither a folder nor a zip or tar archive") from None

@@ -97,6 +97,11 @@ class ImagenetValidationSource:
             table = read_class_table(self.classes)
         labels = {wnid: label for label, wnid in enumerate(sorted(table))}
         pairs = [(entry, wnids.get(stem)) for entry, stem in zip(entries, stems, strict=True)]
+        if not any(wnid for _, wnid in pairs):
+            raise SourceError(
+                f"{self.ground_truth} knows none of the images in {self.path} (the first:"
+                f" {entries[0].name}); give ILSVRC2012_img_val.tar, or its folder"
+            )
         labelled = [e._replace(label=labels[w]) for e, w in pairs if w is not None and w in labels]
         skips = [Skip(e.name, "no ground truth") for e, w in pairs if w not in labels]
         return Listing(labelled, tuple(table[wnid] for wnid in labels), tuple(skips))

@@ -1,0 +1,155 @@
+"""The commands that look at packed sets: `info`, `check`, `preview`, `bench`; and `beton`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from data_pipelines.images import ORIGINAL
+from data_pipelines.manifest import BETON, Manifest, read_manifest
+from data_pipelines.remote import is_remote
+
+
+def summary(path: Path, manifest: Manifest) -> str:
+    """Return a packed set in one line."""
+    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "unlabelled"
+    size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+    edge = manifest.resolution
+    stored = BETON if manifest.only_beton else f"{len(manifest.shards)} shards"
+    text = (
+        f"{path}: {manifest.num_images} images of {f'{edge}x{edge}' if edge else 'any size'},"
+        f" {classes}, {stored}, {size:.1f} MB"
+    )
+    if manifest.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
+        text += f"; skipped {sum(manifest.skipped.values())} ({reasons}; see skipped.jsonl)"
+    return text
+
+
+def _local(text: str) -> Path:
+    """Return the path of a set on this machine."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; copy the set here (`bench` can stream)")
+    return Path(text)
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `info`."""
+    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("--classes", action="store_true", help="print the number of classes only")
+    parser.set_defaults(command=_info)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    manifest = read_manifest(arguments.path)
+    if arguments.classes:
+        print(len(manifest.class_names))
+        return
+    print(summary(arguments.path, manifest))
+    print(f"source   {manifest.kind}: {manifest.source['path']}")
+    print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))
+    print(f"digest   {manifest.digest}")
+    for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
+        print(f"  {count:8d}  {name}")
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `check`."""
+    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-decode", action="store_true", help="compare checksums only")
+    parser.set_defaults(command=_check)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from data_pipelines.checking import check
+
+    report = check(arguments.path, workers=arguments.workers, decode=not arguments.no_decode)
+    for problem in report.problems:
+        print(problem)
+    if report.problems:
+        count = len(report.problems)
+        raise ValueError(f"{count} problem{'s' if count > 1 else ''} in {arguments.path}")
+    print(summary(arguments.path, read_manifest(arguments.path)))
+    if not arguments.no_decode:
+        mean, std = (values.round(2).tolist() for values in report.mean_and_std())
+        print(f"mean {mean}, standard deviation {std} of 0..255")
+    print("whole: every byte is as packed")
+
+
+def add_beton(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `beton`."""
+    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("--keep-jpeg", action="store_true", help="smaller, but decoded inexactly")
+    parser.set_defaults(command=_beton)
+
+
+def _beton(arguments: argparse.Namespace) -> None:
+    from data_pipelines.beton import write_beton
+
+    write_beton(arguments.path, keep_jpeg=arguments.keep_jpeg)
+    print(f"{arguments.path / BETON}: {(arguments.path / BETON).stat().st_size / 1e6:.1f} MB")
+
+
+def add_preview(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `preview`."""
+    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("picture", type=Path, help="the picture to write (.png)")
+    parser.add_argument("--count", type=int, default=64, help="images to show")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the images")
+    parser.set_defaults(command=_preview)
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from data_pipelines.preview import write_contact_sheet
+
+    shown = write_contact_sheet(
+        arguments.path, arguments.picture, count=arguments.count, seed=arguments.seed
+    )
+    print(f"{arguments.picture}: {shown} images")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `bench`."""
+    parser.add_argument("path", help="folder of the set, or its URL")
+    parser.add_argument("--resolution", type=int, help="deliver at this edge (default: as stored)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
+    parser.add_argument("--device", default="cpu", help="where batches are delivered: cpu, cuda")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from data_pipelines.bench import measure_all
+    from data_pipelines.datasets import check_resolution
+    from data_pipelines.pipeline import DataConfig
+    from data_pipelines.shards import ShardedImages
+
+    _check_device(arguments.device)
+    stored = ShardedImages(arguments.path).info.resolution
+    resolution = arguments.resolution or stored
+    if resolution == ORIGINAL:
+        raise ValueError(f"{arguments.path} holds images of any size; add --resolution")
+    check_resolution(DataConfig(path=arguments.path, resolution=resolution), stored)
+    rates = measure_all(
+        arguments.path,
+        resolution=resolution,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        seconds=arguments.seconds,
+        device=arguments.device,
+    )
+    for rate in rates:
+        print(rate)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name}: {reason}; set --device cpu") from None
