@@ -13,6 +13,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -162,6 +163,11 @@ def _open_stream(url: str, name: str) -> Iterator[IO[bytes]]:
         command = [word.replace("{}", name) for word in shlex.split(rest)]
     else:
         command = [word.replace("{}", f"{url.rstrip('/')}/{name}") for word in COMMANDS[scheme]]
+    if shutil.which(command[0]) is None:
+        raise Unreachable(
+            f"{url} is read by the command `{command[0]}`, which is not installed here;"
+            " install it, or name another way with pipe:COMMAND"
+        )
     with _Pipe(command) as pipe:
         yield cast(IO[bytes], pipe)
         pipe.check_end()

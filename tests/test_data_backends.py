@@ -4,6 +4,7 @@ import gc
 import itertools
 import logging
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
@@ -189,6 +190,35 @@ def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
         file.truncate(5000)
     with pytest.raises(ValueError, match=r"000001\.tar has 5000 bytes, the manifest says"):
         build_pipeline(config(tmp_path / "set", "webdataset"), seed=0, share=Share(0, 1, 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_shards_cut_and_lost_during_the_run(tmp_path: Path, backend: str, world_size: int) -> None:
+    """Of the shards with samples 16 to 31 and 32 to 47 the end is cut off, and all is lost."""
+    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    whole, _ = expected(tmp_path / "set", range(80), flip=False)
+    row = ShardedImages(tmp_path / "set").index[25]
+    data = config(tmp_path / "set", backend, flip=False, max_corrupt=0.9)
+    shares = [Share(rank, world_size, 8 // world_size) for rank in range(world_size)]
+    pipelines = [build_pipeline(data, seed=SEED, share=share) for share in shares]
+    os.truncate(tmp_path / "set/shards/000001.tar", int(row["offset"]) + 10)
+    (tmp_path / "set/shards/000002.tar").unlink()
+    ranks = [pipeline.batches(0) for pipeline in pipelines]
+    images = torch.cat([next(rank).images for _ in range(8) for rank in ranks])
+    usable = [*range(25), *range(48, 60)]
+    order = SampleOrder(60, SEED).samples(np.arange(80)).tolist()
+    stands_in = [next(p for p in range(place, 80) if order[p] in usable) for place in range(64)]
+    assert torch.equal(images, whole[stands_in])
+    found = [pipeline.corrupt for pipeline in pipelines]
+    assert set().union(*found) <= set(range(60)) - set(usable)
+    assert {reason.partition(":")[0] for reasons in found for reason in reasons.values()} == {
+        "damaged in the shard",
+        "unreadable",
+    }
+    for rank, pipeline in zip(ranks, pipelines, strict=True):
+        rank.close()
+        pipeline.close()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -204,16 +204,33 @@ def test_unreachable_sets_say_so(
         images.read(0)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "name", "url"),
+    [("s3", "aws", "${3#s3://bucket/}"), ("gs", "gsutil", "${3#gs://bucket/}")],
+)
 def test_object_stores_use_their_commands(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str, url: str
 ) -> None:
-    tool = tmp_path / "bin/aws"
+    tool = tmp_path / f"bin/{name}"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\ncat "{dataset.parent}/${{3#s3://bucket/}}"\n')
+    tool.write_text(f'#!/bin/sh\ncat "{dataset.parent}/{url}"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    images = ShardedImages("s3://bucket/set", cache=FileCache(tmp_path / "cache", 10**9))
+    images = ShardedImages(f"{scheme}://bucket/set", cache=FileCache(tmp_path / "cache", 10**9))
     assert images.read(5) == ShardedImages(dataset).read(5)
+
+
+def test_missing_commands_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for url, name in [
+        ("s3://bucket/set", "aws"),
+        ("gs://b/set", "gsutil"),
+        ("pipe:rclone {}", "rclone"),
+    ]:
+        with pytest.raises(Unreachable, match=f"read by the command `{name}`, which is not inst"):
+            ShardedImages(url, cache=FileCache(tmp_path / "cache", 1))
 
 
 def test_commands_that_fall_silent_are_given_up(
