@@ -134,7 +134,9 @@ def _compare(run_dir: Path, begun: RunConfig, config: RunConfig, allow_changes: 
     changed = differences(to_json(begun), to_json(config))
     harmful = {key for key in changed if not _is_harmless(key)}
     if changed and (harmful or not allow_changes):
-        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        told = ["recipe"] if "recipe" in changed else list(changed)  # it explains all others
+        pairs = [(key, *changed[key]) for key in told]
+        listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in pairs)
         advice = (
             "use another run folder"
             if harmful

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 refused after one line about what is wrong; then nothing w
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_intermixed_args(words[1:])
     try:
         args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"slurm: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from models.config_io import ConfigError
 from slurm.chain import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
 from slurm.jobs import CommandJob
 from slurm.options import Target, add_resources, resources_of, target_of
-from slurm.preflight import check_run
+from slurm.preflight import check_run, check_speed
 from slurm.queue import queued
 from slurm.watching import queue_or_nothing
 from slurm.words import check_words
@@ -107,6 +107,7 @@ def _check(
     if later and classes is not None:
         check_labels(step.config, classes)
     check_run(step.config, step.folder, step.resources, target.site, correct=True, data_later=later)
+    check_speed(step.config, step.folder, step.resources, target.site, None)
     return None
 
 

@@ -190,12 +190,28 @@ def check_run(
 
 def check_speed(
     config: RunConfig, run_dir: Path, resources: Resources, site: Site, expected: float | None
-) -> None:
-    """Check the time limit against the speed that is expected, or that runs have measured."""
+) -> str:
+    """Check the time limit against the speed that is expected, or that runs have measured.
+
+    Returns:
+        What the user is to be told if no speed is known, "" otherwise.
+
+    Raises:
+        ValueError: The time limit is below one checkpoint interval.
+    """
     speed = known_speed(run_dir, config.recipe, resources.world_size)
     if expected is not None:
         speed = Speed(expected, "by --images-per-second")
-    check_time(resources, site, config.checkpoint_images, speed)
+    seconds = check_time(resources, site, config.checkpoint_images, speed)
+    if speed is not None:
+        return ""
+    return (
+        f"no run of {config.recipe} has been timed in {run_dir} or beside it, so the time limit"
+        f" was not judged: {config.checkpoint_images:,} images to each checkpoint in"
+        f" {seconds / 60:.0f} minutes need {config.checkpoint_images / seconds:.3g} images/s;"
+        " --images-per-second says what you expect,"
+        f" `python -m dist_train plan {config.recipe}` estimates it"
+    )
 
 
 def check_idle(run_dir: Path) -> None:

@@ -51,7 +51,7 @@ def _recipe_of(run_dir: Path) -> str:
 
 def check_time(
     resources: Resources, site: Site, checkpoint_images: int, speed: Speed | None
-) -> None:
+) -> float:
     """Check that a start of the job gets at least one checkpoint further.
 
     Args:
@@ -59,6 +59,9 @@ def check_time(
         site: The site profile.
         checkpoint_images: Interval of checkpoints in images.
         speed: Measured or expected; None if nothing is known.
+
+    Returns:
+        The seconds that a start has for it.
 
     Raises:
         ValueError: The time limit is too short.
@@ -79,6 +82,7 @@ def check_time(
             f" ({speed.source}) and the margin before the limit take {needed / 60:.0f} minutes;"
             " ask for more time, or lower checkpoint_images"
         )
+    return seconds
 
 
 def productive_seconds(lines: Sequence[Mapping[str, Any]]) -> float:

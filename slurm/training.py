@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def train_command(args: argparse.Namespace) -> None:
         fallback = node_counts(config, resources, args.min_nodes)
         resources = dataclasses.replace(resources, fallback_nodes=fallback)
     target.check_idle(run_dir)
-    sets = _check(config, run_dir, resources, target, args)
+    sets, advice = _check(config, run_dir, resources, target, args)
     target.check(resources, run_dir, *sets)
     submission = Submission(
         kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
@@ -44,6 +45,7 @@ def train_command(args: argparse.Namespace) -> None:
     target.judge(submission)
     _prepare(config, run_dir, target, args.allow_changes)
     target.launch(submission)
+    _advise(advice)
 
 
 def sweep_command(args: argparse.Namespace) -> None:
@@ -57,12 +59,15 @@ def sweep_command(args: argparse.Namespace) -> None:
     resources = dataclasses.replace(_resources(args, some), array_parallelism=args.parallel or 0)
     name = check_job_name(args.name or out.name)
     sets: dict[Path, None] = {}
+    advice: dict[str, None] = {}
     for run_dir, config in runs.items():
         target.check_idle(run_dir)
         try:
-            sets |= dict.fromkeys(_check(config, run_dir, resources, target, args))
+            found, told = _check(config, run_dir, resources, target, args)
         except ValueError as error:
             raise ConfigError(f"{run_dir.name}: {error}") from None
+        sets |= dict.fromkeys(found)
+        advice[told] = None
     target.check(resources, out, *sets)
     jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
     waiting = [job for job in jobs if not job.finished()]
@@ -77,6 +82,7 @@ def sweep_command(args: argparse.Namespace) -> None:
     for run_dir, config in runs.items():
         _prepare(config, run_dir, target, args.allow_changes)
     target.launch(submission)
+    _advise(next(iter(advice)))
 
 
 def resume_command(args: argparse.Namespace) -> None:
@@ -120,7 +126,7 @@ def resume(
     config = read_config(RunConfig, run_dir / "config.json")
     target.check_idle(run_dir)
     sets = check_run(config, run_dir, resources, target.site, data_later=data_later)
-    check_speed(config, run_dir, resources, target.site, None)
+    advice = check_speed(config, run_dir, resources, target.site, None)
     target.check(resources, run_dir, *sets)
     if not target.dry_run:
         (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
@@ -135,6 +141,7 @@ def resume(
             code=None if update_code else Path(last.code), cwd=Path(last.cwd),
         )
     )  # fmt: skip
+    _advise(advice)
 
 
 def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
@@ -190,14 +197,20 @@ def _resources(args: argparse.Namespace, config: RunConfig) -> Resources:
 
 def _check(
     config: RunConfig, run_dir: Path, resources: Resources, target: Target, args: argparse.Namespace
-) -> list[Path]:
-    """Judge a run that is to be submitted, and its time limit; returns its sets' folders."""
+) -> tuple[list[Path], str]:
+    """Judge a run that is to be submitted; returns its sets' folders, and what is to be told."""
     sets = check_run(
         config, run_dir, resources, target.site,
         allow_changes=args.allow_changes, correct=True, data_later=_data_later(args),
     )  # fmt: skip
-    check_speed(config, run_dir, resources, target.site, args.images_per_second)
-    return sets
+    advice = check_speed(config, run_dir, resources, target.site, args.images_per_second)
+    return sets, advice
+
+
+def _advise(text: str) -> None:
+    """Say what could not be judged, where the user sees it last."""
+    if text:
+        print(f"slurm: note: {text}", file=sys.stderr)
 
 
 def _data_later(args: argparse.Namespace) -> bool:

@@ -129,7 +129,9 @@ def _job(
     ended: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
     alive = is_alive(record, job_id, queue)
-    state, code = ("RUNNING", "") if alive else ended.get(job_id, (ENDED, ""))
+    state, code = (
+        ("RUNNING", "") if alive else ended.get(job_id, (ENDED, _noted_code(folder, job_id)))
+    )
     wrong = not alive and not _ended_well(folder, record, job_id, state)
     waiting = queue.get(job_id)
     tells = waiting and (waiting.state == "PENDING" or waiting.reason == MAINTENANCE)
@@ -166,8 +168,14 @@ def _ended_well(folder: JobFolder, record: JobRecord, job_id: str, state: str) -
     """Whether a job that is gone needs no reason; without accounting, by what it noted."""
     if state != ENDED:
         return ended_well(state)
+    noted = any(a["event"] == "exit" for a in folder.attempts(job_id))
+    return not _noted_code(folder, job_id) if noted else record.cluster == "debug"
+
+
+def _noted_code(folder: JobFolder, job_id: str) -> str:
+    """Return the exit code that a training job's ranks noted last, "" of success or none."""
     codes = [a["code"] for a in folder.attempts(job_id) if a["event"] == "exit"]
-    return codes[-1] == 0 if codes else record.kind == "train" or record.cluster == "debug"
+    return str(codes[-1]) if codes and codes[-1] else ""
 
 
 def queue_or_nothing() -> dict[str, QueuedJob]:

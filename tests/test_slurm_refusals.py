@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
@@ -97,7 +98,7 @@ WORDS = {
     "pipeline quickstart edm16:sed=3": "unknown setting 'sed'",
     "pipeline quickstart --images=0": "--images=0: at least 2 can be evaluated",
     "pipeline rdm_imagenet256": "imagenet needs a source",
-    "pipeline rdm_imagenet256 --nodes=1 --source {root}": "needs its weights file",
+    "pipeline rdm_celebahq256 --nodes=1 --source {root}/pictures": "needs its weights file",
     "reconcile {run} --plan {root}/plan.json": "protocol quick: {root}/no.npz does not exist",
     "resume {run}": "was never submitted",
 }
@@ -109,6 +110,8 @@ def test_words_that_another_command_would_refuse(
 ) -> None:
     run_dir = make_run(tmp_path / "trained")
     make_reference(tmp_path / "ref.npz")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (256, 256)).save(tmp_path / "pictures" / "one.png")
     plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     before = sorted(tmp_path.rglob("*"))
@@ -144,6 +147,17 @@ def test_a_time_limit_below_one_checkpoint_interval(
     error = capsys.readouterr().err
     assert "--time-min=10 minutes is below one checkpoint interval" in error
     assert f"measured by {beside}" in error
+
+
+def test_a_time_limit_that_nobody_can_judge_yet_is_spoken_of(
+    site: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*site, "--dry-run", "checkpoint_images=5800"]
+    assert main([*RUN, *words, "--time=60"]) == 0
+    told = capsys.readouterr().err
+    assert "5,800 images to each checkpoint in 58 minutes need 1.67 images/s" in told
+    assert main([*RUN, *words, "--time=60", "--images-per-second=2"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str],
