@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,7 @@ class Site:
         signal_seconds: How long before the time limit a job is told to save.
         container: What tasks run in.
         array_parallelism: How many tasks of an array run at once.
+        source: The file that this was read from, for jobs that submit others; not to be set.
     """
 
     partition: str = ""
@@ -84,6 +85,7 @@ class Site:
     signal_seconds: int = 120
     container: Container = field(default_factory=Container)
     array_parallelism: int = 16
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.signal_seconds < 1:
@@ -108,7 +110,7 @@ def read_site(path: Path | None = None) -> Site:
         document = tomllib.loads(found.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{found} cannot be read as a site profile: {error}") from None
-    return from_json(Site, document, found.name)
+    return replace(from_json(Site, document, found.name), source=str(found.absolute()))
 
 
 def _usual_place() -> Path | None:

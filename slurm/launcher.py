@@ -147,6 +147,8 @@ def _setup(site: Site, code: Path) -> list[str]:
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **site.environment,
     }
+    if site.source:  # of jobs that submit others: rank 0 has snapshots evaluated
+        variables["RELAYWAVE_SITE"] = site.source
     if site.network_interface:
         variables["RELAYWAVE_INTERFACE"] = site.network_interface
     if site.scratch:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from slurm.cluster import Site
 from slurm.elastic import resize_waiting
+from slurm.endings import last_words
 from slurm.evaluation_plan import (
     EvalJob,
     EvaluationPlan,
@@ -113,12 +114,17 @@ def _next(
     elif work.result.exists():  # it has ended meanwhile
         report.done += 1
     elif failures >= plan.max_attempts:
-        report.failed.append(f"{job.title} (tried {failures} times, last as {work.job_of(last)})")
+        report.failed.append(f"{job.title} ({_in_vain(work, failures, work.job_of(last))})")
     elif failures and time.time() < work.ended(last) + plan.backoff_seconds * 2 ** (failures - 1):
         report.waiting += 1
     else:
         return dataclasses.replace(job, attempt=last + 1)
     return None
+
+
+def _in_vain(work: Work, failures: int, job_id: str) -> str:
+    why = last_words(JobFolder(work.run_dir).jobs, job_id)
+    return f"tried {failures} times, last as {job_id}{f': {why}' if why else ''}"
 
 
 def submission_of(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.config_io import ConfigError, read_config
+from slurm.cluster import Site
 from slurm.evaluation_plan import EvaluationPlan, total_images, write_plan
 from slurm.options import Target, add_resources, resources_of, target_of
 from slurm.queue import SlurmError, have_slurm, queued
@@ -30,8 +31,10 @@ def reconcile_command(args: argparse.Namespace) -> None:
     runs = tuple(run.absolute() for run in args.runs)
     for run_dir in runs:
         total_images(run_dir)
+    if args.every is not None and args.every < 1:
+        raise ValueError(f"--every={args.every} must be at least 1 minute")
     if args.print_scrontab:
-        print(scrontab_line(runs, args.every or 30))
+        print(scrontab_line(runs, args.every or 30, target.site))
         return
     plan = read_checked(args.plan) if args.plan else None
     if plan is not None and not args.dry_run:
@@ -50,10 +53,19 @@ def reconcile_command(args: argparse.Namespace) -> None:
             print(f"{run_dir.name}: {told}")
 
 
-def scrontab_line(runs: Sequence[Path], minutes: int) -> str:
-    """Return the line of a crontab that reconciles runs every few minutes."""
+def scrontab_line(runs: Sequence[Path], minutes: int, site: Site) -> str:
+    """Return the line of a crontab that reconciles runs every few minutes.
+
+    Raises:
+        ValueError: A crontab cannot say it: it counts within an hour, or whole hours.
+    """
+    hours, rest = divmod(minutes, 60)
+    if hours and (rest or hours > 23):
+        raise ValueError(f"--every={minutes}: a crontab takes up to 59 minutes, or 1 to 23 hours")
+    when = f"0 */{hours} * * *" if hours else f"*/{minutes} * * * *"
     words = [sys.executable, "-m", "slurm", "reconcile", *map(str, runs)]
-    return f"*/{minutes} * * * * cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
+    words += ["--site", site.source] if site.source else []
+    return f"{when} cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
 
 
 def read_checked(path: Path) -> EvaluationPlan:

@@ -5,13 +5,13 @@
 #SBATCH --array=0-3%4
 #SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/project/data.jobs/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=pack-data
+#SBATCH --error=/project/set.jobs/slurm/jobs/%A_%a_0_log.err
+#SBATCH --job-name=pack-set
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/project/data.jobs/slurm/jobs/%A_%a_0_log.out
+#SBATCH --output=/project/set.jobs/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,16 +22,17 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/data.jobs/slurm/code/CODE
+export PYTHONPATH=/project/set.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/data.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/data.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/data.jobs/slurm/jobs
+srun --unbuffered --output /project/set.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/set.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/set.jobs/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -39,14 +40,14 @@ srun --unbuffered --output /project/data.jobs/slurm/jobs/%A_%a_%t_log.out --erro
 #SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_THE_SHARES
-#SBATCH --error=/project/data.jobs/slurm/jobs/%j_0_log.err
-#SBATCH --job-name=pack-data-finish
+#SBATCH --error=/project/set.jobs/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=pack-set-finish
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/project/data.jobs/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/set.jobs/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -57,13 +58,14 @@ srun --unbuffered --output /project/data.jobs/slurm/jobs/%A_%a_%t_log.out --erro
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/data.jobs/slurm/code/CODE
+export PYTHONPATH=/project/set.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/data.jobs/slurm/jobs/%j_%t_log.out --error /project/data.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/data.jobs/slurm/jobs
+srun --unbuffered --output /project/set.jobs/slurm/jobs/%j_%t_log.out --error /project/set.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/set.jobs/slurm/jobs

@@ -26,6 +26,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -61,6 +62,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -97,6 +99,7 @@ export PYTHONPATH=/project/all/edm16/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
@@ -140,6 +143,7 @@ export PYTHONPATH=/project/all/relay64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
@@ -183,6 +187,7 @@ export PYTHONPATH=/project/all/wavediff64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
@@ -225,6 +230,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -260,6 +266,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -295,6 +302,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -330,6 +338,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -365,6 +374,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
@@ -400,6 +410,7 @@ export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 

@@ -27,6 +27,7 @@ export PYTHONPATH=/project/run/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 

@@ -4,14 +4,14 @@
 #SBATCH --account=diffusion
 #SBATCH --chdir=/project
 #SBATCH --cpus-per-task=12
-#SBATCH --error=/project/ref.npz.jobs/slurm/jobs/%j_0_log.err
+#SBATCH --error=/project/data.npz.jobs/slurm/jobs/%j_0_log.err
 #SBATCH --gpus-per-node=4
-#SBATCH --job-name=reference-ref
+#SBATCH --job-name=reference-data
 #SBATCH --mem=200G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
-#SBATCH --output=/project/ref.npz.jobs/slurm/jobs/%j_0_log.out
+#SBATCH --output=/project/data.npz.jobs/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=normal
 #SBATCH --requeue
@@ -22,10 +22,11 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/ref.npz.jobs/slurm/code/CODE
+export PYTHONPATH=/project/data.npz.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
@@ -33,4 +34,4 @@ export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/ref.npz.jobs/slurm/jobs/%j_%t_log.out --error /project/ref.npz.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/ref.npz.jobs/slurm/jobs
+srun --unbuffered --output /project/data.npz.jobs/slurm/jobs/%j_%t_log.out --error /project/data.npz.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/data.npz.jobs/slurm/jobs
