@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 ImageFormat = Literal["png", "webp", "jpeg"]
+Filter = Literal["lanczos", "bilinear"]
 
 ORIGINAL = 0
 """The "resolution" of sets whose images keep the sizes, and mostly the bytes, of their source."""
@@ -94,6 +95,19 @@ def centre_square(image: Image.Image, resolution: int) -> Image.Image:
     An image that already has the resolution passes unchanged.
     """
     return centre_crop(image).resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def bilinear_square(image: Image.Image, resolution: int) -> Image.Image:
+    """Resize the shorter side with Pillow's bilinear filter, then cut the centred square.
+
+    As WaveDiff's loaders do (spec/WAVEDIFF.md section 7): the longer side is rounded down, the
+    square starts at round((edge - resolution) / 2), halves to even.
+    """
+    shorter = min(image.size)
+    width, height = (resolution * edge // shorter for edge in image.size)
+    left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + resolution, top + resolution))
 
 
 def encode(image: Image.Image, image_format: ImageFormat, quality: int) -> bytes:

@@ -233,6 +233,7 @@ class Packer:
     def _conversion(self) -> Conversion:
         return Conversion(
             resolutions=self._options.resolutions,
+            filter=self._options.filter,
             image_format=self._options.image_format,
             quality=self._options.quality,
             min_edge=self._options.min_edge,

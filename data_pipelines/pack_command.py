@@ -31,6 +31,13 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
         help="edge of the stored images, or `original` for the files as they are;"
         " several (64,256) make a set each in one pass",
     )
+    parser.add_argument(
+        "--filter",
+        choices=("lanczos", "bilinear"),
+        default="lanczos",
+        help="centre crop, then Lanczos, as RDM's tools do (default); or bilinear, then centre"
+        " crop, as WaveDiff's loaders do",
+    )
     parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
     parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
@@ -71,6 +78,7 @@ def options_of(arguments: argparse.Namespace) -> PackOptions:
     """Return the options that the words ask for. Raises PackError if they are impossible."""
     return PackOptions(
         resolution=arguments.resolution,
+        filter=arguments.filter,
         image_format=arguments.format,
         quality=arguments.quality,
         shard_images=arguments.shard_images,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from data_pipelines.images import ORIGINAL, ImageFormat
+from data_pipelines.images import ORIGINAL, Filter, ImageFormat
 from data_pipelines.sources.base import Entry, Listing
 
 ORIGINAL_EDGE = 400
@@ -23,8 +23,10 @@ class PackOptions:
     """The options that determine the content.
 
     Attributes:
-        resolution: Edge of the stored images in pixels: centre crop, then Lanczos. ORIGINAL keeps
-            the files of the source. Several make one set each, in one pass over the source.
+        resolution: Edge of the stored images in pixels. ORIGINAL keeps the files of the source.
+            Several make one set each, in one pass over the source.
+        filter: `lanczos` cuts the centred square, then resizes it, as RDM's tools do; `bilinear`
+            resizes the shorter side, then cuts, as WaveDiff's loaders do.
         image_format: `png` and `webp` are lossless, `jpeg` is smaller. Original images keep theirs
             if it is JPEG or WebP, and else become PNG.
         quality: JPEG quality, 1..95.
@@ -39,6 +41,7 @@ class PackOptions:
     """
 
     resolution: int | tuple[int, ...]
+    filter: Filter = "lanczos"
     image_format: ImageFormat = "png"
     quality: int = 95
     shard_images: int | None = None
@@ -60,6 +63,11 @@ class PackOptions:
             raise PackError(
                 f"format={self.image_format}: original images keep their own format;"
                 " leave --format out, or give a resolution"
+            )
+        if self.resolutions == (ORIGINAL,) and self.filter != "lanczos":
+            raise PackError(
+                f"filter={self.filter}: original images are not resized; leave --filter out,"
+                " or give a resolution"
             )
         if len(set(self.resolutions)) < len(self.resolutions):
             raise PackError(f"resolution={self.resolution} names one size twice")

@@ -9,6 +9,8 @@ from data_pipelines.manifest import Manifest, canonical_json
 from data_pipelines.pack_options import PackOptions
 from data_pipelines.sources.base import Listing, Source
 
+_DEFAULTS = asdict(PackOptions(resolution=1))
+
 
 def make_request(source: Source, listing: Listing, options: PackOptions) -> dict[str, Any]:
     """Return what a manifest must say for its set to be the one that is asked for."""
@@ -29,9 +31,10 @@ def difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
     """Say how two requests differ, "" if not; where the source lies does not matter."""
     if found["kind"] != asked["kind"]:
         return f"kind {found['kind']}, not {asked['kind']}"
+    noted = {**_DEFAULTS, **found["options"]}  # sets may be older than an option
     for name, value in asked["options"].items():
-        if canonical_json(found["options"].get(name)) != canonical_json(value):
-            return f"{name}={found['options'].get(name)}, not {value}"
+        if canonical_json(noted[name]) != canonical_json(value):
+            return f"{name}={noted[name]}, not {value}"
     if found["source"]["digest"] == asked["source"]["digest"]:
         return ""
     return (

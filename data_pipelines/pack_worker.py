@@ -17,8 +17,10 @@ from PIL import Image
 from data_pipelines.images import (
     ORIGINAL,
     BadImage,
+    Filter,
     ImageFormat,
     Pixels,
+    bilinear_square,
     centre_square,
     decode,
     encode,
@@ -40,6 +42,7 @@ class Conversion:
 
     Attributes:
         resolutions: Edges of the stored images, in pixels; ORIGINAL keeps the whole image.
+        filter: How images become squares of a resolution; see PackOptions.
         image_format: `png` and `webp` are lossless.
         quality: JPEG quality, 1..95.
         min_edge: Images with a shorter side below this are skipped.
@@ -47,6 +50,7 @@ class Conversion:
     """
 
     resolutions: tuple[int, ...]
+    filter: Filter
     image_format: ImageFormat
     quality: int
     min_edge: int
@@ -67,7 +71,8 @@ class Conversion:
 
     def _stored(self, image: Image.Image, item: bytes | Pixels, resolution: int) -> bytes:
         if resolution != ORIGINAL:
-            return encode(centre_square(image, resolution), self.image_format, self.quality)
+            square = centre_square if self.filter == "lanczos" else bilinear_square
+            return encode(square(image, resolution), self.image_format, self.quality)
         if isinstance(item, bytes) and may_stay(item, upright=self.upright):
             return item
         return encode(image, "png", self.quality)

@@ -162,6 +162,8 @@ def test_commands_on_originals(sets: Path, tmp_path: Path, capsys: Capture) -> N
 def test_formats_of_originals_are_their_own(sets: Path, tmp_path: Path) -> None:
     with pytest.raises(PackError, match="original images keep their own format"):
         PackOptions(resolution=ORIGINAL, image_format="jpeg")
+    with pytest.raises(PackError, match="original images are not resized; leave --filter out"):
+        PackOptions(resolution=ORIGINAL, filter="bilinear")
 
 
 def test_bytes_and_options_are_in_the_manifest(sets: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import io
@@ -20,7 +21,7 @@ from PIL import Image, ImageCms
 from data_pipelines import pack_worker
 from data_pipelines.__main__ import main
 from data_pipelines.images import BadImage, centre_square, decode_rgb
-from data_pipelines.manifest import DatasetError, atomic_file, read_manifest
+from data_pipelines.manifest import DatasetError, atomic_file, read_manifest, write_manifest
 from data_pipelines.pack import Packer, Task, pack
 from data_pipelines.pack_options import PackError, PackOptions, stratified
 from data_pipelines.pack_work import WorkFolder
@@ -389,6 +390,37 @@ def test_several_resolutions_in_one_pass(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds several sets; take one of them: 16, 32"):
         read_info(tmp_path / "sets")
     assert pack(make_source("folder", folder), tmp_path / "sets", options) == manifests
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "corner"),
+    [((50, 33), (48, 32), (8, 0)), ((35, 64), (32, 58), (0, 13)), ((47, 40), (37, 32), (2, 0))],
+)
+def test_bilinear_filter_resizes_before_it_cuts(
+    tmp_path: Path, size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    """(37 - 32) / 2 is rounded to the even 2, as torchvision's CenterCrop does."""
+    (tmp_path / "source").mkdir()
+    image = Image.fromarray(smooth_pixels(1, *size))
+    image.save(tmp_path / "source/a.png")
+    options = PackOptions(resolution=32, filter="bilinear")
+    pack(make_source("folder", tmp_path / "source"), tmp_path / "set", options)
+    left, top = corner
+    want = image.resize(resized, Image.Resampling.BILINEAR).crop((left, top, left + 32, top + 32))
+    images = ShardedImages(tmp_path / "set")
+    assert np.array_equal(decode_rgb(images.read(0)[0]), np.asarray(want))
+    assert images.manifest.options["filter"] == "bilinear"
+    images.close()
+    with pytest.raises(PackError, match="holds another set: filter=bilinear, not lanczos"):
+        packed_folder(tmp_path / "source", tmp_path / "set")
+
+
+def test_sets_older_than_an_option_had_its_default(folder: Path, tmp_path: Path) -> None:
+    manifest = packed_folder(folder, tmp_path / "set")
+    options = {name: value for name, value in manifest.options.items() if name != "filter"}
+    older = dataclasses.replace(manifest, options=options)
+    write_manifest(tmp_path / "set", older)
+    assert packed_folder(folder, tmp_path / "set") == older
 
 
 def test_holdout_and_subset_are_stratified(folder: Path, tmp_path: Path) -> None:
