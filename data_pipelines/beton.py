@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_pipelines.images import ORIGINAL, BadImage, decode_rgb
@@ -54,7 +55,7 @@ def import_ffcv() -> Any:
         ValueError: FFCV cannot be imported; names what is missing.
     """
     try:
-        with _uncompiled_dictionaries():
+        with _side_effects_undone():
             from ffcv import types
     except ImportError as error:
         raise ValueError(
@@ -66,19 +67,20 @@ def import_ffcv() -> Any:
 
 
 @contextmanager
-def _uncompiled_dictionaries() -> Iterator[None]:
-    """Let FFCV keep the numbers of its two image modes in a plain dictionary.
+def _side_effects_undone() -> Iterator[None]:
+    """Import FFCV without what it does at that: compiling a dictionary, and setting threads to 1.
 
-    It makes a compiled one when it is imported, which takes numba several seconds, and looks them
-    up from Python alone.
+    It keeps the numbers of its two image modes in a compiled dictionary, which takes numba several
+    seconds, though it looks them up from Python alone; and it lets torch use a single thread.
     """
     typed = importlib.import_module("numba.typed")
-    compiled = typed.Dict
+    compiled, threads = typed.Dict, torch.get_num_threads()
     typed.Dict = dict  # type: ignore[attr-defined]
     try:
         yield
     finally:
         typed.Dict = compiled  # type: ignore[attr-defined]
+        torch.set_num_threads(threads)
 
 
 def check_beton_options(options: PackOptions) -> None:

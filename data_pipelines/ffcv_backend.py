@@ -8,6 +8,7 @@ cache, or from pages kept in this process.
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from collections.abc import Generator, Sequence
@@ -128,14 +129,10 @@ class _Decoder:
 
     def __init__(self, edge: int) -> None:
         from ffcv.fields import RGBImageField
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-        from ffcv.pipeline.compiler import Compiler
 
         self._edge = edge
         self._row = RGBImageField().metadata_type
-        decoder = SimpleRGBImageDecoder()
-        decoder.accept_globals(None, Compiler.compile(_content_of))
-        self._decode: Any = Compiler.compile(decoder.generate_code())
+        self._decode = _compiled_decoder()
 
     def __call__(self, contents: Sequence[Content]) -> Tensor:
         """Return the images' pixels, uint8 [B, H, W, 3]."""
@@ -150,6 +147,17 @@ class _Decoder:
         pixels = np.empty((count, edge, edge, 3), np.uint8)
         self._decode(np.arange(count), pixels, rows, places)
         return torch.from_numpy(pixels)
+
+
+@functools.cache
+def _compiled_decoder() -> Any:
+    """Return FFCV's decoder, which is compiled when it is first called."""
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.pipeline.compiler import Compiler
+
+    decoder = SimpleRGBImageDecoder()
+    decoder.accept_globals(None, Compiler.compile(_content_of))
+    return Compiler.compile(decoder.generate_code())
 
 
 def _content_of(number: int, places: Any) -> Any:

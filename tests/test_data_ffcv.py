@@ -102,11 +102,14 @@ def test_beton_is_deterministic_and_readable_by_ffcv(tmp_path: Path) -> None:
     assert reader.metadata["f1"].tolist() == [n // 20 for n in range(60)]
 
 
-def test_importing_ffcv_compiles_nothing() -> None:
-    """Its dictionary of two numbers would take numba seconds; numba's own type stays as it is."""
+def test_importing_ffcv_has_no_side_effects() -> None:
+    """Its dictionary of two numbers would take numba seconds, and torch be left one thread."""
     code = """
+import torch
 from data_pipelines.beton import import_ffcv
+torch.set_num_threads(3)
 import_ffcv()
+assert torch.get_num_threads() == 3
 from ffcv.fields.rgb_image import IMAGE_MODES
 from numba.typed import Dict
 assert IMAGE_MODES == {"jpg": 0, "raw": 1}
