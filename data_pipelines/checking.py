@@ -54,6 +54,8 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
     index = images.manifest.index_name
     if file_sha256(path / index) != images.manifest.index_sha256:
         report.problems.append(f"{index}: its sha256 is not the one in the manifest")
+    elif _class_counts(images) != images.manifest.class_counts:
+        report.problems.append(f"{index}: its labels are not counted as the manifest says")
     problem = None if images.manifest.only_beton else beton_problem(path, images.info.digest)
     if problem is not None:
         report.problems.append(problem)
@@ -66,6 +68,11 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
             progress.advance(total // len(shards))
     images.close()
     return report
+
+
+def _class_counts(images: ShardedImages) -> tuple[int, ...]:
+    labels = images.index["label"][images.index["label"] >= 0]
+    return tuple(np.bincount(labels, minlength=len(images.manifest.class_names)).tolist())
 
 
 def _check_shard(images: ShardedImages, number: int, decode: bool) -> Report:

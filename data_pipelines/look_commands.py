@@ -71,7 +71,11 @@ def _check(arguments: argparse.Namespace) -> None:
     if report.problems:
         count = len(report.problems)
         raise ValueError(f"{count} problem{'s' if count > 1 else ''} in {arguments.path}")
-    print(summary(arguments.path, read_manifest(arguments.path)))
+    manifest = read_manifest(arguments.path)
+    print(summary(arguments.path, manifest))
+    if manifest.class_counts:
+        fewest, most = min(manifest.class_counts), max(manifest.class_counts)
+        print(f"classes have {fewest} to {most} images; `info` counts each")
     if not arguments.no_decode:
         mean, std = (values.round(2).tolist() for values in report.mean_and_std())
         print(f"mean {mean}, standard deviation {std} of 0..255")

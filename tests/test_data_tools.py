@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from data_pipelines.__main__ import main
 from data_pipelines.bench import measure_all
 from data_pipelines.checking import check
+from data_pipelines.manifest import read_manifest, write_index, write_manifest
 from data_pipelines.shards import ShardedImages
 from tests.data_sets import damage, packed_folder, write_class_folders
 
@@ -34,7 +36,9 @@ def test_whole_set_passes_with_its_moments(dataset: Path, capsys: Capture) -> No
     assert np.allclose(mean, pixels.mean(axis=(0, 2, 3)))
     assert np.allclose(std, pixels.std(axis=(0, 2, 3)))
     assert main(["check", str(dataset)]) == 0
-    assert "whole: every byte is as packed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "whole: every byte is as packed" in printed
+    assert "classes have 20 to 20 images" in printed
 
 
 @pytest.mark.parametrize("decode", [True, False])
@@ -70,6 +74,14 @@ def test_damaged_index_is_found(dataset: Path) -> None:
     content[-1] ^= 1
     (dataset / "index.npy").write_bytes(content)
     assert check(dataset).problems[0] == "index.npy: its sha256 is not the one in the manifest"
+
+
+def test_labels_are_counted_anew(dataset: Path) -> None:
+    manifest, index = read_manifest(dataset), np.load(dataset / "index.npy")
+    index["label"][7] = 2
+    sha256 = write_index(dataset, index)
+    write_manifest(dataset, dataclasses.replace(manifest, index_sha256=sha256))
+    assert check(dataset).problems == ["index.npy: its labels are not counted as the manifest says"]
 
 
 def test_contact_sheet(dataset: Path, tmp_path: Path) -> None:
