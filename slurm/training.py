@@ -204,7 +204,7 @@ def _check(
         allow_changes=args.allow_changes, correct=True, data_later=_data_later(args),
     )  # fmt: skip
     advice = check_speed(config, run_dir, resources, target.site, args.images_per_second)
-    return sets, advice
+    return sets, advice if target.cluster == "slurm" else ""
 
 
 def _advise(text: str) -> None:

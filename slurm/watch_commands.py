@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from slurm import logs
-from slurm.endings import ended_states, ended_well, in_words
+from slurm.endings import ended_states, in_words
 from slurm.folder import JobFolder, JobRecord
 from slurm.history import format_history, run_history
 from slurm.queue import queued, run_slurm
@@ -53,7 +53,7 @@ def _say_how_it_ended(folder: Path, record: JobRecord, job_id: str) -> None:
     """Print a last line about a job that did not end well."""
     status = run_status(folder, queue_or_nothing(), ended_states([job_id]))
     job = next(job for job in status["jobs"] if job["job_id"] == job_id)
-    if job["why"] or not (job["in_queue"] or ended_well(job["state"])):
+    if job["why"] or job["exit_code"]:
         print(f"job {job_id} {in_words(job['state'], job['exit_code'], job['why'])}")
 
 

@@ -24,7 +24,8 @@ from slurm.queue import (
 )
 from slurm.results import values
 
-ENDED = "NOT QUEUED"
+ENDED, GONE = "ENDED", "NOT QUEUED"
+"""States of a job without Slurm, and of one that neither the queue nor accounting knows."""
 
 
 def find_folders(paths: Iterable[Path]) -> list[Path]:
@@ -129,8 +130,9 @@ def _job(
     ended: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
     alive = is_alive(record, job_id, queue)
+    gone = GONE if record.cluster == "slurm" else ENDED
     state, code = (
-        ("RUNNING", "") if alive else ended.get(job_id, (ENDED, _noted_code(folder, job_id)))
+        ("RUNNING", "") if alive else ended.get(job_id, (gone, _noted_code(folder, job_id)))
     )
     wrong = not alive and not _ended_well(folder, record, job_id, state)
     waiting = queue.get(job_id)
@@ -166,7 +168,7 @@ def _end_in_words(end: Mapping[str, Any]) -> str:
 
 def _ended_well(folder: JobFolder, record: JobRecord, job_id: str, state: str) -> bool:
     """Whether a job that is gone needs no reason; without accounting, by what it noted."""
-    if state != ENDED:
+    if state not in (GONE, ENDED):
         return ended_well(state)
     noted = any(a["event"] == "exit" for a in folder.attempts(job_id))
     return not _noted_code(folder, job_id) if noted else record.cluster == "debug"
@@ -230,7 +232,7 @@ def _describe_job(job: Mapping[str, Any]) -> list[str]:
     lines = [text, *([f"      {job['advice']}"] if job["advice"] else [])]
     if job["why"]:
         lines.append(f"      {job['why']}")
-    if job["why"] or not (job["in_queue"] or ended_well(job["state"]) or job["state"] == ENDED):
+    if job["why"] or job["exit_code"]:
         lines.append(f"      log: {job['log']}")
     return lines
 

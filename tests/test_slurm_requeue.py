@@ -163,6 +163,7 @@ def test_what_a_killed_rank_was_writing_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """submitit never writes a file whose temporary one is there."""
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(paths=paths))
     for rank, left in ((0, []), (1, ["7_submitted.pkl.save_tmp"])):
         paths = JobPaths(tmp_path, "7", rank)
