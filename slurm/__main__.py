@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from slurm import chaining, commands, doctor, scheduling, training, watch_commands
+from slurm import chaining, commands, doctor, scheduling, sweeping, training, watch_commands
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (training.add_train, "submit a run"),
-    "sweep": (training.add_sweep, "submit a grid of runs as one array"),
+    "sweep": (sweeping.add_sweep, "submit a grid of runs as one array"),
     "sample": (commands.add_sample, "submit sampling"),
     "eval": (commands.add_eval, "submit an evaluation"),
     "reference": (commands.add_reference, "submit reference statistics"),

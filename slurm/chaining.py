@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,14 +54,15 @@ def pipeline_command(args: argparse.Namespace) -> None:
     if args.tree:
         print(format_tree(pipeline.name, pipeline.steps, queue_or_nothing()))
         return
-    queue = {} if target.dry_run else queued()
     classes: tuple[str, ...] | None = None
     for step in pipeline.steps:
-        waits = bool(job_in_queue(pipeline.name, step, queue))
-        try:
-            classes = _check(step, target, classes, waits=waits) or classes
-        except ValueError as error:
-            raise ConfigError(f"{step.name}: {error}") from None
+        with _naming(step):
+            target.check(step.resources, step.folder)
+            classes = _check_words(step, known=classes is not None) or classes
+    queue = {} if target.dry_run else queued()
+    for step in pipeline.steps:
+        with _naming(step):
+            _check_run(step, target, classes, job_in_queue(pipeline.name, step, queue))
     submit_pipeline(pipeline, target, queue, _prepare)
     if not target.dry_run:
         print(format_tree(pipeline.name, pipeline.steps, queued()))
@@ -74,41 +77,49 @@ def _check_overrides(pipeline: Pipeline, inputs: Inputs) -> None:
             raise ConfigError(f"{name}:...: no step {name!r} is trained; known are {known}")
 
 
-def _check(
-    step: Step, target: Target, classes: tuple[str, ...] | None, *, waits: bool
-) -> tuple[str, ...] | None:
-    """Check a step's request, its words, and the run that it trains.
+@contextmanager
+def _naming(step: Step) -> Iterator[None]:
+    """Say which step is refused. Raises ConfigError instead of any ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{step.name}: {error}") from None
 
-    Args:
-        step: The step.
-        target: Where it is submitted to.
-        classes: Names of the classes that earlier steps pack, None if they are not known.
-        waits: Whether its job is in the queue, where its settings stay as they are.
 
-    Returns:
-        Names of the classes that the step packs, None if it packs none.
-    """
-    from dist_train.build import check_labels
-    from dist_train.run_folder import judge_config
-
-    target.check(step.resources, step.folder)
+def _check_words(step: Step, *, known: bool) -> tuple[str, ...] | None:
+    """Check a step's words; returns the names of the classes that it packs, if not known yet."""
     packed: tuple[str, ...] | None = None
     for job in step.jobs[:1]:  # an array's tasks differ in their share only
         if isinstance(job, CommandJob):
             packs = job.module == "data_pipelines"  # the rest reads what earlier steps make
-            reads_now = packs and classes is None and not step.finished()
+            reads_now = packs and not known and not step.finished()
             packed = check_words(job.module, job.words, inputs=reads_now)
-    if step.config is None:
-        return packed
-    if waits or step.finished():
-        judge_config(step.folder, step.config)
-        return None
-    later = not (Path(step.config.data.path) / MANIFEST).exists()  # an earlier step packs it
+    return packed
+
+
+def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_id: str) -> None:
+    """Check the run that a step trains.
+
+    Args:
+        step: The step.
+        target: Where it is submitted to.
+        classes: Names of the classes that an earlier step packs, None if they are not known.
+        job_id: Its job in the queue, where its settings stay as they are; "" if there is none.
+    """
+    from dist_train.build import check_labels
+    from dist_train.run_folder import judge_config
+
+    config, folder = step.config, step.folder
+    if config is None:
+        return
+    if job_id or step.finished():
+        judge_config(folder, config)
+        return
+    later = not (Path(config.data.path) / MANIFEST).exists()  # an earlier step packs it
     if later and classes is not None:
-        check_labels(step.config, classes)
-    check_run(step.config, step.folder, step.resources, target.site, correct=True, data_later=later)
-    check_speed(step.config, step.folder, step.resources, target.site, None)
-    return None
+        check_labels(config, classes)
+    check_run(config, folder, step.resources, target.site, correct=True, data_later=later)
+    check_speed(config, folder, step.resources, target.site, None)
 
 
 def _prepare(step: Step) -> None:

@@ -63,8 +63,10 @@ class TrainJob:
 
     def finished(self) -> bool:
         """Whether the last snapshot of the run is written, or it was stopped early for good."""
-        if (JobFolder(self.run_dir).path / STOP).exists():
-            return True
+        return (JobFolder(self.run_dir).path / STOP).exists() or self.trained()
+
+    def trained(self) -> bool:
+        """Whether the last snapshot of the run is written."""
         from models.config_io import read_config
 
         path = self.run_dir / "config.json"

@@ -1,12 +1,9 @@
-"""`python -m slurm train | sweep | resume`: runs as jobs."""
+"""`python -m slurm train | resume`: runs as jobs."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
-import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,61 +25,24 @@ if TYPE_CHECKING:
 
 def train_command(args: argparse.Namespace) -> None:
     """Submit a run."""
-    config = _resolve(args.recipe, args.overrides)
+    config = resolve(args.recipe, args.overrides)
     target, run_dir = target_of(args), args.run_dir.absolute()
-    resources = _resources(args, config)
+    resources = resources_for(args, config)
     name = check_job_name(args.name or run_dir.name)
     if args.min_nodes is not None:
         fallback = node_counts(config, resources, args.min_nodes)
         resources = dataclasses.replace(resources, fallback_nodes=fallback)
     target.check_idle(run_dir)
-    sets, advice = _check(config, run_dir, resources, target, args)
+    sets, advice = judge_run(config, run_dir, resources, target, args)
     target.check(resources, run_dir, *sets)
     submission = Submission(
         kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
         resources=resources, site=target.site, cluster=target.cluster,
     )  # fmt: skip
     target.judge(submission)
-    _prepare(config, run_dir, target, args.allow_changes)
+    prepare(config, run_dir, target, args.allow_changes)
     target.launch(submission)
-    _advise(advice)
-
-
-def sweep_command(args: argparse.Namespace) -> None:
-    """Submit a run for each point of a grid of overrides, as one array."""
-    target, out = target_of(args), args.out.absolute()
-    runs = {
-        out / name: _resolve(args.recipe, [*args.overrides, *point])
-        for name, point in grid_points(args.grid).items()
-    }
-    some = next(iter(runs.values()))
-    resources = dataclasses.replace(_resources(args, some), array_parallelism=args.parallel or 0)
-    name = check_job_name(args.name or out.name)
-    sets: dict[Path, None] = {}
-    advice: dict[str, None] = {}
-    for run_dir, config in runs.items():
-        target.check_idle(run_dir)
-        try:
-            found, told = _check(config, run_dir, resources, target, args)
-        except ValueError as error:
-            raise ConfigError(f"{run_dir.name}: {error}") from None
-        sets |= dict.fromkeys(found)
-        advice[told] = None
-    target.check(resources, out, *sets)
-    jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
-    waiting = [job for job in jobs if not job.finished()]
-    if not waiting:
-        print(f"all {len(jobs)} runs of {out} are finished")
-        return
-    submission = Submission(
-        kind="sweep", name=name, folder=out, jobs=waiting, resources=resources,
-        site=target.site, cluster=target.cluster,
-    )  # fmt: skip
-    target.judge(submission)
-    for run_dir, config in runs.items():
-        _prepare(config, run_dir, target, args.allow_changes)
-    target.launch(submission)
-    _advise(next(iter(advice)))
+    advise(advice)
 
 
 def resume_command(args: argparse.Namespace) -> None:
@@ -122,59 +82,27 @@ def resume(
     if not records:
         raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
     last = records[-1]
-    resources = dataclasses.replace(last.resources, **changes)
+    free = dataclasses.replace(last.resources, dependency="", begin="")  # that was for its first
+    resources = dataclasses.replace(free, **changes)
     config = read_config(RunConfig, run_dir / "config.json")
     target.check_idle(run_dir)
     sets = check_run(config, run_dir, resources, target.site, data_later=data_later)
     advice = check_speed(config, run_dir, resources, target.site, None)
     target.check(resources, run_dir, *sets)
-    if not target.dry_run:
-        (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
     job = TrainJob(run_dir, last.policy)
-    if job.finished():
+    if job.trained():
         print(f"{run_dir.name}: is finished")
         return
-    target.launch(
-        Submission(
-            kind="train", name=last.name, folder=run_dir, jobs=[job], resources=resources,
-            site=target.site, cluster=target.cluster,
-            code=None if update_code else Path(last.code), cwd=Path(last.cwd),
-        )
+    submission = Submission(
+        kind="train", name=last.name, folder=run_dir, jobs=[job], resources=resources,
+        site=target.site, cluster=target.cluster,
+        code=None if update_code else Path(last.code), cwd=Path(last.cwd),
     )  # fmt: skip
-    _advise(advice)
-
-
-def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Return {run name: overrides} of all points of a grid.
-
-    Args:
-        grid: Axes like `seed=0,1,2`, or with a JSON list: `objective.unet.channel_mult=[[1],[2]]`.
-
-    Raises:
-        ConfigError: An axis is not of that form.
-    """
-    axes = [_parse_axis(text) for text in grid]
-    points = {}
-    for choice in itertools.product(*axes):
-        words = (f"{key.rpartition('.')[2]}_{value}" for key, value in choice)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))
-        points[name] = [f"{key}={value}" for key, value in choice]
-    if len(points) < len(list(itertools.product(*axes))):
-        raise ConfigError("two points of the grid have the same name; give distinct values")
-    return points
-
-
-def _parse_axis(text: str) -> list[tuple[str, str]]:
-    key, separator, values = text.partition("=")
-    if not separator or not key or not values:
-        raise ConfigError(f"--grid {text!r} is not like key=value,value,...")
-    try:
-        listed = json.loads(values)
-    except json.JSONDecodeError:
-        listed = None
-    if isinstance(listed, list):
-        return [(key, json.dumps(value)) for value in listed]
-    return [(key, value) for value in values.split(",")]
+    target.judge(submission)
+    if not target.dry_run:
+        (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
+    target.launch(submission)
+    advise(advice)
 
 
 def policy_of(args: argparse.Namespace) -> Policy:
@@ -182,20 +110,21 @@ def policy_of(args: argparse.Namespace) -> Policy:
     return Policy(args.max_stalled, args.max_crashes, args.backoff_seconds)
 
 
-def _resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
+def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    """Return a recipe's configuration with changed settings."""
     from dist_train.recipes import find_recipe
 
     return override(find_recipe(recipe)(), overrides)
 
 
-def _resources(args: argparse.Namespace, config: RunConfig) -> Resources:
+def resources_for(args: argparse.Namespace, config: RunConfig) -> Resources:
     """Take nodes and GPUs from the recipe where the command line leaves them open."""
     return resources_of(
         args, nodes=config.nodes, gpus_per_node=config.gpus_per_node, minutes=24 * 60
     )
 
 
-def _check(
+def judge_run(
     config: RunConfig, run_dir: Path, resources: Resources, target: Target, args: argparse.Namespace
 ) -> tuple[list[Path], str]:
     """Judge a run that is to be submitted; returns its sets' folders, and what is to be told."""
@@ -207,7 +136,7 @@ def _check(
     return sets, advice if target.cluster == "slurm" else ""
 
 
-def _advise(text: str) -> None:
+def advise(text: str) -> None:
     """Say what could not be judged, where the user sees it last."""
     if text:
         print(f"slurm: note: {text}", file=sys.stderr)
@@ -218,7 +147,7 @@ def _data_later(args: argparse.Namespace) -> bool:
     return bool(args.data_on_nodes or args.dependency)
 
 
-def _prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
+def prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
     """Write the run's configuration, which is all that its job reads."""
     from dist_train.run_folder import settle_config
 
@@ -235,21 +164,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shrink-minutes", type=int, help="how long each number of nodes is waited for (360)"
     )
-    _add_training(parser)
+    add_training(parser)
     parser.set_defaults(command=train_command)
-
-
-def add_sweep(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `sweep`."""
-    parser.add_argument("recipe", help="name of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
-    parser.add_argument(
-        "--grid", action="append", required=True, metavar="key=a,b,...", help="an axis of the grid"
-    )
-    parser.add_argument("--parallel", type=int, help="runs at once")
-    _add_training(parser)
-    parser.set_defaults(command=sweep_command)
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -263,7 +179,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=resume_command)
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `train` and `sweep` share."""
     parser.add_argument(
         "--allow-changes", action="store_true", help="go on with changed settings that are harmless"
     )

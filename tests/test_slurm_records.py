@@ -87,7 +87,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     JobFolder(run_dir).write(
         JobRecord(job_id="1", kind="train", name="run", cluster="slurm", submitted=0.0,
                   cwd=str(tmp_path), code="/project/run/slurm/code/OLD", logs="",
-                  resources=Resources(nodes=2, tasks_per_node=8, gpus_per_node=8, minutes=1440))
+                  resources=Resources(nodes=2, tasks_per_node=8, gpus_per_node=8, minutes=1440,
+                                      dependency="afterok:12", begin="now+6hours"))
     )  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     make_reference(tmp_path / "ref.npz")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dist_train.recipes import find_recipe
 from dist_train.run_folder import settle_config
-from slurm import preflight, queue, training
+from slurm import preflight, queue, sweeping
 from slurm.__main__ import main
 from slurm.cluster import Site
 from slurm.preflight import Partition
@@ -240,11 +240,11 @@ def test_site_profiles_that_are_wrong(
 )
 def test_grids_that_are_wrong(axis: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training.grid_points([axis])
+        sweeping.grid_points([axis])
 
 
 def test_grids() -> None:
-    points = training.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
+    points = sweeping.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
     assert next(iter(points.items())) == (
         "lr_1e-3-widths__1_2_",
         ["optim.denoiser.lr=1e-3", "widths=[1, 2]"],
