@@ -33,7 +33,9 @@ HARMLESS = frozenset(
      "keep_best", "grid_seeds", "grid_previous", "wandb_project", "tensorboard", "nodes",
      "gpus_per_node", "compile", "channels_last", "data.path", "data.backend", "data.workers",
      "data.prefetch", "divergence.action", "divergence.explosion",
-     "divergence.max_skipped_in_a_row", "divergence.max_roll_backs"}
+     "divergence.max_skipped_in_a_row", "divergence.max_roll_backs",
+     "objective.unet.recompute_blocks", "objective.generator.recompute_blocks",
+     "objective.discriminator.recompute_blocks"}
 )  # fmt: skip
 """Settings that may change within a run: they alter cost and length, not what a step learns."""
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dist_train.checkpoint import CheckpointReader, committed
+from dist_train.config import RunConfig
 from models.snapshot import load_sampler, newest_snapshot, read_snapshot
 from tests.ranks import run_ranks
 from tests.tiny import BATCH, TINY
@@ -19,7 +22,23 @@ from tests.tiny import BATCH, TINY
 HALF, WHOLE = 3 * BATCH, 6 * BATCH
 
 
-def _train(root: str, zero_stage: int, micro_batch_size: int | None, *totals: int) -> None:
+def _recomputing(config: RunConfig) -> RunConfig:
+    """Return the run with activation checkpointing, in channels_last."""
+    objective: Any = config.objective
+    for name in ("unet", "generator", "discriminator"):
+        if hasattr(objective, name):
+            network = replace(getattr(objective, name), recompute_blocks=True)
+            objective = replace(objective, **{name: network})
+    return replace(config, objective=objective, channels_last=True)
+
+
+def _train(
+    root: str,
+    zero_stage: int,
+    micro_batch_size: int | None,
+    *totals: int,
+    change: Callable[[RunConfig], RunConfig] = lambda config: config,
+) -> None:
     """Train each objective to each of `totals` in turn, as separate processes would."""
     from dist_train.distributed import init_world
     from dist_train.loop import Outcome, Trainer
@@ -28,7 +47,7 @@ def _train(root: str, zero_stage: int, micro_batch_size: int | None, *totals: in
     for name, recipe in TINY.items():
         for total in totals:
             config = replace(
-                recipe(),
+                change(recipe()),
                 total_images=total,
                 zero_stage=zero_stage,
                 micro_batch_size=micro_batch_size,
@@ -36,6 +55,10 @@ def _train(root: str, zero_stage: int, micro_batch_size: int | None, *totals: in
             run_dir = Path(root) / name
             run_dir.mkdir(parents=True, exist_ok=True)
             assert Trainer(config, run_dir, world).fit() is Outcome.FINISHED
+
+
+def _train_recomputing(root: str) -> None:
+    _train(root, 1, None, WHOLE, change=_recomputing)
 
 
 def whole_tensors(run_dir: Path) -> dict[str, Tensor]:
@@ -70,6 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(2, _train, str(root / "resumed"), 1, None, HALF, WHOLE)
     run_ranks(1, _train, str(root / "one_rank"), 0, None, WHOLE)
     run_ranks(2, _train, str(root / "micro_batches"), 2, 2, WHOLE)
+    run_ranks(2, _train_recomputing, str(root / "recomputing"))
     run_ranks(2, _train, str(root / "elastic"), 1, None, HALF)
     run_ranks(1, _train, str(root / "elastic"), 2, 4, WHOLE)
     return root
@@ -89,9 +113,9 @@ def test_resume_is_bitwise_the_uninterrupted_run(runs: Path, name: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("variant", ["one_rank", "micro_batches", "elastic"])
+@pytest.mark.parametrize("variant", ["one_rank", "micro_batches", "elastic", "recomputing"])
 @pytest.mark.parametrize("name", TINY)
-def test_ranks_micro_batches_and_zero_stage_do_not_matter(
+def test_ranks_micro_batches_zero_stage_and_recomputing_do_not_matter(
     runs: Path, name: str, variant: str
 ) -> None:
     for ours, theirs in zip(

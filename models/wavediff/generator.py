@@ -6,7 +6,7 @@ is NCSN++, the generator of DDGAN and of WaveDiff on CIFAR-10 (spec/WAVEDIFF.md 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,11 @@ from models.wavediff.layers import (
     Attention,
     Conv2d,
     GroupNorm,
+    Layer,
     Linear,
     cast_input,
     latent_mapping,
+    recomputed,
     residual,
     timestep_features,
 )
@@ -83,7 +85,8 @@ class Generator(nn.Module):
                 f"latent z has width {z.shape[-1]}, the generator expects latent_dim"
                 f"={config.latent_dim}"
             )
-        layers = iter(self.all_modules)
+        modules: Iterable[Layer] = self.all_modules
+        layers = iter(map(recomputed, self.all_modules) if config.recompute_blocks else modules)
         weight = next(self.parameters())
         x = fold_patches(cast_input(y, config.dtype, weight), config.patch_size)
         x = x if config.centered else 2 * x - 1
@@ -95,9 +98,7 @@ class Generator(nn.Module):
         h = unfold_patches(h, config.patch_size).to(y.dtype)
         return torch.tanh(h) if config.tanh else h
 
-    def _embed_time(
-        self, layers: Iterator[nn.Module], t: Tensor, dtype: torch.dtype
-    ) -> Tensor | None:
+    def _embed_time(self, layers: Iterator[Layer], t: Tensor, dtype: torch.dtype) -> Tensor | None:
         if not self.config.time_conditional:
             return None
         features = timestep_features(t, self.config.base_channels).to(dtype)
@@ -105,7 +106,7 @@ class Generator(nn.Module):
         return next(layers)(F.silu(hidden))  # type: ignore[no-any-return]
 
     def _descend(
-        self, layers: Iterator[nn.Module], x: Tensor, time: Tensor | None, latent: Tensor
+        self, layers: Iterator[Layer], x: Tensor, time: Tensor | None, latent: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the features, the stack for the way up, and the details of each halving."""
         reduced, h = x, next(layers)(x)
@@ -126,7 +127,7 @@ class Generator(nn.Module):
         return h, stack, details
 
     def _join_input(
-        self, layers: Iterator[nn.Module], reduced: Tensor, h: Tensor
+        self, layers: Iterator[Layer], reduced: Tensor, h: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the input at half the resolution, and the features it has joined."""
         if self.config.input_pyramid == "none":
@@ -138,7 +139,7 @@ class Generator(nn.Module):
         return h, h
 
     def _bottleneck(
-        self, layers: Iterator[nn.Module], h: Tensor, time: Tensor | None, latent: Tensor
+        self, layers: Iterator[Layer], h: Tensor, time: Tensor | None, latent: Tensor
     ) -> Tensor:
         first, attention, second = next(layers), next(layers), next(layers)
         if not self.config.frequency_bottleneck:
@@ -147,7 +148,7 @@ class Generator(nn.Module):
         return _on_low_band(second, second(h, time, latent), time, latent)
 
     def _ascend(
-        self, layers: Iterator[nn.Module], h: Tensor, time: Tensor | None, latent: Tensor,
+        self, layers: Iterator[Layer], h: Tensor, time: Tensor | None, latent: Tensor,
         stack: list[Tensor], details: list[Tensor],
     ) -> Tensor:  # fmt: skip
         """Return the output image, still folded."""
@@ -169,12 +170,12 @@ class Generator(nn.Module):
         return (fir_up(image) if self.config.fir else nearest_up(image)) + detail
 
 
-def _to_image(layers: Iterator[nn.Module], h: Tensor) -> Tensor:
+def _to_image(layers: Iterator[Layer], h: Tensor) -> Tensor:
     norm, convolution = next(layers), next(layers)
     return convolution(F.silu(norm(h)))  # type: ignore[no-any-return]
 
 
-def _on_low_band(block: nn.Module, h: Tensor, time: Tensor | None, latent: Tensor) -> Tensor:
+def _on_low_band(block: Layer, h: Tensor, time: Tensor | None, latent: Tensor) -> Tensor:
     """Run a block on the low Haar band (the 2x2 means) and put the details back."""
     low, details = haar_dwt(h, scale=0.5).tensor_split([h.shape[1]], 1)
     return haar_idwt(torch.cat([block(low, time, latent), details], 1), scale=0.5)

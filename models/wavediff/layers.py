@@ -6,15 +6,20 @@ names that look odd (GroupNorm_0, NIN_0, W, b) are those of the official weight 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
+Layer = Callable[..., Any]
+"""A module, or what `recomputed` makes of it."""
 
 NEARLY_ZERO = 1e-10
 """Variance scale of layers that start (almost) at zero."""
@@ -28,6 +33,16 @@ def cast_input(x: Tensor, dtype: ComputeDtype, weight: Tensor) -> Tensor:
 def half_width(fan: float, variance_scale: float = 1.0) -> float:
     """Return b of U(-b, b) with variance variance_scale / fan."""
     return math.sqrt(3 * variance_scale / fan)
+
+
+def recomputed(layer: nn.Module) -> Layer:
+    """Return a layer that keeps only its inputs for the backward pass, and runs again there.
+
+    Not reentrant: R1 differentiates twice (spec/FIELD.md section 4a).
+    """
+    if not torch.is_grad_enabled():
+        return layer
+    return functools.partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
 
 
 class Conv2d(nn.Conv2d):
