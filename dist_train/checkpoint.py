@@ -6,9 +6,10 @@ with its size and SHA-256, and `checkpoint.json`, the marker, written last. Frag
 and offsets, so neither the number of ranks nor the ZeRO stage is baked in: any rank of a later run
 reads just the ranges that it holds.
 
-Why not torch.distributed.checkpoint: ZeRO's partitions are uneven 1-D ranges that its sharded
-tensors cannot describe, its metadata is a pickle, and it has no content hashes; one flipped byte
-would load silently (spec/FIELD.md sections 4e and 4i).
+Why not torch.distributed.checkpoint (as of torch 2.13): it has no content hashes, so that one
+flipped byte loads silently (spec/FIELD.md section 4e), its metadata is a pickle, and only its older
+ShardedTensor, which a collective builds for each tensor, can describe ranges that begin and end
+inside a parameter.
 
 This file reads; checkpoint_writer.py writes.
 """

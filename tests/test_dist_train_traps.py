@@ -355,6 +355,26 @@ def test_deepspeeds_own_restart_files_are_not_to_be_trusted(tmp_path: Path) -> N
     run_ranks(1, _convert_naively, tmp_path)
 
 
+# (i) torch.distributed.checkpoint.
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_torchs_distributed_checkpoints_load_a_flipped_byte(tmp_path: Path) -> None:
+    """Why the format is our own: no hashes, and pickles."""
+    from torch.distributed import checkpoint
+
+    weight = torch.arange(10.0)
+    checkpoint.save({"w": weight}, checkpoint_id=tmp_path, no_dist=True)
+    assert (tmp_path / ".metadata").read_bytes()[:1] == b"\x80"  # a pickle
+    (file,) = tmp_path.glob("*.distcp")
+    content = bytearray(file.read_bytes())
+    content[bytes(content).index(weight.numpy().tobytes()) + 14] ^= 1
+    file.write_bytes(content)
+    state = {"w": torch.zeros(10)}
+    checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)  # no word of the damage
+    assert (state["w"] != weight).sum() == 1
+
+
 def test_engines_refuse_what_zero3_cannot_do() -> None:
     from dist_train.engine_settings import check_stage
 
