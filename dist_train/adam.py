@@ -2,7 +2,8 @@
 
 Under ZeRO-1/2/3 DeepSpeed looks at the partitioned gradient, and asks our `LossScale`; under ZeRO-0
 it looks at nothing, and `CheckedAdam` does the same for it. Either way an update whose gradient is
-not finite on any rank is skipped on all of them, and counted.
+not finite on any rank, or explodes where the policy skips such ones, is skipped on all of them, and
+counted.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ class LossScale:
 
     Args:
         dynamic: Whether to scale at all.
+        explosion: A gradient whose norm is above this multiple of the last applied one's (or of 1,
+            if that was less) is as sick as one that is not finite; None: only those are.
     """
 
-    def __init__(self, dynamic: bool) -> None:
+    def __init__(self, dynamic: bool, explosion: float | None = None) -> None:
         self.dynamic = dynamic
+        self._explosion = explosion
+        self._norm = 0.0
         self.cur_scale = INITIAL_SCALE if dynamic else 1.0
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -46,6 +51,18 @@ class LossScale:
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Return the scaled loss."""
         return loss * self.cur_scale if self.dynamic else loss
+
+    def is_sick(self, norm: float) -> bool:
+        """Judge the norm of an unscaled gradient, alike on all ranks; remembers a healthy one."""
+        if not math.isfinite(norm):
+            return True
+        limit = math.inf
+        if self._explosion is not None and self._norm:
+            limit = self._explosion * max(self._norm, 1.0)
+        if norm > limit:
+            return True
+        self._norm = norm
+        return False
 
     def update_scale(self, overflow: bool) -> None:
         """Take note of an update that was applied, or skipped because of its gradient."""
@@ -66,6 +83,7 @@ class LossScale:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "finite_in_a_row": self._finite_in_a_row,
+            "norm": self._norm,
         }
 
     def load_state(self, state: dict[str, float]) -> None:
@@ -74,6 +92,7 @@ class LossScale:
         self.skipped = int(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self._finite_in_a_row = int(state["finite_in_a_row"])
+        self._norm = state.get("norm", 0.0)
 
 
 class CheckedAdam(torch.optim.Adam):
@@ -105,7 +124,7 @@ class CheckedAdam(torch.optim.Adam):
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients)) / self._scale.cur_scale
-        self.overflow = not math.isfinite(norm)
+        self.overflow = self._scale.is_sick(norm)
         self._global_grad_norm = math.inf if self.overflow else norm
         if not self.overflow:
             excess = max((norm + 1e-6) / self._max_norm, 1.0) if self._max_norm else 1.0
@@ -115,16 +134,18 @@ class CheckedAdam(torch.optim.Adam):
         self._scale.update_scale(self.overflow)
 
 
-def partitioned_norm(gradients: Iterable[Tensor], *_: Any) -> Tensor:
-    """Return the L2 norm of the gradient whose partitions the ranks hold, -1 if it is not finite.
+def partitioned_norm(scale: LossScale, gradients: Iterable[Tensor], *_: Any) -> Tensor:
+    """Return the L2 norm of the gradient whose partitions the ranks hold, -1 if it is sick.
 
     It stands in for ZeRO-1/2's `get_grad_norm_direct`, which walks through all tensors in Python
     and takes one or two per cent of a small network's step. Collective.
 
     Args:
+        scale: What gradients are multiplied by; it judges them.
         gradients: This rank's partition of the averaged gradient.
     """
     total = torch.stack(torch._foreach_norm(list(gradients))).square().sum()
     dist.all_reduce(total)
     norm = total.sqrt()
-    return torch.where(norm.isfinite(), norm, -1.0)
+    sick = scale.is_sick(float(norm) / scale.cur_scale)
+    return torch.full_like(norm, -1.0) if sick else norm

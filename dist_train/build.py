@@ -98,6 +98,7 @@ def build_engines(
     torch.manual_seed(stream_seed(config.seed, "initial weights", 0))
     networks = objective.build_networks()
     check_networks(config, objective, networks)
+    policy = config.divergence
     return {
         name: Engine(
             network.to(world.device).train(),
@@ -108,6 +109,7 @@ def build_engines(
             accumulation_steps=batches[1],
             offload=config.offload,
             scale_loss="float16" in compute_dtypes(config.objective),
+            explosion=policy.explosion if policy.action == "skip" else None,
             extra=config.deepspeed,
         )
         for name, network in networks.items()

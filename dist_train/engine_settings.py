@@ -74,8 +74,8 @@ def engine_settings(
     for name in OWNED.keys() & extra.keys():
         raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
     defaults: dict[str, Any] = {"reduce_bucket_size": min(parameters, MAX_BUCKET)}
-    if zero_stage < 3:  # one flattening per bucket is cheaper than one copy per tensor
-        defaults["contiguous_gradients"] = False
+    if zero_stage < 3:  # by default every rank would get, and send, the sum of whole gradients
+        defaults["use_multi_rank_bucket_allreduce"] = False
     else:  # by default whole networks of up to 1e9 parameters stay gathered
         names = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
         defaults |= {f"stage3_{name}": MAX_BUCKET for name in names}

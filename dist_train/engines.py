@@ -18,6 +18,7 @@ silent or obscure when broken; `check_stage` refuses what cannot work):
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import warnings
@@ -33,6 +34,7 @@ from dist_train.config import AdamConfig
 from dist_train.distributed import World
 from dist_train.engine_settings import engine_settings, used_stage
 from dist_train.fragments import Fragment, share
+from dist_train.reduction import average_gradients, scatter_gradients
 
 __all__ = ["MOMENTS", "Engine", "Fragment", "parameter_lists", "updating_only"]
 
@@ -54,6 +56,8 @@ class Engine:
         offload: What lives in the memory of the CPU: nothing, the optimizer, or the weights as well
             (ZeRO-3).
         scale_loss: Whether gradients pass through float16 and need a dynamic loss scale.
+        explosion: Updates whose gradient's norm is above this multiple of the last one's are
+            skipped (up to ZeRO-2 without offloading); None skips only what is not finite.
         extra: Further settings of DeepSpeed.
 
     Raises:
@@ -71,12 +75,13 @@ class Engine:
         accumulation_steps: int,
         offload: Literal["none", "optimizer", "parameters"] = "none",
         scale_loss: bool = False,
+        explosion: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(world)
         self.network = network
         self.zero_stage = used_stage(zero_stage, offload, world.size)
-        self.loss_scale = LossScale(scale_loss)
+        self.loss_scale = LossScale(scale_loss, explosion)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.updates = 0
         self._stepping = False
@@ -107,7 +112,12 @@ class Engine:
         if self.zero_stage:
             self._sharded.loss_scaler = self.loss_scale
         if self.zero_stage in (1, 2):
-            self._sharded.get_grad_norm_direct = partitioned_norm
+            norm = functools.partial(partitioned_norm, self.loss_scale)
+            self._sharded.get_grad_norm_direct = norm
+        self._parameters = list(network.parameters())
+        self._reduces = self.zero_stage == 0 or (self.zero_stage == 1 and offload == "none")
+        if self._reduces:
+            self._take_over_reduction()
 
     @property
     def called(self) -> nn.Module:
@@ -131,12 +141,17 @@ class Engine:
     def step(self, learning_rate: float) -> None:
         """End a micro-batch; on the last one of an update, average over ranks and apply Adam.
 
-        An update whose gradient is not finite is skipped on all ranks and counted.
+        An update whose gradient is sick (LossScale.is_sick) is skipped on all ranks and counted.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         boundary = self._engine.is_gradient_accumulation_boundary()
         before = self.loss_scale.skipped
+        if boundary and self._reduces:
+            if self.zero_stage:
+                scatter_gradients(self._sharded, self._world)
+            else:
+                average_gradients(self._parameters, self._world)
         self._engine.step()
         self._stepping = False
         self.updates += int(boundary and self.loss_scale.skipped == before)
@@ -209,6 +224,25 @@ class Engine:
     def close(self) -> None:
         """Remove DeepSpeed's hooks from the network."""
         self._engine.destroy()
+
+    def _take_over_reduction(self) -> None:
+        """Have DeepSpeed leave gradients where they are: `step` averages them (reduction.py).
+
+        Its walks through all modules and tensors, for hooks that have nothing to do then, go too.
+        """
+        self._engine.enable_backward_allreduce = False
+        if self.zero_stage == 0:
+            self._engine.zero_grad = self._free_gradients
+            return
+        for hook in self._sharded._grad_acc_hooks:
+            hook.remove()
+        self._sharded.zero_grad = self._free_gradients
+        # The weights are views of the flat ones, and stay so.
+        self._sharded._update_model_bit16_weights = lambda group: None
+
+    def _free_gradients(self, set_to_none: bool = True) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _masters(self) -> list[Tensor]:
         """Return the tensors that the optimizer updates."""

@@ -64,9 +64,10 @@ class Machine:
 def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int) -> Memory:
     """Return the memory of one rank.
 
-    Gradients include the copy in which a bucket of them is reduced. A network that fits in one
-    bucket is reduced when its activations are gone, so that only the greater of the two counts; the
-    same is true of the temporary copy that ZeRO-0's Adam makes. The optimizer is the masters and
+    Gradients include the copy in which they are reduced: ZeRO-1's is of all of them, ZeRO-2's and
+    3's of a bucket. ZeRO-1, and ZeRO-2 with a network that fits in one bucket, reduce when the
+    activations are gone, so that only the greater of the two counts; the same is true of the
+    temporary copy that ZeRO-0's Adam makes. The optimizer is the masters and
     both moments. ZeRO-3 gathers weights, up to a bucket of them. One rank shards nothing.
 
     Args:
@@ -85,11 +86,9 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
         update = max(largest - activations, 0.0)
         return Memory(everything, gradients, 2 * everything + update, averages, activations)
     masters = 3 * everything / ranks
-    if zero_stage < 3 and largest <= bucket:
+    if zero_stage == 1 or (zero_stage == 2 and largest <= bucket):
         at_the_end = max(gradients, 2 * largest - activations)
         return Memory(everything, at_the_end, masters, averages, activations)
-    if zero_stage == 1:
-        return Memory(everything, gradients + bucket, masters, averages, activations)
     reducing = max(2 * bucket - activations, bucket) + part
     if zero_stage == 2:
         return Memory(everything, reducing, masters, averages, activations)
@@ -117,12 +116,13 @@ def traffic(footprint: Footprint, zero_stage: int, ranks: int, accumulation_step
     """Return the bytes that a rank sends per step (FIELD section 3: 2P, under ZeRO-3 3P).
 
     ZeRO-2 reduces the gradients of each micro-batch, ZeRO-3 also gathers the weights twice for
-    each; the other stages reduce once a step.
+    each, or once a step if they fit in a bucket; the other stages reduce once a step.
     """
-    everything = FLOAT * sum(footprint.parameters.values()) * (ranks - 1) / ranks
+    size = sum(footprint.parameters.values())
+    everything = FLOAT * size * (ranks - 1) / ranks
     if zero_stage < 2:
         return 2 * everything
-    if zero_stage == 2:
+    if zero_stage == 2 or size <= MAX_BUCKET:
         return (1 + accumulation_steps) * everything
     return 3 * accumulation_steps * everything
 
