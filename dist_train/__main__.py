@@ -95,6 +95,9 @@ def train(
         return _refuse(error, EXIT_DIVERGED)
     except (CheckpointError, RunFolderError, ValueError) as error:
         return _refuse(error)
+    except OSError as error:  # one rank's alone: the others lose it, and end by themselves
+        problem = f"the run folder {run_dir} cannot be written ({error})"
+        return _refuse(RunFolderError(f"{problem}; the last checkpoint is kept"), always=True)
     finally:
         if lock is not None:
             lock.release()

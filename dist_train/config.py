@@ -61,11 +61,13 @@ class DivergencePolicy:
     interval is judged before its state is saved.
 
     Attributes:
-        action: `stop` at the first sign; `skip` goes on after skipped updates and stops at other
-            signs; `roll_back` goes back to the last checkpoint and on with other data: the images
-            between the checkpoint and the place of the divergence are passed over.
+        action: `stop` at the first sign; `skip` goes on after skipped updates, which are then also
+            those that explode, and stops at other signs; `roll_back` goes back to the last
+            checkpoint and on with other data: the images between the checkpoint and the place of
+            the divergence are passed over.
         explosion: An interval's mean loss above this multiple of the interval before (or of 1, if
-            that was less) is a sign; null never is.
+            that was less) is a sign; null never is. With `skip`, so is the norm of an update's
+            gradient against the update before (up to ZeRO-2 without offloading).
         max_skipped_in_a_row: More consecutive skipped updates stop a run that may skip.
         max_roll_backs: More of them stop a run that may roll back.
     """
@@ -109,7 +111,8 @@ class RunConfig:
         precision: What all networks compute in; weights are always float32. `auto` leaves networks
             that name a half precision alone and else takes bfloat16 on GPUs that have it, float32
             elsewhere; it is settled when the run begins. null: each network's own dtype.
-        channels_last: Keep convolution weights and activations in channels_last memory format.
+        channels_last: Keep images and activations in channels_last memory format (weights are laid
+            out by ZeRO; the kernels reorder them).
         compile: Run networks through torch.compile (not those with a second-order loss).
         divergence: What to do when a loss explodes or is not a number.
         hang_timeout: Seconds without progress after which a run dumps all stacks and ends.

@@ -39,7 +39,12 @@ class Judge:
 
     def find_trouble(self, metrics: Mapping[str, float]) -> str | None:
         """Return what is wrong and what to change, or None; remembers the interval if healthy."""
-        trouble = self._updates() or self._losses(metrics) or self._diagnose(metrics)
+        skipped = sum(scale.skipped for scale in self._scales.values())
+        passed_over = self._policy.action == "skip" and skipped > sum(self._skipped.values())
+        trouble = self._updates()
+        if passed_over:  # the losses are those of updates that were never applied
+            return trouble
+        trouble = trouble or self._losses(metrics) or self._diagnose(metrics)
         if not trouble:
             self._last = {name: metrics[f"{name}/loss"] for name in self._scales}
         return trouble

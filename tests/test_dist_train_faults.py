@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +43,10 @@ def _config(
     return replace(tiny_edm(), total_images=total, divergence=policy, **changes)
 
 
-def _fit(root: Path, config: RunConfig, poisoned: tuple[int, ...] = ()) -> Any:
-    """Train; samples at the poisoned positions give losses that are not numbers."""
+def _fit(
+    root: Path, config: RunConfig, poisoned: tuple[int, ...] = (), poison: float = torch.nan
+) -> Any:
+    """Train; samples at the poisoned positions give losses that are multiplied by the poison."""
     from dist_train.distributed import init_world
     from dist_train.loop import Trainer
 
@@ -54,7 +56,8 @@ def _fit(root: Path, config: RunConfig, poisoned: tuple[int, ...] = ()) -> Any:
 
     def loss_fn(networks: Any, example: Any, step: int) -> Any:
         loss, metrics = healthy(networks, example, step)
-        return loss * (torch.nan if set(example.positions) & set(poisoned) else 1.0), metrics
+        factor = poison if set(example.positions) & set(poisoned) else 1.0
+        return loss * factor, {name: value * factor for name, value in metrics.items()}
 
     trainer.losses["denoiser"] = loss_fn
     trainer.fit()
@@ -72,27 +75,37 @@ def _same(ours: Path, theirs: Path) -> None:
 # Divergence.
 
 
-def _check_divergence(root: Path, zero_stage: Literal[0, 1]) -> None:
+SIGNS = {
+    "nan": "1 updates of the denoiser had gradients that are",
+    "1e6": "the loss of the denoiser rose from",
+}
+"""What is said of losses that are not numbers, and of losses that explode."""
+
+
+def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> None:
     from dist_train.divergence import DivergedError
 
+    def fit(name: str, bad: tuple[int, ...], total: int = WHOLE, **changes: Any) -> Any:
+        config = _config(total, zero_stage=zero_stage, **changes)
+        return _fit(root / name, config, bad, float(poison))
+
     bad = (1 * BATCH + 3, 4 * BATCH + 6)  # one sample of the second step, one of the fifth
-    with pytest.raises(DivergedError, match="1 updates of the denoiser had gradients that are"):
-        _fit(root / "stop", _config(zero_stage=zero_stage), bad[1:])
+    with pytest.raises(DivergedError, match=SIGNS[poison]):
+        fit("stop", bad[1:])
     assert [p.name for p in committed(root / "stop")] == [f"{HALF:012d}"]
 
-    whole = _fit(root / "skip", _config(action="skip", zero_stage=zero_stage), bad)
+    whole = fit("skip", bad, action="skip")
     assert whole.engines["denoiser"].loss_scale.skipped == 2
     assert whole.engines["denoiser"].updates == WHOLE // BATCH - 2
     for total in (HALF, WHOLE):
-        _fit(root / "skip_resumed", _config(total, action="skip", zero_stage=zero_stage), bad)
+        fit("skip_resumed", bad, total, action="skip")
     _same(root / "skip", root / "skip_resumed")
 
-    whole = _fit(root / "back", _config(action="roll_back", zero_stage=zero_stage), bad[1:])
+    whole = fit("back", bad[1:], action="roll_back")
     assert whole.data_offset == 2 * BATCH  # from the checkpoint to where it was noticed
     assert whole.engines["denoiser"].loss_scale.skipped == 0
     for total in (5 * BATCH, WHOLE):  # diverges, goes back and is interrupted; goes on
-        config = _config(total, action="roll_back", zero_stage=zero_stage)
-        _fit(root / "back_resumed", config, bad[1:])
+        fit("back_resumed", bad[1:], total, action="roll_back")
     _same(root / "back", root / "back_resumed")
     lines = (root / "back" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images_seen"] for line in lines] == list(
@@ -100,13 +113,16 @@ def _check_divergence(root: Path, zero_stage: Literal[0, 1]) -> None:
     )
     everything = tuple(range(4 * BATCH, 1000))
     with pytest.raises(DivergedError, match="diverged by"):  # in vain: it stops after three times
-        _fit(root / "hopeless", _config(action="roll_back", zero_stage=zero_stage), everything)
+        fit("hopeless", everything, action="roll_back")
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("poison", SIGNS)
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_sick_updates_stop_are_skipped_or_rolled_back(tmp_path: Path, zero_stage: int) -> None:
-    run_ranks(2, _check_divergence, tmp_path, zero_stage)
+def test_sick_updates_stop_are_skipped_or_rolled_back(
+    tmp_path: Path, zero_stage: int, poison: str
+) -> None:
+    run_ranks(2, _check_divergence, tmp_path, zero_stage, poison)
 
 
 def test_judge_sees_explosions_and_falling_scales() -> None:
@@ -199,18 +215,54 @@ def test_full_disk_and_read_only_folder_lose_nothing(tmp_path: Path) -> None:
         _same(tmp_path / name, tmp_path / "undisturbed")
 
 
-def test_a_checkpoint_without_its_marker_is_no_fresh_start(tmp_path: Path) -> None:
-    run_ranks(1, _check_marker, tmp_path)
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "flipped": lambda folder: _rewrite(folder / "rank_00001.safetensors", _with_a_flipped_byte),
+    "truncated": lambda folder: _rewrite(folder / "rank_00000.safetensors", lambda data: data[:-9]),
+    "unmarked": lambda folder: (folder / "checkpoint.json").unlink(),
+    "emptied": lambda folder: [file.unlink() for file in folder.iterdir()],  # type: ignore
+}
+"""What may happen to a checkpoint."""
 
 
-def _check_marker(root: Path) -> None:
-    from dist_train.checkpoint import CheckpointError, find_newest_whole
+def _rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
+
+
+def _with_a_flipped_byte(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+
+
+def _check_damage(root: Path) -> None:
+    from dist_train.checkpoint import CheckpointError
     from dist_train.distributed import init_world
 
-    _fit(root, _config(BATCH))
-    (root / "checkpoints" / f"{BATCH:012d}" / "checkpoint.json").unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint.json cannot be read"):
-        find_newest_whole(root, init_world())
+    world = init_world()
+    undisturbed = _fit(root / "undisturbed", _config(checkpoint_images=2 * BATCH))
+    for name, damage in DAMAGES.items():
+        _fit(root / name, _config(5 * BATCH, checkpoint_images=2 * BATCH))
+        newest, older = reversed(committed(root / name))
+        world.barrier()
+        if world.rank == 0:
+            damage(newest)
+        world.barrier()
+        trainer = _fit(root / name, _config(checkpoint_images=2 * BATCH))
+        assert "passed over a damaged checkpoint" in trainer._notes[0]
+        assert f"resumed from {older}" in trainer._notes[-1]
+        assert trainer.step == undisturbed.step
+        _same(root / name, root / "undisturbed")
+        world.barrier()
+        if world.rank == 0:
+            for folder in committed(root / name):
+                DAMAGES["truncated"](folder)
+        world.barrier()
+        with pytest.raises(CheckpointError, match="is whole"):  # and no fresh start
+            _fit(root / name, _config())
+        world.barrier()
+
+
+@pytest.mark.distributed
+def test_damaged_checkpoints_are_passed_over_and_the_run_is_the_same(tmp_path: Path) -> None:
+    run_ranks(2, _check_damage, tmp_path)
 
 
 # Ranks that hang or disappear.
@@ -235,6 +287,19 @@ def sleep_for_ever(self, original=Trainer._train_step):
 
 Trainer._train_step = sleep_for_ever(None)
 sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+"""
+
+READ_ONLY = """
+import errno
+from dist_train.metrics import MetricsLog
+
+def write(self, images_seen, *arguments, original=MetricsLog.write):
+    if images_seen == 40:
+        raise OSError(errno.EROFS, "Read-only file system")
+    original(self, images_seen, *arguments)
+
+MetricsLog.write = write
+sys.exit(train(_config(), Path(sys.argv[1])))
 """
 
 STOPPED = """
@@ -285,6 +350,19 @@ def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
     assert "rank 1 hangs: no progress for 6 s in" in errors[1]
     run_ranks(2, _go_on, tmp_path)
     _same(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+@pytest.mark.distributed
+def test_a_run_folder_that_turns_read_only_ends_all_ranks(tmp_path: Path) -> None:
+    run_dir = tmp_path / "disturbed"
+    processes = _start_ranks(STOPPABLE + READ_ONLY, run_dir)
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert f"{run_dir} cannot be written ([Errno 30] Read-only file system); the last" in errors[0]
+    assert "rank 1 lost contact with rank 0" in errors[1]
+    assert [process.returncode for process in processes] == [2, EXIT_LOST]
+    assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
+    run_ranks(2, _go_on, tmp_path)
+    _same(run_dir, tmp_path / "undisturbed")
 
 
 @pytest.mark.distributed
