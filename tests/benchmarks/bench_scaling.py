@@ -1,12 +1,15 @@
 """How a step grows with the number of processes at fixed work for each, and memory by ZeRO stage.
 
-    python -m tests.benchmarks.bench_scaling [--steps 30]
+    python -m tests.benchmarks.bench_scaling [speed] [memory] [traffic] [--steps 30]
 
 Speed: 1, 2 and 4 processes of one thread, each with the same micro-batch, under ZeRO-1. A machine
 of two cores can at best keep the time of a step up to two processes and double it at four.
 
 Memory: the peak of all tensor bytes of one of two ranks, in bytes per parameter, beside the
 formulas of dist_train/plan.py.
+
+Traffic: the messages of a step on two ranks, from the collectives that are really called, and what
+follows for 8 to 1024 GPUs: the published stage 2 of RDM, simulated.
 """
 
 from __future__ import annotations
@@ -15,13 +18,18 @@ import argparse
 import gc
 import statistics
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train.config import RunConfig
-from models.rdm.objective import EdmConfig
-from tests.benchmarks.bench_training import NAMES, _seconds, benchmarked
+from dist_train.flops import measure_step
+from dist_train.hardware import GPUS
+from dist_train.plan import Machine, step_seconds
+from dist_train.plan_report import ASSUMED_MFU
+from dist_train.recipes import RECIPES
+from tests.benchmarks.bench_training import NAMES, _seconds, benchmarked, wide
 from tests.ranks import run_ranks
+from tests.traffic import TrafficMeter
 
 WARM_UP = 3
 
@@ -46,20 +54,6 @@ def _time_steps(root: Path, name: str, steps: int) -> None:
         engine.close()
 
 
-def _wide(zero_stage: int) -> RunConfig:
-    """Return a run whose weights outweigh its activations, one sample for each rank."""
-    config = benchmarked("quickstart_edm16")
-    assert isinstance(config.objective, EdmConfig)
-    unet = replace(config.objective.unet, model_channels=128)
-    return replace(
-        config,
-        objective=replace(config.objective, unet=unet),
-        zero_stage=zero_stage,  # type: ignore[arg-type]
-        global_batch_size=2,
-        grid_seeds=0,
-    )
-
-
 def _measure_memory(root: Path) -> None:
     from dist_train.distributed import init_world
     from dist_train.flops import CostMeter, measure_step
@@ -68,7 +62,7 @@ def _measure_memory(root: Path) -> None:
 
     world = init_world()
     for zero_stage in range(4):
-        config = _wide(zero_stage)
+        config = wide(zero_stage)
         footprint = measure_step(config.objective, 1)
         size = sum(footprint.parameters.values())
         gc.collect()
@@ -91,12 +85,64 @@ def _measure_memory(root: Path) -> None:
         del trainer, examples, meter
 
 
+def _measure_traffic(root: Path) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.flops import measure_step
+    from dist_train.loop import Trainer
+    from dist_train.plan import traffic
+
+    world = init_world()
+    runs = [replace(benchmarked(name), zero_stage=1, grid_seeds=0) for name in NAMES]
+    runs += [wide(stage) for stage in range(4)]
+    for number, config in enumerate(runs):
+        trainer = Trainer(config, root / f"traffic-{number}", world)
+        examples = trainer._examples()
+        trainer._train_step(examples)
+        with TrafficMeter(world.size) as meter:
+            trainer._train_step(examples)
+        footprint = measure_step(config.objective, trainer.micro_batch_size)
+        size = sum(footprint.parameters.values())
+        planned = traffic(footprint, config.zero_stage, world.size, trainer.accumulation_steps)
+        if world.rank == 0:
+            kinds = Counter(name.strip("_") for name, _ in meter.messages)
+            print(
+                f"{config.recipe:24} {size / 1e6:5.1f}M  ZeRO-{config.zero_stage}"
+                f"  sent {meter.sent / size:5.2f}  planned {planned / size:5.2f} bytes/parameter"
+                f"  in {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
+                flush=True,
+            )
+        for engine in trainer.engines.values():
+            engine.close()
+
+
+def _simulate(recipe: str = "rdm_imagenet256") -> None:
+    """Print what the measured messages cost at scale; the assumptions are in docs/scaling.md."""
+    config = RECIPES[recipe]()
+    for gpus in (8, 16, 64, 256, 1024):
+        micro = min(8, config.global_batch_size // gpus)
+        footprint = measure_step(config.objective, micro)
+        cells = []
+        for gbit in (100, 800):
+            machine = Machine(GPUS["a100-40g"], gpus // 8, 8, gbit / 8 * 1e9, ASSUMED_MFU)
+            computing, sending = step_seconds(config, footprint, micro, 1, machine)
+            efficiency = computing / (computing + sending)
+            cells.append(f"{gbit} Gbit/s: sending {sending:.3f} s, efficiency {efficiency:.0%}")
+        days = config.total_images / config.global_batch_size * (computing + sending) / 86400
+        print(f"{gpus:5} GPUs  computing {computing:7.2f} s  {'  '.join(cells)}  {days:.1f} days")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=["speed", "memory", "traffic"])
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        for chosen in NAMES:
-            for ranks in (1, 2, 4):
-                run_ranks(ranks, _time_steps, Path(temporary), chosen, options.steps)
-        run_ranks(2, _measure_memory, Path(temporary))
+        if "speed" in options.parts:
+            for chosen in NAMES:
+                for ranks in (1, 2, 4):
+                    run_ranks(ranks, _time_steps, Path(temporary), chosen, options.steps)
+        if "memory" in options.parts:
+            run_ranks(2, _measure_memory, Path(temporary))
+        if "traffic" in options.parts:
+            run_ranks(2, _measure_traffic, Path(temporary))
+            _simulate()

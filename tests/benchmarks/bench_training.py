@@ -1,12 +1,17 @@
 """Training speed as ratios: a step against a bare loop, and the stall of a checkpoint.
 
-    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40] [--fused]
+    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40] [NAME ...] [stall]
 
-Both loops take turns step by step in one process, so that what else the machine does hits both
-alike; the median over blocks of steps is reported. The bare loop is what one would write by hand:
-networks, losses, torch's Adam as it comes (`--fused`: as fused as ours), gradients averaged by
-DistributedDataParallel (by hand where there is R1, whose double backward DDP does not support), an
-EMA; no metrics, checks or timers.
+Steps: both loops take turns step by step in one process, first one and then the other first, so
+that what else the machine does hits both alike; the median over blocks of steps and its quartiles
+are printed. Ours is what `Trainer.fit` does for a step, with the ranks' agreement after each and a
+report, written and judged, after each block. The bare loop is what one would write by hand:
+networks, losses, torch's fused Adam, gradients averaged by DistributedDataParallel (by hand where
+there is R1, whose double backward DDP does not support), an EMA; no metrics, checks or timers.
+
+Stall: in the real loop, with a state of 210 MB. What the loop waits is measured where it waits
+(starting a checkpoint, the copy, committing); by how much the steps around a checkpoint are slower
+than as many without is measured as well.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -26,11 +32,14 @@ from torch import nn
 from dist_train.config import RunConfig
 from dist_train.recipes import RECIPES
 from models.objective import Example
+from models.rdm.objective import EdmConfig
 from tests.ranks import run_ranks
 
 NAMES = ("quickstart_edm16", "quickstart_relay64", "quickstart_wavediff64")
 BLOCK = 10
 """Steps whose times are added: the interval of the pair's lazy R1."""
+STEPS_PER_CHECKPOINT = 6
+"""Enough for a checkpoint to be written meanwhile."""
 
 
 def benchmarked(name: str) -> RunConfig:
@@ -48,16 +57,30 @@ def benchmarked(name: str) -> RunConfig:
     )
 
 
+def wide(zero_stage: int) -> RunConfig:
+    """Return a run whose weights outweigh its activations, one sample for each rank."""
+    config = benchmarked("quickstart_edm16")
+    assert isinstance(config.objective, EdmConfig)
+    unet = replace(config.objective.unet, model_channels=128)
+    return replace(
+        config,
+        objective=replace(config.objective, unet=unet),
+        zero_stage=zero_stage,  # type: ignore[arg-type]
+        global_batch_size=2,
+        grid_seeds=0,
+    )
+
+
 class BareLoop:
     """What one would write by hand."""
 
-    def __init__(self, config: RunConfig, ranks: int, rank: int, fused: bool = False) -> None:
+    def __init__(self, config: RunConfig, ranks: int, rank: int) -> None:
         from data_pipelines.pipeline import Share, build_pipeline
 
         self.objective = config.objective.build()
         networks = self.objective.build_networks()
         self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused)
+            name: torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
             for name, net in networks.items()
         }
         followed = networks[self.objective.sampled_network]
@@ -81,8 +104,9 @@ class BareLoop:
         x = self.objective.prepare(batch.images).contiguous(memory_format=self.layout)
         example = Example(x, labels, batch.positions, 0)
         for name, loss_fn in self.objective.losses().items():
-            for other, network in self.networks.items():
-                network.requires_grad_(other == name)
+            if len(self.networks) > 1:
+                for other, network in self.networks.items():
+                    network.requires_grad_(other == name)
             self.optimizers[name].zero_grad()
             loss_fn(self.networks, example, self.done)[0].backward()
             if self.by_hand:
@@ -100,86 +124,112 @@ class BareLoop:
         torch._foreach_copy_(gradients, parts)
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def _seconds(step: Callable[[], object]) -> float:
     began = time.perf_counter()
     step()
     return time.perf_counter() - began
 
 
-def _run(root: Path, ranks: int, steps: int, fused: bool) -> None:
+def _spread(values: Sequence[float], form: str) -> str:
+    """Return the median and the quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def _compare(root: Path, names: Sequence[str], steps: int) -> None:
     from dist_train.distributed import init_world
     from dist_train.loop import Trainer
+    from dist_train.preemption import StopRequest
 
-    world = init_world()
-    for name in NAMES:
+    world, stop = init_world(), StopRequest()
+    for name in names:
         config = benchmarked(name)
         trainer = Trainer(config, root / name, world)
+        trainer._reporter.open(0)
         examples = trainer._examples()
-        bare = BareLoop(config, ranks, world.rank, fused)
-        times = [
-            (_seconds(lambda: trainer._train_step(examples)), _seconds(bare.step))  # noqa: B023
-            for _ in range(3 + steps)
-        ][3:]  # the first ones warm up
-        blocks = [times[k : k + BLOCK] for k in range(0, steps, BLOCK)]
-        sums = [tuple(map(sum, zip(*block, strict=True))) for block in blocks]
-        ratio = statistics.median(ours / theirs for ours, theirs in sums)
-        theirs = statistics.median(theirs for _, theirs in sums) / BLOCK
+        bare = BareLoop(config, world.size, world.rank)
+
+        def ours(trainer: Any = trainer, examples: Any = examples) -> None:
+            trainer._train_step(examples)
+            trainer._agree_to_stop(stop)
+            if trainer.step % BLOCK == 0:
+                trainer._report()
+
+        ratios, seconds = [], []
+        for _ in range(BLOCK):  # warm up
+            ours(), bare.step()
+        for _ in range(steps // BLOCK):
+            block = [(_seconds(ours), _seconds(bare.step)) for _ in range(BLOCK // 2)]
+            block += [(_seconds(bare.step), _seconds(ours))[::-1] for _ in range(BLOCK // 2)]
+            mine, theirs = (sum(times) for times in zip(*block, strict=True))
+            ratios.append(mine / theirs)
+            seconds.append(theirs / BLOCK)
         if world.rank == 0:
-            print(f"{name:24} bare {theirs * 1e3:7.1f} ms/step   ours / bare {ratio:.3f}")
-        for engine in trainer.engines.values():
-            engine.close()
+            print(
+                f"{name:24} bare {statistics.median(seconds) * 1e3:7.1f} ms/step"
+                f"   ours / bare {_spread(ratios, '.3f')}",
+                flush=True,
+            )
+        _end(trainer)
+
+
+def _measure_stall(root: Path, checkpoints: int) -> None:
+    from dist_train.distributed import init_world
+    from dist_train.loop import Trainer
+    from dist_train.preemption import StopRequest
+
+    world, stop = init_world(), StopRequest()
+    trainer = Trainer(wide(1), root / "stall", world)
+    examples = trainer._examples()
+
+    def steps() -> None:
+        for _ in range(STEPS_PER_CHECKPOINT):
+            trainer._train_step(examples)
+            trainer._agree_to_stop(stop)
+
+    def written() -> float:
+        began = time.perf_counter()
+        trainer._begin_checkpoint()
+        trainer._writer.finish()
+        return time.perf_counter() - began
+
+    steps(), written()
+    waited, slower = [], []
+    for _ in range(checkpoints):
+        alone = _seconds(steps)
+        whole = written()
+        trainer._reporter.timer.read()
+        began = time.perf_counter()
+        trainer._begin_checkpoint()
+        steps()
+        prolonged = time.perf_counter() - began - alone
+        committing = _seconds(trainer._writer.commit) if trainer._writer.pending else 0.0
+        waited.append((trainer._reporter.timer.read()[1]["save"] + committing) / whole)
+        slower.append(prolonged / whole)
+        trainer._writer.finish()
     if world.rank == 0:
-        _stall()
+        print(
+            f"a checkpoint, written while the loop waits: {whole:.3f} s; asynchronously, of that,"
+        )
+        print(f"  the loop waits {_spread(waited, '.2%')}, taking {_spread(slower, '.1%')} longer")
+    _end(trainer)
 
 
-def _stall() -> None:
-    """Print what a checkpoint costs the loop, relative to writing it while the loop waits.
-
-    The loop's forward and backward passes are a matrix product of a tenth of a second; the stall is
-    by how much passes, waiting and committing last longer than the passes alone.
-    """
-    from dist_train.checkpoint import TrainState
-    from dist_train.checkpoint_writer import CheckpointWriter
-    from dist_train.distributed import World
-    from dist_train.fragments import Fragment
-    from dist_train.retention import Retention
-
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    fragments = {"net": [Fragment("w", 0, torch.randn(25_000_000), {})]}  # 100 MB
-    factor = torch.randn(1200, 1200)
-
-    def passes() -> None:
-        for _ in range(3):
-            factor @ factor
-
-    with tempfile.TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), world, Retention(last=1))
-        stalls, totals = [], []
-        for images in range(1, 25):
-            state = TrainState(images, images, {"net": 1})
-            alone = _seconds(passes)
-            began = time.perf_counter()
-            writer.begin(state, fragments)
-            if images % 2:
-                passes()
-                writer.wait_for_copy()
-                stalls.append(time.perf_counter() - began - alone)
-                while not writer.written:  # the loop goes on
-                    time.sleep(0.001)
-                stalls[-1] += _seconds(writer.commit)
-            writer.finish()
-            if not images % 2:
-                totals.append(time.perf_counter() - began)
-    stall, total = statistics.median(stalls[1:]), statistics.median(totals[1:])
-    print(f"checkpoint of 100 MB: stall {stall:.3f} s of {total:.3f} s = {stall / total:.1%}")
+def _end(trainer: Any) -> None:
+    trainer._reporter.close()
+    for engine in trainer.engines.values():
+        engine.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=[*NAMES, "stall"])
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--fused", action="store_true", help="Adam of the bare loop")
+    parser.add_argument("--checkpoints", type=int, default=15)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        arguments = (options.ranks, options.steps, options.fused)
-        run_ranks(options.ranks, _run, Path(temporary), *arguments)
+        recipes = [name for name in options.names if name in NAMES]
+        run_ranks(options.ranks, _compare, Path(temporary), recipes, options.steps)
+        if "stall" in options.names:
+            run_ranks(options.ranks, _measure_stall, Path(temporary), options.checkpoints)
