@@ -80,7 +80,9 @@ def _scatter(flat: Tensor, world: World) -> Tensor:
     """Return this rank's part of the mean of `flat` over all ranks."""
     if flat.device.type == "cuda":
         mine = flat.new_empty(flat.numel() // world.size)
-        dist.reduce_scatter_single(mine, flat)
+        # Older versions of torch know it by its former name only.
+        reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        reduce_scatter(mine, flat)
     else:  # gloo's own reduce-scatter takes half as long again
         parts = torch.empty_like(flat)
         dist.all_to_all_single(parts, flat)
