@@ -110,9 +110,22 @@ def test_channels_last_gives_the_same():
     y, t, z = inputs(TINY)
     with torch.no_grad():
         wanted = network(y.double(), t, z.double())
+        assert wanted.is_contiguous()
         network.to(memory_format=torch.channels_last)
-        found = network(y.double().contiguous(memory_format=torch.channels_last), t, z.double())
+        found = network(y.double(), t, z.double())
     torch.testing.assert_close(found, wanted)
+
+
+def test_activations_stay_in_channels_last():
+    """Weights in that layout are enough; no layer of the generator falls back to the other one."""
+    network = lively(Generator(TINY, 12, 8)).to(memory_format=torch.channels_last)
+    outputs = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _, given, out: outputs.append(out))
+    network(*inputs(TINY))
+    assert outputs
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in outputs)
 
 
 def test_networks_can_be_compiled_whole():

@@ -5,6 +5,7 @@ import pytest
 import pywt
 import torch
 
+from models.wavediff import haar
 from models.wavediff.haar import haar_dwt, haar_idwt
 from models.wavediff.resample import fir_down, fir_kernel, fir_up, upfirdn2d
 from models.wavediff.space import PixelSpace, WaveletSpace
@@ -43,7 +44,30 @@ def test_haar_takes_any_layout_and_precision(layout, dtype):
     x = torch.randn(2, 8, 4, 4).to(dtype).contiguous(memory_format=layout)
     y = haar_dwt(x)
     assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=layout)
     torch.testing.assert_close(y.double(), haar_dwt(x.double()), rtol=0.01, atol=0.05)
+    back = haar_idwt(y)
+    assert back.dtype == dtype
+    assert back.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(back.double(), x.double(), rtol=0.01, atol=0.05)
+
+
+def test_haar_can_be_differentiated_twice():
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+
+    def there_and_back(x):
+        return haar_idwt(haar_dwt(x, scale=0.5).pow(2), scale=0.7)
+
+    assert torch.autograd.gradcheck(there_and_back, (x,))
+    assert torch.autograd.gradgradcheck(there_and_back, (x,))
+
+
+def test_haar_does_not_depend_on_the_blocks_it_works_in(monkeypatch):
+    x = torch.randn(5, 3, 8, 12)
+    y = haar_dwt(x)
+    monkeypatch.setattr(haar, "CACHED", 2 * x[0].numel())
+    assert torch.equal(haar_dwt(x), y)
+    torch.testing.assert_close(haar_idwt(y), x)
 
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 5), (1, 1)])

@@ -17,6 +17,7 @@ from models.wavediff.layers import (
     GroupNorm,
     Linear,
     residual,
+    silu,
 )
 from models.wavediff.resample import (
     fir_down,
@@ -85,21 +86,21 @@ class ResidualBlock(nn.Module):
 
     def activate(self, x: Tensor, latent: Tensor) -> Tensor:
         """Return the normalised, modulated and activated input."""
-        return F.silu(self.GroupNorm_0(x, latent))
+        return silu(self.GroupNorm_0(x, latent))
 
     def project(self, x: Tensor) -> Tensor:
         """Return the skip path with the output's channels."""
         return x if self.Conv_2 is None else self.Conv_2(x)
 
     def finish(self, h: Tensor, time: Tensor | None, latent: Tensor) -> Tensor:
-        """Return the end of the residual path: time, second norm and convolution."""
+        """Return the end of the residual path: time (added in place), second norm, convolution."""
         if time is not None:
-            h = h + self.Dense_0(F.silu(time))[:, :, None, None]
+            h = h.add_(self.Dense_0(F.silu(time))[:, :, None, None])
         if isinstance(self.GroupNorm_1, AdaptiveGroupNorm):
             h = self.GroupNorm_1(h, latent)
         else:
             h = self.GroupNorm_1(h)
-        return self.Conv_1(F.silu(h))  # type: ignore[no-any-return]
+        return self.Conv_1(silu(h))  # type: ignore[no-any-return]
 
 
 class FirBlock(ResidualBlock):
@@ -139,7 +140,8 @@ class FrequencyDown(ResidualBlock):
         where the low band is the mean of 2x2 squares (the official code halves details later).
         """
         bands = haar_dwt(self.Conv_0(self.activate(x, latent)), scale=0.5)
-        low, details = bands.tensor_split([bands.shape[1] // 4], 1)
+        width = bands.shape[1] // 4
+        low, details = bands[:, :width], bands[:, width:]
         skip = mean_down(self.project(x))
         return residual(skip, self.finish(low, time, latent), self.rescale), details
 

@@ -142,11 +142,13 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
         """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim].
 
-        The batch is folded into the channels, so that one kernel normalises and modulates.
+        Channel by channel in memory, the batch is folded into the channels, so that one kernel
+        normalises and modulates; pixel by pixel (channels_last) that would take copies.
         """
-        scale, shift = self.style(latent).chunk(2, 1)
-        folded = x.reshape(1, -1, *x.shape[2:])
-        groups = len(x) * self.groups
+        scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
+        if not x.is_contiguous():
+            return torch.addcmul(shift, scale, F.group_norm(x, self.groups, eps=1e-6))
+        folded, groups = x.view(1, -1, *x.shape[2:]), len(x) * self.groups
         return F.group_norm(folded, groups, scale.flatten(), shift.flatten(), 1e-6).view(x.shape)
 
 
@@ -175,8 +177,20 @@ class Attention(nn.Module):
 
 
 def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals)."""
-    return (x + h).mul_(math.sqrt(0.5)) if rescale else x + h
+    """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals).
+
+    Args:
+        x: The skip path.
+        h: The residual path, fresh from a convolution: the sum takes its memory.
+        rescale: Whether to divide.
+    """
+    h = h.add_(x)
+    return h.mul_(math.sqrt(0.5)) if rescale else h
+
+
+def silu(h: Tensor) -> Tensor:
+    """Activate a tensor that nothing else needs: in its memory, unless gradients need it too."""
+    return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
 def timestep_features(t: Tensor, dim: int) -> Tensor:

@@ -74,11 +74,18 @@ class WaveDiffConfig:
         return WaveDiffObjective(self)
 
     def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
-        """Return the sampler of a trained generator. Raises ValueError after another sampler."""
+        """Return the sampler of a trained generator, whose weights are laid out for sampling.
+
+        That is channels_last, in place. (Not while training: fused Adam takes gradients of another
+        layout than the weights' for those of other weights, without a word.)
+
+        Raises:
+            ValueError: There is a previous sampler.
+        """
         if previous is not None:
             raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
         return WaveDiffSampler(
-            network,
+            network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             Diffusion(self.diffusion),
             self.space,
             resolution=self.resolution,
