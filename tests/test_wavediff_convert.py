@@ -3,6 +3,7 @@
 import argparse
 import collections
 import pickle
+import re
 
 import pytest
 import torch
@@ -159,11 +160,27 @@ class Bomb:
         return print, ("exploded",)
 
 
-@pytest.mark.parametrize("kind", ["bomb", "text", "list", "missing", "truncated", "numbers"])
-def test_bad_files_give_one_line_and_code_2(kind, tmp_path, capsys, netg):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bomb", "pickle protocol"),
+        ("zipped bomb", "it asks for .*print, which is neither weights nor settings"),
+        ("text", "is no readable weight file"),
+        ("list", "holds a list"),
+        ("missing", "cannot be read"),
+        ("empty", "it is empty or cut off"),
+        ("truncated", "failed reading zip archive"),
+        ("numbers", "is a int, not a weight"),
+    ],
+)
+def test_bad_files_give_one_line_and_code_2(kind, message, tmp_path, capsys, netg):
     file = tmp_path / "netG_9.pth"
     if kind == "bomb":
         file.write_bytes(pickle.dumps({"module.a": Bomb()}))
+    elif kind == "zipped bomb":
+        torch.save({"module.a": Bomb()}, file)
+    elif kind == "empty":
+        file.touch()
     elif kind == "text":
         file.write_text("not a checkpoint")
     elif kind == "list":
@@ -177,6 +194,8 @@ def test_bad_files_give_one_line_and_code_2(kind, tmp_path, capsys, netg):
     assert code == 2
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    assert "weights_only" not in captured.err  # torch's advice is to read it unsafely
     assert "exploded" not in captured.out
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,10 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
     except OSError as error:
         raise OfficialFileError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # pickle, zip and torch each raise their own kinds
-        reason = str(error).splitlines()[0]
-        raise OfficialFileError(f"{path} is no readable weight file: {reason}") from None
+        raise OfficialFileError(
+            f"{path} is no readable weight file of PyTorch: {_reason(error)}; download it again"
+            " from where you trust (nothing in it was executed)"
+        ) from None
     if not isinstance(document, dict):
         raise OfficialFileError(f"{path} holds a {type(document).__name__}, expected named weights")
     if "netG_dict" in document:
@@ -79,6 +82,16 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
     epoch = path.stem.rpartition("_")[2]
     weights = _named_weights(path, document)
     return OfficialFile(weights, None, int(epoch) if epoch.isdigit() else None, 0, averaged=True)
+
+
+def _reason(error: Exception) -> str:
+    """Return the part of torch's message that says what is wrong, not how to read it unsafely."""
+    message = str(error)
+    if foreign := re.search(r"GLOBAL (\S+)", message):
+        return f"it asks for {foreign[1]}, which is neither weights nor settings"
+    if unknown := re.search(r"Unsupported operand \d+", message):
+        return f"it is another pickle ({unknown[0].lower()})"
+    return message.partition("\n")[0].partition(". ")[0] or "it is empty or cut off"
 
 
 def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> OfficialFile:
