@@ -35,6 +35,9 @@ from data_pipelines.page_cache import PageCache
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.shards import ShardedImages
 
+THREADS_PAY_FROM = 128
+"""Edge of images below which a sample costs Python, which threads contend for, more than FFCV."""
+
 Content = tuple[int, bytes]
 """What a beton holds of an image: the mode (JPEG or RAW), and the bytes."""
 
@@ -110,7 +113,8 @@ class FfcvPipeline:
             pixels = to_device(self._decoder(contents), self._device)
             return self._finish(planes_first(pixels), labels, positions)
 
-        return read_ahead(produce, self._config.workers, self._config.prefetch)
+        small = self.info.resolution < THREADS_PAY_FROM
+        return read_ahead(produce, 1 if small else self._config.workers, self._config.prefetch)
 
     def close(self) -> None:
         """Close the beton."""
