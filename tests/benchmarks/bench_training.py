@@ -1,6 +1,6 @@
 """Training speed as ratios: a step against a bare loop, and the stall of a checkpoint.
 
-    python -m tests.benchmarks.bench_training [--ranks 1] [--steps 40] [NAME ...] [stall]
+    python -m tests.benchmarks.bench_training [--ranks 1] [--zero-stage 1] [NAME ...] [stall]
 
 Steps: both loops take turns step by step in one process, first one and then the other first, so
 that what else the machine does hits both alike; the median over blocks of steps and its quartiles
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import distributed as dist
@@ -136,14 +136,14 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _compare(root: Path, names: Sequence[str], steps: int) -> None:
+def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0, 1]) -> None:
     from dist_train.distributed import init_world
     from dist_train.loop import Trainer
     from dist_train.preemption import StopRequest
 
     world, stop = init_world(), StopRequest()
     for name in names:
-        config = benchmarked(name)
+        config = replace(benchmarked(name), zero_stage=zero_stage)
         trainer = Trainer(config, root / name, world)
         trainer._reporter.open(0)
         examples = trainer._examples()
@@ -226,10 +226,12 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=[*NAMES, "stall"])
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--zero-stage", type=int, default=1, help="0 replicates, as DDP does")
     parser.add_argument("--checkpoints", type=int, default=15)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         recipes = [name for name in options.names if name in NAMES]
-        run_ranks(options.ranks, _compare, Path(temporary), recipes, options.steps)
+        arguments = (Path(temporary), recipes, options.steps, options.zero_stage)
+        run_ranks(options.ranks, _compare, *arguments)
         if "stall" in options.names:
             run_ranks(options.ranks, _measure_stall, Path(temporary), options.checkpoints)
