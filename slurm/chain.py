@@ -202,7 +202,9 @@ class ReportJob:
             run_command("evaluation", ["table", *there])
         if len(there) < len(self.results):
             missing = [path.stem for path in self.results if not path.exists()]
-            sys.exit(f"no result of {', '.join(missing)}; mend it and submit the pipeline again")
+            sys.exit(
+                f"error: no result of {', '.join(missing)}; mend it and submit the pipeline again"
+            )
         self.done.parent.mkdir(parents=True, exist_ok=True)
         self.done.touch()
         return "finished"

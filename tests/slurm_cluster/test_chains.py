@@ -102,7 +102,8 @@ def test_a_pipeline_reports_what_failed_and_goes_on_when_it_is_mended(
     capsys.readouterr()
     assert main(["logs", str(pipeline_root), "--job", report.job_id]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"wavediff: STOPPED: job \d+ was failed; logs in /", printed), printed
+    why = r"was failed \(/.*weights.safetensors cannot be read: .*\); logs in /"
+    assert re.search(rf"wavediff: STOPPED: job \d+ {why}", printed), printed
     assert "no result of wavediff; mend it and submit the pipeline again" in printed
     assert "fd:block4" in printed, "the results that there are"
     assert "rdm: finished" in printed
