@@ -12,13 +12,19 @@ from pathlib import Path
 from slurm.folder import JobFolder, JobRecord
 from slurm.queue import SlurmError, accounting, have_slurm
 
-REASON = re.compile(
-    r"(?:dist_train|slurm|error|not run again): (?P<said>.+)"  # the one line of our commands
-    r"|(?P<raised>[A-Za-z_][\w.]*(?:Error|Exception|Corrupt|Unreachable)(?:: .+)?)"
-    r"|(?:srun|slurmstepd): error: (?P<slurm>.*(?:Killed|Kill|CANCELLED|Segmentation|Abort|Bus).*)",
-    re.IGNORECASE,
+REASONS = (
+    re.compile(
+        r"(?:dist_train|slurm|error|not run again): (?P<said>.+)"  # the one line of our commands
+        r"|(?P<raised>[A-Za-z_][\w.]*(?:Error|Exception|Corrupt|Unreachable)(?:: .+)?)"
+    ),
+    re.compile(
+        r"(?:srun|slurmstepd\S*): error: (?P<slurm>.*(?:Killed|[Kk]ill event|Segmentation|Aborted"
+        r"|Bus error|DUE TO (?!JOB REQUEUE)).*)"
+    ),
 )
-"""Lines of a log that say why a job ended."""
+"""Lines of a log that say why a job ended: its own; or else Slurm's, which follow any end."""
+START = re.compile(r"start \d+ of job \S+")
+"""The line with which a rank begins again (slurm.ranks.enter_rank)."""
 TAIL = 1 << 16
 """Bytes of a log that are searched, from its end."""
 
@@ -53,14 +59,22 @@ def why_ended(folder: JobFolder, record: JobRecord, job_id: str) -> str:
 
 def last_words(logs: Path, job_id: str) -> str:
     """Return the last line of a job's logs that says why it ended, "" if none does."""
-    for path in error_logs(logs, job_id):
-        with open(path, "rb") as file:
-            file.seek(max(path.stat().st_size - TAIL, 0))
-            lines = file.read().decode(errors="replace").splitlines()
-        matches = [match for line in lines if (match := REASON.fullmatch(line.strip()))]
-        if matches:
-            return next(text for text in matches[-1].groups() if text)
+    printed = [_since_its_start(path) for path in error_logs(logs, job_id)]
+    for reason in REASONS:
+        for lines in printed:
+            matches = [match for line in lines if (match := reason.fullmatch(line))]
+            if matches:
+                return next(text for text in matches[-1].groups() if text)
     return ""
+
+
+def _since_its_start(path: Path) -> list[str]:
+    """Return the last lines that a rank printed, those of earlier starts left out."""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - TAIL, 0))
+        lines = file.read().decode(errors="replace").splitlines()
+    begun = [number for number, line in enumerate(lines) if START.fullmatch(line)]
+    return [line.strip() for line in lines[begun[-1] if begun else 0 :]]
 
 
 def error_logs(logs: Path, job_id: str) -> list[Path]:

@@ -75,6 +75,8 @@ def own_job_id() -> str:
 def enter_rank(task: Task) -> None:
     """Set this process' environment so that it is a rank of its job's world."""
     os.environ.update(task.environment)
+    if task.restart:  # logs are continued; see slurm.endings
+        print(f"start {task.restart + 1} of job {task.job_id}", file=sys.stderr, flush=True)
     _clear_torn_files(task)
     threads = os.environ.get("SLURM_CPUS_PER_TASK")
     if threads is not None:

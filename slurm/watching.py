@@ -156,9 +156,7 @@ def _job(
         "elapsed": waiting.elapsed if waiting else "",
         "starts": sum(1 for a in attempts if a["event"] == "start"),
         "crashes": sum(1 for a in attempts if a["event"] == "crash"),
-        "last_end": ": ".join(filter(None, (ends[-1]["why"], ends[-1].get("said"))))
-        if ends
-        else "",
+        "last_end": _end_in_words(ends[-1]) if ends else "",
     }
 
 

@@ -67,13 +67,19 @@ LOGS = {
                 "srun: error: n1: task 0: Exited with exit code 2"],
     "raised": ["  File loop.py, line 3", "torch.OutOfMemoryError: CUDA out of memory.",
                "srun: error: n1: task 0: Exited with exit code 1"],
-    "killed": ["dist_train: an earlier start", "srun: error: n2: task 1: Killed"],
+    "killed": ["dist_train: of an earlier start", "start 2 of job 7",
+               "srun: error: n2: task 1: Killed"],
+    "ended by Slurm": ["error: the set is damaged", "srun: error: n2: task 1: Killed",
+                       "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2030-01-01 ***"],
+    "late": ["slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2030-01-01 DUE TO TIME LIMIT ***"],
     "silent": ["warning: nothing that matters"],
 }  # fmt: skip
 WHY = {
     "refused": "label_dim=8, but /set has 9 classes; set it to 9",
     "raised": "torch.OutOfMemoryError: CUDA out of memory.",
     "killed": "n2: task 1: Killed",
+    "ended by Slurm": "the set is damaged",
+    "late": "*** JOB 7 ON n1 CANCELLED AT 2030-01-01 DUE TO TIME LIMIT ***",
     "silent": "",
 }
 
