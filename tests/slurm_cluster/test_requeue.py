@@ -177,7 +177,7 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
     helpers.assert_no_orphans(run_dir)
     assert images_saved(run_dir) >= seen + 16, "saved at the step when the node was taken"
     subprocess.run(["scontrol", "delete", "reservation=overtaking"], check=True)
-    subprocess.run([*down, "state=resume"], check=True)
+    subprocess.run([*down, "state=resume"], check=False)  # it may have come back by itself
     yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
     assert "NODE_FAIL" in helpers.states(job_id)
     yield f"job {job_id} to end", lambda: not queued([job_id])
