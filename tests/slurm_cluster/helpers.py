@@ -167,6 +167,17 @@ def reserve(name: str, nodes: str, start: str) -> None:
     subprocess.run(["scontrol", "create", "reservation", *words], check=True)
 
 
+def reschedule(name: str, start: str) -> None:
+    """Give a reservation that has not begun another start."""
+    words = ["scontrol", "update", f"reservationname={name}", f"starttime={start}"]
+    subprocess.run(words, check=True)
+
+
+def end_reservation(name: str) -> None:
+    """Delete a reservation, if there is one."""
+    subprocess.run(["scontrol", "delete", f"reservation={name}"], check=False)
+
+
 def daemon_pid(root: Path, name: str) -> int:
     return int((root / "slurm" / f"{name}.pid").read_text())
 

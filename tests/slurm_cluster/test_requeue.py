@@ -45,20 +45,27 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
     """Disturb runs in every way; returns the folder that they are in."""
     late = (cluster / "site.toml").read_text().replace("signal_seconds = 20", "signal_seconds = 5")
     (cluster / "late.toml").write_text(late)
-    helpers.run_together(
-        a_time_limit_before_a_maintenance(cluster),
-        a_time_limit_and_a_lost_controller(cluster),
-        signals_preemption_a_killed_rank_and_cancelling(cluster),
-    )
-    helpers.run_together(a_lost_node(cluster))
-    helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
+    try:
+        helpers.run_together(
+            a_time_limit_before_a_maintenance(cluster),
+            a_time_limit_and_a_lost_controller(cluster),
+            signals_preemption_a_killed_rank_and_cancelling(cluster),
+        )
+        helpers.run_together(a_lost_node(cluster))
+        helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
+    except BaseException:  # what comes after shall not have to wait
+        subprocess.run(["scancel", "--user=root"], check=False)
+        raise
+    finally:
+        helpers.end_reservation("maintenance")
+        helpers.end_reservation("overtaking")
     return cluster
 
 
 def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
     """Slurm shortens the time limit before a reservation, and sends its signal ahead of it."""
     run_dir = cluster / "maintenance"
-    helpers.reserve("maintenance", "n3,n4", start="now+85")  # no second start before it
+    helpers.reserve("maintenance", "n3,n4", start="now+300")
     first = helpers.train(run_dir, "--nodelist=n3,n4")
     yield "the reservation to be seen", lambda: "reserv" in helpers.job(first).reason
     shown = format_status(run_status(run_dir, queued()))
@@ -67,10 +74,11 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
     yield "the job to be gone", lambda: not queued([first])
 
     site = str(cluster / "late.toml")
-    assert main(["resume", str(run_dir), "--time-min=1", "--site", site]) == 0
+    helpers.reschedule("maintenance", start="now+175")  # one start of two minutes fits before it
+    assert main(["resume", str(run_dir), "--time-min=2", "--site", site]) == 0
     job_id = helpers.last_job(run_dir)
     yield helpers.reaches(run_dir, 120)
-    assert describe(job_id)["TimeLimit"] == "00:01:00", "it ends before the maintenance"
+    assert describe(job_id)["TimeLimit"] == "00:02:00", "it ends before the maintenance"
     with helpers.frozen(helpers.rank_pids(run_dir).values()):
         yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
     yield "the requeue", lambda: "ReqNodeNotAvail" in helpers.job(job_id).reason
@@ -78,7 +86,7 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
     assert describe(job_id)["TimeLimit"] == "00:10:00", "the whole time again"
     helpers.assert_no_orphans(run_dir)
 
-    subprocess.run(["scontrol", "delete", "reservation=maintenance"], check=True)
+    helpers.end_reservation("maintenance")
     yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
     assert helpers.starts(run_dir, job_id)[1] >= 120
     yield f"job {job_id} to end", lambda: not queued([job_id])
@@ -87,7 +95,7 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
 def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
     """Let Slurm's signal ahead of the limit come, and later ask for a stop without slurmctld."""
     run_dir = cluster / "time_limit"
-    words = ["--nodelist=n3,n4", "--time=1", "--site", str(cluster / "late.toml")]
+    words = ["--nodelist=n3,n4", "--time=2", "--site", str(cluster / "late.toml")]
     job_id = helpers.train(run_dir, *words)
     yield helpers.reaches(run_dir, 120)
     with helpers.frozen(helpers.rank_pids(run_dir).values()):
@@ -101,7 +109,7 @@ def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
         os.kill(pid, signal.SIGUSR2)
     helpers.wait_for("the state to be saved", lambda: images_saved(run_dir) >= 320)  # alone
     helpers.restart_daemons(cluster)  # it may know the reservation again that was deleted
-    subprocess.run(["scontrol", "delete", "reservation=maintenance"], check=False)
+    helpers.end_reservation("maintenance")
     yield f"job {job_id} to end", lambda: not queued([job_id])
     assert len(helpers.starts(run_dir, job_id)) == 3
     assert helpers.starts(run_dir, job_id)[2] >= 320
@@ -176,7 +184,7 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
     yield "the requeue", lambda: helpers.job(job_id).state == "PENDING"
     helpers.assert_no_orphans(run_dir)
     assert images_saved(run_dir) >= seen + 16, "saved at the step when the node was taken"
-    subprocess.run(["scontrol", "delete", "reservation=overtaking"], check=True)
+    helpers.end_reservation("overtaking")
     subprocess.run([*down, "state=resume"], check=False)  # it may have come back by itself
     yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
     assert "NODE_FAIL" in helpers.states(job_id)
