@@ -130,4 +130,4 @@ def _can_decode(images: Sequence[Encoded], graph_of: Callable[[Source, int], Any
 def reason(error: RuntimeError) -> str:
     """Return the line of DALI's message that says what is wrong, behind the operator's place."""
     before, _, after = str(error).partition("encountered:")
-    return (after or before).strip().splitlines()[0]
+    return (after or before).strip().partition("\n")[0] or type(error).__name__

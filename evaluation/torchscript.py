@@ -28,7 +28,7 @@ def load_script(path: Path, device: torch.device | str = "cpu") -> Any:
             warnings.simplefilter("ignore")  # torch.jit.load is deprecated, but the files are not
             module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a TorchScript detector: {reason}") from None
     return module.eval()
 
@@ -52,7 +52,7 @@ class ScriptedDetector:
             with torch.inference_mode():
                 features = self._taps(probe.to(device), self._known())
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
             raise ValueError(
                 f"{path} is no detector that answers m(images, return_features=True): {reason}"
             ) from None

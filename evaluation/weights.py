@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.pickle_reader import unreadable
+
 
 def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
     """Read a state dict (safetensors, or torch with weights_only) after checking its digest.
@@ -26,8 +28,9 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
             return load_file(path), digest
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a plain state dict: {reason}") from None
+        raise ValueError(
+            f"{path} cannot be read as a plain state dict: {unreadable(error)}"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{path} is not a plain state dict (name -> tensor)")
     return weights, digest

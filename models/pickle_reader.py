@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,16 @@ NUMERIC_KINDS = frozenset("biufcSU")
 
 class PickleReadError(ValueError):
     """A pickle that is damaged, or that asks for a global that is not allowed."""
+
+
+def unreadable(error: Exception) -> str:
+    """Return what torch.load(weights_only=True) found wrong, less its advice to read unsafely."""
+    message = str(error)
+    if foreign := re.search(r"GLOBAL (\S+)", message):
+        return f"it asks for {foreign[1]}, which is neither weights nor settings"
+    if unknown := re.search(r"Unsupported operand \d+", message):
+        return f"it is another pickle ({unknown[0].lower()})"
+    return message.partition("\n")[0].partition(". ")[0] or "it is empty or cut off"
 
 
 def read_pickle(

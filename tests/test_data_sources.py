@@ -466,6 +466,13 @@ def test_parquet_with_labels(tmp_path: Path) -> None:
     assert np.array_equal(first_pixels(tmp_path / "set", 2), smooth_pixels(2, 32, 32))
 
 
+def test_an_empty_parquet_file(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").touch()
+    with pytest.raises(SourceError, match=r"train.parquet cannot be read as a parquet file: .+"):
+        pack_kind("parquet", tmp_path / "train.parquet", tmp_path / "set")
+
+
 def test_parquet_folder_without_labels(tmp_path: Path) -> None:
     for number in range(2):
         path = tmp_path / "data" / f"train-{number}.parquet"

@@ -208,9 +208,10 @@ def test_scripts_of_another_convention_are_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(3, 2)).save(path)
     with pytest.raises(ValueError, match=r"no detector that answers m\(images, return_features"):
         build_detector(DetectorConfig("torchscript", str(path)))
-    path.write_text("text")
-    with pytest.raises(ValueError, match="cannot be read as a TorchScript detector"):
-        build_detector(DetectorConfig("torchscript", str(path)))
+    for content in ("text", ""):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"cannot be read as a TorchScript detector: .+"):
+            build_detector(DetectorConfig("torchscript", str(path)))
 
 
 def test_wrong_weights_are_refused_with_their_hash(
@@ -230,6 +231,9 @@ def test_wrong_weights_are_refused_with_their_hash(
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="cannot be read as a plain state dict"):
         load_checked(tmp_path / "text.pth", None)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ValueError, match="plain state dict: it is empty or cut off"):
+        load_checked(tmp_path / "empty.pth", None)
     with pytest.raises(ValueError, match="needs its weights file"):
         build_detector(DetectorConfig("inception"))
 

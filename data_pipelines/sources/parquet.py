@@ -135,7 +135,7 @@ def _open(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise SourceError(f"{path} cannot be read as a parquet file: {reason}") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.pickle_reader import unreadable
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
@@ -72,7 +72,7 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
         raise OfficialFileError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # pickle, zip and torch each raise their own kinds
         raise OfficialFileError(
-            f"{path} is no readable weight file of PyTorch: {_reason(error)}; download it again"
+            f"{path} is no readable weight file of PyTorch: {unreadable(error)}; download it again"
             " from where you trust (nothing in it was executed)"
         ) from None
     if not isinstance(document, dict):
@@ -82,16 +82,6 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
     epoch = path.stem.rpartition("_")[2]
     weights = _named_weights(path, document)
     return OfficialFile(weights, None, int(epoch) if epoch.isdigit() else None, 0, averaged=True)
-
-
-def _reason(error: Exception) -> str:
-    """Return the part of torch's message that says what is wrong, not how to read it unsafely."""
-    message = str(error)
-    if foreign := re.search(r"GLOBAL (\S+)", message):
-        return f"it asks for {foreign[1]}, which is neither weights nor settings"
-    if unknown := re.search(r"Unsupported operand \d+", message):
-        return f"it is another pickle ({unknown[0].lower()})"
-    return message.partition("\n")[0].partition(". ")[0] or "it is empty or cut off"
 
 
 def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> OfficialFile:
