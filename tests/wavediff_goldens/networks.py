@@ -33,9 +33,7 @@ def check_generators(arrays: Arrays, name: str) -> None:
     many = "config_json" not in arrays
     for case in arrays.cases(r"c\d+/") if many else [arrays]:
         settings = case.config()
-        config = generator_config(settings, wavelet="wavelet" in name)
-        if not fits(case, config, settings):  # files of variants do not say which class they are of
-            config = generator_config(settings, wavelet=True)
+        config = class_of(case, settings, name)
         for suffix, dtype in DTYPES.items():
             network = Generator(config, settings["num_channels"], settings["image_size"])
             case.load_into(network, dtype).requires_grad_(False)
@@ -51,6 +49,31 @@ def check_generators(arrays: Arrays, name: str) -> None:
                     index, output = trace[int(match[1])]
                     assert index == int(match[2])
                     case.check(key, output, max(TOLERANCE[dtype], 1e-6))
+
+
+def class_of(case: Arrays, settings: dict[str, Any], name: str) -> GeneratorConfig:
+    """Return the configuration of the class that the weights are of, and, if they fit both, that
+    is nearer to the output: files of variants do not say their class."""
+    if "wavelet" in name:
+        return generator_config(settings, wavelet=True)
+    plain = generator_config(settings, wavelet=False)
+    if settings.get("resblock_type") == "biggan_oneadagn":  # of NCSN++ only
+        return plain
+    fitting = [
+        config
+        for config in (plain, generator_config(settings, wavelet=True))
+        if fits(case, config, settings)
+    ]
+    assert fitting, f"{name}: the weights are of neither class"
+    return min(fitting, key=lambda config: distance(case, config, settings))
+
+
+def distance(case: Arrays, config: GeneratorConfig, settings: dict[str, Any]) -> float:
+    network = Generator(config, settings["num_channels"], settings["image_size"])
+    case.load_into(network, torch.float64)
+    x, z = (case.tensor(key, torch.float64) for key in ("x", "z"))
+    with torch.no_grad():
+        return float((network(x, case.tensor("t"), z) - case.tensor("out_f64")).abs().max())
 
 
 def watch(network: Generator) -> list[tuple[int, Tensor]]:
