@@ -69,3 +69,7 @@ def test_golden(name: str, goldens_dir: Path) -> None:
     with official_coefficients(path.with_name("diffusion_coeffs.npz")):
         checks[0](arrays, name)
     arrays.check_all_read()
+
+
+def test_there_are_goldens(goldens_dir: Path) -> None:
+    assert list((goldens_dir / "wavediff").glob("*.npz"))

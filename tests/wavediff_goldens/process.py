@@ -172,7 +172,7 @@ def check_sampling_loop(arrays: Arrays, name: str) -> None:
 
 
 def check_bytes(images: Tensor, wanted: Tensor) -> None:
-    """Compare images in [-1, 1] with uint8: equal, but for ties that float32 may break otherwise."""
+    """Compare images in [-1, 1] with bytes: equal, except for ties within float32."""
     scaled = (images.double().clamp(-1, 1) + 1) / 2 * 255
     tied = ((scaled + 0.5) - (scaled + 0.5).round()).abs() < 255 * TOLERANCE[torch.float32]
     difference = (quantise(images).int() - wanted.int()).abs()
