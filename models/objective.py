@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from models.sampler import Sampler
 from models.streams import SampleStreams, stream_seed
 
+TRAINED = {"trained": True}
+"""Metadata of settings of an objective that its weights are made for: they stay as they are."""
+
 
 @dataclass(frozen=True)
 class Example:

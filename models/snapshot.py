@@ -136,7 +136,8 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
         overrides: `key=value` changes of the objective's configuration, e.g. `sampling.steps=50`.
 
     Raises:
-        SnapshotError: The folder is no snapshot, or of a newer format, or does not parse.
+        SnapshotError: The folder is no snapshot, or of a newer format, or does not parse, or an
+            override changes what the weights were trained for.
         ConfigError: An override does not fit.
     """
     folder = newest_snapshot(path) if (path / "snapshots").is_dir() else path
@@ -157,7 +158,20 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
         snapshot = Snapshot(path=folder, objective=objective, **known)
     except (ConfigError, KeyError, TypeError) as error:
         raise SnapshotError(f"{folder}/snapshot.json does not parse: {error}") from None
-    return dataclasses.replace(snapshot, objective=override(objective, overrides))
+    changed = override(objective, overrides)
+    _check_trained(folder, objective, changed)
+    return dataclasses.replace(snapshot, objective=changed)
+
+
+def _check_trained(folder: Path, trained: AnyObjective, changed: AnyObjective) -> None:
+    """Refuse to sample otherwise than the weights were trained, where that only gives noise."""
+    for setting in dataclasses.fields(trained):
+        before, after = (getattr(objective, setting.name) for objective in (trained, changed))
+        if setting.metadata.get("trained") and before != after:
+            raise SnapshotError(
+                f"{folder} was trained with {before}, not {after}: {setting.name} cannot be"
+                " changed afterwards; leave it out, or train (or convert) anew"
+            )
 
 
 def newest_snapshot(run_dir: Path) -> Path:

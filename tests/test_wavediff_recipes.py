@@ -31,6 +31,48 @@ COUNTS = {
     "ddgan_debug": (229_283, 120_257, 24),
 }
 
+SWAPPED, LAYER, PIXELS = "LL_HL_LH_HH", "LL_LH_HL_HH", None
+
+# The official scripts row by row (section 7): batch over all GPUs, epochs, rates of G and D, gamma,
+# lazy interval, EMA, steps, bands, weight of the reconstruction term.
+OFFICIAL = {
+    "wavediff_cifar10": (256, 1800, 1.6e-4, 1.25e-4, 0.02, 15, 0.9999, 4, SWAPPED, 1),
+    "wavediff_stl10": (256, 900, 1.6e-4, 1.25e-4, 0.02, 15, 0.9999, 4, SWAPPED, 1),
+    "wavediff_celebahq256": (64, 500, 2e-4, 1e-4, 2, 10, 0.9999, 2, LAYER, 1),
+    "wavediff_celebahq512": (32, 400, 2e-4, 1e-4, 2, 10, 0.9999, 2, SWAPPED, 1),
+    "wavediff_celebahq1024": (32, 400, 2e-4, 1e-4, 2, 10, 0.9999, 2, LAYER, 1),
+    "wavediff_lsun_church256": (64, 500, 1.6e-4, 1e-4, 1, 10, 0.999, 4, SWAPPED, 1),
+    "ddgan_cifar10": (256, 1800, 1.6e-4, 1.25e-4, 0.02, 15, 0.9999, 4, PIXELS, 0),
+    "ddgan_stl10": (128, 1800, 1.6e-4, 1.25e-4, 0.02, 15, 0.9999, 4, PIXELS, 0),
+    "ddgan_celebahq256": (64, 500, 2e-4, 1e-4, 2, 10, 0.9999, 2, PIXELS, 0),
+    "ddgan_celebahq512": (16, 400, 2e-4, 1e-4, 2, 10, 0.9999, 2, PIXELS, 0),
+    "ddgan_lsun_church256": (32, 500, 1.6e-4, 1e-4, 1, 10, 0.999, 4, PIXELS, 0),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_recipe_has_the_values_of_the_official_script(name):
+    config = next(recipe for recipe in RECIPES if recipe.__name__ == name)()
+    objective, generator, discriminator = (
+        config.objective, config.optim["generator"], config.optim["discriminator"],
+    )  # fmt: skip
+    for adam in (generator, discriminator):
+        assert (adam.betas, adam.eps, adam.schedule.minimum) == ((0.5, 0.9), 1e-8, 1e-5)
+        assert adam.schedule.epochs + 1 == config.total_images / adam.schedule.epoch_images
+    assert config.data.flip
+    assert OFFICIAL[name] == (
+        config.global_batch_size,
+        generator.schedule.epochs,
+        generator.lr,
+        discriminator.lr,
+        objective.r1_gamma,
+        objective.r1_interval,
+        config.ema.decay,
+        objective.diffusion.steps,
+        getattr(objective.space, "band_order", None),
+        objective.reconstruction_weight,
+    )
+
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
 def test_recipe_builds_with_the_published_sizes(recipe):

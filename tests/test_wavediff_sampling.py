@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.sampler import sample
-from models.snapshot import load_sampler, write_snapshot
+from models.snapshot import SnapshotError, load_sampler, read_snapshot, write_snapshot
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.objective import WaveDiffConfig
 from models.wavediff.space import PixelSpace, WaveletSpace
@@ -37,10 +37,9 @@ def test_images_depend_on_their_seeds_alone(config):
     assert sampler.nfe == {"wavediff": config.diffusion.steps}
 
 
-def test_snapshot_samples_as_the_network_did(tmp_path):
-    network = lively_pair()["generator"]
-    snapshot = write_snapshot(
-        tmp_path / "snapshot",
+def snapshot_of(network, folder):
+    return write_snapshot(
+        folder,
         network.state_dict(),
         objective=TINY,
         network="generator",
@@ -48,8 +47,21 @@ def test_snapshot_samples_as_the_network_did(tmp_path):
         ema="none",
         provenance={},
     )
+
+
+def test_snapshot_samples_as_the_network_did(tmp_path):
+    network = lively_pair()["generator"]
+    snapshot = snapshot_of(network, tmp_path / "snapshot")
     restored = load_sampler([snapshot])
     assert torch.equal(sample(restored, [7]), sample(TINY.build_sampler(network), [7]))
+
+
+@pytest.mark.parametrize("change", ["diffusion.steps=9", "space.band_order=LL_HL_LH_HH"])
+def test_other_steps_and_spaces_than_trained_are_refused(tmp_path, change):
+    path = snapshot_of(lively_pair()["generator"], tmp_path / "snapshot").path
+    with pytest.raises(SnapshotError, match=f"{change.split('.')[0]} cannot be changed afterwards"):
+        read_snapshot(path, [change])
+    assert read_snapshot(path, ["diffusion.steps=4", "generator.dtype=bfloat16"])
 
 
 def test_labels_and_relays_are_refused():

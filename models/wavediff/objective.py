@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
+from models.objective import (
+    TRAINED,
+    Example,
+    LossFn,
+    Metrics,
+    Networks,
+    images_to_unit_range,
+)
 from models.sampler import Sampler
 from models.streams import SampleStreams
 from models.wavediff.diffusion import Diffusion, DiffusionConfig
@@ -50,10 +57,10 @@ class WaveDiffConfig:
     """
 
     resolution: int
-    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace)
+    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace, metadata=TRAINED)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig, metadata=TRAINED)
     r1_gamma: float = 0.02
     r1_interval: int = 15
     reconstruction_weight: float = 1.0
