@@ -44,7 +44,8 @@ class Judge:
         trouble = self._updates()
         if passed_over:  # the losses are those of updates that were never applied
             return trouble
-        trouble = trouble or self._losses(metrics) or self._diagnose(metrics)
+        # The objective's judgement first: it knows which network's setting made a loss rise.
+        trouble = trouble or self._diagnose(metrics) or self._losses(metrics)
         if not trouble:
             self._last = {name: metrics[f"{name}/loss"] for name in self._scales}
         return trouble
