@@ -17,7 +17,7 @@ import torch
 from evaluation.arrays import AnyArray, NpzArray, npz_names, read_npz
 from evaluation.inception import SPATIAL_CHANNELS
 from evaluation.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
-from models.pickle_reader import NUMPY_GLOBALS, read_pickle, read_pickled_npy
+from models.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle, read_pickled_npy
 
 SPATIAL_EDGE = 17
 CLEAN_MODES = {
@@ -45,7 +45,10 @@ def read_statistics(path: Path, detector: Mapping[str, str]) -> FeatureSet:
             contradicts `detector`.
     """
     reader = _reader(path)
-    gaussians, features, n = reader(path, detector["name"])
+    try:
+        gaussians, features, n = reader(path, detector["name"])
+    except PickleReadError as error:
+        raise ValueError(f"{path}: {error}") from None
     told = pipeline_of_name(path)
     if told and told != detector["pipeline"]:
         raise ValueError(

@@ -74,7 +74,7 @@ def read_pickled_npy(path: Path, allowed: Mapping[str, Any] | None = None) -> An
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
             _, _, dtype = read_header(file)
         except (ValueError, AttributeError) as error:
-            raise PickleReadError(f"{path} is not an .npy file: {error}") from None
+            raise PickleReadError(f"it is not an .npy file: {error}") from None
         if not dtype.hasobject:
             file.seek(0)
             return np.load(file, allow_pickle=False)
