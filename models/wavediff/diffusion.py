@@ -6,6 +6,7 @@ weights were trained with (spec/WAVEDIFF.md section 2).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,7 +90,10 @@ def coefficients(config: DiffusionConfig, device: torch.device) -> Coefficients:
     """Return the coefficients of a schedule on a device; they are computed once."""
     betas = config.betas()
     step_scale = (1 - betas).sqrt()
-    scale = step_scale.cumprod(0)
+    # As numpy computes these two in the official code: products one by one in float32 (torch's
+    # cumprod works in float64), and a root that is rounded correctly (its float32 one need not be).
+    scale = torch.stack(list(itertools.accumulate(step_scale, torch.mul)))
+    noise = (1 - scale**2).double().sqrt().float()
     beta, alpha = betas[1:], 1 - betas[1:]
     kept = alpha.cumprod(0)
     kept_before = torch.cat([torch.ones(1), kept[:-1]])
@@ -100,7 +104,7 @@ def coefficients(config: DiffusionConfig, device: torch.device) -> Coefficients:
         step_scale,
         betas.sqrt(),
         scale,
-        (1 - scale**2).sqrt(),
+        noise,
         beta * kept_before.sqrt() / (1 - kept),
         (1 - kept_before) * alpha.sqrt() / (1 - kept),
         log_variance,

@@ -28,9 +28,9 @@ PYTORCH_WAVELETS = WaveletSpace(band_order="LL_HL_LH_HH")
 def official_coefficients(path: Path) -> Iterator[None]:
     """Let the processes use the recorded float32 coefficients of equal schedules.
 
-    Ours differ in the last bit, because the recording machine's float32 square roots are not
-    correctly rounded. check_diffusion compares them; with the recorded ones all that follows can
-    be compared at the float64 tolerance, with ours, where none are recorded, at that of float32.
+    Ours may differ in the last bit, where a processor's library rounds float32 roots otherwise.
+    check_diffusion compares them; with the recorded ones all that follows can be compared at the
+    float64 tolerance, with ours, where none are recorded, at that of float32.
     """
     tables = recorded_tables(Arrays.load(path)) if path.exists() else {}
     own = diffusion.coefficients
@@ -116,7 +116,7 @@ def check_diffusion(arrays: Arrays, name: str) -> None:
             "posterior_log_variance_clipped": table.posterior_log_variance,
             "posterior_variance": betas[1:] * (1 - kept_before) / (1 - kept),
             "sqrt_alphas_cumprod": kept.sqrt(),
-            "sqrt_recip_alphas_cumprod": (1 / kept).sqrt(),
+            "sqrt_recip_alphas_cumprod": kept.rsqrt(),
             "sqrt_recipm1_alphas_cumprod": (1 / kept - 1).sqrt(),
         }
         assert {*case.names()} == {*found, "params"}
