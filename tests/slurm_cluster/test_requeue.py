@@ -172,12 +172,13 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
     run_dir = cluster / "overtaken"
     job_id = helpers.train(run_dir, "--nodelist=n3,n4")
     yield helpers.reaches(run_dir, 80)
-    helpers.reserve("overtaking", "n3,n4", start="now")
-    yield "the maintenance", lambda: job_id in under_maintenance()
-    shown = format_status(run_status(run_dir, queue_or_nothing()))
-    assert "RUNNING (MaintenanceHasBegun)" in shown
-    assert "saves and requeues it now" in shown
-    seen = helpers.images(run_dir)
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):  # else it may be done before
+        seen = helpers.images(run_dir)
+        helpers.reserve("overtaking", "n3,n4", start="now")
+        yield "the maintenance", lambda: job_id in under_maintenance()
+        shown = format_status(run_status(run_dir, queue_or_nothing()))
+        assert "RUNNING (MaintenanceHasBegun)" in shown
+        assert "saves and requeues it now" in shown
     yield helpers.reaches(run_dir, seen + 16)
     down = ["scontrol", "update", "nodename=n3"]
     subprocess.run([*down, "state=down", "reason=maintenance"], check=True)
