@@ -43,7 +43,6 @@ class GridDrawer:
         self._folder = run_dir / "grids"
         self._stages: list[Path] = []
         self._reduced: _Reduced | None = None
-        check_previous(config)
         if isinstance(config.objective, RelayConfig) and self._count:
             if config.grid_previous is not None:
                 self._stages = [Path(config.grid_previous)]

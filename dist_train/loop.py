@@ -24,6 +24,7 @@ from dist_train.divergence import DivergedError
 from dist_train.ema import ShardedEma
 from dist_train.engines import parameter_lists, updating_only
 from dist_train.fragments import Fragment
+from dist_train.grids import check_previous
 from dist_train.preemption import StopRequest
 from dist_train.profiler import StepProfiler
 from dist_train.reporting import Reporter
@@ -69,6 +70,7 @@ class Trainer:
         batches = plan_batches(config, self.objective.batch_multiple, world.size)
         self.micro_batch_size, self.accumulation_steps = batches
         self.pipeline = build_data(config, self.objective, world, self.micro_batch_size)
+        check_previous(config)
         self.engines = build_engines(config, self.objective, world, batches)
         self.networks = {name: engine.network for name, engine in self.engines.items()}
         self._parameters = parameter_lists(self.networks)
