@@ -95,8 +95,8 @@ def test_results_say_in_what_they_depart_from_a_protocol() -> None:
 def test_options_win_over_a_protocol() -> None:
     words = ["run", "runs/a", "--reference", "r", "--protocol", "wavediff_cifar10"]
     protocol = find_protocol("wavediff_cifar10")
-    assert cli._plan(parse(words), protocol).post.codec == "jpeg"
-    plan = cli._plan(parse([*words, "--codec", "png", "--seeds", "0-9"]), protocol)
+    assert cli.plan_of(parse(words), protocol).post.codec == "jpeg"
+    plan = cli.plan_of(parse([*words, "--codec", "png", "--seeds", "0-9"]), protocol)
     assert (plan.post.codec, len(plan.seeds)) == ("png", 10)
 
 
