@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models import winograd
+
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Layer = Callable[..., Any]
 """A module, or what `recomputed` makes of it."""
@@ -48,6 +50,10 @@ def recomputed(layer: nn.Module) -> Layer:
 class Conv2d(nn.Conv2d):
     """Convolution of stride 1 that keeps the size; weights start by fan average, the bias at 0."""
 
+    constant = False
+    """Whether weights do not change any more, as in a sampler: their transforms are kept then."""
+    _filters: Tensor | None = None
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 3, *,
         stride: int = 1, padding: int | None = None, groups: int = 1, bias: bool = True,
@@ -65,8 +71,21 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution in the dtype of the input."""
+        weight = self.weight.to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return self._conv_forward(input, self.weight.to(input.dtype), bias)  # type: ignore[no-any-return]
+        if self.stride == self.padding == (1, 1) and winograd.suits(input, weight):
+            return winograd.conv2d(input, self._transformed(weight), bias)
+        if input.device.type == "cpu" and self.kernel_size != (1, 1) and weight.is_contiguous():
+            input = input.contiguous()  # in channels_last, gradients of weights take twice as long
+        return self._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+
+    def _transformed(self, weight: Tensor) -> Tensor:
+        if not self.constant:
+            return winograd.transform(weight)
+        if self._filters is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._filters = winograd.transform(weight)
+        return self._filters
 
 
 class Linear(nn.Linear):

@@ -30,6 +30,7 @@ from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
 from models.wavediff.generator import Generator
 from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.health import diagnose_pair, diversity
+from models.wavediff.layers import Conv2d
 from models.wavediff.sampling import WaveDiffSampler
 from models.wavediff.space import PixelSpace, WaveletSpace
 
@@ -81,16 +82,20 @@ class WaveDiffConfig:
         return WaveDiffObjective(self)
 
     def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
-        """Return the sampler of a trained generator, whose weights are laid out for sampling.
+        """Return the sampler of a trained generator, which is made ready for that, in place.
 
-        That is channels_last, in place. (Not while training: fused Adam takes gradients of another
-        layout than the weights' for those of other weights, without a word.)
+        Its weights must not change any more. They are laid out in channels_last. (Not while
+        training: fused Adam takes gradients of another layout than the weights' for those of other
+        weights, without a word.)
 
         Raises:
             ValueError: There is a previous sampler.
         """
         if previous is not None:
             raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
+        for module in network.modules():
+            if isinstance(module, Conv2d):
+                module.constant = True
         return WaveDiffSampler(
             network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             Diffusion(self.diffusion),
