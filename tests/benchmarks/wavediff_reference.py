@@ -93,11 +93,19 @@ def attention(self: layers.Attention, x: Tensor) -> Tensor:
 
 
 def discriminator_backward(
-    objective: WaveDiffObjective, networks: Networks, example: Example, step: int
+    objective: WaveDiffObjective,
+    networks: Networks,
+    example: Example,
+    step: int,
+    *,
+    discarding: bool,
 ) -> None:
-    """Accumulate the gradients of real, R1 and fake one after the other, as the official loop."""
+    """Accumulate the gradients of real, R1 and fake one after the other, as the official loops.
+
+    The official trainer of DDGAN differentiates through G as well, to no purpose (`discarding`).
+    """
     config, critic = objective.config, networks["discriminator"]
-    with torch.no_grad():
+    with torch.set_grad_enabled(discarding):
         t, y_t, y_tp1, _, fake = objective._generate(networks, example, "discriminator")
     y_t.requires_grad_()
     logits = critic(y_t, t, y_tp1)
