@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from data_pipelines import look_commands
-from data_pipelines.pack_command import add_pack, judge_pack
+from data_pipelines import commands
+from data_pipelines.pack.command import add_pack, judge_pack
 
 EXAMPLES = """examples:
   python -m data_pipelines pack photographs data/photographs --resolution 64
@@ -50,16 +50,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add_arguments, purpose in (
         ("pack", add_pack, "write a source of images as shards"),
-        ("info", look_commands.add_info, "describe a packed set"),
-        ("check", look_commands.add_check, "read a whole set and find any damage"),
-        ("beton", look_commands.add_beton, "write FFCV's file of a set beside its shards"),
-        ("preview", look_commands.add_preview, "write a contact sheet of a set"),
-        ("bench", look_commands.add_bench, "measure how fast a set is delivered"),
+        ("info", commands.add_info, "describe a packed set"),
+        ("check", commands.add_check, "read a whole set and find any damage"),
+        ("beton", commands.add_beton, "write FFCV's file of a set beside its shards"),
+        ("preview", commands.add_preview, "write a contact sheet of a set"),
+        ("bench", commands.add_bench, "measure how fast a set is delivered"),
     ):
-        add_arguments(commands.add_parser(name, help=purpose))
+        add_arguments(subparsers.add_parser(name, help=purpose))
     return parser
 
 

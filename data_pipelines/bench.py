@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from data_pipelines.decoding import pixel_decoder
-from data_pipelines.pipeline import Backend, DataConfig, ImageBatch, Share, build_pipeline
-from data_pipelines.shards import ShardedImages
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.images import pixel_decoder
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.pipeline import Backend, DataConfig, ImageBatch, Share
 
 
 @dataclass(frozen=True)

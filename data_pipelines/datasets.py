@@ -6,14 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from data_pipelines.beton import check_beton
 from data_pipelines.images import ORIGINAL
-from data_pipelines.joined import JoinedImages
-from data_pipelines.manifest import canonical_json
-from data_pipelines.order import (
+from data_pipelines.packed.beton import check_beton
+from data_pipelines.packed.manifest import DatasetInfo, canonical_json
+from data_pipelines.packed.prefetch import RemoteShards, ShardPrefetcher
+from data_pipelines.packed.reader import DEFAULT_CACHE, Samples, ShardedImages
+from data_pipelines.packed.remote import FileCache
+from data_pipelines.pipeline import DataConfig
+from data_pipelines.sample_order import (
     Integers,
     MixedOrder,
     Order,
@@ -23,11 +27,6 @@ from data_pipelines.order import (
     quotas,
     subset,
 )
-from data_pipelines.pipeline import DataConfig, DatasetInfo
-from data_pipelines.remote import FileCache
-from data_pipelines.shard_prefetch import RemoteShards, ShardPrefetcher
-from data_pipelines.shards import DEFAULT_CACHE, ShardedImages
-from data_pipelines.synthetic import describe_synthetic
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,6 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     )
     joined = JoinedImages(sets)
     return OpenedData(sets, joined, order, info, factor, _prefetcher(sets, joined, order, cache))
-
-
-def look_at_data(config: DataConfig, seed: int) -> DatasetInfo:
-    """Return what a pipeline of this configuration would deliver, without its backend's package.
-
-    Raises:
-        ValueError: It would be refused, for its files or its settings.
-        Unreachable: A remote set cannot be read.
-    """
-    if config.backend == "synthetic":
-        return describe_synthetic(config)
-    data = open_data(config, seed)
-    if data.prefetcher:
-        data.prefetcher.close()
-    data.samples.close()
-    return data.info
 
 
 def _prefetcher(
@@ -204,3 +187,70 @@ def _check_alike(sets: Sequence[ShardedImages]) -> None:
                 f"mix: {part.path} and {sets[0].path} have other class tables;"
                 " pack them with the same classes, or --unlabelled"
             )
+
+
+Stored = TypeVar("Stored")
+
+
+class Joined(Generic[Stored]):
+    """The samples of several sets."""
+
+    def __init__(self, parts: Sequence[Samples[Stored]]) -> None:
+        self.path = Path(" + ".join(str(part.path) for part in parts))
+        self._samples = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> tuple[Stored, int | None]:
+        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
+        part, within = self._find(index)
+        return part.read(within)
+
+    def locate(self, index: int) -> str:
+        """Return where a sample lies, for messages."""
+        part, within = self._find(index)
+        return f"{part.locate(within)} of {part.path}"
+
+    def close(self) -> None:
+        """Close all sets."""
+        for part in self._samples:
+            part.close()
+
+    def _find(self, index: int) -> tuple[Samples[Stored], int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._samples[number], index - int(self._ends[number]) + len(self._samples[number])
+
+
+class JoinedImages(Joined[bytes]):
+    """The samples of several sets in shards, which are numbered one set behind the other, too."""
+
+    def __init__(self, parts: Sequence[ShardedImages]) -> None:
+        super().__init__(parts)
+        self._parts = parts
+        self._first_shards = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
+
+    def shards_of(self, samples: Integers) -> Integers:
+        """Return the shard that holds each sample."""
+        numbers = np.searchsorted(self._ends, samples, side="right")
+        shards = np.empty_like(samples)
+        for number, part in enumerate(self._parts):
+            rows = np.flatnonzero(numbers == number)
+            within = samples[rows] - (self._ends[number] - len(part))
+            shards[rows] = self._first_shards[number] + part.shards_of(within)
+        return shards
+
+    def num_bytes(self, shard: int) -> int:
+        """Return the size of a remote shard, 0 of a local one."""
+        part, within = self._find_shard(shard)
+        return part.num_bytes(within)
+
+    def fetch(self, shard: int) -> None:
+        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
+        part, within = self._find_shard(shard)
+        part.fetch(within)
+
+    def _find_shard(self, shard: int) -> tuple[ShardedImages, int]:
+        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        return self._parts[number], shard - int(self._first_shards[number])

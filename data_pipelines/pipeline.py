@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
-from data_pipelines.decoding import Resize
-from data_pipelines.manifest import Manifest, read_manifest
+from data_pipelines.images import Resize
+from data_pipelines.packed.manifest import DatasetInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +105,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """What a packed image set is.
-
-    Attributes:
-        num_images: Images per epoch.
-        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
-        class_names: Names by class index; empty for unlabelled sets.
-        digest: SHA-256 that identifies the content, order and labels of the set.
-    """
-
-    num_images: int
-    resolution: int
-    class_names: tuple[str, ...]
-    digest: str
-
-
-@dataclass(frozen=True)
 class ImageBatch:
     """A micro-batch of images.
 
@@ -171,62 +152,3 @@ class Share:
         """Return the global positions of this rank's k-th micro-batch after `start`."""
         first = start + (k * self.world_size + self.rank) * self.micro_batch_size
         return range(first, first + self.micro_batch_size)
-
-
-def build_pipeline(
-    config: DataConfig, *, seed: int, share: Share, device: torch.device | str = "cpu"
-) -> ImagePipeline:
-    """Return the pipeline of the configured backend.
-
-    Raises:
-        ValueError: The set at `config.path` is missing, damaged or of an unfit resolution, or the
-            backend's package is not installed (says what to install).
-    """
-    Pipeline = _backend_class(config.backend)
-    return Pipeline(config, seed, share, device)
-
-
-def import_backend(backend: Backend) -> None:
-    """Import a backend's package. Raises ValueError, saying what to install, if it is missing."""
-    if backend == "dali":
-        from data_pipelines.dali_graph import import_dali
-
-        import_dali()
-    elif backend == "ffcv":
-        from data_pipelines.beton import import_ffcv
-
-        import_ffcv()
-
-
-def _backend_class(backend: str) -> Callable[..., ImagePipeline]:
-    """Import one backend; the others' packages need not be installed."""
-    if backend == "dali":
-        from data_pipelines.dali_backend import DaliPipeline
-
-        return DaliPipeline
-    if backend == "webdataset":
-        from data_pipelines.webdataset_backend import WebDatasetPipeline
-
-        return WebDatasetPipeline
-    if backend == "ffcv":
-        from data_pipelines.ffcv_backend import FfcvPipeline
-
-        return FfcvPipeline
-    from data_pipelines.synthetic import SyntheticPipeline
-
-    return SyntheticPipeline
-
-
-def read_info(path: Path) -> DatasetInfo:
-    """Return the description of a packed set. Raises ValueError if `path` holds none."""
-    return describe(read_manifest(path))
-
-
-def describe(manifest: Manifest) -> DatasetInfo:
-    """Return what consumers of a packed set need to know of its manifest."""
-    return DatasetInfo(
-        num_images=manifest.num_images,
-        resolution=manifest.resolution,
-        class_names=manifest.class_names,
-        digest=manifest.digest,
-    )

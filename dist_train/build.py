@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from data_pipelines.datasets import look_at_data
-from data_pipelines.pipeline import ImagePipeline, Share, build_pipeline
+from data_pipelines.backends.build import build_pipeline, look_at_data
+from data_pipelines.pipeline import ImagePipeline, Share
 from dist_train.checkpoint import find_newest_whole
 from dist_train.config import RunConfig
 from dist_train.distributed import World

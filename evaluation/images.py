@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.images import ORIGINAL
-from data_pipelines.manifest import MANIFEST
-from data_pipelines.shards import ShardedImages
+from data_pipelines.packed.manifest import MANIFEST
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import IMAGE_EXTENSIONS
 from evaluation.arrays import NpzArray, npz_names, read_npz
 from evaluation.image_files import (

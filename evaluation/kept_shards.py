@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipelines.manifest import atomic_file
-from data_pipelines.pack_join import join, shard_name
-from data_pipelines.pack_work import ShardRecord
-from data_pipelines.shard_writer import ShardWriter
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack.finish import join, shard_name
+from data_pipelines.pack.shard_writer import ShardWriter
+from data_pipelines.pack.work_dir import ShardRecord
+from data_pipelines.packed.manifest import atomic_file
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing
 from data_pipelines.sources.files import tar_files
 from dist_train.distributed import World

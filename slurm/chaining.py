@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.manifest import MANIFEST
+from data_pipelines.packed.manifest import MANIFEST
 from models.config_io import ConfigError
 from slurm.chain import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
 from slurm.jobs import CommandJob

@@ -167,8 +167,8 @@ def check_run(
     Raises:
         ValueError: It would be refused.
     """
-    from data_pipelines.pipeline import import_backend
-    from data_pipelines.remote import Unreachable, is_remote
+    from data_pipelines.backends.build import import_backend
+    from data_pipelines.packed.remote import Unreachable, is_remote
     from dist_train import build
     from dist_train.checkpoint import CheckpointError
     from dist_train.run_folder import judge_config

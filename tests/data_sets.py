@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.images import ImageFormat, Pixels
-from data_pipelines.manifest import Manifest
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.manifest import Manifest
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.kinds import make_source
 
 

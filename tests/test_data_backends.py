@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipelines.delivery import TooManyCorrupt, box_reduce, read_ahead
-from data_pipelines.order import SampleOrder
-from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
-from data_pipelines.shards import ShardedImages
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.backends.common import TooManyCorrupt, box_reduce, read_ahead
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
+from data_pipelines.sample_order import SampleOrder
 from tests.data_sets import damage, packed_folder, write_class_folders
 
 BACKENDS = ["dali", "webdataset"]

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines import dali_backend
-from data_pipelines.dali_backend import DaliPipeline
-from data_pipelines.dali_graph import undecodable
-from data_pipelines.delivery import TooManyCorrupt
+from data_pipelines.backends import dali
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.backends.common import TooManyCorrupt
+from data_pipelines.backends.dali import DaliPipeline
+from data_pipelines.backends.dali_graph import undecodable
 from data_pipelines.images import ORIGINAL
-from data_pipelines.order import SampleOrder
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share
+from data_pipelines.sample_order import SampleOrder
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import encoded, packed_folder, write_class_folders
 
@@ -84,7 +85,7 @@ def pixels(batches: list[ImageBatch]) -> torch.Tensor:
 def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Count the graphs that are built for whole batches, and the images that Pillow decodes."""
     seen = {"graphs": 0, "by Pillow": 0}
-    build, make = dali_backend.build_graph, dali_backend.pixel_decoder
+    build, make = dali.build_graph, dali.pixel_decoder
 
     def counting_build(source: Any, **settings: Any) -> Any:
         seen["graphs"] += settings["prefetch"] > 1
@@ -99,8 +100,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return counting
 
-    monkeypatch.setattr(dali_backend, "build_graph", counting_build)
-    monkeypatch.setattr(dali_backend, "pixel_decoder", counting_decoder)
+    monkeypatch.setattr(dali, "build_graph", counting_build)
+    monkeypatch.setattr(dali, "pixel_decoder", counting_decoder)
     return seen
 
 
@@ -163,7 +164,7 @@ def test_a_failure_that_no_sample_causes_stops(
 
     def failing(self: DaliPipeline, graph: Any, feed: Any) -> Any:
         if 2 in feed.batches and 1 not in feed.batches:
-            raise dali_backend._Undecodable("out of memory")
+            raise dali._Undecodable("out of memory")
         return run(self, graph, feed)
 
     monkeypatch.setattr(DaliPipeline, "_run", failing)

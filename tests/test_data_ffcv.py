@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from data_pipelines.__main__ import main
-from data_pipelines.beton import write_beton
-from data_pipelines.checking import check
-from data_pipelines.manifest import BETON, DatasetError, read_manifest
-from data_pipelines.order import SampleOrder
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
-from data_pipelines.page_cache import PageCache
-from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
-from data_pipelines.shards import ShardedImages
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.backends.ffcv import PageCache
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.beton import write_beton
+from data_pipelines.packed.check import check
+from data_pipelines.packed.manifest import BETON, DatasetError, read_manifest
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
+from data_pipelines.sample_order import SampleOrder
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 

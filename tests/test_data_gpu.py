@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipelines.dali_graph import build_graph
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.backends.dali_graph import build_graph
 from data_pipelines.images import ORIGINAL
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 
@@ -108,7 +109,7 @@ def delivered(path: Path, backend: str, device: str) -> list[ImageBatch]:
 def test_gpu_batches_equal_cpu_batches(tmp_path: Path, backend: str, image_format: str) -> None:
     if backend == "ffcv":
         pytest.importorskip("ffcv")
-        from data_pipelines.beton import write_beton
+        from data_pipelines.packed.beton import write_beton
     packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format=image_format)
     if backend == "ffcv":
         write_beton(tmp_path / "set")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipelines.order import (
+from data_pipelines.pipeline import Share
+from data_pipelines.sample_order import (
     MixedOrder,
     SampleOrder,
     SelectedOrder,
@@ -12,7 +13,6 @@ from data_pipelines.order import (
     quotas,
     subset,
 )
-from data_pipelines.pipeline import Share
 
 
 def epochs(order: SampleOrder, count: int) -> NDArray[np.int64]:

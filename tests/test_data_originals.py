@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from data_pipelines.__main__ import main
-from data_pipelines.checking import check
+from data_pipelines.backends.build import build_pipeline
 from data_pipelines.images import ORIGINAL
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackError, PackOptions
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share, build_pipeline
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack.options import PackError, PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.check import check
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sources.kinds import make_source
 from evaluation.images import open_images
 from tests.data_sets import damage, smooth_pixels

@@ -18,16 +18,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_pipelines import pack_worker
 from data_pipelines.__main__ import main
 from data_pipelines.images import BadImage, centre_square, decode_rgb
-from data_pipelines.manifest import DatasetError, atomic_file, read_manifest, write_manifest
-from data_pipelines.pack import Packer, Task, pack
-from data_pipelines.pack_options import PackError, PackOptions, stratified
-from data_pipelines.pack_work import WorkFolder
-from data_pipelines.pipeline import read_info
-from data_pipelines.shard_writer import ShardWriter
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack import worker
+from data_pipelines.pack.options import PackError, PackOptions, stratified
+from data_pipelines.pack.packer import Packer, Task, pack
+from data_pipelines.pack.shard_writer import ShardWriter
+from data_pipelines.pack.work_dir import WorkFolder
+from data_pipelines.packed.manifest import (
+    DatasetError,
+    atomic_file,
+    read_info,
+    read_manifest,
+    write_manifest,
+)
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, SourceError
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import encoded, packed_folder, smooth_pixels, write_class_folders
@@ -103,7 +108,7 @@ def test_archives_give_the_same_set_as_the_folder(folder: Path, tmp_path: Path, 
 def test_bytes_do_not_depend_on_workers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipelines.converting.SMALL", 0)
+    monkeypatch.setattr("data_pipelines.pack.worker.SMALL", 0)
     options = PackOptions(resolution=16, shard_images=7)
     for workers in (1, 2):
         pack(make_source("folder", folder), tmp_path / str(workers), options, workers=workers)
@@ -132,7 +137,7 @@ def test_same_command_reuses_the_set(
 ) -> None:
     first = packed_folder(folder, tmp_path / "set")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
-    monkeypatch.setattr("data_pipelines.pack.converted", None)
+    monkeypatch.setattr("data_pipelines.pack.packer.converted", None)
     assert packed_folder(folder, tmp_path / "set") == first
     assert {file: file.stat().st_mtime_ns for file in before if file.is_file()} == {
         file: stamp for file, stamp in before.items() if file.is_file()
@@ -154,16 +159,16 @@ def test_interrupted_pack_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed_folder(folder, tmp_path / "whole")
-    convert = pack_worker.ChunkConverter._convert
+    convert = worker.ChunkConverter._convert
     seen: list[str] = []
 
-    def failing(self: pack_worker.ChunkConverter, entry: pack_worker.Entry) -> object:
+    def failing(self: worker.ChunkConverter, entry: worker.Entry) -> object:
         seen.append(entry.name)
         if len(seen) == 40:
             raise KeyboardInterrupt
         return convert(self, entry)
 
-    monkeypatch.setattr(pack_worker.ChunkConverter, "_convert", failing)
+    monkeypatch.setattr(worker.ChunkConverter, "_convert", failing)
     with pytest.raises(KeyboardInterrupt):
         packed_folder(folder, tmp_path / "set")
     with pytest.raises(DatasetError, match="unfinished pack"):

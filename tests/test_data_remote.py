@@ -15,12 +15,13 @@ from typing import ClassVar
 import pytest
 import torch
 
-from data_pipelines import remote
+from data_pipelines.backends.build import build_pipeline
 from data_pipelines.datasets import open_data
-from data_pipelines.manifest import read_manifest
-from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share, build_pipeline
-from data_pipelines.remote import FileCache, Unreachable, is_remote
-from data_pipelines.shards import ShardedImages
+from data_pipelines.packed import remote
+from data_pipelines.packed.manifest import read_manifest
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.packed.remote import FileCache, Unreachable, is_remote
+from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
 from tests.data_sets import packed_folder, write_class_folders
 
 

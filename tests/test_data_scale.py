@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.manifest import (
+from data_pipelines.backends.build import build_pipeline
+from data_pipelines.packed.manifest import (
     INDEX_ROW,
     read_index,
     read_manifest,
     write_index,
     write_manifest,
 )
-from data_pipelines.pipeline import DataConfig, Share, build_pipeline
+from data_pipelines.pipeline import DataConfig, Share
 from tests.data_sets import packed_folder, write_class_folders
 
 SAMPLES = 1_000_000

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.images import BadImage, decode_rgb
-from data_pipelines.manifest import Manifest
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
-from data_pipelines.shards import ShardedImages
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.manifest import Manifest
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources import file_parts
 from data_pipelines.sources.base import SourceError
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source

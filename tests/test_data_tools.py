@@ -12,9 +12,9 @@ from PIL import Image
 
 from data_pipelines.__main__ import main
 from data_pipelines.bench import measure_all
-from data_pipelines.checking import check
-from data_pipelines.manifest import read_manifest, write_index, write_manifest
-from data_pipelines.shards import ShardedImages
+from data_pipelines.packed.check import check
+from data_pipelines.packed.manifest import read_manifest, write_index, write_manifest
+from data_pipelines.packed.reader import ShardedImages
 from tests.data_sets import damage, packed_folder, write_class_folders
 
 Capture = pytest.CaptureFixture[str]

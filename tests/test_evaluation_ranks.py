@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.checking import check
+from data_pipelines.packed.check import check
 from dist_train.distributed import init_world
 from evaluation import __main__ as cli
 from evaluation.features import BatchStore

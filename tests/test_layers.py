@@ -18,9 +18,9 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "deepspeed": {"dist_train/engines.py"},
-    "nvidia": {"data_pipelines/dali_graph.py"},
-    "ffcv": {"data_pipelines/ffcv_backend.py", "data_pipelines/beton.py"},
-    "webdataset": {"data_pipelines/webdataset_backend.py"},
+    "nvidia": {"data_pipelines/backends/dali_graph.py"},
+    "ffcv": {"data_pipelines/backends/ffcv.py", "data_pipelines/packed/beton.py"},
+    "webdataset": {"data_pipelines/backends/webdataset.py"},
     "wandb": {"dist_train/mirrors.py"},
     "tensorboard": {"dist_train/mirrors.py"},
 }

@@ -75,7 +75,8 @@ class BareLoop:
     """What one would write by hand."""
 
     def __init__(self, config: RunConfig, ranks: int, rank: int) -> None:
-        from data_pipelines.pipeline import Share, build_pipeline
+        from data_pipelines.backends.build import build_pipeline
+        from data_pipelines.pipeline import Share
 
         self.objective = config.objective.build()
         networks = self.objective.build_networks()

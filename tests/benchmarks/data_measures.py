@@ -21,11 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.bench import measure_backend
 from data_pipelines.datasets import open_data
-from data_pipelines.decoding import Resize, pixel_decoder
-from data_pipelines.images import centre_square, decode, encode
-from data_pipelines.order import SampleOrder
+from data_pipelines.images import Resize, centre_square, decode, encode, pixel_decoder
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import Backend, DataConfig
-from data_pipelines.shards import ShardedImages
+from data_pipelines.sample_order import SampleOrder
 from data_pipelines.sources.kinds import make_source
 
 THREADS = 2

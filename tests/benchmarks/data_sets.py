@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.beton import write_beton
 from data_pipelines.images import ORIGINAL
-from data_pipelines.manifest import (
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import pack
+from data_pipelines.packed.beton import write_beton
+from data_pipelines.packed.manifest import (
     BETON,
     INDEX_ROW,
     read_index,
@@ -18,8 +20,6 @@ from data_pipelines.manifest import (
     write_index,
     write_manifest,
 )
-from data_pipelines.pack import pack
-from data_pipelines.pack_options import PackOptions
 from data_pipelines.sources.kinds import make_source
 from tests.data_sets import packed_folder, write_class_folders
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.manifest import read_manifest
+from data_pipelines.packed.manifest import read_manifest
 from slurm.__main__ import main
 from slurm.evaluation_plan import EvaluationPlan, ScheduledProtocol, write_plan
 from slurm.folder import JobFolder

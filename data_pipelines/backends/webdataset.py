@@ -11,14 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from data_pipelines.backends.common import BatchFinisher, SampleReader, read_ahead, to_device
 from data_pipelines.datasets import open_data
-from data_pipelines.decoding import pixel_decoder
-from data_pipelines.delivery import (
-    BatchFinisher,
-    SampleReader,
-    read_ahead,
-    to_device,
-)
+from data_pipelines.images import pixel_decoder
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
 

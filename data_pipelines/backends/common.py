@@ -11,44 +11,26 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipelines.images import BadImage
-from data_pipelines.order import Order
+from data_pipelines.packed.prefetch import ShardPrefetcher
+from data_pipelines.packed.reader import Samples
 from data_pipelines.pipeline import ImageBatch
-from data_pipelines.shard_prefetch import ShardPrefetcher
+from data_pipelines.sample_order import Order
 
 T = TypeVar("T")
 Stored = TypeVar("Stored")
-Stored_co = TypeVar("Stored_co", covariant=True)
 MAX_REPLACEMENTS = 1000
 logger = logging.getLogger(__name__)
 
 
 class TooManyCorrupt(RuntimeError):  # noqa: N818 (reads better where it is raised)
     """More samples of the set are damaged than `max_corrupt` allows."""
-
-
-class Samples(Protocol[Stored_co]):
-    """Samples by number, checked when they are read."""
-
-    path: Path
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> tuple[Stored_co, int | None]:
-        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
-
-    def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
-
-    def close(self) -> None:
-        """Close the files."""
 
 
 class SampleReader(Generic[Stored]):

@@ -7,16 +7,16 @@ import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
-from data_pipelines.manifest import check_shard_sizes, read_index, read_manifest
-from data_pipelines.order import Integers
-from data_pipelines.pipeline import describe
-from data_pipelines.remote import FileCache, RemoteFolder, is_remote
+from data_pipelines.packed.manifest import check_shard_sizes, describe, read_index, read_manifest
+from data_pipelines.packed.remote import FileCache, RemoteFolder, is_remote
+from data_pipelines.sample_order import Integers
 
 MAX_OPEN = 128
 MAX_OPEN_REMOTE = 8
@@ -31,7 +31,7 @@ class ShardedImages:
     """A packed set as a sequence of samples in the order of its source; safe to share by threads.
 
     Args:
-        path: Folder of the packed set, or its URL (see data_pipelines/remote.py).
+        path: Folder of the packed set, or its URL (see data_pipelines/packed/remote.py).
         check_sizes: Compare the shards' sizes with the manifest at once (local sets).
         cache: Where a remote set's files are kept.
 
@@ -150,3 +150,23 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+Stored_co = TypeVar("Stored_co", covariant=True)
+
+
+class Samples(Protocol[Stored_co]):
+    """Samples by number, checked when they are read."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Stored_co, int | None]:
+        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
+
+    def locate(self, index: int) -> str:
+        """Return where a sample lies, for messages."""
+
+    def close(self) -> None:
+        """Close the files."""

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipelines.images import ORIGINAL, BadImage, decode_rgb
-from data_pipelines.manifest import (
+from data_pipelines.packed.manifest import (
     BETON,
     BETON_INDEX,
     INDEX,
@@ -39,9 +39,8 @@ from data_pipelines.manifest import (
     write_index,
     write_manifest,
 )
-from data_pipelines.pack_options import PackOptions
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
-from data_pipelines.shards import ShardedImages
 
 BETON_NOTE = "set.beton.json"
 PAGE = 1 << 23
@@ -81,13 +80,6 @@ def _side_effects_undone() -> Iterator[None]:
     finally:
         typed.Dict = compiled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
-
-
-def check_beton_options(options: PackOptions) -> None:
-    """Raise ValueError, before anything is packed, if a beton could not be made of the result."""
-    import_ffcv()
-    if ORIGINAL in options.resolutions:
-        raise ValueError("FFCV needs images of one size; give a resolution, or --output webdataset")
 
 
 def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.beton import beton_problem
 from data_pipelines.images import BadImage
-from data_pipelines.manifest import file_sha256
+from data_pipelines.packed.beton import beton_problem
+from data_pipelines.packed.manifest import file_sha256
+from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
-from data_pipelines.shards import ShardedImages
 
 
 @dataclass

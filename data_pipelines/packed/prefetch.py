@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipelines.order import Integers, Order
-from data_pipelines.remote import Unreachable
+from data_pipelines.packed.remote import Unreachable
+from data_pipelines.sample_order import Integers, Order
 
 BLOCK = 1024
 """Positions that are looked up at a time; the coming shards are listed anew after as many."""

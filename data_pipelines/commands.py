@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
-from data_pipelines.images import ORIGINAL
-from data_pipelines.manifest import BETON, Manifest, read_manifest
-from data_pipelines.remote import is_remote
+import numpy as np
+from PIL import Image
+
+from data_pipelines.images import ORIGINAL, centre_square
+from data_pipelines.packed.manifest import BETON, Manifest, read_manifest
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.packed.remote import is_remote
+from data_pipelines.sample_order import SampleOrder
 
 
 def summary(path: Path, manifest: Manifest) -> str:
@@ -63,7 +69,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from data_pipelines.checking import check
+    from data_pipelines.packed.check import check
 
     report = check(arguments.path, workers=arguments.workers, decode=not arguments.no_decode)
     for problem in report.problems:
@@ -90,7 +96,7 @@ def add_beton(parser: argparse.ArgumentParser) -> None:
 
 
 def _beton(arguments: argparse.Namespace) -> None:
-    from data_pipelines.beton import write_beton
+    from data_pipelines.packed.beton import write_beton
 
     write_beton(arguments.path, keep_jpeg=arguments.keep_jpeg)
     print(f"{arguments.path / BETON}: {(arguments.path / BETON).stat().st_size / 1e6:.1f} MB")
@@ -106,7 +112,6 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview(arguments: argparse.Namespace) -> None:
-    from data_pipelines.preview import write_contact_sheet
 
     shown = write_contact_sheet(
         arguments.path, arguments.picture, count=arguments.count, seed=arguments.seed
@@ -128,8 +133,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from data_pipelines.bench import measure_all
     from data_pipelines.datasets import check_resolution
+    from data_pipelines.packed.reader import ShardedImages
     from data_pipelines.pipeline import DataConfig
-    from data_pipelines.shards import ShardedImages
 
     _check_device(arguments.device)
     stored = ShardedImages(arguments.path).info.resolution
@@ -157,3 +162,34 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"device={name}: {reason}; set --device cpu") from None
+
+
+GAP = 2
+ORIGINAL_EDGE = 128
+"""Edge at which images of any size are shown."""
+
+
+def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0) -> int:
+    """Write a grid of randomly chosen images, ordered by class; return how many it shows.
+
+    Args:
+        path: Folder of the packed set.
+        picture: The picture to write; its extension is the format.
+        count: Images to show, at most.
+        seed: Chooses the images.
+    """
+    images = ShardedImages(path)
+    count = min(count, len(images))
+    chosen = SampleOrder(len(images), seed).samples(np.arange(count)).tolist()
+    chosen.sort(key=lambda index: (images.label(index) or 0, index))
+    columns = math.ceil(math.sqrt(count))
+    edge = images.info.resolution or ORIGINAL_EDGE
+    step = edge + GAP
+    sheet = np.full((math.ceil(count / columns) * step, columns * step, 3), 255, np.uint8)
+    for place, index in enumerate(chosen):
+        top, left = place // columns * step, place % columns * step
+        image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
+        sheet[top : top + edge, left : left + edge] = np.asarray(centre_square(image, edge))
+    images.close()
+    Image.fromarray(sheet).save(picture)
+    return count

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.dali_graph import (
+from data_pipelines.backends.common import BatchFinisher, SampleReader, read_ahead, to_device
+from data_pipelines.backends.dali_graph import (
     Encoded,
     Flip,
     Source,
@@ -27,9 +28,7 @@ from data_pipelines.dali_graph import (
     undecodable,
 )
 from data_pipelines.datasets import open_data
-from data_pipelines.decoding import pixel_decoder
-from data_pipelines.delivery import BatchFinisher, SampleReader, read_ahead, to_device
-from data_pipelines.images import ORIGINAL, Pixels, encode
+from data_pipelines.images import ORIGINAL, Pixels, encode, pixel_decoder
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 
 logger = logging.getLogger(__name__)

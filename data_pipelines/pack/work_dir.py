@@ -12,14 +12,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.manifest import atomic_file, canonical_json
-from data_pipelines.pack_options import PackError
-from data_pipelines.shard_writer import WrittenSample
-from data_pipelines.sources.base import Skip
+from data_pipelines.pack.options import PackError, PackOptions
+from data_pipelines.pack.shard_writer import WrittenSample
+from data_pipelines.packed.manifest import Manifest, atomic_file, canonical_json
+from data_pipelines.sources.base import Listing, Skip, Source
 
 FOLDER = ".packing"
 REQUEST = "request.json"
@@ -132,3 +132,37 @@ class WorkFolder:
 
     def _record(self, part: str, number: int) -> Path:
         return self.path / f"{part or 'all'}-{number:06d}.json"
+
+
+_DEFAULTS = asdict(PackOptions(resolution=1))
+
+
+def make_request(source: Source, listing: Listing, options: PackOptions) -> dict[str, Any]:
+    """Return what a manifest must say for its set to be the one that is asked for."""
+    identity = {"items": len(listing.entries), "digest": listing.digest()}
+    return {
+        "kind": source.kind,
+        "source": {**source.describe(), **identity},
+        "options": {**asdict(options), "resolution": list(options.resolutions)},
+    }
+
+
+def request_of(manifest: Manifest) -> dict[str, Any]:
+    """Return the request that a set was packed by."""
+    return {name: getattr(manifest, name) for name in ("kind", "source", "options")}
+
+
+def difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Say how two requests differ, "" if not; where the source lies does not matter."""
+    if found["kind"] != asked["kind"]:
+        return f"kind {found['kind']}, not {asked['kind']}"
+    noted = {**_DEFAULTS, **found["options"]}  # sets may be older than an option
+    for name, value in asked["options"].items():
+        if canonical_json(noted[name]) != canonical_json(value):
+            return f"{name}={noted[name]}, not {value}"
+    if found["source"]["digest"] == asked["source"]["digest"]:
+        return ""
+    return (
+        f"{found['source']['items']} items from {found['source']['path']}, not the"
+        f" {asked['source']['items']} now in {asked['source']['path']}"
+    )

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from data_pipelines.images import Pixels
-from data_pipelines.order import SampleOrder
-from data_pipelines.pipeline import DataConfig, DatasetInfo, ImageBatch, Share
+from data_pipelines.packed.manifest import DatasetInfo
+from data_pipelines.pipeline import DataConfig, ImageBatch, Share
+from data_pipelines.sample_order import SampleOrder
 
 NUM_IMAGES = 1024
 CLASS_NAMES = ("one wave", "two waves", "three waves", "four waves")

@@ -15,22 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipelines.converting import converted
 from data_pipelines.images import ORIGINAL
-from data_pipelines.manifest import (
+from data_pipelines.pack.finish import check_skips, join, shard_name
+from data_pipelines.pack.options import PackError, PackOptions, select
+from data_pipelines.pack.shard_writer import ShardWriter
+from data_pipelines.pack.work_dir import (
+    ShardRecord,
+    WorkFolder,
+    difference,
+    make_request,
+    request_of,
+)
+from data_pipelines.pack.worker import Conversion, Packed, converted
+from data_pipelines.packed.manifest import (
     MANIFEST,
     Manifest,
     atomic_file,
     check_shard_sizes,
     read_manifest,
 )
-from data_pipelines.pack_join import check_skips, join, shard_name
-from data_pipelines.pack_options import PackError, PackOptions, select
-from data_pipelines.pack_request import difference, make_request, request_of
-from data_pipelines.pack_work import ShardRecord, WorkFolder
-from data_pipelines.pack_worker import Conversion, Packed
 from data_pipelines.progress import Progress
-from data_pipelines.shard_writer import ShardWriter
 from data_pipelines.sources.base import Listing, Skip, Source
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -18,22 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.beton import beton_mode, check_beton, import_ffcv, page_size
-from data_pipelines.datasets import open_data
-from data_pipelines.delivery import (
+from data_pipelines.backends.common import (
     BatchFinisher,
     SampleReader,
-    Samples,
     planes_first,
     read_ahead,
     to_device,
 )
+from data_pipelines.datasets import Joined, open_data
 from data_pipelines.images import BadImage
-from data_pipelines.joined import Joined
-from data_pipelines.manifest import BETON
-from data_pipelines.page_cache import PageCache
+from data_pipelines.packed.beton import beton_mode, check_beton, import_ffcv, page_size
+from data_pipelines.packed.manifest import BETON
+from data_pipelines.packed.reader import Samples, ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
-from data_pipelines.shards import ShardedImages
 
 THREADS_PAY_FROM = 128
 """Edge of images below which a sample costs Python, which threads contend for, more than FFCV."""
@@ -168,3 +167,61 @@ def _content_of(number: int, places: Any) -> Any:
     """Return the bytes of a batch's image; compiled, in place of FFCV's reading from the file."""
     joined, starts, lengths = places
     return joined[starts[number] : starts[number] + lengths[number]]
+
+
+class PageCache:
+    """The pages of a file that were used last; safe to share by threads.
+
+    Args:
+        file: Descriptor of the open file, whose size is a multiple of `page_size`.
+        page_size: Bytes of a page.
+        slots: Pages that are kept.
+    """
+
+    def __init__(self, file: int, page_size: int, slots: int) -> None:
+        self._file, self._page_size, self._slots = file, page_size, slots
+        self._pages: OrderedDict[int, _Page] = OrderedDict()  # the one used longest ago first
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file that lie within one page. Raises OSError if it is cut short."""
+        number, start = divmod(offset, self._page_size)
+        content = self._page(number).content(self._file)
+        return bytes(content[start : start + length])
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def _page(self, number: int) -> _Page:
+        with self._lock:
+            page = self._pages.setdefault(number, _Page(number, self._page_size))
+            self._pages.move_to_end(number)
+            while len(self._pages) > self._slots:
+                self._pages.popitem(last=False)  # threads that are reading it keep it
+        return page
+
+
+class _Page:
+    """A page, read from the file when it is first needed, while other pages are used."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self._number, self._size = number, size
+        self._content: memoryview | None = None
+        self._lock = threading.Lock()
+
+    def content(self, file: int) -> memoryview:
+        """Return the page's bytes."""
+        with self._lock:
+            if self._content is None:
+                self._content = self._read(file)
+            return self._content
+
+    def _read(self, file: int) -> memoryview:
+        page = memoryview(bytearray(self._size))
+        done = 0
+        while done < self._size:
+            count = os.preadv(file, [page[done:]], self._number * self._size + done)
+            if count == 0:
+                raise OSError(f"the file ends within page {self._number}")
+            done += count
+        return page

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from data_pipelines.manifest import INDEX, MANIFEST, Manifest, atomic_file, read_manifest
+from data_pipelines.packed.manifest import INDEX, MANIFEST, Manifest, atomic_file, read_manifest
 
 logger = logging.getLogger(__name__)
 

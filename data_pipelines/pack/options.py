@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data_pipelines.images import ORIGINAL, Filter, ImageFormat
+from data_pipelines.packed.beton import import_ffcv
 from data_pipelines.sources.base import Entry, Listing
 
 ORIGINAL_EDGE = 400
@@ -143,3 +144,10 @@ def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
 
 def _hash(purpose: str, name: str) -> bytes:
     return hashlib.blake2b(f"{purpose}/{name}".encode(), digest_size=16).digest()
+
+
+def check_beton_options(options: PackOptions) -> None:
+    """Raise ValueError, before anything is packed, if a beton could not be made of the result."""
+    import_ffcv()
+    if ORIGINAL in options.resolutions:
+        raise ValueError("FFCV needs images of one size; give a resolution, or --output webdataset")

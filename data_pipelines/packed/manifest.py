@@ -218,3 +218,35 @@ def canonical_json(value: Any) -> bytes:
 
 def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a packed image set is.
+
+    Attributes:
+        num_images: Images per epoch.
+        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
+        class_names: Names by class index; empty for unlabelled sets.
+        digest: SHA-256 that identifies the content, order and labels of the set.
+    """
+
+    num_images: int
+    resolution: int
+    class_names: tuple[str, ...]
+    digest: str
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """Return the description of a packed set. Raises ValueError if `path` holds none."""
+    return describe(read_manifest(path))
+
+
+def describe(manifest: Manifest) -> DatasetInfo:
+    """Return what consumers of a packed set need to know of its manifest."""
+    return DatasetInfo(
+        num_images=manifest.num_images,
+        resolution=manifest.resolution,
+        class_names=manifest.class_names,
+        digest=manifest.digest,
+    )

@@ -7,11 +7,11 @@ import os
 import threading
 from pathlib import Path
 
+from data_pipelines.commands import summary
 from data_pipelines.images import ORIGINAL
-from data_pipelines.look_commands import summary
-from data_pipelines.manifest import Manifest, read_manifest
-from data_pipelines.pack import Packer, Task
-from data_pipelines.pack_options import PackOptions
+from data_pipelines.pack.options import PackOptions
+from data_pipelines.pack.packer import Packer, Task
+from data_pipelines.packed.manifest import Manifest, read_manifest
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
 
@@ -135,7 +135,7 @@ def _packer(arguments: argparse.Namespace) -> Packer:
         raise ValueError(f"workers={arguments.workers} must be at least 1")
     options = options_of(arguments)
     if arguments.output != "webdataset":
-        from data_pipelines.beton import check_beton_options
+        from data_pipelines.pack.options import check_beton_options
 
         check_beton_options(options)
     return Packer(
@@ -163,11 +163,11 @@ def _write_beton(folder: Path, manifest: Manifest, output: str) -> None:
     if manifest.only_beton and output != "ffcv":
         raise ValueError(f"{folder} was packed with --output ffcv; give another destination")
     if output == "both":
-        from data_pipelines.beton import write_beton
+        from data_pipelines.packed.beton import write_beton
 
         write_beton(folder)
     elif output == "ffcv":
-        from data_pipelines.beton import keep_only_beton
+        from data_pipelines.packed.beton import keep_only_beton
 
         keep_only_beton(folder)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.manifest import (
+from data_pipelines.pack.options import PackError
+from data_pipelines.pack.work_dir import ShardRecord
+from data_pipelines.packed.manifest import (
     INDEX_ROW,
     SKIPPED,
     Index,
@@ -23,8 +25,6 @@ from data_pipelines.manifest import (
     write_index,
     write_manifest,
 )
-from data_pipelines.pack_options import PackError
-from data_pipelines.pack_work import ShardRecord
 from data_pipelines.sources.base import Entry, Listing, Skip
 
 WINDOW_SHARDS = 8

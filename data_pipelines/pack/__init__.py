@@ -1,0 +1,1 @@
+"""Packing: from a source of images to packed sets, in parallel and resumable."""
