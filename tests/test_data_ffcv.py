@@ -107,7 +107,7 @@ def test_importing_ffcv_has_no_side_effects() -> None:
     """Its dictionary of two numbers would take numba seconds, and torch be left one thread."""
     code = """
 import torch
-from data_pipelines.beton import import_ffcv
+from data_pipelines.packed.beton import import_ffcv
 torch.set_num_threads(3)
 import_ffcv()
 assert torch.get_num_threads() == 3
