@@ -16,20 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-from dist_train.checkpoint import CheckpointError
-from dist_train.config import RunConfig
-from dist_train.launch import launch_ranks, should_launch
+from dist_train.checkpoint.format import CheckpointError
 from dist_train.recipes import RECIPES, find_recipe
+from dist_train.runtime.launch import launch_ranks, should_launch
+from dist_train.train import refuse, train
 from models.config_io import ConfigError, override, to_json
-
-EXIT_REFUSED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,70 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["list"]:
             return _list_recipes()
         if arguments[:1] == ["status"]:
-            from dist_train.status import print_status
+            from dist_train.monitoring.status import print_status
 
             return print_status(arguments[1:])
         if arguments[:1] == ["ema"]:
-            from dist_train.posthoc import reconstruct_command
+            from dist_train.ema_posthoc import reconstruct_command
 
             return reconstruct_command(arguments[1:])
         if arguments[:1] == ["plan"]:
-            from dist_train.plan_report import plan_command
+            from dist_train.planning.plan import plan_command
 
             return plan_command(arguments[1:])
         if arguments[:1] == ["export"]:
-            from dist_train.export import export_command
+            from dist_train.checkpoint.export_deepspeed import export_command
 
             return export_command(arguments[1:])
         return _train_command(arguments)
     except (ValueError, OSError, CheckpointError) as error:
-        return _refuse(error)
-
-
-def train(
-    config: RunConfig,
-    run_dir: Path,
-    allow_changes: bool = False,
-    on_snapshot: Callable[[Path], None] | None = None,
-    profile_steps: int = 0,
-) -> int:
-    """Train, or go on training, in this process group; returns the exit code.
-
-    Args:
-        config: The resolved configuration.
-        run_dir: The run folder.
-        allow_changes: Whether harmless settings may differ from those that the run began with.
-        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
-        profile_steps: Steps to trace.
-    """
-    # Imported here, so that --help, --print-config and bad settings answer at once.
-    from dist_train.distributed import init_world
-    from dist_train.loop import DivergedError, Outcome, Trainer
-    from dist_train.preemption import stop_with_launcher
-    from dist_train.run_folder import RunFolderError, enter_run_folder
-    from dist_train.watchdog import EXIT_LOST, LostRankError
-
-    stop_with_launcher()
-    # Collectives outlast the watchdog, which says more than they do.
-    world = init_world(timedelta(seconds=config.hang_timeout + 30))
-    lock = None
-    try:
-        lock, config = enter_run_folder(run_dir, config, world, allow_changes)
-        outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
-    except LostRankError as error:
-        return _refuse(error, EXIT_LOST, always=True)
-    except DivergedError as error:
-        return _refuse(error, EXIT_DIVERGED)
-    except (CheckpointError, RunFolderError, ValueError) as error:
-        return _refuse(error)
-    except OSError as error:  # one rank's alone: the others lose it, and end by themselves
-        problem = f"the run folder {run_dir} cannot be written ({error})"
-        return _refuse(RunFolderError(f"{problem}; the last checkpoint is kept"), always=True)
-    finally:
-        if lock is not None:
-            lock.release()
-    world.close()
-    return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
+        return refuse(error)
 
 
 def _train_command(arguments: list[str]) -> int:
@@ -130,13 +80,6 @@ def _read_json(path: Path) -> dict[str, object]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path} does not hold a JSON object")
     return document
-
-
-def _refuse(error: Exception, code: int = EXIT_REFUSED, always: bool = False) -> int:
-    """Say in one line, on one rank, what is wrong."""
-    if always or os.environ.get("RANK", "0") == "0":
-        print(f"dist_train: {error}", file=sys.stderr, flush=True)
-    return code
 
 
 def _list_recipes() -> int:

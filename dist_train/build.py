@@ -12,13 +12,13 @@ from torch import nn
 
 from data_pipelines.backends.build import build_pipeline, look_at_data
 from data_pipelines.pipeline import ImagePipeline, Share
-from dist_train.checkpoint import find_newest_whole
+from dist_train.checkpoint.format import find_newest_whole
 from dist_train.config import RunConfig
-from dist_train.distributed import World
-from dist_train.engine_settings import check_stage, engine_settings, used_stage
-from dist_train.engines import Engine
-from dist_train.grids import check_previous
+from dist_train.engine.deepspeed_config import check_stage, engine_settings, used_stage
+from dist_train.engine.engine import Engine
 from dist_train.precision import check_precision, compute_dtypes
+from dist_train.runtime.world import World
+from dist_train.snapshots import check_previous
 from models.config_io import ConfigError
 from models.objective import Objective
 from models.streams import stream_seed

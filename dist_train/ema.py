@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dist_train.distributed import World
 from dist_train.ema_profiles import EmaProfile
-from dist_train.fragments import Fragment
+from dist_train.engine.fragments import Fragment
+from dist_train.runtime.world import World
 
 
 class ShardedEma:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dist_train.distributed import World, init_world
-from dist_train.launch import launch_ranks, should_launch
+from dist_train.runtime.launch import launch_ranks, should_launch
+from dist_train.runtime.world import World, init_world
 from evaluation.compare import format_comparison, write_plots
 from evaluation.detector_kinds import DETECTORS, build_detector
 from evaluation.detectors import DetectorConfig

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.frechet import frechet_distance
 from evaluation.inception_score import mean_score
 from evaluation.kernel_distance import kid

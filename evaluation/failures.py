@@ -7,8 +7,8 @@ import time
 
 from torch import distributed as dist
 
-from dist_train.distributed import World
-from dist_train.watchdog import EXIT_LOST
+from dist_train.runtime.watchdog import EXIT_LOST
+from dist_train.runtime.world import World
 from evaluation.features import short_hash
 
 EXIT_REFUSED = 2

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.arrays import read_npz, write_npz
 from evaluation.detectors import Detector, check_finite
 from evaluation.images import ImageSet

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.generate import GeneratedImages, made_by
 from evaluation.grid import encode_image, write_bytes
 from evaluation.image_files import DATASET_LABELS, decode_image

@@ -23,7 +23,7 @@ from data_pipelines.packed.manifest import atomic_file
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing
 from data_pipelines.sources.files import tar_files
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.generate import GeneratedImages
 from evaluation.grid import encode_image
 

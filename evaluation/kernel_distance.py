@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.statistics import FloatArray
 
 BLOCK = 2048

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.bootstrap import RESAMPLED, interval
 from evaluation.extrapolation import limit, usual_start
 from evaluation.frechet import frechet, frechet_distance

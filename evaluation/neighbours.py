@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.statistics import FloatArray
 
 BLOCK = 2048

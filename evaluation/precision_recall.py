@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.detectors import exact_arithmetic
 from evaluation.neighbours import (
     Blocks,

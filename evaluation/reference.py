@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.arrays import AnyArray, npz_names, read_npz, write_npz
 from evaluation.detectors import Detector
 from evaluation.features import evenly_spread, extract, short_hash

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation.detector_kinds import DETECTORS, DetectorKind, build_detector
 from evaluation.detectors import Detector, DetectorConfig
 from evaluation.features import extract

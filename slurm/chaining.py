@@ -107,7 +107,7 @@ def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_
         job_id: Its job in the queue, where its settings stay as they are; "" if there is none.
     """
     from dist_train.build import check_labels
-    from dist_train.run_folder import judge_config
+    from dist_train.runtime.run_dir import judge_config
 
     config, folder = step.config, step.folder
     if config is None:
@@ -124,7 +124,7 @@ def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_
 
 def _prepare(step: Step) -> None:
     """Write the configuration of a training step's run."""
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
 
     if step.config is not None:
         settle_config(step.folder, step.config, correct=True)

@@ -88,7 +88,7 @@ def _all_reduce() -> dict[str, Any]:
     """Add up a known tensor over all ranks; returns whether it is right, and how fast it was."""
     import torch
 
-    from dist_train.distributed import init_world
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     ones = torch.ones(VALUES, device=world.device)

@@ -31,7 +31,7 @@ def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tupl
         ConfigError: `min_nodes` is not below the wanted number, or no such number divides the
             batch.
     """
-    from dist_train.loop import plan_batches
+    from dist_train.trainer import plan_batches
 
     if not 0 < min_nodes < resources.nodes:
         raise ConfigError(f"--min-nodes={min_nodes} must be positive and below {resources.nodes}")

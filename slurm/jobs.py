@@ -127,7 +127,7 @@ class TrainJob:
 
     def _wait_for_predecessor(self) -> None:
         """Wait until ranks of the last start, perhaps on a lost node, have left the run folder."""
-        from dist_train.run_folder import RunLock
+        from dist_train.runtime.run_dir import RunLock
 
         RunLock(self.run_dir, patience=600.0).release()
 
@@ -139,8 +139,8 @@ class TrainJob:
         sys.exit(EXIT_STALLED)
 
     def _train(self) -> int:
-        from dist_train.__main__ import train
         from dist_train.config import RunConfig
+        from dist_train.train import train
         from models.config_io import read_config
 
         config = read_config(RunConfig, self.run_dir / "config.json")

@@ -170,8 +170,8 @@ def check_run(
     from data_pipelines.backends.build import import_backend
     from data_pipelines.packed.remote import Unreachable, is_remote
     from dist_train import build
-    from dist_train.checkpoint import CheckpointError
-    from dist_train.run_folder import judge_config
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.run_dir import judge_config
 
     judge_config(run_dir, config, allow_changes, correct=correct)
     if not site.container.image:
@@ -216,7 +216,7 @@ def check_speed(
 
 def check_idle(run_dir: Path) -> None:
     """Check that nobody trains the run, and no job of it is queued. Raises SlurmError otherwise."""
-    from dist_train.run_folder import RunLock
+    from dist_train.runtime.run_dir import RunLock
 
     records = JobFolder(run_dir).records()
     ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]

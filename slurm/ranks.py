@@ -37,7 +37,7 @@ class Task:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that `dist_train.distributed.init_world` reads."""
+        """The variables that `dist_train.runtime.world.init_world` reads."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),

@@ -68,7 +68,7 @@ def _mirror(run_dir: Path, folder: Path) -> int:
     if not new:
         return 0
     from dist_train.config import RunConfig
-    from dist_train.mirrors import start_mirrors
+    from dist_train.monitoring.loggers import start_mirrors
     from models.config_io import read_config
 
     place = folder / "mirror" / f"{run_dir.name}-evaluation"

@@ -149,7 +149,7 @@ def _data_later(args: argparse.Namespace) -> bool:
 
 def prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
     """Write the run's configuration, which is all that its job reads."""
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
 
     if not target.dry_run:
         settle_config(run_dir, config, allow_changes, correct=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_train.recipes import find_recipe
-from dist_train.run_folder import settle_config
+from dist_train.runtime.run_dir import settle_config
 from models.config_io import override
 from models.snapshot import write_snapshot
 

@@ -24,8 +24,8 @@ STAGES = {
 
 
 def _train(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     for name in STAGES:
         (root / name).mkdir()

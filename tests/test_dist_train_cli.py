@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dist_train.__main__ import main
-from dist_train.checkpoint import CheckpointReader, committed
+from dist_train.checkpoint.format import CheckpointReader, committed
 from dist_train.recipes import RECIPES
 from models.config_io import from_json, override, to_json
 from tests.test_dist_train_loop import whole_tensors
@@ -80,7 +80,7 @@ def test_settings_that_do_not_fit_the_data_or_the_ranks(
 
 
 def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path) -> None:
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
     from models.config_io import ConfigError
 
     config = RECIPES["quickstart_edm16"]()
@@ -97,7 +97,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path
 
 
 def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> None:
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
     from models.config_io import ConfigError
 
     config, device = RECIPES["quickstart_edm16"](), torch.device("cpu")
@@ -109,7 +109,7 @@ def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> No
 
 
 def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
-    from dist_train.run_folder import RunFolderBusyError, RunLock
+    from dist_train.runtime.run_dir import RunFolderBusyError, RunLock
 
     lock = RunLock(tmp_path)
     with pytest.raises(RunFolderBusyError, match=f"in use by pid {os.getpid()} on"):

@@ -42,8 +42,8 @@ def _machine() -> dict[str, str]:
 
 
 def _train(root: Path, names: list[str], perturbation: float) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     for name in names:
         config = replace(

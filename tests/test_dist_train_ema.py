@@ -11,7 +11,7 @@ import torch
 
 from dist_train.__main__ import main
 from dist_train.config import ConstantEma, HalflifeEma, PowerEma
-from dist_train.posthoc import Stored, profile_weights, solve
+from dist_train.ema_posthoc import Stored, profile_weights, solve
 from models.snapshot import read_snapshot
 from tests.ranks import run_ranks
 from tests.tiny import BATCH, tiny_edm
@@ -63,9 +63,9 @@ def test_two_power_profiles_stored_often_span_the_others() -> None:
 
 
 def _train(run_dir: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     widths = {"short": 0.05, "long": 0.10, "between": 0.07, "beyond": 0.14}
     config = replace(

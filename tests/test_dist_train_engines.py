@@ -63,9 +63,9 @@ def _train_plainly() -> dict[str, dict[str, Tensor]]:
 
 def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> None:
     from dist_train.config import AdamConfig, ConstantEma
-    from dist_train.distributed import init_world
     from dist_train.ema import ShardedEma
-    from dist_train.engines import Engine, parameter_lists, updating_only
+    from dist_train.engine.engine import Engine, parameter_lists, updating_only
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     networks = _networks()
@@ -132,16 +132,16 @@ def test_pair_with_r1_matches_plain_pytorch_on_the_joined_batch(zero_stage: int)
 
 
 def _check_checkpoint_damage(folder: Path) -> None:
-    from dist_train.checkpoint import (
+    from dist_train.checkpoint.format import (
         CheckpointError,
         CheckpointReader,
+        Retention,
         TrainState,
         find_newest_whole,
     )
-    from dist_train.checkpoint_writer import CheckpointWriter
-    from dist_train.distributed import init_world
-    from dist_train.fragments import Fragment
-    from dist_train.retention import Retention
+    from dist_train.checkpoint.writer import CheckpointWriter
+    from dist_train.engine.fragments import Fragment
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     writer = CheckpointWriter(folder, world, Retention(last=3))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dist_train.__main__ import main
-from dist_train.state_buffer import StateBuffer
+from dist_train.checkpoint.writer import StateBuffer
 from tests.ranks import run_ranks
 from tests.test_dist_train_loop import whole_tensors
 from tests.tiny import BATCH, tiny_wavediff
@@ -36,9 +36,9 @@ def test_state_is_copied_once_and_written_as_safetensors(tmp_path: Path) -> None
 
 
 def _train(run_dir: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     config = replace(tiny_wavediff(), total_images=3 * BATCH)
@@ -48,8 +48,8 @@ def _train(run_dir: Path) -> None:
 
 
 def _load(exported: Path, wanted: dict[str, torch.Tensor]) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.engines import _import_deepspeed
+    from dist_train.engine.engine import _import_deepspeed
+    from dist_train.runtime.world import init_world
 
     deepspeed = _import_deepspeed(init_world())
     networks = tiny_wavediff().objective.build().build_networks()

@@ -23,11 +23,11 @@ from unittest import mock
 import pytest
 import torch
 
-from dist_train.adam import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
-from dist_train.checkpoint import committed
+from dist_train.checkpoint.format import committed
 from dist_train.config import AdamConfig, DivergencePolicy, RunConfig, WarmupSchedule
-from dist_train.divergence import Judge
-from dist_train.watchdog import EXIT_LOST
+from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from dist_train.monitoring.divergence import Judge
+from dist_train.runtime.watchdog import EXIT_LOST
 from models.config_io import ConfigError
 from tests.ranks import run_ranks
 from tests.test_dist_train_loop import HALF, WHOLE, whole_tensors
@@ -47,8 +47,8 @@ def _fit(
     root: Path, config: RunConfig, poisoned: tuple[int, ...] = (), poison: float = torch.nan
 ) -> Any:
     """Train; samples at the poisoned positions give losses that are multiplied by the poison."""
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     root.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, root, init_world())
@@ -83,7 +83,7 @@ SIGNS = {
 
 
 def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> None:
-    from dist_train.divergence import DivergedError
+    from dist_train.monitoring.divergence import DivergedError
 
     def fit(name: str, bad: tuple[int, ...], total: int = WHOLE, **changes: Any) -> Any:
         config = _config(total, zero_stage=zero_stage, **changes)
@@ -126,9 +126,9 @@ def test_sick_updates_stop_are_skipped_or_rolled_back(
 
 
 def _check_sick_pair(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.divergence import DivergedError
-    from dist_train.loop import Trainer
+    from dist_train.monitoring.divergence import DivergedError
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     config = tiny_wavediff()
     soaring = AdamConfig(lr=1.0, schedule=WarmupSchedule(images=50 * BATCH))
@@ -215,8 +215,8 @@ def _read_only(folder: Path) -> Iterator[None]:
 
 
 def _check_storage(root: Path) -> None:
-    from dist_train.checkpoint import CheckpointError
-    from dist_train.distributed import init_world
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     for name in ("full", "read_only"):
@@ -260,8 +260,8 @@ def _with_a_flipped_byte(data: bytes) -> bytes:
 
 
 def _check_damage(root: Path) -> None:
-    from dist_train.checkpoint import CheckpointError
-    from dist_train.distributed import init_world
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     undisturbed = _fit(root / "undisturbed", _config(checkpoint_images=2 * BATCH))
@@ -299,8 +299,8 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from dist_train.__main__ import train
-from dist_train.loop import Trainer
+from dist_train.train import train
+from dist_train.trainer import Trainer
 from tests.test_dist_train_faults import _config
 """
 
@@ -318,7 +318,7 @@ sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
 
 READ_ONLY = """
 import errno
-from dist_train.metrics import MetricsLog
+from dist_train.monitoring.metrics_log import MetricsLog
 
 def write(self, images_seen, *arguments, original=MetricsLog.write):
     if images_seen == 40:
@@ -421,14 +421,14 @@ def test_a_stopped_process_is_named_and_the_run_goes_on(tmp_path: Path, stopped:
 
 
 def _check_surroundings(root: Path) -> None:
-    from dist_train import mirrors
-    from dist_train.distributed import init_world
+    from dist_train.monitoring import loggers
+    from dist_train.runtime.world import init_world
 
     _fit(root / "undisturbed", _config())
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     with (
         mock.patch.dict(os.environ, {**nowhere, "WANDB_MODE": "online", "WANDB_SILENT": "true"}),
-        mock.patch.object(mirrors, "WANDB_TIMEOUT", 2.0),
+        mock.patch.object(loggers, "WANDB_TIMEOUT", 2.0),
     ):
         _fit(root / "unreachable", _config(wandb_project="x"))
     clock = time.time
@@ -452,15 +452,15 @@ def test_wandb_out_of_reach_and_skewed_clocks_change_nothing(tmp_path: Path) -> 
 def test_wandb_out_of_reach_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dist_train import mirrors
+    from dist_train.monitoring import loggers
 
-    monkeypatch.setattr(mirrors, "WANDB_TIMEOUT", 2.0)
+    monkeypatch.setattr(loggers, "WANDB_TIMEOUT", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_SILENT", "true")
     began = time.monotonic()
-    assert mirrors.start_mirrors(_config(wandb_project="x"), tmp_path) == []
+    assert loggers.start_mirrors(_config(wandb_project="x"), tmp_path) == []
     assert "metrics go to metrics.jsonl only" in capsys.readouterr().err
     assert time.monotonic() - began < 60
 
@@ -477,7 +477,7 @@ def test_nothing_depends_on_the_clock_of_the_wall() -> None:
 
 
 def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
 
     settle_config(tmp_path, tiny_edm())
     (tmp_path / "format.json").write_text('{"format_version": 2}')
@@ -488,24 +488,24 @@ def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_stale_locks_and_file_systems_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dist_train import run_folder
+    from dist_train.runtime import run_dir
 
     (tmp_path / "lock").write_text('{"host": "gone", "pid": 1, "since": "long ago"}')
-    lock = run_folder.RunLock(tmp_path, patience=0.0)
-    assert str(os.getpid()) in str(run_folder.RunLock.owner(tmp_path))
+    lock = run_dir.RunLock(tmp_path, patience=0.0)
+    assert str(os.getpid()) in str(run_dir.RunLock.owner(tmp_path))
     lock.release()
-    assert run_folder.RunLock.owner(tmp_path) is None
+    assert run_dir.RunLock.owner(tmp_path) is None
 
     def no_locks(file: Any, kind: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
-    run_folder.RunLock(tmp_path, patience=0.0).release()
+    monkeypatch.setattr(run_dir.fcntl, "flock", no_locks)
+    run_dir.RunLock(tmp_path, patience=0.0).release()
     assert "the file system has no locks; start one run only" in capsys.readouterr().err
 
 
 def test_checkpoints_are_kept_by_rules() -> None:
-    from dist_train.retention import Retention
+    from dist_train.checkpoint.format import Retention
 
     metrics = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 1.0, 60: float("nan"), 70: 5.0}
     assert Retention(last=2).expendable(metrics) == [10, 20, 30, 40, 50]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_train.checkpoint import CheckpointReader, committed
+from dist_train.checkpoint.format import CheckpointReader, committed
 from dist_train.config import RunConfig
 from models.snapshot import load_sampler, newest_snapshot, read_snapshot
 from tests.ranks import run_ranks
@@ -40,8 +40,8 @@ def _train(
     change: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> None:
     """Train each objective to each of `totals` in turn, as separate processes would."""
-    from dist_train.distributed import init_world
-    from dist_train.loop import Outcome, Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Outcome, Trainer
 
     world = init_world()
     for name, recipe in TINY.items():

@@ -12,9 +12,9 @@ from torch import nn
 
 from dist_train.__main__ import main
 from dist_train.config import RunConfig
-from dist_train.flops import CostMeter, Footprint, measure_step
-from dist_train.hardware import GPUS, find_gpu
-from dist_train.plan import Machine, best_interval, memory, traffic, traffic_seconds
+from dist_train.planning.flops import CostMeter, Footprint, measure_step
+from dist_train.planning.hardware import GPUS, find_gpu
+from dist_train.planning.plan import Machine, best_interval, memory, traffic, traffic_seconds
 from models.objective import Example
 from models.rdm.objective import EdmConfig
 from models.wavediff.objective import WaveDiffConfig
@@ -44,8 +44,8 @@ CASES = [*(("tiny_edm", stage) for stage in range(4)), *(("tiny_wavediff", z) fo
 
 
 def _measure(run_dir: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, zero_stage in CASES:
@@ -75,8 +75,8 @@ def test_planned_memory_is_that_of_real_runs_within_ten_per_cent(tmp_path: Path)
 
 
 def _count_traffic(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, zero_stage in CASES:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_train import mirrors, run_folder
 from dist_train.__main__ import main
 from dist_train.config import RunConfig
+from dist_train.monitoring import loggers
+from dist_train.monitoring.reporter import PHASES
 from dist_train.precision import check_precision, compute_dtypes, settle_precision
 from dist_train.recipes import RECIPES
-from dist_train.run_folder import settle_config
-from dist_train.timing import PHASES
+from dist_train.runtime import run_dir
+from dist_train.runtime.run_dir import settle_config
 from models.config_io import ConfigError
 from models.rdm.objective import EdmConfig
 from tests.ranks import run_ranks
@@ -28,9 +29,9 @@ from tests.tiny import BATCH, TINY, tiny_edm, tiny_wavediff
 
 
 def _observed(run_dir: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
-    from dist_train.run_folder import settle_config
+    from dist_train.runtime.run_dir import settle_config
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     config = replace(tiny_wavediff(), grid_seeds=5, peak_tflops=0.5, keep_best="generator/loss")
     settle_config(run_dir, config)
@@ -73,8 +74,8 @@ def test_a_run_shows_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def _profiled(run_dir: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     config = replace(tiny_edm(), total_images=4 * BATCH)
     run_dir.mkdir()
@@ -103,8 +104,8 @@ def _half_precision(total: int, zero_stage: Literal[0, 1]) -> RunConfig:
 
 
 def _train_half(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     for name, totals in (("zero0", [48]), ("zero1", [48]), ("resumed", [24, 48])):
         run_dir = root / name
@@ -161,12 +162,12 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
     assert settle_config(tmp_path / "here", config, device=device).precision == "float32"
 
     settle_config(tmp_path / "there", config)  # a login node writes down what is asked for
-    monkeypatch.setattr(run_folder, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: True)
     begun = settle_config(tmp_path / "there", config, device=device)
     assert begun.precision == "bfloat16"
     assert compute_dtypes(begun.objective) == {"bfloat16"}
     (tmp_path / "there" / "snapshots" / f"{0:012d}").mkdir(parents=True)  # it trains
-    monkeypatch.setattr(run_folder, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: False)
     assert settle_config(tmp_path / "there", config, device=device) == begun
     assert settle_config(tmp_path / "there", config) == begun
     with pytest.raises(ConfigError, match=r"precision: 'bfloat16' -> 'float32'"):
@@ -174,8 +175,8 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
 
 
 def _draw_grids(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, recipe in TINY.items():
@@ -207,7 +208,7 @@ def test_wandb_goes_on_with_one_record_while_offline(
     monkeypatch.setenv("WANDB_SILENT", "true")
     Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     for images_seen in (8, 16):  # two jobs, one after the other
-        (mirror,) = mirrors.start_mirrors(replace(tiny_edm(), wandb_project="x"), tmp_path)
+        (mirror,) = loggers.start_mirrors(replace(tiny_edm(), wandb_project="x"), tmp_path)
         mirror.write({"images_seen": images_seen, "net/loss": 0.5})
         mirror.show_grid(images_seen, tmp_path / "grid.png")
         mirror.close()
@@ -226,7 +227,7 @@ def test_tensorboard_is_an_option(
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert mirrors.start_mirrors(replace(tiny_edm(), tensorboard=True), tmp_path) == []
+    assert loggers.start_mirrors(replace(tiny_edm(), tensorboard=True), tmp_path) == []
     assert "pip install 'relaywave[tensorboard]'" in capsys.readouterr().err
 
     recorded: list[tuple[Any, ...]] = []
@@ -241,7 +242,7 @@ def test_tensorboard_is_an_option(
         def close(self) -> None:
             recorded.append(("closed",))
 
-    mirror = mirrors.TensorboardMirror(Writer())
+    mirror = loggers.TensorboardMirror(Writer())
     mirror.write({"images_seen": 8, "net/loss": 0.5})
     Image.new("RGB", (4, 2)).save(tmp_path / "grid.png")
     mirror.show_grid(8, tmp_path / "grid.png")

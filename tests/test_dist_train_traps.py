@@ -1,8 +1,8 @@
 """The traps of spec/FIELD.md section 4: each naive way goes wrong, mostly unnoticed; ours does not.
 
 The naive halves are here to be noticed when they change: a DeepSpeed that has mended one of them
-lets a rule of dist_train/engines.py go. Parity of our way is in test_dist_train_engines.py, damaged
-and elastic checkpoints are in test_dist_train_engines.py, _loop.py and _faults.py.
+lets a rule of dist_train/engine/engine.py go. Parity of our way is in test_dist_train_engines.py,
+damaged and elastic checkpoints are in test_dist_train_engines.py, _loop.py and _faults.py.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SILENTLY_WRONG = 1e-3
 
 def _naive_engine(network: nn.Module, zero_stage: int, **settings: Any) -> Any:
     """Return a DeepSpeed engine as its manual has it."""
-    from dist_train.distributed import init_world
-    from dist_train.engines import _import_deepspeed
+    from dist_train.engine.engine import _import_deepspeed
+    from dist_train.runtime.world import init_world
 
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, betas=(0.5, 0.9))
     config = {
@@ -50,8 +50,8 @@ def _naive_engine(network: nn.Module, zero_stage: int, **settings: Any) -> Any:
 
 def _our_engine(network: nn.Module, zero_stage: int, **zero: Any) -> Any:
     from dist_train.config import AdamConfig
-    from dist_train.distributed import init_world
-    from dist_train.engines import Engine
+    from dist_train.engine.engine import Engine
+    from dist_train.runtime.world import init_world
 
     return Engine(
         network,
@@ -179,7 +179,7 @@ class _Called:
 
 
 def _train_pair(zero_stage: int, freezing: bool) -> dict[str, nn.Module]:
-    from dist_train.engines import parameter_lists, updating_only
+    from dist_train.engine.engine import parameter_lists, updating_only
 
     networks = _networks()
     engines = {name: _our_engine(network, zero_stage) for name, network in networks.items()}
@@ -272,7 +272,7 @@ def test_deepspeed_decides_nothing_by_itself() -> None:
 def test_an_average_in_half_precision_never_moves() -> None:
     from dist_train.config import ConstantEma
     from dist_train.ema import ShardedEma
-    from dist_train.fragments import Fragment
+    from dist_train.engine.fragments import Fragment
 
     weight = torch.ones(8)
     ema = ShardedEma([Fragment("w", 0, weight, {})], ConstantEma(decay=0.9999))
@@ -376,7 +376,7 @@ def test_torchs_distributed_checkpoints_load_a_flipped_byte(tmp_path: Path) -> N
 
 
 def test_engines_refuse_what_zero3_cannot_do() -> None:
-    from dist_train.engine_settings import check_stage
+    from dist_train.engine.deepspeed_config import check_stage
 
     with pytest.raises(ConfigError, match=r"gradient penalty \(R1\)"):
         check_stage(3, "none", 2, second_order=True)

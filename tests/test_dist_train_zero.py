@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_train.config import RunConfig
-from dist_train.engine_settings import check_stage, engine_settings
+from dist_train.engine.deepspeed_config import check_stage, engine_settings
 from models.config_io import ConfigError
 from tests.ranks import run_ranks
 from tests.test_dist_train_loop import whole_tensors
@@ -45,8 +45,8 @@ def _config(name: str, variant: str, total: int = STEPS) -> RunConfig:
 
 
 def _train_all(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Outcome, Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Outcome, Trainer
 
     world = init_world()
     for name, variant in CASES:

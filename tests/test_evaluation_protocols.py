@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation import __main__ as cli
 from evaluation.compare import axis_value, format_comparison, write_plots
 from evaluation.detector_kinds import DETECTORS

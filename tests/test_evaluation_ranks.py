@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.packed.check import check
-from dist_train.distributed import init_world
+from dist_train.runtime.world import init_world
 from evaluation import __main__ as cli
 from evaluation.features import BatchStore
 from evaluation.generate import GeneratedImages, SamplePlan

@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from evaluation import neighbours
 from evaluation.bootstrap import interval
 from evaluation.extrapolation import limit

@@ -17,12 +17,12 @@ MAY_IMPORT = {
     "slurm": {"models", "data_pipelines", "dist_train", "evaluation", "slurm"},
 }
 OWNERS = {
-    "deepspeed": {"dist_train/engines.py"},
+    "deepspeed": {"dist_train/engine/engine.py"},
     "nvidia": {"data_pipelines/backends/dali_graph.py"},
     "ffcv": {"data_pipelines/backends/ffcv.py", "data_pipelines/packed/beton.py"},
     "webdataset": {"data_pipelines/backends/webdataset.py"},
-    "wandb": {"dist_train/mirrors.py"},
-    "tensorboard": {"dist_train/mirrors.py"},
+    "wandb": {"dist_train/monitoring/loggers.py"},
+    "tensorboard": {"dist_train/monitoring/loggers.py"},
 }
 FILES = [path for layer in MAY_IMPORT for path in sorted((ROOT / layer).rglob("*.py"))]
 

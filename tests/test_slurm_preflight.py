@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dist_train.__main__ as training
-from dist_train.checkpoint import committed
+from dist_train.checkpoint.format import committed
 from evaluation.reference import write_reference
 from evaluation.statistics import FeatureSet, Gaussian
 from slurm.__main__ import main

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dist_train.recipes import find_recipe
-from dist_train.run_folder import settle_config
+from dist_train.runtime.run_dir import settle_config
 from slurm import preflight, queue, sweeping
 from slurm.__main__ import main
 from slurm.cluster import Site

@@ -265,7 +265,7 @@ def test_no_free_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 RENDEZVOUS = """
 import torch
-from dist_train.distributed import init_world
+from dist_train.runtime.world import init_world
 from slurm.ranks import this_task, enter_rank, Task
 import sys
 rank, address, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -310,7 +310,7 @@ WHERE = """
 import tempfile
 from slurm.ranks import Task, enter_rank
 enter_rank(Task(0, 0, 1, ("here",), "1", 0))
-from data_pipelines.shards import DEFAULT_CACHE
+from data_pipelines.packed.reader import DEFAULT_CACHE
 print(tempfile.gettempdir(), DEFAULT_CACHE.folder)
 """
 

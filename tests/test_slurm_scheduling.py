@@ -140,7 +140,9 @@ def test_results_are_mirrored_once_by_images_seen(
         def close(self) -> None:
             written.append({})
 
-    monkeypatch.setattr("dist_train.mirrors.start_mirrors", lambda config, place: [Mirror()])
+    monkeypatch.setattr(
+        "dist_train.monitoring.loggers.start_mirrors", lambda config, place: [Mirror()]
+    )
     write_config(replace(tiny_edm(), wandb_project="p"), tmp_path / "config.json")
     for images in (200, 100):
         _finish(tmp_path, images, "quick", float(images))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config import AdamConfig
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from models.objective import Example
 from tests.ranks import run_ranks
 from tests.test_wavediff_objective import TINY, lively_pair
@@ -45,7 +45,7 @@ def train_plainly() -> dict[str, dict[str, Tensor]]:
 
 
 def check_parity(reference: dict[str, dict[str, Tensor]]) -> None:
-    from dist_train.distributed import init_world
+    from dist_train.runtime.world import init_world
 
     world = init_world()
     for zero_stage in (0, 1, 2):
@@ -63,7 +63,7 @@ def check_parity(reference: dict[str, dict[str, Tensor]]) -> None:
 
 
 def train_sharded(world: World, zero_stage: int) -> dict[str, dict[str, Tensor]]:
-    from dist_train.engines import Engine, parameter_lists, updating_only
+    from dist_train.engine.engine import Engine, parameter_lists, updating_only
 
     networks: dict[str, nn.Module] = lively_pair()
     losses = TINY.build().losses()

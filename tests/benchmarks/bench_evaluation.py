@@ -20,7 +20,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from dist_train.distributed import init_world
+from dist_train.runtime.world import init_world
 from evaluation.detector_kinds import build_detector
 from evaluation.detectors import DetectorConfig
 from evaluation.features import extract

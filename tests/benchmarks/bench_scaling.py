@@ -6,7 +6,7 @@ Speed: 1, 2 and 4 processes of one thread, each with the same micro-batch, under
 of two cores can at best keep the time of a step up to two processes and double it at four.
 
 Memory: the peak of all tensor bytes of one of two ranks, in bytes per parameter, beside the
-formulas of dist_train/plan.py.
+formulas of dist_train/planning/plan.py.
 
 Traffic: the messages of a step on two ranks, from the collectives that are really called, and what
 follows for 8 to 1024 GPUs: the published stage 2 of RDM, simulated.
@@ -22,10 +22,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train.flops import measure_step
-from dist_train.hardware import GPUS
-from dist_train.plan import Machine, step_seconds
-from dist_train.plan_report import ASSUMED_MFU
+from dist_train.planning.flops import measure_step
+from dist_train.planning.hardware import GPUS
+from dist_train.planning.plan import ASSUMED_MFU, Machine, step_seconds
 from dist_train.recipes import RECIPES
 from tests.benchmarks.bench_training import NAMES, _seconds, benchmarked, wide
 from tests.ranks import run_ranks
@@ -35,8 +34,8 @@ WARM_UP = 3
 
 
 def _time_steps(root: Path, name: str, steps: int) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     config = replace(benchmarked(name), global_batch_size=8 * world.size, grid_seeds=0)
@@ -55,10 +54,10 @@ def _time_steps(root: Path, name: str, steps: int) -> None:
 
 
 def _measure_memory(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.flops import CostMeter, measure_step
-    from dist_train.loop import Trainer
-    from dist_train.plan import memory
+    from dist_train.planning.flops import CostMeter, measure_step
+    from dist_train.planning.plan import memory
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     for zero_stage in range(4):
@@ -86,10 +85,10 @@ def _measure_memory(root: Path) -> None:
 
 
 def _measure_traffic(root: Path) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.flops import measure_step
-    from dist_train.loop import Trainer
-    from dist_train.plan import traffic
+    from dist_train.planning.flops import measure_step
+    from dist_train.planning.plan import traffic
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world = init_world()
     runs = [replace(benchmarked(name), zero_stage=1, grid_seeds=0) for name in NAMES]

@@ -138,9 +138,9 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0, 1]) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
-    from dist_train.preemption import StopRequest
+    from dist_train.runtime.preemption import StopRequest
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world, stop = init_world(), StopRequest()
     for name in names:
@@ -175,9 +175,9 @@ def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0
 
 
 def _measure_stall(root: Path, checkpoints: int) -> None:
-    from dist_train.distributed import init_world
-    from dist_train.loop import Trainer
-    from dist_train.preemption import StopRequest
+    from dist_train.runtime.preemption import StopRequest
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
 
     world, stop = init_world(), StopRequest()
     trainer = Trainer(wide(1), root / "stall", world)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 
 
 class Partition(list[Tensor]):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dist_train.config import RunConfig
-from dist_train.distributed import World
-from dist_train.divergence import Judge
-from dist_train.engines import Engine
-from dist_train.flops import peak_flops, step_flops
-from dist_train.metrics import MetricAverages, MetricsLog
-from dist_train.timing import PhaseTimer, peak_memory
+from dist_train.engine.engine import Engine
+from dist_train.monitoring.divergence import Judge
+from dist_train.monitoring.metrics_log import MetricAverages, MetricsLog
+from dist_train.planning.flops import peak_flops, step_flops
+from dist_train.runtime.world import World
 from models.objective import Objective
 
 
@@ -133,3 +134,61 @@ class Reporter:
             rate = self._flops * images / seconds / self._world.size
             speed |= {"speed/tflops_per_rank": rate / 1e12, "speed/mfu": rate / self._peak_flops}
         return speed
+
+
+PHASES = ("data_wait", "forward", "backward", "update", "ema", "save")
+
+
+class PhaseTimer:
+    """Adds up the seconds of named phases of the loop.
+
+    On a GPU, phases are bracketed by events that are read when the interval is reported, so that
+    kernels are timed and not their launch; `data_wait` and `save` are what the host waits.
+
+    Args:
+        device: Where the networks compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def phase(self, name: str, *, host: bool = False) -> Iterator[None]:
+        """Time a phase; `host` measures this thread's time even where there is a GPU."""
+        if host or self._device.type != "cuda":
+            began = time.monotonic()
+            yield
+            self._seconds[name] += time.monotonic() - began
+            return
+        begin, end = _event(), _event()
+        begin.record()
+        yield
+        end.record()
+        self._events.append((name, begin, end))
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Return the wall seconds since the last call, and those of each phase; start anew."""
+        if self._events:
+            self._events[-1][2].synchronize()
+        for name, begin, end in self._events:
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        now = time.monotonic()
+        result = now - self._began, self._seconds
+        self._events, self._seconds, self._began = [], dict.fromkeys(PHASES, 0.0), now
+        return result
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most gigabytes that this process has held: of the GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return int(lines["VmHWM"].split()[0]) * 1024 / 1e9

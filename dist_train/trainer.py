@@ -14,22 +14,20 @@ from pathlib import Path
 
 import torch
 
-from dist_train.artifacts import SnapshotWriter
 from dist_train.build import build_data, build_engines, called_networks, plan_batches
-from dist_train.checkpoint import CheckpointReader, TrainState, find_newest_whole
-from dist_train.checkpoint_writer import CheckpointWriter
+from dist_train.checkpoint.format import CheckpointReader, Retention, TrainState, find_newest_whole
+from dist_train.checkpoint.writer import CheckpointWriter
 from dist_train.config import RunConfig
-from dist_train.distributed import World
-from dist_train.divergence import DivergedError
 from dist_train.ema import ShardedEma
-from dist_train.engines import parameter_lists, updating_only
-from dist_train.fragments import Fragment
-from dist_train.grids import check_previous
-from dist_train.preemption import StopRequest
-from dist_train.profiler import StepProfiler
-from dist_train.reporting import Reporter
-from dist_train.retention import Retention
-from dist_train.watchdog import Watchdog, blaming_lost_ranks
+from dist_train.engine.engine import parameter_lists, updating_only
+from dist_train.engine.fragments import Fragment
+from dist_train.monitoring.divergence import DivergedError
+from dist_train.monitoring.profiler import StepProfiler
+from dist_train.monitoring.reporter import Reporter
+from dist_train.runtime.preemption import StopRequest
+from dist_train.runtime.watchdog import Watchdog, blaming_lost_ranks
+from dist_train.runtime.world import World
+from dist_train.snapshots import SnapshotWriter, check_previous
 from models.objective import Example
 
 __all__ = ["DivergedError", "Outcome", "Trainer", "plan_batches"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 
 WARM_UP_STEPS = 2
 """First steps allocate and compile; they are not traced."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint import committed
+from dist_train.checkpoint.format import committed
 from dist_train.config import RunConfig
-from dist_train.run_folder import RunLock
+from dist_train.runtime.run_dir import RunLock
 from models.config_io import ConfigError, read_config
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-from dist_train.launch import LAUNCHED
+from dist_train.runtime.launch import LAUNCHED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from dist_train.adam import LossScale
 from dist_train.config import DivergencePolicy
+from dist_train.engine.loss_scaling import LossScale
 
 SMALLEST_SCALE = 1.0
 """A dynamic loss scale below this cannot help any more: gradients are infinite by themselves."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,8 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dist_train.distributed import World
-from dist_train.fragments import Fragment
+from dist_train.engine.fragments import Fragment
+from dist_train.runtime.world import World
 from models.snapshot import file_sha256
 
 FORMAT_VERSION = 2
@@ -190,3 +191,37 @@ class CheckpointReader:
             flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
             self.read(f"{group}/weight/{name}", 0, flat)
             parameter.copy_(flat.view(parameter.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What stays on disk; whatever one rule keeps, stays.
+
+    Attributes:
+        last: How many newest ones.
+        every_images: Those that first reached a multiple of this many images; None: no rule.
+        best: Whether the one with the lowest metric stays (the newest of equals).
+    """
+
+    last: int
+    every_images: int | None = None
+    best: bool = False
+
+    def expendable(self, checkpoints: Mapping[int, float | None]) -> list[int]:
+        """Return the images of those that no rule keeps, oldest first.
+
+        Args:
+            checkpoints: Metric (None: unknown) by images seen.
+        """
+        images = sorted(checkpoints)
+        kept = set(images[-self.last :])
+        if self.every_images:
+            first: dict[int, int] = {}
+            for n in images:
+                if n >= self.every_images:
+                    first.setdefault(n // self.every_images, n)
+            kept |= set(first.values())
+        known = {n: m for n, m in checkpoints.items() if m is not None and math.isfinite(m)}
+        if self.best and known:
+            kept.add(min(known, key=lambda n: (known[n], -n)))
+        return [n for n in images if n not in kept]

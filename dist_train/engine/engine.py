@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dist_train.adam import CheckedAdam, LossScale, partitioned_norm
 from dist_train.config import AdamConfig
-from dist_train.distributed import World
-from dist_train.engine_settings import engine_settings, used_stage
-from dist_train.fragments import Fragment, share
-from dist_train.reduction import average_gradients, scatter_gradients
+from dist_train.engine.deepspeed_config import engine_settings, used_stage
+from dist_train.engine.fragments import Fragment, share
+from dist_train.engine.gradient_reduction import average_gradients, scatter_gradients
+from dist_train.engine.loss_scaling import CheckedAdam, LossScale, partitioned_norm
+from dist_train.runtime.world import World
 
 __all__ = ["MOMENTS", "Engine", "Fragment", "parameter_lists", "updating_only"]
 

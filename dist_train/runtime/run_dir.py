@@ -22,8 +22,8 @@ from typing import IO
 import torch
 
 from dist_train.config import RunConfig
-from dist_train.distributed import World
 from dist_train.precision import has_bfloat16, settle_precision
+from dist_train.runtime.world import World
 from models.config_io import ConfigError, differences, read_config, to_json, write_config
 
 HARMLESS = frozenset(

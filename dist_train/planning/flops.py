@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dist_train.engines import parameter_lists, updating_only
-from dist_train.hardware import find_gpu
+from dist_train.engine.engine import parameter_lists, updating_only
+from dist_train.planning.hardware import find_gpu
 from models.families import AnyObjective
 from models.objective import Example, Objective
 

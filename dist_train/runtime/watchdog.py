@@ -19,7 +19,7 @@ from types import TracebackType
 
 from torch import distributed as dist
 
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 
 EXIT_LOST = 76
 """Exit code of a rank that hung, or lost contact with another: run the same command again."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dist_train.config import RunConfig
-from dist_train.distributed import World
-from dist_train.mirrors import start_mirrors
+from dist_train.monitoring.loggers import start_mirrors
+from dist_train.runtime.world import World
 
 
 class MetricAverages:

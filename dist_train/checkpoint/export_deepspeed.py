@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint import CheckpointReader, check_files, find_newest_whole
+from dist_train.checkpoint.format import CheckpointReader, check_files, find_newest_whole
 from dist_train.config import AdamConfig, RunConfig
-from dist_train.distributed import World
+from dist_train.runtime.world import World
 from models.config_io import ConfigError, read_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

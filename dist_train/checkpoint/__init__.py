@@ -1,0 +1,1 @@
+"""Checkpoints: all state of a run, sharded, hashed, elastic."""

@@ -1,0 +1,67 @@
+"""One process of a training: from a configuration to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from dist_train.checkpoint.format import CheckpointError
+from dist_train.config import RunConfig
+
+EXIT_REFUSED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    allow_changes: bool = False,
+    on_snapshot: Callable[[Path], None] | None = None,
+    profile_steps: int = 0,
+) -> int:
+    """Train, or go on training, in this process group; returns the exit code.
+
+    Args:
+        config: The resolved configuration.
+        run_dir: The run folder.
+        allow_changes: Whether harmless settings may differ from those that the run began with.
+        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
+        profile_steps: Steps to trace.
+    """
+    # Imported here, so that --help, --print-config and bad settings answer at once.
+    from dist_train.runtime.preemption import stop_with_launcher
+    from dist_train.runtime.run_dir import RunFolderError, enter_run_folder
+    from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import DivergedError, Outcome, Trainer
+
+    stop_with_launcher()
+    # Collectives outlast the watchdog, which says more than they do.
+    world = init_world(timedelta(seconds=config.hang_timeout + 30))
+    lock = None
+    try:
+        lock, config = enter_run_folder(run_dir, config, world, allow_changes)
+        outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
+    except LostRankError as error:
+        return refuse(error, EXIT_LOST, always=True)
+    except DivergedError as error:
+        return refuse(error, EXIT_DIVERGED)
+    except (CheckpointError, RunFolderError, ValueError) as error:
+        return refuse(error)
+    except OSError as error:  # one rank's alone: the others lose it, and end by themselves
+        problem = f"the run folder {run_dir} cannot be written ({error})"
+        return refuse(RunFolderError(f"{problem}; the last checkpoint is kept"), always=True)
+    finally:
+        if lock is not None:
+            lock.release()
+    world.close()
+    return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
+
+
+def refuse(error: Exception, code: int = EXIT_REFUSED, always: bool = False) -> int:
+    """Say in one line, on one rank, what is wrong."""
+    if always or os.environ.get("RANK", "0") == "0":
+        print(f"dist_train: {error}", file=sys.stderr, flush=True)
+    return code
