@@ -21,7 +21,7 @@ from dist_train.runtime.world import World
 from dist_train.snapshots import check_previous
 from models.config_io import ConfigError
 from models.objective import Objective
-from models.streams import stream_seed
+from models.sample_rng import stream_seed
 
 
 def plan_batches(config: RunConfig, batch_multiple: int, world_size: int) -> tuple[int, int]:

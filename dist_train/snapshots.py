@@ -15,10 +15,10 @@ from dist_train.config import RunConfig
 from dist_train.ema import ShardedEma
 from dist_train.runtime.world import World
 from models.objective import images_to_unit_range
-from models.rdm.objective import RelayConfig
+from models.rdm.config import RelayConfig
+from models.sample_rng import Draws
 from models.sampler import Sampler, sample
 from models.snapshot import check_stages, load_sampler, read_snapshot, write_snapshot
-from models.streams import Draws
 
 
 class SnapshotWriter:

@@ -17,7 +17,12 @@ import torch
 from evaluation.arrays import AnyArray, NpzArray, npz_names, read_npz
 from evaluation.inception import SPATIAL_CHANNELS
 from evaluation.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
-from models.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle, read_pickled_npy
+from models.convert.pickle_reader import (
+    NUMPY_GLOBALS,
+    PickleReadError,
+    read_pickle,
+    read_pickled_npy,
+)
 
 SPATIAL_EDGE = 17
 CLEAN_MODES = {

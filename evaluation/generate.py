@@ -18,9 +18,9 @@ from evaluation.features import short_hash
 from evaluation.images import Labels
 from evaluation.postprocess import QUANTISATIONS, PostProcess
 from models.config_io import to_json
+from models.sample_rng import stream_seed
 from models.sampler import Sampler, sample
 from models.snapshot import Snapshot, load_sampler
-from models.streams import stream_seed
 
 LabelPolicy = Literal["balanced", "random"]
 

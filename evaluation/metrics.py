@@ -16,12 +16,7 @@ from evaluation.bootstrap import RESAMPLED, interval
 from evaluation.extrapolation import limit, usual_start
 from evaluation.frechet import frechet, frechet_distance
 from evaluation.half_precision import adm_distance, half_precision_recall, stylegan_distance
-from evaluation.inception_score import (
-    chunk_splits,
-    contiguous_splits,
-    mean_score,
-    split_scores,
-)
+from evaluation.inception_score import chunk_splits, contiguous_splits, mean_score, split_scores
 from evaluation.kernel_distance import cmmd, kid, kid_subsets
 from evaluation.per_class import per_class_distances
 from evaluation.precision_recall import PR_NEIGHBOURS, PRDC_NEIGHBOURS, manifold_scores

@@ -18,13 +18,7 @@ from torch import Tensor
 
 from dist_train.runtime.world import World
 from evaluation.detectors import exact_arithmetic
-from evaluation.neighbours import (
-    Blocks,
-    Points,
-    centred_points,
-    exact_squares,
-    radii_squared,
-)
+from evaluation.neighbours import Blocks, Points, centred_points, exact_squares, radii_squared
 from evaluation.statistics import FloatArray
 
 PR_NEIGHBOURS, PRDC_NEIGHBOURS = 3, 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.pickle_reader import unreadable
+from models.convert.pickle_reader import unreadable
 
 
 def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:

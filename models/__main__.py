@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from models.rdm import convert as rdm_convert
-from models.rdm import spectrum
-from models.wavediff import convert as wavediff_convert
+from models.analysis import spectrum
+from models.convert import rdm as rdm_convert
+from models.convert import wavediff as wavediff_convert
 
 EXAMPLES = """examples:
   python -m models convert rdm-official network-snapshot.pkl snapshots/imagenet64

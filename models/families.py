@@ -1,6 +1,6 @@
 """The objectives that configurations and snapshots may name."""
 
-from models.rdm.objective import EdmConfig, RelayConfig
-from models.wavediff.objective import WaveDiffConfig
+from models.rdm.config import EdmConfig, RelayConfig
+from models.wavediff.config import WaveDiffConfig
 
 AnyObjective = EdmConfig | RelayConfig | WaveDiffConfig

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from models.sample_rng import SampleStreams, stream_seed
 from models.sampler import Sampler
-from models.streams import SampleStreams, stream_seed
 
 TRAINED = {"trained": True}
 """Metadata of settings of an objective that its weights are made for: they stay as they are."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.streams import Draws, SampleStreams
+from models.sample_rng import Draws, SampleStreams
 
 
 class Sampler(Protocol):

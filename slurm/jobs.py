@@ -17,13 +17,7 @@ from typing import Any, Protocol
 
 from slurm.folder import JobFolder, images_saved
 from slurm.ranks import Task, enter_rank, this_task
-from slurm.requeue import (
-    EXIT_PREEMPTED,
-    EXIT_STALLED,
-    ask_for_whole_time,
-    decide,
-    goes_on,
-)
+from slurm.requeue import EXIT_PREEMPTED, EXIT_STALLED, ask_for_whole_time, decide, goes_on
 from slurm.resources import Policy
 
 STOP = "stop.json"

@@ -16,13 +16,7 @@ from pathlib import Path
 from slurm.cluster import Site
 from slurm.elastic import resize_waiting
 from slurm.endings import last_words
-from slurm.evaluation_plan import (
-    EvalJob,
-    EvaluationPlan,
-    read_plan,
-    snapshots,
-    total_images,
-)
+from slurm.evaluation_plan import EvalJob, EvaluationPlan, read_plan, snapshots, total_images
 from slurm.folder import JobFolder, JobRecord
 from slurm.jobs import STOP
 from slurm.launcher import Submission, submit

@@ -13,14 +13,7 @@ from slurm.cluster import Site
 from slurm.evaluation_plan import EvaluationPlan, total_images, write_plan
 from slurm.options import Target, add_resources, resources_of, target_of
 from slurm.queue import SlurmError, have_slurm, queued
-from slurm.reconcile import (
-    ReconcileJob,
-    Report,
-    bring_about,
-    due,
-    needed_plan,
-    submission_of,
-)
+from slurm.reconcile import ReconcileJob, Report, bring_about, due, needed_plan, submission_of
 from slurm.resources import check_job_name
 from slurm.words import check_protocol
 

@@ -16,8 +16,8 @@ from dist_train.planning.flops import CostMeter, Footprint, measure_step
 from dist_train.planning.hardware import GPUS, find_gpu
 from dist_train.planning.plan import Machine, best_interval, memory, traffic, traffic_seconds
 from models.objective import Example
-from models.rdm.objective import EdmConfig
-from models.wavediff.objective import WaveDiffConfig
+from models.rdm.config import EdmConfig
+from models.wavediff.config import WaveDiffConfig
 from tests.ranks import run_ranks
 from tests.tiny import BATCH, TINY, tiny_edm
 from tests.traffic import TrafficMeter

@@ -22,7 +22,7 @@ from dist_train.recipes import RECIPES
 from dist_train.runtime import run_dir
 from dist_train.runtime.run_dir import settle_config
 from models.config_io import ConfigError
-from models.rdm.objective import EdmConfig
+from models.rdm.config import EdmConfig
 from tests.ranks import run_ranks
 from tests.test_dist_train_loop import whole_tensors
 from tests.tiny import BATCH, TINY, tiny_edm, tiny_wavediff

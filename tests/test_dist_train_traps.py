@@ -17,13 +17,7 @@ from torch import Tensor, nn
 
 from models.config_io import ConfigError
 from tests.ranks import run_ranks
-from tests.test_dist_train_engines import (
-    LOSSES,
-    MICRO,
-    _batch,
-    _discriminator_loss,
-    _networks,
-)
+from tests.test_dist_train_engines import LOSSES, MICRO, _batch, _discriminator_loss, _networks
 from tests.tiny import tiny_wavediff
 
 STEPS = 4

@@ -25,8 +25,8 @@ from evaluation.kept import SampleFiles
 from evaluation.kept_shards import SampleShards
 from evaluation.precision_recall import manifold_scores
 from models.snapshot import Snapshot, read_snapshot, write_snapshot
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.generator import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
 from tests.ranks import run_ranks
 
 SEEDS = "0-18"

@@ -15,12 +15,7 @@ from evaluation import neighbours
 from evaluation.bootstrap import interval
 from evaluation.extrapolation import limit
 from evaluation.features import BatchStore, MomentStore, evenly_spread
-from evaluation.frechet import (
-    GRAM_SIZE,
-    frechet_distance,
-    frechet_of_features,
-    nuclear_norm,
-)
+from evaluation.frechet import GRAM_SIZE, frechet_distance, frechet_of_features, nuclear_norm
 from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
 from evaluation.kernel_distance import cmmd, kid
 from evaluation.metrics import MetricRequest

@@ -26,11 +26,7 @@ from tests.wavediff_goldens.process import (
     check_sampling_loop,
     official_coefficients,
 )
-from tests.wavediff_goldens.training import (
-    check_checkpoints,
-    check_ema_and_rates,
-    check_training,
-)
+from tests.wavediff_goldens.training import check_checkpoints, check_ema_and_rates, check_training
 
 DOCUMENTS = ("README.md", "ARRAYS.tsv", "README.txt")
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from models.__main__ import main
-from models.pickle_reader import (
+from models.convert.pickle_reader import (
     NUMPY_GLOBALS,
     PickleReadError,
     read_pickle,
     read_pickled_npy,
 )
-from models.rdm.objective import EdmConfig, RelayConfig
+from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.unet import UNet, UNetConfig
 from models.snapshot import read_snapshot
 

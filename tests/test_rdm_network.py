@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.rdm.dropout import keyed_dropout, splitmix
+from models.rdm.blocks import keyed_dropout, splitmix
 from models.rdm.precond import Preconditioning
 from models.rdm.unet import UNet, UNetConfig
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from models.objective import Example
 from models.rdm.block_noise import block_noise
+from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.dct import tile_blur, tile_dct, tile_idct
-from models.rdm.edm import EdmProcess
-from models.rdm.objective import EdmConfig, RelayConfig
-from models.rdm.relay import RelayProcess
+from models.rdm.process import EdmProcess, RelayProcess
 from models.rdm.unet import UNetConfig
-from models.streams import SampleStreams
+from models.sample_rng import SampleStreams
 
 TINY = UNetConfig(
     resolution=16, model_channels=16, channel_mult=(1, 2), num_blocks=1, label_dim=3, dropout=0.2,

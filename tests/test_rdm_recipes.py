@@ -12,7 +12,7 @@ from dist_train.config import RunConfig
 from dist_train.recipes import rdm
 from models.config_io import from_json, override, to_json
 from models.rdm import presets
-from models.rdm.objective import EdmConfig, RelayConfig
+from models.rdm.config import EdmConfig, RelayConfig
 
 PARAMETERS = {
     "rdm_imagenet64": 295_899_267,

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.edm_sampler import Churn, EdmSampling, Guidance
 from models.rdm.enhance import enhance
-from models.rdm.objective import EdmConfig, RelayConfig
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampling
-from models.rdm.sampling import Churn, EdmSampling, Guidance
+from models.rdm.process import RelayProcess
+from models.rdm.relay_sampler import RelaySampling
 from models.rdm.unet import UNet, UNetConfig
+from models.sample_rng import SampleStreams
 from models.sampler import Sampler, quantise, sample
-from models.streams import SampleStreams
 
 
 def unet(resolution: int, **changes: object) -> UNetConfig:

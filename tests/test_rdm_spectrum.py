@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from models.__main__ import main
-from models.rdm.spectrum import Spectra, compute_spectra, radial_power
+from models.analysis.spectrum import Spectra, compute_spectra, radial_power
 
 LOW = slice(1, 24)  # the lowest third of the small image's band
 

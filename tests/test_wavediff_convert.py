@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models.__main__ import main
+from models.convert.wavediff import convert_official
+from models.convert.wavediff_files import OfficialFileError, read_official, wavediff_config
+from models.convert.wavediff_shapes import expected_shape, infer_shape
 from models.snapshot import read_snapshot
-from models.wavediff.convert import convert_official
-from models.wavediff.infer import expected_shape, infer_shape
-from models.wavediff.official import OfficialFileError, read_official, wavediff_config
 from models.wavediff.presets import PRESETS
 
 ARGUMENTS = {

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from models.objective import Example
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace
+from models.wavediff.diagnostics import diagnose_pair, diversity
 from models.wavediff.diffusion import Diffusion, DiffusionConfig, coefficients
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.health import diagnose_pair, diversity
-from models.wavediff.objective import WaveDiffConfig, mean_squared_gradient
-from models.wavediff.space import PixelSpace
+from models.wavediff.objective import mean_squared_gradient
 
 TINY = WaveDiffConfig(
     resolution=16,

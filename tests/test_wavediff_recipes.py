@@ -6,7 +6,7 @@ import torch
 from dist_train.config import RunConfig
 from dist_train.recipes.wavediff import RECIPES
 from models.config_io import from_json, to_json
-from models.wavediff.objective import WaveDiffConfig
+from models.wavediff.config import WaveDiffConfig
 
 # Parameters of both networks (spec/WAVEDIFF.md section 5), steps of training (section 7).
 # Without frequency blocks, the grouped convolutions of details are missing; without the frequency

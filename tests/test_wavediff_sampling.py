@@ -7,9 +7,9 @@ import torch
 
 from models.sampler import sample
 from models.snapshot import SnapshotError, load_sampler, read_snapshot, write_snapshot
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
-from models.wavediff.objective import WaveDiffConfig
-from models.wavediff.space import PixelSpace, WaveletSpace
 from tests.test_wavediff_objective import TINY, example, lively_pair
 
 

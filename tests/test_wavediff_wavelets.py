@@ -6,9 +6,9 @@ import pywt
 import torch
 
 from models.wavediff import haar
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.haar import haar_dwt, haar_idwt
 from models.wavediff.resample import fir_down, fir_kernel, fir_up, upfirdn2d
-from models.wavediff.space import PixelSpace, WaveletSpace
 from models.wavediff.wavelets import filter_bank
 
 WAVELETS = ("haar", "db2", "db4", "sym5", "coif1", "bior1.3", "bior4.4", "rbio3.1", "dmey")

@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models import winograd
 from models.objective import Example
 from models.wavediff import layers
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
 
 CONFIG = WaveDiffConfig(
     resolution=32,

@@ -11,11 +11,11 @@ from dist_train.config import (
     RunConfig,
     WarmupSchedule,
 )
-from models.rdm.objective import EdmConfig, RelayConfig
+from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.unet import UNetConfig
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
 
 BATCH = 8
 

@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import (
-    Entry,
-    Listing,
-    ReadItem,
-    SourceError,
-    label_by_folder,
-)
+from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, label_by_folder
 
 
 @dataclass(frozen=True)

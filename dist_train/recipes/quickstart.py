@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import AdamConfig, ConstantEma, HalflifeEma, RunConfig, WarmupSchedule
-from models.rdm.objective import EdmConfig, RelayConfig
-from models.rdm.relay_sampling import RelaySampling
-from models.rdm.sampling import EdmSampling
+from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.edm_sampler import EdmSampling
+from models.rdm.relay_sampler import RelaySampling
 from models.rdm.unet import UNetConfig
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
 
 PHOTOGRAPHS = 8
 """Classes of the embedded image set; --data sets override objective.unet.label_dim."""

@@ -16,10 +16,10 @@ from dataclasses import replace
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import AdamConfig, HalflifeEma, RunConfig, WarmupSchedule
 from models.rdm import presets
-from models.rdm.objective import EdmConfig, RelayConfig
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampling
-from models.rdm.sampling import EdmSampling
+from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.edm_sampler import EdmSampling
+from models.rdm.process import RelayProcess
+from models.rdm.relay_sampler import RelaySampling
 from models.rdm.unet import UNetConfig
 
 IMAGENET_CLASSES = 1000

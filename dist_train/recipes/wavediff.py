@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import AdamConfig, ConstantEma, CosineSchedule, RunConfig
 from models.wavediff import presets
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
-from models.wavediff.space import PixelSpace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.streams import Draws
+from models.sample_rng import Draws
 
 LABEL_WIDTH = 9
 SCALE_STD = 0.2

@@ -1,164 +1,141 @@
-"""Configurations of the two kinds of RDM stage (spec/RDM.md sections 1, 6 and 8)."""
+"""The one objective of both RDM stages: denoise what a process has corrupted."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from models.rdm.augment import LABEL_WIDTH
-from models.rdm.denoising import DenoisingObjective, Process
-from models.rdm.edm import EdmProcess
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampler, RelaySampling
-from models.rdm.sampling import EdmSampler, EdmSampling, Guidance, NetworkDenoiser
-from models.rdm.unet import UNetConfig
-from models.sampler import Sampler
+from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
+from models.rdm.augment import augment
+from models.rdm.precond import Preconditioning
+from models.rdm.process import Process
+from models.rdm.unet import UNet, UNetConfig
+from models.sample_rng import SampleStreams
+
+DENOISER = "denoiser"
+SIGMA_BINS = (0.0, 0.1, 0.3, 1.0, math.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenoisingConfig:
-    """What both kinds of stage have.
-
-    The official loop back-propagates the summed loss times ls / t (ls: a loss scale of the command
-    line, t = 32 at 64 pixels, else 256) and averages over ranks, so that its gradients grow with
-    the number of samples per rank. Here the gradient is that of gradient_scale times the mean over
-    the global batch; gradient_scale = ls * samples per rank and update / t reproduces a published
-    run on any number of ranks. Adam all but ignores the factor (its eps is absolute).
+@dataclass(frozen=True)
+class DenoisingObjective:
+    """Weighted squared error between clean images and the denoiser's estimate of them.
 
     Attributes:
-        unet: The network; its resolution is that of the stage.
-        label_dropout: Probability that a sample's class is hidden in training. 0 as published
-            (11-3), but guidance needs an unconditional branch: train with 0.1 to guide.
-        augment_probability: Strength of the geometric augmentation; above 0, unet.augment_dim must
-            be 9 (11-2: the official default is 0.12, which its ImageNet commands do not change).
-        gradient_scale: Factor of the loss that is differentiated, see above.
+        unet: The network.
+        process: How images are corrupted.
+        label_dropout: Probability that a sample's class is hidden, for guidance.
+        augment_probability: Strength of the geometric augmentation (models/rdm/augment.py).
+        gradient_scale: Factor of the loss that is differentiated; see DenoisingConfig.
     """
 
     unet: UNetConfig
-    label_dropout: float = 0.0
-    augment_probability: float = 0.0
-    gradient_scale: float = 1.0
+    process: Process
+    label_dropout: float
+    augment_probability: float
+    gradient_scale: float
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1)")
-        if self.label_dropout and not self.unet.label_dim:
-            raise ValueError(
-                f"label_dropout={self.label_dropout} needs classes; set unet.label_dim, or"
-                " label_dropout=0"
-            )
-        if not 0 <= self.augment_probability <= 1:
-            raise ValueError(f"augment_probability={self.augment_probability} must be in [0, 1]")
-        if self.augment_probability and self.unet.augment_dim != LABEL_WIDTH:
-            raise ValueError(
-                f"augment_probability={self.augment_probability} needs unet.augment_dim="
-                f"{LABEL_WIDTH}, not {self.unet.augment_dim}"
-            )
-        if not self.gradient_scale > 0:
-            raise ValueError(f"gradient_scale={self.gradient_scale} must be positive")
-        if self.unet.image_channels != 3:
-            raise ValueError(f"image_channels={self.unet.image_channels}: images are RGB, set 3")
+    sampled_network = DENOISER
+    batch_multiple = 1
+    second_order: frozenset[str] = frozenset()
 
     @property
-    def label_dim(self) -> int:
-        """Number of classes, 0 for unconditional models."""
-        return self.unet.label_dim
+    def resolution(self) -> int:
+        """Edge of the images in pixels."""
+        return self.unet.resolution
 
-    def _build(self, process: Process) -> DenoisingObjective:
-        return DenoisingObjective(
-            unet=self.unet,
-            process=process,
-            label_dropout=self.label_dropout,
-            augment_probability=self.augment_probability,
-            gradient_scale=self.gradient_scale,
-        )
+    def build_networks(self) -> dict[str, nn.Module]:
+        """Return the U-Net with fresh weights (spec/RDM.md section 3.4)."""
+        return {DENOISER: UNet(self.unet)}
 
-    def _warn_if_unguidable(self, guidance: Guidance) -> None:
-        if guidance.scale > 1 and self.label_dim and not self.label_dropout:
-            warnings.warn(
-                f"guidance scale={guidance.scale} with a network trained with label_dropout=0: its"
-                " unconditional branch is untrained; use scale=1, or train with label_dropout=0.1",
-                stacklevel=3,
-            )
+    def prepare(self, images: Tensor) -> Tensor:
+        """Map uint8 RGB images to float32 in [-1, 1]."""
+        return images_to_unit_range(images)
 
+    def losses(self) -> dict[str, LossFn]:
+        """Return the only loss, that of the denoiser."""
+        return {DENOISER: self.loss}
 
-@dataclass(frozen=True, kw_only=True)
-class EdmConfig(DenoisingConfig):
-    """Stage 1: an EDM model at low resolution.
+    def loss(self, networks: Networks, example: Example, step: int) -> tuple[Tensor, Metrics]:
+        """Return the scaled loss, and its unscaled values per sample and noise level.
 
-    Attributes:
-        process: Distribution of noise levels.
-        sampling: Default settings of the sampler.
-    """
-
-    process: EdmProcess = field(default_factory=EdmProcess)
-    sampling: EdmSampling = field(default_factory=EdmSampling)
-
-    def build(self) -> DenoisingObjective:
-        """Return the objective."""
-        return self._build(self.process)
-
-    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> EdmSampler:
-        """Return the sampler. Raises ValueError if there is a previous stage."""
-        if previous is not None:
-            raise ValueError(
-                f"an EDM model starts from noise, but a stage at {previous.resolution} pixels was"
-                " given before it; put it first"
-            )
-        self._warn_if_unguidable(self.sampling.guidance)
-        return EdmSampler(
-            NetworkDenoiser(network, self.process.sigma_data),
-            self.sampling,
-            resolution=self.unet.resolution,
-            label_dim=self.label_dim,
-            device=next(network.parameters()).device,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelayConfig(DenoisingConfig):
-    """Stage 2 or later: continues from images of resolution / process.upscale.
-
-    Attributes:
-        process: Blur, block noise and distribution of levels.
-        sampling: Default settings of the sampler.
-    """
-
-    process: RelayProcess = field(default_factory=RelayProcess)
-    sampling: RelaySampling = field(default_factory=RelaySampling)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.unet.resolution % self.process.upscale:
-            raise ValueError(
-                f"unet.resolution={self.unet.resolution} is not a multiple of"
-                f" process.upscale={self.process.upscale}; change one of them"
-            )
-
-    def build(self) -> DenoisingObjective:
-        """Return the objective."""
-        return self._build(self.process)
-
-    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> RelaySampler:
-        """Return the sampler of this stage and those before it.
+        The loss is gradient_scale times the mean over samples of the weighted squared error summed
+        over pixels. The metrics are means over pixels, so that resolutions can be compared; an
+        untrained network has about 1.
 
         Raises:
-            ValueError: There is no previous stage, or one of another resolution or class count.
+            ValueError: The network is conditional and the example has no labels.
         """
-        if previous is None:
-            raise ValueError(
-                f"a relay to {self.unet.resolution} pixels continues from a stage at"
-                f" {self.unet.resolution // self.process.upscale}; give its snapshot first"
-            )
-        self._warn_if_unguidable(self.sampling.guidance)
-        return RelaySampler(
-            NetworkDenoiser(network, self.process.sigma_data),
-            previous,
-            self.process,
-            self.sampling,
-            resolution=self.unet.resolution,
-            label_dim=self.label_dim,
-            device=next(network.parameters()).device,
+        del step
+        images, augment_labels = self._augmented(example)
+        labels = self._visible_labels(example)
+        level = self.process.sample_level(example.draws("noise_level"))
+        noisy = self.process.corrupt(images, level, example.draws("noise"))
+        keys = self._dropout_keys(example)
+        denoised = Preconditioning(self.process.sigma_data).denoise(
+            networks[DENOISER], noisy, level.sigma, labels, augment_labels, keys
         )
+        errors = squared_errors(denoised, images, self.process.weight(level.sigma))
+        loss = self.gradient_scale * errors.mean()
+        return loss, loss_by_level(errors.detach() / images[0].numel(), level.sigma)
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """Judge the mean loss per pixel: of the order of 1 before training, less afterwards."""
+        loss = metrics.get(f"{DENOISER}/loss")
+        if loss is None or loss < 100:
+            return None
+        return (
+            f"loss={loss:.3g} (an untrained denoiser has about 1): training has diverged; lower"
+            " optim.denoiser.lr, lengthen its schedule's ramp, or use compute_dtype=bfloat16"
+        )
+
+    def _augmented(self, example: Example) -> tuple[Tensor, Tensor | None]:
+        """Return augmented images and their labels; the geometry is drawn on the CPU."""
+        if self.augment_probability == 0:
+            return example.x, None
+        draws = SampleStreams(example.stream_seeds("augment"), "cpu")
+        return augment(example.x, self.augment_probability, draws)
+
+    def _visible_labels(self, example: Example) -> Tensor | None:
+        """Return the labels with hidden ones set to -1; unconditional networks ignore classes."""
+        if not self.unet.label_dim:
+            return None
+        if example.labels is None:
+            raise ValueError(
+                f"the denoiser has {self.unet.label_dim} classes but the data set has no labels;"
+                " set objective.unet.label_dim=0 or use a labelled set"
+            )
+        if self.label_dropout == 0:
+            return example.labels
+        return hide_labels(
+            example.labels, example.draws("label_dropout").rand(), self.label_dropout
+        )
+
+    def _dropout_keys(self, example: Example) -> Tensor | None:
+        if self.unet.dropout == 0:
+            return None
+        keys = torch.tensor(example.stream_seeds("dropout"))
+        return keys.to(example.x.device, non_blocking=True)
+
+
+def hide_labels(labels: Tensor, uniform: Tensor, probability: float) -> Tensor:
+    """Keep labels where the uniform draw is at least the probability, else -1 (spec 3.3)."""
+    return torch.where(uniform >= probability, labels, -1)
+
+
+def squared_errors(denoised: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted squared error of each sample, summed over its pixels, [B]."""
+    return weight * (denoised - images).square().sum(dim=(1, 2, 3))
+
+
+def loss_by_level(losses: Tensor, sigma: Tensor) -> Metrics:
+    """Return the samples' losses, and again by bins of sigma, NaN outside the bin; all [B]."""
+    metrics = {"loss": losses}
+    for low, high in pairwise(SIGMA_BINS):
+        inside = (sigma >= low) & (sigma < high)
+        metrics[f"loss_sigma_{low:g}_{high:g}"] = torch.where(inside, losses, math.nan)
+    return metrics

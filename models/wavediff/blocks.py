@@ -19,14 +19,7 @@ from models.wavediff.layers import (
     residual,
     silu,
 )
-from models.wavediff.resample import (
-    fir_down,
-    fir_kernel,
-    fir_up,
-    mean_down,
-    nearest_up,
-    upfirdn2d,
-)
+from models.wavediff.resample import fir_down, fir_kernel, fir_up, mean_down, nearest_up, upfirdn2d
 
 Resampling = Literal["none", "down", "up"]
 

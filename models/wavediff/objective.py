@@ -6,103 +6,27 @@ reconstruction term.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.objective import (
-    TRAINED,
-    Example,
-    LossFn,
-    Metrics,
-    Networks,
-    images_to_unit_range,
-)
-from models.sampler import Sampler
-from models.streams import SampleStreams
-from models.wavediff.diffusion import Diffusion, DiffusionConfig
-from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
+from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
+from models.sample_rng import SampleStreams
+from models.wavediff.diagnostics import diagnose_pair, diversity
+from models.wavediff.diffusion import Diffusion
+from models.wavediff.discriminator import Discriminator
 from models.wavediff.generator import Generator
-from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.health import diagnose_pair, diversity
-from models.wavediff.layers import Conv2d
-from models.wavediff.sampling import WaveDiffSampler
-from models.wavediff.space import PixelSpace, WaveletSpace
+
+if TYPE_CHECKING:
+    from models.wavediff.config import WaveDiffConfig
 
 GRID_SIZE = 8
 """Images of the fixed-latent grid whose diversity is watched."""
 GRID_INTERVAL = 50
 """Steps between looks at it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaveDiffConfig:
-    """A WaveDiff pair; with `space` PixelSpace and no frequency_* settings it is DDGAN.
-
-    Attributes:
-        resolution: Edge of the images in pixels.
-        space: Where the diffusion takes place; the networks see `space.edge(resolution)` pixels.
-        generator: Shape of the generator.
-        discriminator: Shape of the discriminator.
-        diffusion: Noise schedule, with the number of steps T.
-        r1_gamma: Weight of the R1 gradient penalty; 0 switches it off.
-        r1_interval: Steps between penalties (1: each step). The penalty is not multiplied by it, as
-            in the official code.
-        reconstruction_weight: Weight of the mean absolute error of the predicted y_0.
-        label_dim: Always 0: the model is unconditional.
-    """
-
-    resolution: int
-    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace, metadata=TRAINED)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig, metadata=TRAINED)
-    r1_gamma: float = 0.02
-    r1_interval: int = 15
-    reconstruction_weight: float = 1.0
-    label_dim: Literal[0] = 0
-
-    def __post_init__(self) -> None:
-        for name in ("r1_gamma", "reconstruction_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite")
-        if self.r1_interval < 1:
-            raise ValueError(f"r1_interval={self.r1_interval} must be at least 1 (every step)")
-        edge = self.space.edge(self.resolution)
-        self.generator.check_resolution(edge)
-        self.discriminator.check_resolution(edge)
-
-    def build(self) -> WaveDiffObjective:
-        """Return the objective."""
-        return WaveDiffObjective(self)
-
-    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
-        """Return the sampler of a trained generator, which is made ready for that, in place.
-
-        Its weights must not change any more. They are laid out in channels_last. (Not while
-        training: fused Adam takes gradients of another layout than the weights' for those of other
-        weights, without a word.)
-
-        Raises:
-            ValueError: There is a previous sampler.
-        """
-        if previous is not None:
-            raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
-        for module in network.modules():
-            if isinstance(module, Conv2d):
-                module.constant = True
-        return WaveDiffSampler(
-            network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            Diffusion(self.diffusion),
-            self.space,
-            resolution=self.resolution,
-            latent_dim=self.generator.latent_dim,
-        )
 
 
 class WaveDiffObjective:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
-from models.wavediff.space import PixelSpace, WaveletSpace
 
 LAYER = WaveletSpace(band_order="LL_LH_HL_HH")
 PYTORCH_WAVELETS = WaveletSpace(band_order="LL_HL_LH_HH")

@@ -15,10 +15,10 @@ import torch
 
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import tile_blur
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampling, heun_update, step_matrices
+from models.rdm.process import RelayProcess
+from models.rdm.relay_sampler import RelaySampling, heun_update, step_matrices
 from models.rdm.unet import UNet, UNetConfig
-from models.streams import SampleStreams
+from models.sample_rng import SampleStreams
 from tests.benchmarks import rdm_reference as reference
 
 SHAPE = (8, 3, 256, 256)

@@ -32,7 +32,7 @@ from torch import nn
 from dist_train.config import RunConfig
 from dist_train.recipes import RECIPES
 from models.objective import Example
-from models.rdm.objective import EdmConfig
+from models.rdm.config import EdmConfig
 from tests.ranks import run_ranks
 
 NAMES = ("quickstart_edm16", "quickstart_relay64", "quickstart_wavediff64")

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from models.objective import Example
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.haar import haar_dwt, haar_idwt
-from models.wavediff.objective import WaveDiffConfig, WaveDiffObjective
+from models.wavediff.objective import WaveDiffObjective
 from models.wavediff.presets import PRESETS
 from tests.benchmarks import wavediff_reference as reference
 
@@ -249,7 +250,7 @@ def bench_protocol(rounds: int, presets: list[str], batch: int, device: str) -> 
 
 
 class WholeBatchDraws:
-    """Draws (models.streams) of a whole batch at once; the first ones are made in advance."""
+    """Draws (models.sample_rng) of a whole batch at once; the first ones are made in advance."""
 
     def __init__(self, config: WaveDiffConfig, batch: int, device: str) -> None:
         edge = config.space.edge(config.resolution)

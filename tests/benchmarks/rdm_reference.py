@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.rdm.relay import RelayProcess
+from models.rdm.process import RelayProcess
 
 
 def dct_last(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models import winograd
 from models.objective import Example, Networks
-from models.wavediff import blocks, discriminator, generator, layers, space
+from models.wavediff import blocks, data_space, discriminator, generator, layers
 from models.wavediff.objective import WaveDiffObjective, mean_squared_gradient
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
@@ -122,7 +122,7 @@ def plainly() -> Iterator[None]:
         blocks: ("fir_down", "fir_up", "haar_dwt", "haar_idwt", "upfirdn2d"),
         generator: ("fir_down", "fir_up", "haar_dwt", "haar_idwt"),
         discriminator: ("fir_down",),
-        space: ("haar_dwt", "haar_idwt"),
+        data_space: ("haar_dwt", "haar_idwt"),
     }
     with contextlib.ExitStack() as stack:
         for module, names in plain.items():

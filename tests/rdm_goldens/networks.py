@@ -6,10 +6,10 @@ import re
 
 import torch
 
+from models.convert.rdm import constructor_arguments, network_weights, unet_config
+from models.convert.rdm_files import module_tensors, read_container
 from models.rdm.blocks import Block, Conv2d, GroupNorm, resampled
-from models.rdm.containers import module_tensors, read_container
-from models.rdm.convert import constructor_arguments, network_weights, unet_config
-from models.rdm.denoising import hide_labels
+from models.rdm.objective import hide_labels
 from models.rdm.precond import Preconditioning
 from models.rdm.unet import UNet, noise_embedding
 from tests.golden_file import Golden, assert_close_each, assert_near_max

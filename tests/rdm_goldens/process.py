@@ -8,9 +8,8 @@ from torch import Tensor
 from models.rdm.augment import SYM6_LOW_PASS, augment
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import tile_blur, tile_dct, tile_idct
-from models.rdm.denoising import squared_errors
-from models.rdm.edm import EdmProcess
-from models.rdm.relay import RelayProcess
+from models.rdm.objective import squared_errors
+from models.rdm.process import EdmProcess, RelayProcess
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
 from tests.rdm_goldens.replay import AnalyticDenoiser, Tape, class_indices
 

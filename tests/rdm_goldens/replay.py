@@ -15,7 +15,7 @@ def class_indices(one_hot: Tensor | None) -> Tensor | None:
 
 
 class Tape:
-    """Replays recorded draws in order (models.streams.Draws)."""
+    """Replays recorded draws in order (models.sample_rng.Draws)."""
 
     def __init__(self, *draws: Tensor) -> None:
         self.draws = list(draws)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from models.objective import images_to_unit_range
+from models.rdm.edm_sampler import Churn, EdmSampling, Guidance, edm_sample
 from models.rdm.enhance import enhance
 from models.rdm.presets import CELEBAHQ_ENHANCE, IMAGENET_ENHANCE
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampling, enlarge, relay_sample
-from models.rdm.sampling import Churn, EdmSampling, Guidance, edm_sample
+from models.rdm.process import RelayProcess
+from models.rdm.relay_sampler import RelaySampling, enlarge, relay_sample
+from models.sample_rng import SampleStreams
 from models.sampler import quantise
-from models.streams import SampleStreams
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
 from tests.rdm_goldens.replay import AnalyticDenoiser, Tape, class_indices
 

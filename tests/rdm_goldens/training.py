@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from dist_train.config import HalflifeEma, WarmupSchedule
-from models.rdm.denoising import hide_labels, squared_errors
-from models.rdm.edm import EdmProcess
+from models.rdm.edm_sampler import EdmSampling
+from models.rdm.objective import hide_labels, squared_errors
 from models.rdm.precond import Preconditioning
-from models.rdm.relay import RelayProcess
-from models.rdm.relay_sampling import RelaySampling
-from models.rdm.sampling import EdmSampling
+from models.rdm.process import EdmProcess, RelayProcess
+from models.rdm.relay_sampler import RelaySampling
 from models.rdm.unet import UNet
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
 from tests.rdm_goldens.networks import load_unet

@@ -92,7 +92,7 @@ class Arrays:
 
 
 class ReplayedDraws:
-    """Draws (models.streams) that return recorded tensors in order, whatever is asked for."""
+    """Draws (models.sample_rng) that return recorded tensors in order, whatever is asked for."""
 
     def __init__(self, recorded: Sequence[Tensor]) -> None:
         self._recorded = list(recorded)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.convert.wavediff_files import generator_config
 from models.wavediff import presets
 from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
 from models.wavediff.generator import Generator
 from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.objective import mean_squared_gradient
-from models.wavediff.official import generator_config
 from tests.wavediff_goldens.arrays import DTYPES, TOLERANCE, Arrays
 
 WEIGHT_GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

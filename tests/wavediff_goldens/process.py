@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from models.sampler import quantise
 from models.wavediff import diffusion
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import Coefficients, Diffusion, DiffusionConfig
 from models.wavediff.diffusion import coefficients as own_coefficients
 from models.wavediff.generator import fold_patches, unfold_patches
 from models.wavediff.haar import haar_dwt, haar_idwt
-from models.wavediff.sampling import WaveDiffSampler
-from models.wavediff.space import PixelSpace, WaveletSpace
+from models.wavediff.sampler import WaveDiffSampler
 from tests.wavediff_goldens.arrays import DTYPES, TOLERANCE, Arrays, ReplayedDraws
 
 LAYER = WaveletSpace(band_order="LL_LH_HL_HH")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dist_train.config import ConstantEma, CosineSchedule
-from models.wavediff.official import wavediff_config
-from models.wavediff.sampling import WaveDiffSampler
-from models.wavediff.space import PixelSpace
+from models.convert.wavediff_files import wavediff_config
+from models.wavediff.data_space import PixelSpace
+from models.wavediff.sampler import WaveDiffSampler
 from tests.wavediff_goldens.arrays import TOLERANCE, Arrays, ReplayedDraws
 
 LETTERS = {"discriminator": "D", "generator": "G"}

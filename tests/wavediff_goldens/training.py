@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dist_train.config import ConstantEma, CosineSchedule
-from models.wavediff.official import read_official
+from models.convert.wavediff_files import read_official
 from tests.wavediff_goldens.arrays import Arrays
 from tests.wavediff_goldens.replay import ReplayedRun
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.rdm.enhance import check_operations, enhance
 from models.rdm.precond import Preconditioning
+from models.sample_rng import Draws
 from models.sampler import quantise
-from models.streams import Draws
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(noisy images, sigma) -> denoised images of the same dtype."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from models.rdm.block_noise import block_sum_
 from models.rdm.dct import attenuation, blur_axes, blur_tiles, check_tiles
-from models.rdm.denoising import Level
 from models.rdm.side_by_side import for_each_part
-from models.streams import Draws
+from models.sample_rng import Draws
 
 MAX_WEIGHT = 1e5
 
@@ -143,3 +143,65 @@ class RelayProcess:
         """Return EDM's weight, at most 1e5 (which the default levels never reach)."""
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         return weight.clamp(max=MAX_WEIGHT)
+
+
+class Level(NamedTuple):
+    """How strongly each sample is corrupted.
+
+    Attributes:
+        sigma: Noise level, float32 [B].
+        blur_sigma: Width of the blur in pixels, float32 [B]; None where nothing is blurred.
+    """
+
+    sigma: Tensor
+    blur_sigma: Tensor | None
+
+
+class Process(Protocol):
+    """What distinguishes the stages: the distribution of levels, the corruption, the weight."""
+
+    @property
+    def sigma_data(self) -> float:
+        """Assumed standard deviation of the images."""
+
+    def sample_level(self, draws: Draws) -> Level:
+        """Draw one level per sample."""
+
+    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
+        """Return noisy images, float32 [B, C, H, W]."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return the weights of the squared errors, [B]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdmProcess:
+    """Gaussian noise at log-normal levels.
+
+    Attributes:
+        p_mean: Mean of ln sigma.
+        p_std: Standard deviation of ln sigma.
+        sigma_data: Assumed standard deviation of the images.
+    """
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("p_std", "sigma_data"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    def sample_level(self, draws: Draws) -> Level:
+        """Draw one normal value z per sample: sigma = exp(p_std z + p_mean)."""
+        return Level((draws.randn(()) * self.p_std + self.p_mean).exp(), None)
+
+    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
+        """Add sigma times one normal draw; float32 [B, C, H, W]."""
+        noise = draws.randn(images.shape[1:])
+        return images.addcmul(noise, level.sigma.view(-1, 1, 1, 1))
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return (sigma^2 + d^2) / (sigma d)^2, which gives every level unit weight at init."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2

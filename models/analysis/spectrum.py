@@ -23,7 +23,7 @@ from models.objective import images_to_unit_range
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix
 from models.rdm.figure import Panel, draw_figure
-from models.rdm.relay_sampling import enlarge
+from models.rdm.relay_sampler import enlarge
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 BATCH = 16

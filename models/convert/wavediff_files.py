@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.pickle_reader import unreadable
+from models.convert.pickle_reader import unreadable
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.objective import WaveDiffConfig
-from models.wavediff.space import PixelSpace, WaveletSpace
 
 SMALL_DATASETS = ("cifar10", "stl10", "stackmnist", "tiny_imagenet", "tiny-imagenet")
 """Data sets that the official trainers give the small discriminator."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.streams import Draws
+from models.sample_rng import Draws
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import Diffusion
-from models.wavediff.space import PixelSpace, WaveletSpace
 
 
 class WaveDiffSampler:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle
+from models.convert.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_DTYPES = {

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from models.config_io import override
+from models.convert.rdm_files import ModuleObject, module_tensors, read_container
 from models.rdm import presets
-from models.rdm.containers import ModuleObject, module_tensors, read_container
-from models.rdm.objective import EdmConfig, RelayConfig
+from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.unet import UNet, UNetConfig
 from models.snapshot import Snapshot, SnapshotError, describe_mismatch, file_sha256, write_snapshot
 

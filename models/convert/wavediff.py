@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from models.config_io import override
+from models.convert.wavediff_files import (
+    OfficialFile,
+    OfficialFileError,
+    read_official,
+    wavediff_config,
+)
+from models.convert.wavediff_shapes import InferredShape, expected_shape, infer_shape
 from models.snapshot import Snapshot, describe_mismatch, write_snapshot
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.infer import InferredShape, expected_shape, infer_shape
-from models.wavediff.objective import WaveDiffConfig
-from models.wavediff.official import OfficialFile, OfficialFileError, read_official, wavediff_config
 from models.wavediff.presets import PRESETS
-from models.wavediff.space import PixelSpace, WaveletSpace
 
 
 def convert_official(

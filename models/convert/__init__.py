@@ -1,0 +1,1 @@
+"""Conversion of official checkpoints, which are read without executing anything in them."""

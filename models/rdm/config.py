@@ -1,0 +1,163 @@
+"""Configurations of the two kinds of RDM stage (spec/RDM.md sections 1, 6 and 8)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from models.rdm.augment import LABEL_WIDTH
+from models.rdm.edm_sampler import EdmSampler, EdmSampling, Guidance, NetworkDenoiser
+from models.rdm.objective import DenoisingObjective
+from models.rdm.process import EdmProcess, Process, RelayProcess
+from models.rdm.relay_sampler import RelaySampler, RelaySampling
+from models.rdm.unet import UNetConfig
+from models.sampler import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """What both kinds of stage have.
+
+    The official loop back-propagates the summed loss times ls / t (ls: a loss scale of the command
+    line, t = 32 at 64 pixels, else 256) and averages over ranks, so that its gradients grow with
+    the number of samples per rank. Here the gradient is that of gradient_scale times the mean over
+    the global batch; gradient_scale = ls * samples per rank and update / t reproduces a published
+    run on any number of ranks. Adam all but ignores the factor (its eps is absolute).
+
+    Attributes:
+        unet: The network; its resolution is that of the stage.
+        label_dropout: Probability that a sample's class is hidden in training. 0 as published
+            (11-3), but guidance needs an unconditional branch: train with 0.1 to guide.
+        augment_probability: Strength of the geometric augmentation; above 0, unet.augment_dim must
+            be 9 (11-2: the official default is 0.12, which its ImageNet commands do not change).
+        gradient_scale: Factor of the loss that is differentiated, see above.
+    """
+
+    unet: UNetConfig
+    label_dropout: float = 0.0
+    augment_probability: float = 0.0
+    gradient_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1)")
+        if self.label_dropout and not self.unet.label_dim:
+            raise ValueError(
+                f"label_dropout={self.label_dropout} needs classes; set unet.label_dim, or"
+                " label_dropout=0"
+            )
+        if not 0 <= self.augment_probability <= 1:
+            raise ValueError(f"augment_probability={self.augment_probability} must be in [0, 1]")
+        if self.augment_probability and self.unet.augment_dim != LABEL_WIDTH:
+            raise ValueError(
+                f"augment_probability={self.augment_probability} needs unet.augment_dim="
+                f"{LABEL_WIDTH}, not {self.unet.augment_dim}"
+            )
+        if not self.gradient_scale > 0:
+            raise ValueError(f"gradient_scale={self.gradient_scale} must be positive")
+        if self.unet.image_channels != 3:
+            raise ValueError(f"image_channels={self.unet.image_channels}: images are RGB, set 3")
+
+    @property
+    def label_dim(self) -> int:
+        """Number of classes, 0 for unconditional models."""
+        return self.unet.label_dim
+
+    def _build(self, process: Process) -> DenoisingObjective:
+        return DenoisingObjective(
+            unet=self.unet,
+            process=process,
+            label_dropout=self.label_dropout,
+            augment_probability=self.augment_probability,
+            gradient_scale=self.gradient_scale,
+        )
+
+    def _warn_if_unguidable(self, guidance: Guidance) -> None:
+        if guidance.scale > 1 and self.label_dim and not self.label_dropout:
+            warnings.warn(
+                f"guidance scale={guidance.scale} with a network trained with label_dropout=0: its"
+                " unconditional branch is untrained; use scale=1, or train with label_dropout=0.1",
+                stacklevel=3,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdmConfig(DenoisingConfig):
+    """Stage 1: an EDM model at low resolution.
+
+    Attributes:
+        process: Distribution of noise levels.
+        sampling: Default settings of the sampler.
+    """
+
+    process: EdmProcess = field(default_factory=EdmProcess)
+    sampling: EdmSampling = field(default_factory=EdmSampling)
+
+    def build(self) -> DenoisingObjective:
+        """Return the objective."""
+        return self._build(self.process)
+
+    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> EdmSampler:
+        """Return the sampler. Raises ValueError if there is a previous stage."""
+        if previous is not None:
+            raise ValueError(
+                f"an EDM model starts from noise, but a stage at {previous.resolution} pixels was"
+                " given before it; put it first"
+            )
+        self._warn_if_unguidable(self.sampling.guidance)
+        return EdmSampler(
+            NetworkDenoiser(network, self.process.sigma_data),
+            self.sampling,
+            resolution=self.unet.resolution,
+            label_dim=self.label_dim,
+            device=next(network.parameters()).device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayConfig(DenoisingConfig):
+    """Stage 2 or later: continues from images of resolution / process.upscale.
+
+    Attributes:
+        process: Blur, block noise and distribution of levels.
+        sampling: Default settings of the sampler.
+    """
+
+    process: RelayProcess = field(default_factory=RelayProcess)
+    sampling: RelaySampling = field(default_factory=RelaySampling)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unet.resolution % self.process.upscale:
+            raise ValueError(
+                f"unet.resolution={self.unet.resolution} is not a multiple of"
+                f" process.upscale={self.process.upscale}; change one of them"
+            )
+
+    def build(self) -> DenoisingObjective:
+        """Return the objective."""
+        return self._build(self.process)
+
+    def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> RelaySampler:
+        """Return the sampler of this stage and those before it.
+
+        Raises:
+            ValueError: There is no previous stage, or one of another resolution or class count.
+        """
+        if previous is None:
+            raise ValueError(
+                f"a relay to {self.unet.resolution} pixels continues from a stage at"
+                f" {self.unet.resolution // self.process.upscale}; give its snapshot first"
+            )
+        self._warn_if_unguidable(self.sampling.guidance)
+        return RelaySampler(
+            NetworkDenoiser(network, self.process.sigma_data),
+            previous,
+            self.process,
+            self.sampling,
+            resolution=self.unet.resolution,
+            label_dim=self.label_dim,
+            device=next(network.parameters()).device,
+        )
