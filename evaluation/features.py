@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.runtime.world import World
-from evaluation.arrays import read_npz, write_npz
-from evaluation.detectors import Detector, check_finite
-from evaluation.images import ImageSet
+from evaluation.detectors.base import Detector, check_finite
+from evaluation.image_sets.image_set import ImageSet
+from evaluation.image_sets.npz import read_npz, write_npz
+from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, Moments, moments_of
 from evaluation.progress import Progress
-from evaluation.statistics import FeatureSet, FloatArray, Gaussian, Moments, moments_of
 
 STREAMING_IMAGES = 100_000
 """Sets above this size keep moments and selected features only, not every feature."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from evaluation.postprocess import PostProcess
+from evaluation.samples.postprocess import PostProcess
 
 
 @dataclass(frozen=True, kw_only=True)

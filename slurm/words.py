@@ -31,7 +31,7 @@ def check_words(
         ValueError: It would be refused; the message is one line.
     """
     if module == "evaluation":
-        from evaluation.judging import judge
+        from evaluation.dry_run import judge
 
         in_one_line(lambda: judge(words, inputs=inputs))
     elif inputs:
@@ -47,7 +47,7 @@ def check_protocol(words: Sequence[str]) -> None:
     Raises:
         ValueError: They would be refused; the message is one line.
     """
-    from evaluation.judging import judge
+    from evaluation.dry_run import judge
 
     args = in_one_line(lambda: judge(["run", "SNAPSHOT", *words], inputs=False))
     if not args.reference.exists():

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.inception import TAPS, FidInception
-from evaluation.statistics import Gaussian, gaussian_of
+from evaluation.detectors.inception import TAPS, FidInception
+from evaluation.metrics.statistics import Gaussian, gaussian_of
 
 Array = NDArray[Any]
 

@@ -22,7 +22,7 @@ from data_pipelines.packed.check import check
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sources.kinds import make_source
-from evaluation.images import open_images
+from evaluation.image_sets.image_set import open_images
 from tests.data_sets import damage, smooth_pixels
 
 Capture = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evaluation import __main__ as cli
-from evaluation.images import open_images
+from evaluation.image_sets.image_set import open_images
 
 
 def write_images(folder: Path, count: int, size: int = 32, seed: int = 0) -> Path:
@@ -50,7 +50,7 @@ def test_a_second_run_computes_nothing(
     ]
     assert [cli.main(command) for command in commands] == [0, 0]
     before = out.read_bytes()
-    from evaluation.detectors import Detector
+    from evaluation.detectors.base import Detector
 
     def refuse(*_: object) -> None:
         raise AssertionError("the detector ran again")

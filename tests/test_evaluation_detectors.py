@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation import inception_weights
-from evaluation.detector_kinds import build_detector
-from evaluation.detectors import DetectorConfig, check_finite, exact_arithmetic
-from evaluation.effnet import TAPS, load_effnet, weights_path
-from evaluation.folding import fold_effnet, fold_inception
-from evaluation.inception import FidInception
-from evaluation.inception_weights import (
+from evaluation.detectors import inception_weights
+from evaluation.detectors.base import (
+    DetectorConfig,
+    check_finite,
+    exact_arithmetic,
+    load_checked,
+    weights_digest,
+)
+from evaluation.detectors.effnet import TAPS, load_effnet, weights_path
+from evaluation.detectors.fold_batchnorm import fold_effnet, fold_inception
+from evaluation.detectors.inception import FidInception
+from evaluation.detectors.inception_weights import (
     BLOCKS,
     BRANCHES,
     STEM,
@@ -25,9 +30,9 @@ from evaluation.inception_weights import (
     nvidia_unit,
     tensors_digest,
 )
-from evaluation.resize import PIPELINES
-from evaluation.vit import VisionTransformer, VitConfig, load_clip, load_dino
-from evaluation.weights import load_checked, weights_digest
+from evaluation.detectors.registry import build_detector
+from evaluation.detectors.resize import PIPELINES
+from evaluation.detectors.vit import VisionTransformer, VitConfig, load_clip, load_dino
 
 
 @pytest.fixture(scope="module")

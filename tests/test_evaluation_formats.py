@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from evaluation import __main__ as cli
-from evaluation.arrays import NpzArray, read_npz
-from evaluation.export import export, spatial_to_chw
-from evaluation.formats import read_statistics, spatial_to_hwc
-from evaluation.images import open_images
-from evaluation.reference import read_reference, write_reference
-from evaluation.statistics import FeatureSet, gaussian_of
+from evaluation.image_sets.image_set import open_images
+from evaluation.image_sets.npz import NpzArray, read_npz
+from evaluation.metrics.statistics import FeatureSet, gaussian_of
+from evaluation.reference.exporters import export, spatial_to_chw
+from evaluation.reference.importers import read_statistics, spatial_to_hwc
+from evaluation.reference.reference import read_reference, write_reference
 
 RNG = np.random.default_rng(0)
 TF1 = {"name": "inception", "pipeline": "tf1"}

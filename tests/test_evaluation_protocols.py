@@ -12,19 +12,19 @@ import torch
 
 from dist_train.runtime.world import World
 from evaluation import __main__ as cli
-from evaluation.compare import axis_value, format_comparison, write_plots
-from evaluation.detector_kinds import DETECTORS
-from evaluation.detectors import Detector, DetectorConfig
-from evaluation.generate import SamplePlan, format_seeds, parse_seeds
-from evaluation.grid import encode_image, make_grid
-from evaluation.metrics import KINDS, MetricRequest, parse_request
-from evaluation.options import parse
-from evaluation.postprocess import PostProcess
+from evaluation.arguments import parse
+from evaluation.detectors.base import Detector, DetectorConfig
+from evaluation.detectors.registry import DETECTORS
+from evaluation.evaluate import Evaluation, check_comparable, deviations, usual_title
+from evaluation.image_sets.grid import encode_image, make_grid
+from evaluation.metrics.registry import KINDS, MetricRequest, parse_request
+from evaluation.metrics.statistics import FeatureSet, gaussian_of
 from evaluation.protocols import PROTOCOLS, find_protocol
-from evaluation.results import new_result, reused
-from evaluation.run import Evaluation, check_comparable, deviations, usual_title
-from evaluation.statistics import FeatureSet, gaussian_of
-from evaluation.table import format_repeats, format_table
+from evaluation.results.compare import axis_value, format_comparison, write_plots
+from evaluation.results.result_file import new_result, reused
+from evaluation.results.table import format_repeats, format_table
+from evaluation.samples.generate import SamplePlan, format_seeds, parse_seeds
+from evaluation.samples.postprocess import PostProcess
 
 RNG = np.random.default_rng(0)
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))

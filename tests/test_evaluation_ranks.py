@@ -19,11 +19,11 @@ from data_pipelines.packed.check import check
 from dist_train.runtime.world import init_world
 from evaluation import __main__ as cli
 from evaluation.features import BatchStore
-from evaluation.generate import GeneratedImages, SamplePlan
-from evaluation.images import EncodedImages, PackedImages, open_images
-from evaluation.kept import SampleFiles
-from evaluation.kept_shards import SampleShards
-from evaluation.precision_recall import manifold_scores
+from evaluation.image_sets.image_set import EncodedImages, PackedImages, open_images
+from evaluation.metrics.precision_recall import manifold_scores
+from evaluation.samples.generate import GeneratedImages, SamplePlan
+from evaluation.samples.sample_dir import SampleFiles
+from evaluation.samples.sample_shards import SampleShards
 from models.snapshot import Snapshot, read_snapshot, write_snapshot
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.generator import GeneratorConfig

@@ -11,18 +11,23 @@ import scipy.linalg
 import torch
 
 from dist_train.runtime.world import World
-from evaluation import neighbours
-from evaluation.bootstrap import interval
-from evaluation.extrapolation import limit
 from evaluation.features import BatchStore, MomentStore, evenly_spread
-from evaluation.frechet import GRAM_SIZE, frechet_distance, frechet_of_features, nuclear_norm
-from evaluation.inception_score import chunk_splits, contiguous_splits, split_scores
-from evaluation.kernel_distance import cmmd, kid
-from evaluation.metrics import MetricRequest
-from evaluation.per_class import per_class_distances
-from evaluation.precision_recall import manifold_scores
-from evaluation.sliced import mind
-from evaluation.statistics import FeatureSet, Gaussian, Moments, gaussian_of, moments_of
+from evaluation.metrics import nearest_neighbours
+from evaluation.metrics.bootstrap import interval
+from evaluation.metrics.extrapolate import limit
+from evaluation.metrics.fd_per_class import per_class_distances
+from evaluation.metrics.frechet import (
+    GRAM_SIZE,
+    frechet_distance,
+    frechet_of_features,
+    nuclear_norm,
+)
+from evaluation.metrics.inception_score import chunk_splits, contiguous_splits, split_scores
+from evaluation.metrics.kid_cmmd import cmmd, kid
+from evaluation.metrics.mind import mind
+from evaluation.metrics.precision_recall import manifold_scores
+from evaluation.metrics.registry import MetricRequest
+from evaluation.metrics.statistics import FeatureSet, Gaussian, Moments, gaussian_of, moments_of
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 RNG = np.random.default_rng(0)
@@ -121,7 +126,7 @@ def test_ties_are_settled_exactly_in_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Points on a lattice lie on balls' surfaces all the time; integers tell what is right."""
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(nearest_neighbours, "BLOCK", block)
     gen, ref = (RNG.integers(0, 7, size=(n, 5)) for n in (330, 260))
 
     def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -17,18 +17,27 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.extrapolation import limit
-from evaluation.frechet import frechet_distance, frechet_of_features
-from evaluation.half_precision import adm_distance, half_precision_recall, stylegan_distance
-from evaluation.inception import SPATIAL_CHANNELS
-from evaluation.inception_score import chunk_splits, contiguous_splits, shuffled, split_scores
-from evaluation.kernel_distance import cmmd, kid, kid_subsets
-from evaluation.neighbours import centred_points, radii_squared
-from evaluation.postprocess import PostProcess, quantise_adm
-from evaluation.precision_recall import manifold_scores
-from evaluation.resize import PIPELINES
-from evaluation.sliced import mind
-from evaluation.statistics import Gaussian, gaussian_of
+from evaluation.detectors.inception import SPATIAL_CHANNELS
+from evaluation.detectors.resize import PIPELINES
+from evaluation.metrics.extrapolate import limit
+from evaluation.metrics.frechet import frechet_distance, frechet_of_features
+from evaluation.metrics.inception_score import (
+    chunk_splits,
+    contiguous_splits,
+    shuffled,
+    split_scores,
+)
+from evaluation.metrics.kid_cmmd import cmmd, kid, kid_subsets
+from evaluation.metrics.mind import mind
+from evaluation.metrics.nearest_neighbours import centred_points, radii_squared
+from evaluation.metrics.precision_recall import (
+    adm_distance,
+    half_precision_recall,
+    manifold_scores,
+    stylegan_distance,
+)
+from evaluation.metrics.statistics import Gaussian, gaussian_of
+from evaluation.samples.postprocess import PostProcess, quantise_adm
 from models.sampler import quantise
 from tests.evaluation_goldens import Array, Goldens
 

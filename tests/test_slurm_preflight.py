@@ -9,8 +9,8 @@ import pytest
 
 import dist_train.__main__ as training
 from dist_train.checkpoint.format import committed
-from evaluation.reference import write_reference
-from evaluation.statistics import FeatureSet, Gaussian
+from evaluation.metrics.statistics import FeatureSet, Gaussian
+from evaluation.reference.reference import write_reference
 from slurm.__main__ import main
 from tests.data_sets import packed_folder, write_class_folders
 from tests.slurm_project import make_reference, make_run

@@ -21,15 +21,15 @@ import torch
 from PIL import Image
 
 from dist_train.runtime.world import init_world
-from evaluation.detector_kinds import build_detector
-from evaluation.detectors import DetectorConfig
+from evaluation.detectors.base import DetectorConfig
+from evaluation.detectors.fold_batchnorm import fold_inception
+from evaluation.detectors.inception import FidInception
+from evaluation.detectors.registry import build_detector
 from evaluation.features import extract
-from evaluation.folding import fold_inception
-from evaluation.frechet import frechet_distance, frechet_of_features
-from evaluation.images import open_images
-from evaluation.inception import FidInception
-from evaluation.precision_recall import manifold_scores
-from evaluation.statistics import FloatArray, Gaussian, gaussian_of
+from evaluation.image_sets.image_set import open_images
+from evaluation.metrics.frechet import frechet_distance, frechet_of_features
+from evaluation.metrics.precision_recall import manifold_scores
+from evaluation.metrics.statistics import FloatArray, Gaussian, gaussian_of
 from tests.ranks import run_ranks
 
 DIM = 2048

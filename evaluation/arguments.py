@@ -1,0 +1,139 @@
+"""The options of the evaluation commands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from evaluation.detectors.registry import DETECTORS
+from evaluation.metrics.registry import KINDS
+from evaluation.reference.exporters import FORMATS
+from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
+
+GRID_IMAGES = 64
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; `key=value` overrides may stand anywhere behind the command."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange or (rest and not isinstance(getattr(args, "source", None), list)):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        args.source += rest
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; the chosen command's name is the attribute `command`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation",
+        description="Samples, references, results. Under torchrun, ranks share the work.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_sample(_shared(commands.add_parser("sample", help="write samples as image files")))
+    _add_reference(_shared(commands.add_parser("reference", help="compute reference statistics")))
+    _add_run(_shared(commands.add_parser("run", help="evaluate snapshots or images")))
+    _add_views(commands)
+    _add_conversions(commands)
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a command share its work over ranks started here."""
+    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
+    return parser
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SNAPSHOT|key=value")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
+    _add_grid(parser)
+    _add_sampling(parser, "0-63")
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, help="packed set, folder, zip, tar or npz of images")
+    parser.add_argument("out", type=Path, metavar="OUT.npz")
+    parser.add_argument("--taps", default="", help="taps to keep statistics of, e.g. pool,spatial")
+    parser.add_argument("--batch-size", type=int, default=64)
+    _add_detector(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
+    parser.add_argument("--reference", type=Path, required=True, help="statistics file, or images")
+    parser.add_argument("--out", type=Path, metavar="RESULT.json", help="default: in the run")
+    parser.add_argument("--protocol", default="", help="a name of `protocols`; sets all below")
+    parser.add_argument("--title", default="", help="name in tables")
+    parser.add_argument("--metrics", default="", help=f"kind:tap,... with kind {', '.join(KINDS)}")
+    parser.add_argument("--bootstrap", type=int, default=0, help="resamples for 95%% intervals")
+    parser.add_argument("--keep-images", type=Path, help="keep generated images in this folder")
+    parser.add_argument("--reference-pipeline", default="", help="of a file that does not tell")
+    _add_grid(parser)
+    _add_sampling(parser, "")
+    _add_detector(parser)
+
+
+def _add_views(commands: Subparsers) -> None:
+    table = commands.add_parser("table", help="print results side by side")
+    table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|FOLDER")
+    compare = commands.add_parser("compare", help="metric against images seen, NFE and eta")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
+    compare.add_argument("--plots", type=Path, help="folder for SVG plots")
+    commands.add_parser("protocols", help="list the protocols")
+
+
+def _add_conversions(commands: Subparsers) -> None:
+    exporting = commands.add_parser("export", help="write statistics for another tool")
+    exporting.add_argument(
+        "source", type=Path, metavar="REFERENCE.npz|IMAGES", help="images for adm_samples only"
+    )
+    exporting.add_argument("out", type=Path)
+    exporting.add_argument("--format", choices=FORMATS, required=True)
+    exporting.add_argument("--images", type=Path, help="images of an ADM reference batch")
+    importing = commands.add_parser("import", help="convert another tool's statistics to ours")
+    importing.add_argument("statistics", type=Path)
+    importing.add_argument("out", type=Path, metavar="OUT.npz")
+    importing.add_argument("--detector", choices=tuple(DETECTORS), default="inception")
+    importing.add_argument("--pipeline", default="", help="that made the file")
+    importing.add_argument("--features", type=int, default=10_000)
+    convert = commands.add_parser("convert", help="convert Inception weights to safetensors")
+    convert.add_argument("weights", type=Path, help="the public .pth or NVIDIA's TorchScript .pt")
+    convert.add_argument("out", type=Path, metavar="OUT.safetensors")
+    convert.add_argument("--sha256", default="", help="digest that the source must have")
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grid", type=Path, help="also write a grid picture of the first images")
+    parser.add_argument("--grid-images", type=int, default=GRID_IMAGES, help="images in the grid")
+    parser.add_argument("--grid-upscale", type=int, default=1, help="whole factor of enlargement")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
+    parser.add_argument("--seeds", default=seeds, help="one per image, e.g. 0-49999")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    parser.add_argument("--labels", choices=("balanced", "random"), default="balanced")
+    parser.add_argument("--quantisation", choices=tuple(QUANTISATIONS), help="default: edm")
+    parser.add_argument("--retouch", choices=tuple(RETOUCHES), help="default: none")
+    parser.add_argument("--codec", choices=get_args(Codec), help="default: png")
+    parser.add_argument(
+        "--shard-images", type=int, help="keep tar shards of so many images, not single files"
+    )
+
+
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detector", choices=tuple(DETECTORS), default="effnet_lite0")
+    parser.add_argument("--weights", default="", help="weights file of the detector")
+    parser.add_argument("--weights-sha256", default="", help="digest that it must have")
+    parser.add_argument("--pipeline", default="", help="input pipeline, if not the usual one")
+    parser.add_argument("--compile", action="store_true", help="compile the detector's network")
+    parser.add_argument(
+        "--features", type=int, help="features kept of a computed reference (default 10000)"
+    )

@@ -1,0 +1,1 @@
+"""Detectors: networks whose features are compared, with their preprocessing and weights."""

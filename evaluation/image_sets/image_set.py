@@ -1,0 +1,231 @@
+"""Image sets to evaluate: folders, zips, tars, packed shards and ADM sample batches.
+
+A set knows its length, its identity (a digest of its content) and how to decode image i; which
+indices a process reads is not its business.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipelines.images import ORIGINAL
+from data_pipelines.packed.manifest import MANIFEST
+from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.sources.base import IMAGE_EXTENSIONS
+from evaluation.image_sets.files import (
+    EncodedMember,
+    decode_image,
+    folder_members,
+    tar_members,
+    zip_members,
+)
+from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
+
+TAR_SUFFIXES = {".tar", ".tgz"}
+SAMPLES = "samples.json"
+Labels = NDArray[np.int64]
+
+
+class ImageSet(Protocol):
+    """A finite, ordered set of images of one size."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it is: kind, path, number and digest; goes into every file made from it."""
+
+    def __len__(self) -> int: ...
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], or None if they are not known."""
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the images of these indices, uint8 RGB [B, 3, H, W] on the CPU.
+
+        Raises:
+            ValueError: An image is damaged, not plain RGB or grey, or of another size.
+        """
+
+
+def open_images(path: Path) -> ImageSet:
+    """Open a folder, zip, tar, packed set or `.npz` sample batch of images.
+
+    Raises:
+        ValueError: Nothing there, no images in it, or `sample` has not finished writing it.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a folder, zip, tar or npz of images")
+    if path.suffix == ".npz":
+        return ArrayImages(path)
+    if path.suffix == ".zip":
+        return EncodedImages(path, *zip_members(path))
+    if path.suffix in TAR_SUFFIXES:
+        return EncodedImages(path, tar_members([path]))
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder, zip, tar or npz of images")
+    _check_finished(path)
+    if (path / MANIFEST).exists():
+        return PackedImages(path)
+    if shards := sorted(path.glob("*.tar")):
+        return EncodedImages(path, tar_members(shards))
+    return EncodedImages(path, *folder_members(path))
+
+
+class EncodedImages:
+    """Image files in the order of their names.
+
+    Args:
+        path: Where the set lies, for messages and the identity.
+        members: The files.
+        classes: Class indices by name, None if they are not known.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[EncodedMember],
+        classes: Mapping[str, int] | None = None,
+    ) -> None:
+        if not members:
+            kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
+            raise ValueError(f"{path} holds no images (files named *{kinds})")
+        self.path = path
+        self.members = sorted(members, key=lambda member: member.name)
+        self._classes = classes
+        self._size: tuple[int, ...] | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Kind, path, number and content digest; reads every file once."""
+        digest = hashlib.sha256()
+        for member in self.members:
+            content = hashlib.sha256(member.read()).hexdigest()
+            digest.update(f"{member.name}\0{content}\n".encode())
+        return {
+            "kind": "images",
+            "path": str(self.path),
+            "num_images": len(self),
+            "digest": digest.hexdigest(),
+            "codecs": sorted({Path(m.name).suffix.lower()[1:] for m in self.members}),
+        }
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], or None if they are not known."""
+        if self._classes is None:
+            return None
+        return np.array([self._classes[self.members[i].name] for i in indices], np.int64)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
+        return torch.stack([self._decode(self.members[i]) for i in indices])
+
+    def _decode(self, member: EncodedMember) -> Tensor:
+        image = decode_image(member.read(), f"{self.path}: {member.name}")
+        self._size = self._size or tuple(image.shape)
+        check_size(image, self._size, f"{self.path}: {member.name}")
+        return image
+
+
+class PackedImages:
+    """A set packed by `python -m data_pipelines pack`."""
+
+    def __init__(self, path: Path) -> None:
+        self._images = ShardedImages(path)
+        self._size: tuple[int, ...] | None = None
+        info = self._images.info
+        if info.resolution == ORIGINAL:
+            raise ValueError(
+                f"{path} holds original images of any size; evaluation needs images of one size"
+                " (pack them at a resolution: python -m data_pipelines pack)"
+            )
+        self.identity = {
+            "kind": "packed",
+            "path": str(path),
+            "num_images": info.num_images,
+            "digest": info.digest,
+        }
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], or None in an unlabelled set."""
+        labels = [self._images.label(i) for i in indices]
+        return None if None in labels else np.array(labels, np.int64)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
+        images = [self._images.decode(i) for i in indices]
+        for index, image in zip(indices, images, strict=True):
+            self._size = self._size or tuple(image.shape)
+            check_size(image, self._size, f"{self._images.path}: image {index}")
+        return torch.stack(images)
+
+
+class ArrayImages:
+    """The `arr_0` uint8 [N, H, W, 3] of an ADM reference or sample batch, streamed."""
+
+    def __init__(self, path: Path) -> None:
+        self._array = NpzArray(path, "arr_0")
+        shape = self._array.shape
+        if self._array.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(
+                f"{path}: arr_0 is {self._array.dtype} {list(shape)}, expected uint8 [N, H, W, 3]"
+            )
+        self.identity = {
+            "kind": "sample batch",
+            "path": str(path),
+            "num_images": shape[0],
+            "digest": self._array.digest,
+        }
+        names = npz_names(path)
+        classes = read_npz(path, ["arr_1"]).get("arr_1") if "mu" not in names else None
+        is_table = classes is not None and classes.shape == shape[:1] and classes.dtype.kind in "iu"
+        self._classes = classes if is_table else None
+
+    def __len__(self) -> int:
+        return self._array.shape[0]
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, which `arr_1` of a sample batch tells, or None."""
+        if self._classes is None:
+            return None
+        return np.asarray(self._classes[list(indices)], np.int64)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
+        return torch.from_numpy(self._array.rows(indices)).permute(0, 3, 1, 2).contiguous()
+
+
+def check_size(image: Tensor, size: tuple[int, ...], name: str) -> None:
+    """Raise ValueError unless an image [3, H, W] is of the shape of the others."""
+    if tuple(image.shape) != size:
+        raise ValueError(
+            f"{name} is {image.shape[2]}x{image.shape[1]} pixels, others are {size[2]}x{size[1]};"
+            " evaluation needs images of one size"
+            " (pack them first: python -m data_pipelines pack)"
+        )
+
+
+def _check_finished(folder: Path) -> None:
+    """Refuse a folder that `python -m evaluation sample` is still writing, or left unfinished."""
+    manifest = folder / SAMPLES
+    if not manifest.exists():
+        return
+    if not json.loads(manifest.read_text())["complete"]:
+        raise ValueError(
+            f"{folder} is being written by another job, or that job was interrupted; wait for it,"
+            " or finish it with the same `python -m evaluation sample` command"
+        )

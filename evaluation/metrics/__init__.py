@@ -1,0 +1,1 @@
+"""Metrics: one file each, from features or statistics to a value."""

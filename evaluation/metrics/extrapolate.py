@@ -1,0 +1,41 @@
+"""Values at infinitely many samples: FID-infinity, IS-infinity (spec/EVALUATION.md section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from evaluation.metrics.statistics import FloatArray
+
+POINTS = 15
+
+
+def limit(
+    statistic: Callable[[FloatArray], float],
+    rows: FloatArray,
+    *,
+    start: int,
+    points: int = POINTS,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return intercept and slope of a statistic in 1/N over random subsets of rows [N, D].
+
+    Subset j holds the first N_j of the j-th permutation of one seeded generator; N_j runs evenly
+    from `start` to N.
+
+    Raises:
+        ValueError: `start` is not in 2..N.
+    """
+    if not 2 <= start <= len(rows):
+        raise ValueError(f"the smallest subset, {start}, is not in 2..{len(rows)} (the samples)")
+    sizes = np.linspace(start, len(rows), points).astype(np.int32)
+    generator = np.random.RandomState(seed)
+    values = [statistic(rows[generator.permutation(len(rows))[:size]]) for size in sizes]
+    slope, intercept = np.polyfit(1 / sizes.astype(np.float64), np.array(values), 1)
+    return float(intercept), float(slope)
+
+
+def usual_start(n: int) -> int:
+    """Return the size of the smallest subset of n samples that public tools take."""
+    return min(5000, max(n // 10, 2))

@@ -1,0 +1,52 @@
+"""Distances per class, in few dimensions: 50 images of a class say nothing about 2048.
+
+Both sets are projected to the leading principal components of the reference (as many as the
+smallest class can support), and the Fréchet distance is taken there, class by class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from evaluation.metrics.frechet import frechet_distance
+from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
+
+SAMPLES_PER_DIMENSION = 4
+MOST_DIMENSIONS = 32
+
+
+def per_class_distances(gen: FeatureSet, ref: FeatureSet, tap: str) -> dict[str, float]:
+    """Return mean, worst class and number of dimensions, and `class_<i>` for every class.
+
+    Raises:
+        ValueError: A set has no labels, or a class has too few images in one of them.
+    """
+    if gen.labels is None or ref.labels is None:
+        raise ValueError("distances per class need labels in both sets (conditional samples)")
+    x, y = gen.rows(tap), ref.rows(tap)
+    classes = np.unique(ref.labels)
+    smallest = min(int((labels == c).sum()) for labels in (gen.labels, ref.labels) for c in classes)
+    dimensions = min(smallest // SAMPLES_PER_DIMENSION, MOST_DIMENSIONS, x.shape[1])
+    if dimensions < 1:
+        raise ValueError(
+            f"a class has {smallest} images in one of the sets; distances per class need at least"
+            f" {SAMPLES_PER_DIMENSION}"
+        )
+    basis = principal_components(ref.gaussian(tap), dimensions)
+    distances = {
+        int(c): frechet_distance(
+            gaussian_of(x[gen.labels == c] @ basis), gaussian_of(y[ref.labels == c] @ basis)
+        )
+        for c in classes
+    }
+    values = {"mean": float(np.mean(list(distances.values()))), "dimensions": float(dimensions)}
+    values["worst_class"] = float(max(distances, key=lambda c: distances[c]))
+    return values | {f"class_{c}": distance for c, distance in distances.items()}
+
+
+def principal_components(gaussian: Gaussian, count: int) -> FloatArray:
+    """Return the leading eigenvectors of the covariance, float64 [D, count]."""
+    _, vectors = torch.linalg.eigh(torch.from_numpy(np.asarray(gaussian.sigma, np.float64)))
+    leading: FloatArray = vectors[:, -count:].flip(1).numpy()
+    return leading

@@ -1,0 +1,249 @@
+"""The metrics by name: what each computes, and how its value is called in results.
+
+A metric is asked for as `kind` or `kind:tap`, e.g. `fd:block4`. Values are named by what they are:
+`fid` only for the pool features of the FID Inception, else by extractor and tap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dist_train.runtime.world import World
+from evaluation.metrics.bootstrap import RESAMPLED, interval
+from evaluation.metrics.extrapolate import limit, usual_start
+from evaluation.metrics.fd_per_class import per_class_distances
+from evaluation.metrics.frechet import frechet, frechet_distance
+from evaluation.metrics.inception_score import (
+    chunk_splits,
+    contiguous_splits,
+    mean_score,
+    split_scores,
+)
+from evaluation.metrics.kid_cmmd import cmmd, kid, kid_subsets
+from evaluation.metrics.mind import mind
+from evaluation.metrics.precision_recall import (
+    PR_NEIGHBOURS,
+    PRDC_NEIGHBOURS,
+    adm_distance,
+    half_precision_recall,
+    manifold_scores,
+    stylegan_distance,
+)
+from evaluation.metrics.statistics import FeatureSet, FloatArray, gaussian_of
+
+Values = dict[str, float]
+Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
+
+
+@dataclass(frozen=True)
+class MetricRequest:
+    """One metric of one tap.
+
+    Attributes:
+        kind: One of KINDS.
+        tap: Feature tap; must be one that the detector has.
+    """
+
+    kind: str
+    tap: str
+
+    def name(self, detector: str) -> str:
+        """Return the name in results."""
+        known = FIELD_NAMES.get((detector, self.kind, self.tap))
+        return known or f"{self.kind}_{detector}_{self.tap}"
+
+    def compute(
+        self, gen: FeatureSet, ref: FeatureSet, world: World, bootstrap: int = 0
+    ) -> dict[str, Any]:
+        """Return values, sizes and time. All ranks must call it; all get the result.
+
+        Args:
+            gen: Generated set.
+            ref: Reference set.
+            world: The ranks.
+            bootstrap: Resamples for a 95 % interval of the first value, 0 for none; only for
+                metrics of RESAMPLED.
+        """
+        started = time.monotonic()
+        values = KINDS[self.kind](gen, ref, self.tap, world)
+        result: dict[str, Any] = {
+            "values": values,
+            "tap": self.tap,
+            "n_gen": gen.n,
+            "n_ref": self.reference_size(ref),
+        }
+        if bootstrap and self.kind in RESAMPLED:
+            result["interval95"] = self._interval(gen, ref, world, bootstrap, values)
+        return result | {"seconds": round(time.monotonic() - started, 3)}
+
+    def reference_size(self, ref: FeatureSet) -> int | None:
+        """Return how many reference images the value rests on (None: the file does not tell)."""
+        if self.kind in FROM_MOMENTS:
+            return ref.gaussians[self.tap].n if self.tap in ref.gaussians else None
+        return len(ref.features[self.tap]) if self.tap in ref.features else None
+
+    def _interval(
+        self, gen: FeatureSet, ref: FeatureSet, world: World, count: int, values: Values
+    ) -> list[float]:
+        rows, statistic = RESAMPLED[self.kind](gen, ref, self.tap, world)
+        value = next(iter(values.values()))
+        return list(interval(statistic, rows, value, count=count, world=world))
+
+
+def parse_request(text: str, taps: list[str]) -> MetricRequest:
+    """Parse `kind` or `kind:tap`; the tap defaults to the detector's first.
+
+    Raises:
+        ValueError: The kind or the tap is unknown.
+    """
+    kind, _, tap = text.partition(":")
+    if kind not in KINDS:
+        raise ValueError(f"metric {kind!r} is not one of {', '.join(KINDS)}")
+    tap = tap or taps[0]
+    if tap not in taps:
+        raise ValueError(f"metric {text!r}: the detector has the taps {', '.join(taps)}")
+    return MetricRequest(kind, tap)
+
+
+def _on_rank_0(compute: Callable[[], Values], world: World) -> Values:
+    values: Values = world.broadcast_object(compute() if world.rank == 0 else None)
+    return values
+
+
+def _fd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return _on_rank_0(lambda: {"distance": frechet(gen, ref, tap)}, world)
+
+
+def _fd_biased(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    a, b = gen.gaussian(tap).biased(), ref.gaussian(tap).biased()
+    return _on_rank_0(lambda: {"distance": frechet_distance(a, b)}, world)
+
+
+def _fd_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    rows, gaussian = gen.rows(tap), ref.gaussian(tap)
+
+    def distance(subset: FloatArray) -> float:
+        return frechet_distance(gaussian_of(subset), gaussian)
+
+    return _at_infinity("distance", distance, rows, world)
+
+
+def _is_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref
+    return _at_infinity("score", lambda subset: mean_score(subset, 1), gen.rows(tap), world)
+
+
+def _at_infinity(
+    name: str, statistic: Callable[[FloatArray], float], rows: FloatArray, world: World
+) -> Values:
+    def compute() -> Values:
+        intercept, slope = limit(statistic, rows, start=usual_start(len(rows)))
+        return {name: intercept, "slope": slope}
+
+    return _on_rank_0(compute, world)
+
+
+def _is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref, world
+    scores = split_scores(gen.rows(tap), contiguous_splits(gen.n))
+    return {"score": float(scores.mean()), "std": float(scores.std())}
+
+
+def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    del ref, world
+    return {"score": float(split_scores(gen.rows(tap), chunk_splits(gen.n)).mean())}
+
+
+def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    scores = manifold_scores(gen.rows(tap), ref.rows(tap), PR_NEIGHBOURS, world)
+    return {"precision": scores.precision, "recall": scores.recall}
+
+
+def _prdc(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return asdict(manifold_scores(gen.rows(tap), ref.rows(tap), PRDC_NEIGHBOURS, world))
+
+
+def _pr_half(distance: Callable[..., Any]) -> Compute:
+    def compute(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+        x, y = gen.rows(tap), ref.rows(tap)
+        names = ("precision", "recall")
+
+        def measure() -> Values:
+            scores = half_precision_recall(x, y, PR_NEIGHBOURS, distance)
+            return dict(zip(names, scores, strict=True))
+
+        return _on_rank_0(measure, world)
+
+    return compute
+
+
+def _kid(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return {"distance": kid(gen.rows(tap), ref.rows(tap), world)}
+
+
+def _kid_subsets(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    x, y = gen.rows(tap), ref.rows(tap)
+
+    def compute() -> Values:
+        values = kid_subsets(x, y, size=1000, cut_size=True)
+        return {"distance": float(values.mean()), "std": float(values.std())}
+
+    return _on_rank_0(compute, world)
+
+
+def _cmmd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return {"distance": cmmd(gen.rows(tap), ref.rows(tap), world)}
+
+
+def _mind(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return _on_rank_0(lambda: {"distance": mind(gen.rows(tap), ref.rows(tap))}, world)
+
+
+def _fd_per_class(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
+    return _on_rank_0(lambda: per_class_distances(gen, ref, tap), world)
+
+
+KINDS: dict[str, Compute] = {
+    "fd": _fd,
+    "fd_biased": _fd_biased,
+    "fd_inf": _fd_infinity,
+    "fd_per_class": _fd_per_class,
+    "is": _is,
+    "is_inf": _is_infinity,
+    "is_chunks": _is_chunks,
+    "pr": _pr,
+    "pr_adm": _pr_half(adm_distance),
+    "pr_stylegan": _pr_half(stylegan_distance),
+    "prdc": _prdc,
+    "kid": _kid,
+    "kid_subsets": _kid_subsets,
+    "cmmd": _cmmd,
+    "mind": _mind,
+}
+FROM_MOMENTS = {"fd", "fd_biased", "fd_inf"}
+"""Metrics that ask only for the reference's moments."""
+
+
+FIELD_NAMES = {
+    ("inception", "fd", "pool"): "fid",
+    ("inception", "fd_biased", "pool"): "fid_biased",
+    ("inception", "fd_inf", "pool"): "fid_inf",
+    ("inception", "fd", "spatial"): "sfid",
+    ("inception", "is", "logits_unbiased"): "is",
+    ("inception", "is_inf", "logits_unbiased"): "is_inf",
+    ("inception", "is_chunks", "logits_unbiased"): "is_chunks",
+    ("inception", "is_chunks", "logits"): "is_chunks_biased_logits",
+    ("inception", "pr", "pool"): "pr",
+    ("inception", "pr_adm", "pool"): "pr_adm",
+    ("inception", "prdc", "pool"): "prdc",
+    ("inception", "kid", "pool"): "kid",
+    ("inception", "kid_subsets", "pool"): "kid_subsets",
+    ("dinov2", "fd", "cls"): "fd_dinov2",
+    ("dinov2", "fd_inf", "cls"): "fd_dinov2_inf",
+    ("dinov2", "prdc", "cls"): "prdc_dinov2",
+    ("clip", "cmmd", "embedding"): "cmmd",
+    ("vgg16", "pr_stylegan", "features"): "pr_vgg16_stylegan",
+}

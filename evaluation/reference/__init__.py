@@ -1,0 +1,1 @@
+"""Reference statistics: made, imported, exported."""

@@ -1,0 +1,1 @@
+"""Results: one JSON each, and the tables and curves made of them."""

@@ -1,0 +1,1 @@
+"""Samples: generated from seeds on any number of ranks, kept, post-processed."""

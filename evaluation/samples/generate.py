@@ -1,0 +1,178 @@
+"""Samples from seeds: the same images on any number of ranks.
+
+Batches are cut at fixed places of the list of seeds and the last one is filled up (with the seeds
+that would follow) and cut, so an image never depends on who makes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from evaluation.features import short_hash
+from evaluation.image_sets.image_set import Labels
+from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
+from models.config_io import to_json
+from models.sample_rng import stream_seed
+from models.sampler import Sampler, sample
+from models.snapshot import Snapshot, load_sampler
+
+LabelPolicy = Literal["balanced", "random"]
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which samples are drawn.
+
+    Attributes:
+        seeds: One per image, in order.
+        labels: `balanced` (class = seed mod classes) or `random` (a uniform draw from the seed).
+        batch_size: Images per forward pass; part of the identity, as kernels may round by it.
+        post: What happens to the samples afterwards.
+    """
+
+    seeds: tuple[int, ...]
+    labels: LabelPolicy = "balanced"
+    batch_size: int = 64
+    post: PostProcess = field(default_factory=PostProcess)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must be given, each once; e.g. --seeds 0-49999")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be positive")
+
+    def batches(self) -> list[range]:
+        """Return the indices of each batch."""
+        n, size = len(self.seeds), self.batch_size
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def labels_of(self, seeds: Sequence[int], label_dim: int) -> Tensor | None:
+        """Return the classes of these seeds, int64, or None for an unconditional model."""
+        if label_dim == 0:
+            return None
+        if self.labels == "balanced":
+            return torch.tensor([seed % label_dim for seed in seeds])
+        return torch.tensor([stream_seed(0, "label", seed) % label_dim for seed in seeds])
+
+
+class GeneratedImages:
+    """The samples of a plan as an image set; made when asked for.
+
+    Args:
+        snapshots: The model, or a relay's stages in order.
+        plan: Which samples.
+        device: Where to sample.
+
+    Attributes:
+        seconds: Time that this process has spent on sampling.
+    """
+
+    def __init__(
+        self, snapshots: Sequence[Snapshot], plan: SamplePlan, device: torch.device | str = "cpu"
+    ) -> None:
+        self.snapshots, self.plan, self.device = snapshots, plan, torch.device(device)
+        self._sampler: Sampler | None = None
+        self.seconds = 0.0
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler, loaded when first needed."""
+        if self._sampler is None:
+            self._sampler = load_sampler(self.snapshots, self.device)
+        return self._sampler
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The models' digests and every setting that the images depend on."""
+        plan = self.plan
+        document = {
+            "kind": "generated",
+            "models": [describe_snapshot(snapshot) for snapshot in self.snapshots],
+            "num_images": len(self),
+            "seeds": format_seeds(plan.seeds),
+            "labels": plan.labels,
+            "batch_size": plan.batch_size,
+            "post": asdict(plan.post),
+            "device": self.device.type,
+        }
+        return document | {"digest": short_hash(document | {"models": made_by(document)["models"]})}
+
+    def __len__(self) -> int:
+        return len(self.plan.seeds)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image, over all stages."""
+        return sum(self.sampler.nfe.values())
+
+    def labels(self, indices: Sequence[int]) -> Labels | None:
+        """Return the classes of these indices, int64 [B], None for unconditional models."""
+        return self.labels_of([self.plan.seeds[i] for i in indices])
+
+    def labels_of(self, seeds: Sequence[int]) -> Labels | None:
+        """Return the classes of samples by their seeds, as `labels` does."""
+        labels = self.plan.labels_of(seeds, self.sampler.label_dim)
+        return None if labels is None else labels.numpy()
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the images of these indices, uint8 [B, 3, H, W] on the CPU, post-processed."""
+        return self.plan.post.apply(self.draw(indices))
+
+    def draw(self, indices: Sequence[int]) -> Tensor:
+        """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU."""
+        started = time.monotonic()
+        seeds = [self.plan.seeds[i] for i in indices]
+        missing = self.plan.batch_size - len(seeds)
+        filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
+        labels = self.plan.labels_of(filled, self.sampler.label_dim)
+        to_uint8 = QUANTISATIONS[self.plan.post.quantisation]
+        images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
+        self.seconds += time.monotonic() - started
+        return images
+
+
+def made_by(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that stays when seeds are added or models are moved."""
+    document = {k: v for k, v in identity.items() if k not in {"seeds", "num_images", "digest"}}
+    models = [{k: v for k, v in model.items() if k != "path"} for model in identity["models"]]
+    return document | {"models": models}
+
+
+def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a result records of a snapshot."""
+    return {
+        "path": str(snapshot.path),
+        "weights_sha256": snapshot.weights_sha256,
+        "images_seen": snapshot.images_seen,
+        "ema": snapshot.ema,
+        "network": snapshot.network,
+        "objective": to_json(snapshot.objective),
+    }
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse `0-63,100` into seeds. Raises ValueError on anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+            raise ValueError(f"seeds {text!r} are not like 0-49999 or 0-9,20")
+        seeds += range(int(first), int(last or first) + 1)
+    return tuple(seeds)
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """Return the shortest text that parse_seeds reads back as these seeds."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
