@@ -10,23 +10,29 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from slurm import chaining, commands, doctor, scheduling, sweeping, training, watch_commands
+from slurm.continuous_eval.command import add_reconcile
+from slurm.doctor import add_doctor
+from slurm.monitor.commands import add_cancel, add_history, add_logs, add_status
+from slurm.pipelines.command import add_pipeline
+from slurm.submit.eval_pack_commands import add_eval, add_pack, add_reference, add_sample
+from slurm.submit.sweep_command import add_sweep
+from slurm.submit.train_command import add_resume, add_train
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "train": (training.add_train, "submit a run"),
-    "sweep": (sweeping.add_sweep, "submit a grid of runs as one array"),
-    "sample": (commands.add_sample, "submit sampling"),
-    "eval": (commands.add_eval, "submit an evaluation"),
-    "reference": (commands.add_reference, "submit reference statistics"),
-    "pack": (commands.add_pack, "submit the packing of an image set as an array"),
-    "resume": (training.add_resume, "submit stopped runs again"),
-    "pipeline": (chaining.add_pipeline, "submit a whole experiment as a chain of jobs"),
-    "reconcile": (scheduling.add_reconcile, "submit what is missing of scheduled evaluation"),
-    "status": (watch_commands.add_status, "show where runs and their jobs stand"),
-    "logs": (watch_commands.add_logs, "show what the tasks of a job print"),
-    "history": (watch_commands.add_history, "show what runs have cost, and their goodput"),
-    "doctor": (doctor.add_doctor, "check whether a site is fit for training"),
-    "cancel": (watch_commands.add_cancel, "end jobs; training saves its state first"),
+    "train": (add_train, "submit a run"),
+    "sweep": (add_sweep, "submit a grid of runs as one array"),
+    "sample": (add_sample, "submit sampling"),
+    "eval": (add_eval, "submit an evaluation"),
+    "reference": (add_reference, "submit reference statistics"),
+    "pack": (add_pack, "submit the packing of an image set as an array"),
+    "resume": (add_resume, "submit stopped runs again"),
+    "pipeline": (add_pipeline, "submit a whole experiment as a chain of jobs"),
+    "reconcile": (add_reconcile, "submit what is missing of scheduled evaluation"),
+    "status": (add_status, "show where runs and their jobs stand"),
+    "logs": (add_logs, "show what the tasks of a job print"),
+    "history": (add_history, "show what runs have cost, and their goodput"),
+    "doctor": (add_doctor, "check whether a site is fit for training"),
+    "cancel": (add_cancel, "end jobs; training saves its state first"),
 }
 
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.cluster import Site
-from slurm.folder import JobRecord, write_json
-from slurm.launcher import Submission, submit
-from slurm.options import Target, add_resources, resources_of, target_of
-from slurm.preflight import partitions
-from slurm.queue import COMMANDS, SlurmError, have_slurm, queued, run_slurm
-from slurm.ranks import enter_rank, this_task
+from slurm.jobs.ranks import enter_rank, this_task
+from slurm.jobs.records import JobRecord, write_json
 from slurm.resources import Resources
+from slurm.site import Site
+from slurm.slurm_cli import COMMANDS, SlurmError, have_slurm, queued, run_slurm
+from slurm.submit.arguments import Target, add_resources, resources_of, target_of
+from slurm.submit.launcher import Submission, submit
+from slurm.submit.preflight import partitions
 
 NEEDED_KILL_WAIT = 30
 """Seconds between SIGTERM and SIGKILL in which a preempted run saves its state."""

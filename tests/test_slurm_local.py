@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slurm.__main__ import main
-from slurm.folder import JobFolder, read_lines
+from slurm.jobs.records import JobFolder, read_lines
 
 TRAIN = [
     "train",

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from slurm import reconcile
 from slurm.__main__ import COMMANDS as COMMAND_TABLE
 from slurm.__main__ import main
-from slurm.code import code_digest
-from slurm.folder import JobFolder, JobRecord
+from slurm.continuous_eval import reconcile
+from slurm.jobs.records import JobFolder, JobRecord
 from slurm.resources import Resources
+from slurm.submit.code_copy import code_digest
 from tests.slurm_project import make_reference, make_run
 
 RECORDS = Path(__file__).parent / "records"

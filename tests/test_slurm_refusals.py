@@ -13,11 +13,12 @@ from PIL import Image
 
 from dist_train.recipes import find_recipe
 from dist_train.runtime.run_dir import settle_config
-from slurm import preflight, queue, sweeping
+from slurm import slurm_cli
 from slurm.__main__ import main
-from slurm.cluster import Site
-from slurm.preflight import Partition
 from slurm.resources import Resources
+from slurm.site import Site
+from slurm.submit import preflight, sweep_command
+from slurm.submit.preflight import Partition
 from tests.slurm_project import make_reference, make_run
 from tests.tiny import tiny_edm
 
@@ -182,7 +183,7 @@ def test_what_slurm_refuses_only_for_now_is_for_sbatch_to_judge(
     problem = "Requested node configuration is not available"
     monkeypatch.setattr(preflight, "submission_problem", lambda script: problem)
     monkeypatch.setattr(
-        queue, "run_slurm", lambda words: nodes if words[0] == "sinfo" else reservations
+        slurm_cli, "run_slurm", lambda words: nodes if words[0] == "sinfo" else reservations
     )
     expected = pytest.raises(ValueError, match=problem) if refused else nullcontext()
     with expected:
@@ -240,11 +241,11 @@ def test_site_profiles_that_are_wrong(
 )
 def test_grids_that_are_wrong(axis: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweeping.grid_points([axis])
+        sweep_command.grid_points([axis])
 
 
 def test_grids() -> None:
-    points = sweeping.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
+    points = sweep_command.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
     assert next(iter(points.items())) == (
         "lr_1e-3-widths__1_2_",
         ["optim.denoiser.lr=1e-3", "widths=[1, 2]"],

@@ -16,13 +16,10 @@ import pytest
 import submitit
 from submitit.core.utils import JobPaths, temporary_save_path
 
-from slurm import ranks, requeue
-from slurm.code import SOURCE, code_digest, code_files, copy_code
-from slurm.folder import JobFolder, JobRecord, images_saved
-from slurm.jobs import outside_environment
-from slurm.leases import Work, create
-from slurm.logs import TaskLogs
-from slurm.ranks import (
+from slurm.continuous_eval.leases import Work, create
+from slurm.jobs import ranks, requeue
+from slurm.jobs.jobs import outside_environment
+from slurm.jobs.ranks import (
     FIRST_PORT,
     PORTS,
     Task,
@@ -32,9 +29,12 @@ from slurm.ranks import (
     is_free,
     rendezvous_ports,
 )
-from slurm.requeue import Decision, decide
+from slurm.jobs.records import JobFolder, JobRecord, images_saved
+from slurm.jobs.requeue import Decision, decide
+from slurm.jobs.throughput import productive_seconds
+from slurm.monitor.commands import TaskLogs
 from slurm.resources import Policy, Resources, parse_minutes
-from slurm.speed import productive_seconds
+from slurm.submit.code_copy import SOURCE, code_digest, code_files, copy_code
 
 
 def _starts(*images: int) -> list[dict[str, Any]]:
@@ -266,7 +266,7 @@ def test_no_free_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 RENDEZVOUS = """
 import torch
 from dist_train.runtime.world import init_world
-from slurm.ranks import this_task, enter_rank, Task
+from slurm.jobs.ranks import this_task, enter_rank, Task
 import sys
 rank, address, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 enter_rank(Task(rank, 0, 2, (address, "other"), "1", 0))
@@ -308,7 +308,7 @@ def test_the_interface_that_leads_to_rank_0() -> None:
 
 WHERE = """
 import tempfile
-from slurm.ranks import Task, enter_rank
+from slurm.jobs.ranks import Task, enter_rank
 enter_rank(Task(0, 0, 1, ("here",), "1", 0))
 from data_pipelines.packed.reader import DEFAULT_CACHE
 print(tempfile.gettempdir(), DEFAULT_CACHE.folder)

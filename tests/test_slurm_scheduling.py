@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from models.config_io import write_config
-from slurm import elastic
-from slurm import reconcile as module
-from slurm.cluster import Site
-from slurm.evaluation_plan import EvaluationPlan, ScheduledProtocol, read_plan, write_plan
-from slurm.folder import JobFolder, JobRecord
-from slurm.jobs import STOP
-from slurm.launcher import Submission
-from slurm.queue import QueuedJob
-from slurm.reconcile import ReconcileJob, reconcile
+from slurm.continuous_eval import reconcile as module
+from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, read_plan, write_plan
+from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
+from slurm.continuous_eval.results import mirror
+from slurm.jobs.jobs import STOP
+from slurm.jobs.records import JobFolder, JobRecord
 from slurm.resources import Resources
-from slurm.results import mirror
+from slurm.site import Site
+from slurm.slurm_cli import QueuedJob
+from slurm.submit import elastic
+from slurm.submit.launcher import Submission
 from tests.tiny import tiny_edm
 
 KEY = "quick:fd.distance"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from slurm.folder import JobFolder, JobRecord
-from slurm.queue import QueuedJob, explain
+from slurm.jobs.records import JobFolder, JobRecord
+from slurm.monitor.status import find_folders, format_status, run_status
 from slurm.resources import Resources
-from slurm.watching import find_folders, format_status, run_status
+from slurm.slurm_cli import QueuedJob, explain
 
 
 def _submit(folder: Path, job_id: str, name: str, submitted: float) -> None:

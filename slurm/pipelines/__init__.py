@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.config_io import ConfigError
-from slurm.chain import Pipeline
 from slurm.pipelines import papers, quickstart
-from slurm.pipelines.parts import Inputs
+from slurm.pipelines.pipeline import Pipeline
+from slurm.pipelines.steps import Inputs
 
 PIPELINES: dict[str, Callable[[Inputs], Pipeline]] = {
     pipeline.__name__: pipeline for pipeline in (*quickstart.PIPELINES, *papers.PIPELINES)

@@ -6,8 +6,8 @@ train side by side: stage 2 learns from blurred real images, so it needs no stag
 
 from __future__ import annotations
 
-from slurm.chain import Pipeline
-from slurm.pipelines.parts import (
+from slurm.pipelines.pipeline import Pipeline
+from slurm.pipelines.steps import (
     Inputs,
     evaluate_step,
     pack_steps,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slurm.chain import Pipeline
-from slurm.pipelines.parts import (
+from slurm.pipelines.pipeline import Pipeline
+from slurm.pipelines.steps import (
     Inputs,
     evaluate_step,
     pack_steps,

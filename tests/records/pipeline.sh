@@ -102,7 +102,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
@@ -111,7 +111,7 @@ srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /
 
 
 # teardown
-python -m slurm.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.jobs.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 
@@ -146,7 +146,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
@@ -155,7 +155,7 @@ srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error
 
 
 # teardown
-python -m slurm.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.jobs.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 
@@ -190,7 +190,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
@@ -199,7 +199,7 @@ srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --er
 
 
 # teardown
-python -m slurm.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.jobs.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 

@@ -29,7 +29,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command

@@ -30,7 +30,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
@@ -40,5 +40,5 @@ srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /p
 
 # teardown
 code=$?; folders=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
-python -m slurm.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.jobs.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?

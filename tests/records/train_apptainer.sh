@@ -29,7 +29,7 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.ranks) || exit 1
+RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
@@ -38,5 +38,5 @@ srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /projec
 
 
 # teardown
-python -m slurm.requeue /project/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -m slurm.jobs.requeue /project/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slurm.__main__ import main
-from slurm.folder import JobFolder, read_lines
-from slurm.queue import QueuedJob, SlurmError, queued
+from slurm.jobs.records import JobFolder, read_lines
+from slurm.slurm_cli import QueuedJob, SlurmError, queued
 
 Wait = tuple[str, Callable[[], object]]
 """What is waited for, in words, and whether it has come."""

@@ -17,10 +17,10 @@ from PIL import Image
 
 from data_pipelines.packed.manifest import read_manifest
 from slurm.__main__ import main
-from slurm.evaluation_plan import EvaluationPlan, ScheduledProtocol, write_plan
-from slurm.folder import JobFolder
-from slurm.queue import queued
+from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, write_plan
+from slurm.jobs.records import JobFolder
 from slurm.resources import Resources
+from slurm.slurm_cli import queued
 from tests.slurm_cluster import helpers
 from tests.test_dist_train_loop import whole_tensors
 
@@ -203,8 +203,8 @@ def test_rank_0_has_its_snapshots_evaluated(cluster: Path, pipeline_root: Path) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from slurm.cluster import read_site
-from slurm.reconcile import reconcile
+from slurm.site import read_site
+from slurm.continuous_eval.reconcile import reconcile
 
 def die(submission):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from slurm.__main__ import main
-from slurm.folder import JobFolder, images_saved
-from slurm.queue import describe, queued, under_maintenance
-from slurm.watching import format_status, queue_or_nothing, run_status
+from slurm.jobs.records import JobFolder, images_saved
+from slurm.monitor.status import format_status, queue_or_nothing, run_status
+from slurm.slurm_cli import describe, queued, under_maintenance
 from tests.slurm_cluster import helpers
 from tests.slurm_cluster.helpers import Scenario
 from tests.test_dist_train_loop import whole_tensors

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slurm.__main__ import main
-from slurm.folder import JobFolder
-from slurm.queue import idle_nodes, queued
+from slurm.jobs.records import JobFolder
+from slurm.slurm_cli import idle_nodes, queued
 from tests.slurm_cluster import helpers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

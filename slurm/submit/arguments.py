@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from slurm.cluster import Site, read_site
-from slurm.folder import JobRecord
-from slurm.launcher import Cluster, Submission, batch_script, submit
-from slurm.preflight import check_idle, check_request, check_script
+from slurm.jobs.records import JobRecord
 from slurm.resources import Resources, parse_minutes
+from slurm.site import Site, read_site
+from slurm.submit.launcher import Cluster, Submission, batch_script, submit
+from slurm.submit.preflight import check_idle, check_request, check_script
 
 AS_SBATCH = ("partition", "account", "qos", "constraint", "reservation", "mem", "comment",
              "mail-type", "mail-user", "exclude", "nodelist", "dependency", "begin")  # fmt: skip

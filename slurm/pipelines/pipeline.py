@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slurm.endings import ended_states, how_tasks_ended
-from slurm.folder import JobFolder, JobRecord
-from slurm.jobs import Job, run_command
-from slurm.launcher import Submission
-from slurm.options import Target
-from slurm.queue import QueuedJob, queued
+from slurm.jobs.exit_reason import ended_states, how_tasks_ended
+from slurm.jobs.jobs import Job, run_command
+from slurm.jobs.records import JobFolder, JobRecord
 from slurm.resources import Resources
+from slurm.slurm_cli import QueuedJob, queued
+from slurm.submit.arguments import Target
+from slurm.submit.launcher import Submission
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig

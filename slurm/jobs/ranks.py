@@ -2,7 +2,7 @@
 
 All of it follows from what Slurm tells each task, so that tasks need not speak to each other first.
 Only whether a port is free can be tried on rank 0's node alone, which is where the batch script
-runs: it asks `python -m slurm.ranks` for one, and hands it to all tasks in RELAYWAVE_PORT.
+runs: it asks `python -m slurm.jobs.ranks` for one, and hands it to all tasks in RELAYWAVE_PORT.
 """
 
 from __future__ import annotations

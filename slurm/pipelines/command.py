@@ -1,4 +1,4 @@
-"""`python -m slurm pipeline NAME --root DIR`: the command around `slurm.chain`."""
+"""`python -m slurm pipeline NAME --root DIR`: the command around `slurm.pipelines.pipeline`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.packed.manifest import MANIFEST
 from models.config_io import ConfigError
-from slurm.chain import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
-from slurm.jobs import CommandJob
-from slurm.options import Target, add_resources, resources_of, target_of
-from slurm.preflight import check_run, check_speed
-from slurm.queue import queued
-from slurm.watching import queue_or_nothing
-from slurm.words import check_words
+from slurm.jobs.jobs import CommandJob
+from slurm.monitor.status import queue_or_nothing
+from slurm.pipelines.pipeline import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
+from slurm.slurm_cli import queued
+from slurm.submit.arguments import Target, add_resources, resources_of, target_of
+from slurm.submit.check_arguments import check_words
+from slurm.submit.preflight import check_run, check_speed
 
 if TYPE_CHECKING:
-    from slurm.pipelines.parts import Inputs
+    from slurm.pipelines.steps import Inputs
 
 
 def pipeline_command(args: argparse.Namespace) -> None:
     """Submit what is missing of a pipeline, and show its tree."""
     from slurm.pipelines import PIPELINES, find_pipeline
-    from slurm.pipelines.parts import Inputs
+    from slurm.pipelines.steps import Inputs
 
     if args.pipeline == "list":
         for name, function in PIPELINES.items():

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slurm.endings import ended_states, ended_well, in_words, log_of, why_ended
-from slurm.evaluation_plan import read_plan
-from slurm.folder import JobFolder, JobRecord, read_lines
-from slurm.jobs import STOP
-from slurm.queue import (
+from slurm.continuous_eval.plan import read_plan
+from slurm.continuous_eval.results import values
+from slurm.jobs.exit_reason import ended_states, ended_well, in_words, log_of, why_ended
+from slurm.jobs.jobs import STOP
+from slurm.jobs.records import JobFolder, JobRecord, read_lines
+from slurm.slurm_cli import (
     MAINTENANCE,
     QueuedJob,
     SlurmError,
@@ -22,7 +23,6 @@ from slurm.queue import (
     queued,
     under_maintenance,
 )
-from slurm.results import values
 
 ENDED, GONE = "ENDED", "NOT QUEUED"
 """States of a job without Slurm, and of one that neither the queue nor accounting knows."""
@@ -54,7 +54,7 @@ def run_status(
     Args:
         folder: A run folder, or another folder of jobs.
         queue: The jobs in the queue.
-        ended: State and exit code of others, as `slurm.endings.ended_states` gives them.
+        ended: State and exit code of others, as `slurm.jobs.exit_reason.ended_states` gives them.
     """
     jobs = JobFolder(folder)
     status: dict[str, Any] = {"folder": str(folder), "jobs": []}

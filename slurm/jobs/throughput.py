@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.cluster import Site
-from slurm.folder import JobFolder, read_lines
+from slurm.jobs.records import JobFolder, read_lines
 from slurm.resources import Resources
+from slurm.site import Site
 
 RATE = "speed/images_per_second"
 

@@ -4,7 +4,7 @@ Signals (time limit, preemption, `scancel --signal`) come with the state saved, 
 back to the queue by submitit's own handler. What ends without a word (a killed rank, out of memory,
 a lost connection) is seen by the batch script, whose last lines call this module:
 
-    python -m slurm.requeue RUN_DIR EXIT_CODE
+    python -m slurm.jobs.requeue RUN_DIR EXIT_CODE
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.endings import last_words
-from slurm.folder import JobFolder, images_saved
-from slurm.queue import SlurmError, describe, run_slurm
-from slurm.ranks import own_job_id
+from slurm.jobs.exit_reason import last_words
+from slurm.jobs.ranks import own_job_id
+from slurm.jobs.records import JobFolder, images_saved
 from slurm.resources import Policy
+from slurm.slurm_cli import SlurmError, describe, run_slurm
 
 EXIT_REFUSED, EXIT_DIVERGED, EXIT_STALLED, EXIT_PREEMPTED = 2, 3, 4, 75
 FINAL = frozenset({0, EXIT_REFUSED, EXIT_DIVERGED, EXIT_STALLED})
@@ -146,7 +146,7 @@ def _ended(attempt: Mapping[str, Any], restart: int) -> bool:
 def epilogue(python: str, run_dir: str, policy: Policy) -> list[str]:
     """Return the lines of the batch script that follow the job's command."""
     return [
-        f"{python} -m slurm.requeue {run_dir} $?"
+        f"{python} -m slurm.jobs.requeue {run_dir} $?"
         f" --max-stalled {policy.max_stalled} --max-crashes {policy.max_crashes}"
         f" --backoff-seconds {policy.backoff_seconds}",
         "exit $?",
@@ -154,7 +154,7 @@ def epilogue(python: str, run_dir: str, policy: Policy) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m slurm.requeue", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m slurm.jobs.requeue", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("code", type=int, help="exit code of the job's command")
     add_policy(parser)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.config_io import ConfigError, override, read_config
-from slurm.elastic import node_counts
-from slurm.folder import JobFolder
-from slurm.jobs import STOP, TrainJob
-from slurm.launcher import Submission
-from slurm.options import Target, add_resources, given_resources, resources_of, target_of
-from slurm.preflight import check_run, check_speed
-from slurm.requeue import add_policy
+from slurm.jobs.jobs import STOP, TrainJob
+from slurm.jobs.records import JobFolder
+from slurm.jobs.requeue import add_policy
 from slurm.resources import Policy, Resources, check_job_name
+from slurm.submit.arguments import Target, add_resources, given_resources, resources_of, target_of
+from slurm.submit.elastic import node_counts
+from slurm.submit.launcher import Submission
+from slurm.submit.preflight import check_run, check_speed
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig

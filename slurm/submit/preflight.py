@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
-from slurm.cluster import Site
-from slurm.folder import JobFolder
-from slurm.queue import (
+from slurm.jobs.records import JobFolder
+from slurm.jobs.throughput import Speed, check_time, known_speed
+from slurm.resources import Resources, parse_minutes
+from slurm.site import Site
+from slurm.slurm_cli import (
     SlurmError,
     have_slurm,
     nodes_are_away,
@@ -18,8 +20,6 @@ from slurm.queue import (
     run_slurm,
     submission_problem,
 )
-from slurm.resources import Resources, parse_minutes
-from slurm.speed import Speed, check_time, known_speed
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig

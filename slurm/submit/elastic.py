@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
-from slurm.folder import JobFolder, JobRecord
-from slurm.queue import QueuedJob, describe, idle_nodes, run_slurm
+from slurm.jobs.records import JobFolder, JobRecord
 from slurm.resources import Resources
+from slurm.slurm_cli import QueuedJob, describe, idle_nodes, run_slurm
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from slurm.cluster import Container, Site
-from slurm.code import code_folder, copy_code
-from slurm.folder import JobFolder, JobRecord
-from slurm.jobs import Job, TrainJob, outside_environment
-from slurm.queue import SlurmError
-from slurm.ranks import free_port
-from slurm.requeue import epilogue
+from slurm.jobs.jobs import Job, TrainJob, outside_environment
+from slurm.jobs.ranks import free_port
+from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.requeue import epilogue
 from slurm.resources import Policy, Resources, check_job_name
+from slurm.site import Container, Site
+from slurm.slurm_cli import SlurmError
+from slurm.submit.code_copy import code_folder, copy_code
 
 Cluster = Literal["slurm", "local", "debug"]
 TIMEOUT_REQUEUES = 100_000
-"""submitit's own bound on requeues after a time limit; ours (`slurm.requeue`) looks at progress."""
+"""submitit's own bound on requeues after a time limit; ours (jobs/requeue.py) looks at progress."""
 
 _started: list[Any] = []
 """What this process has submitted: a local job's process must not be forgotten while it runs."""
@@ -162,7 +162,7 @@ def _rendezvous(resources: Resources) -> list[str]:
     """Return what finds a port for all tasks, where the batch script runs: on rank 0's node."""
     if resources.world_size == 1:
         return []
-    find = f"{shlex.quote(sys.executable)} -m slurm.ranks"
+    find = f"{shlex.quote(sys.executable)} -m slurm.jobs.ranks"
     return [f"RELAYWAVE_PORT=$({find}) || exit 1", "export RELAYWAVE_PORT"]
 
 

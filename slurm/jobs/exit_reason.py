@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from slurm.folder import JobFolder, JobRecord
-from slurm.queue import SlurmError, accounting, have_slurm
+from slurm.jobs.records import JobFolder, JobRecord
+from slurm.slurm_cli import SlurmError, accounting, have_slurm
 
 REASONS = (
     re.compile(

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from slurm.folder import JobFolder, images_saved
-from slurm.ranks import Task, enter_rank, this_task
-from slurm.requeue import EXIT_PREEMPTED, EXIT_STALLED, ask_for_whole_time, decide, goes_on
+from slurm.jobs.ranks import Task, enter_rank, this_task
+from slurm.jobs.records import JobFolder, images_saved
+from slurm.jobs.requeue import EXIT_PREEMPTED, EXIT_STALLED, ask_for_whole_time, decide, goes_on
 from slurm.resources import Policy
 
 STOP = "stop.json"

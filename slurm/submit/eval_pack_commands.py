@@ -11,11 +11,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from slurm.jobs import CommandJob
-from slurm.launcher import Submission
-from slurm.options import add_resources, resources_of, target_of
+from slurm.jobs.jobs import CommandJob
 from slurm.resources import check_job_name
-from slurm.words import check_words
+from slurm.submit.arguments import add_resources, resources_of, target_of
+from slurm.submit.check_arguments import check_words
+from slurm.submit.launcher import Submission
 
 EVALUATION = {"sample": "sample", "eval": "run", "reference": "reference"}
 """Our commands, and those of `python -m evaluation` that they run."""

@@ -2,7 +2,7 @@
 
 Wanted are committed snapshots x protocols; missing is what has neither a result nor a live attempt;
 the missing are submitted as one throttled array. Anyone may call it at any time, also several at
-once: rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user. See `slurm.leases`.
+once: rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user. See leases.py.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm.cluster import Site
-from slurm.elastic import resize_waiting
-from slurm.endings import last_words
-from slurm.evaluation_plan import EvalJob, EvaluationPlan, read_plan, snapshots, total_images
-from slurm.folder import JobFolder, JobRecord
-from slurm.jobs import STOP
-from slurm.launcher import Submission, submit
-from slurm.leases import Work
-from slurm.queue import queued
+from slurm.continuous_eval.leases import Work
+from slurm.continuous_eval.plan import EvalJob, EvaluationPlan, read_plan, snapshots, total_images
+from slurm.continuous_eval.results import mark_best, mirror, prune, stop_early
+from slurm.jobs.exit_reason import last_words
+from slurm.jobs.jobs import STOP
+from slurm.jobs.records import JobFolder, JobRecord
 from slurm.resources import Resources
-from slurm.results import mark_best, mirror, prune, stop_early
+from slurm.site import Site
+from slurm.slurm_cli import queued
+from slurm.submit.elastic import resize_waiting
+from slurm.submit.launcher import Submission, submit
 
 Submit = Callable[[Submission], JobRecord]
 

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slurm.evaluation_plan import EvaluationPlan, snapshots
-from slurm.folder import JobFolder, write_json
-from slurm.jobs import STOP
-from slurm.leases import Work
-from slurm.queue import queued, run_slurm
+from slurm.continuous_eval.leases import Work
+from slurm.continuous_eval.plan import EvaluationPlan, snapshots
+from slurm.jobs.jobs import STOP
+from slurm.jobs.records import JobFolder, write_json
+from slurm.slurm_cli import queued, run_slurm
 
 
 def values(run_dir: Path, key: str) -> dict[int, float]:

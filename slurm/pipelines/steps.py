@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dist_train.recipes import find_recipe
 from models.config_io import override
-from slurm.chain import Pipeline, ReportJob, Step
-from slurm.jobs import CommandJob, TrainJob
+from slurm.jobs.jobs import CommandJob, TrainJob
+from slurm.pipelines.pipeline import Pipeline, ReportJob, Step
 from slurm.resources import Resources
 
 PACK_TASKS = 16

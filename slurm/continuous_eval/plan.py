@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.config_io import ConfigError, read_config, write_config
-from slurm.jobs import run_command
-from slurm.leases import Work
-from slurm.ranks import enter_rank, this_task
+from slurm.continuous_eval.leases import Work
+from slurm.jobs.jobs import run_command
+from slurm.jobs.ranks import enter_rank, this_task
 from slurm.resources import Resources, check_job_name
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.config_io import ConfigError
-from slurm.jobs import TrainJob
-from slurm.launcher import Submission
-from slurm.options import target_of
+from slurm.jobs.jobs import TrainJob
 from slurm.resources import check_job_name
-from slurm.training import (
+from slurm.submit.arguments import target_of
+from slurm.submit.launcher import Submission
+from slurm.submit.train_command import (
     add_training,
     advise,
     judge_run,

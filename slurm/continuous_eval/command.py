@@ -1,4 +1,4 @@
-"""`python -m slurm reconcile`: the command around `slurm.reconcile`."""
+"""`python -m slurm reconcile`: the command around `slurm.continuous_eval.reconcile`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.config_io import ConfigError, read_config
-from slurm.cluster import Site
-from slurm.evaluation_plan import EvaluationPlan, total_images, write_plan
-from slurm.options import Target, add_resources, resources_of, target_of
-from slurm.queue import SlurmError, have_slurm, queued
-from slurm.reconcile import ReconcileJob, Report, bring_about, due, needed_plan, submission_of
+from slurm.continuous_eval.plan import EvaluationPlan, total_images, write_plan
+from slurm.continuous_eval.reconcile import (
+    ReconcileJob,
+    Report,
+    bring_about,
+    due,
+    needed_plan,
+    submission_of,
+)
 from slurm.resources import check_job_name
-from slurm.words import check_protocol
+from slurm.site import Site
+from slurm.slurm_cli import SlurmError, have_slurm, queued
+from slurm.submit.arguments import Target, add_resources, resources_of, target_of
+from slurm.submit.check_arguments import check_protocol
 
 
 def reconcile_command(args: argparse.Namespace) -> None:

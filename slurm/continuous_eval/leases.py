@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.folder import write_json
+from slurm.jobs.records import write_json
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Scheduled evaluation of the snapshots of runs, each exactly once."""

@@ -1,0 +1,1 @@
+"""Submitting: options, validation before anything is queued, and the launcher."""
