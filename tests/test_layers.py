@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 MAY_IMPORT = {
     "models": {"models"},
     "data_pipelines": {"data_pipelines"},

@@ -1,8 +1,8 @@
 """`python -m dist_train plan RECIPE`: what a run needs, before a GPU is asked for.
 
 Parameters, operations and activations are counted on the recipe's own networks (flops.py); memory
-follows from how DeepSpeed, with float32 weights and gradients, lays it out (`memory`, checked
-against real runs in tests/test_dist_train_plan.py). Times are estimates from named assumptions.
+follows from how DeepSpeed, with float32 weights and gradients, lays it out (`memory`; the tests
+compare it with real runs). Times are estimates from named assumptions.
 """
 
 from __future__ import annotations

@@ -1,0 +1,195 @@
+"""The command: bad input is refused in one line; a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.__main__ import main
+from dist_train.checkpoint.format import CheckpointReader, committed
+from dist_train.recipes import RECIPES
+from models.config_io import from_json, override, to_json
+from tests.dist_train.test_trainer import whole_tensors
+
+TINY = [
+    "quickstart_edm16",
+    "data.backend=synthetic",
+    "objective.unet.model_channels=8",
+    "objective.unet.label_dim=4",
+    "wandb_project=null",
+    "global_batch_size=8",
+    "log_images=8",
+    "checkpoint_images=80",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such_recipe"], "there is no recipe 'no_such_recipe'; known are .*quickstart_edm16"),
+        (["quickstart_edm16", "data.path"], "'data.path' is not an override; write key=value"),
+        (["quickstart_edm16", "lr=1"], "unknown setting 'lr'"),
+        (["quickstart_edm16", "seed=fast"], "seed='fast' is not of type int"),
+        (["quickstart_edm16", "zero_stage=4"], "zero_stage=4 is not one of 0, 1, 2, 3"),
+        (["quickstart_edm16", "optim.denoiser.lr=-1"], "lr=-1.0 must be positive"),
+        (["quickstart_relay64", "objective.process.upscale=5"], "not a multiple of"),
+        (["quickstart_edm16", "divergence.action=pray"], "not one of 'stop', 'skip', 'roll_back'"),
+        (["quickstart_edm16", "--deepspeed", "/nowhere.json"], "No such file"),
+        (["status", "/nowhere"], "/nowhere is not a run folder"),
+        (["quickstart_edm16"], "--run-dir is missing"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_starts(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["global_batch_size=10", "micro_batch_size=4"], "set it to 8 or 12"),
+        (["data.resolution=32"], "data.resolution=32, but the objective is for 16x16"),
+        (["data.backend=dali", "data.path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["objective.unet.label_dim=2"], "label_dim=2, but .* classes"),
+        (['optim={"x": {"lr": 1}}'], "optim has settings for"),
+        (['deepspeed={"fp16": {"enabled": true}}'], "deepspeed.fp16 contradicts the recipe"),
+        (["offload=parameters"], "offload=parameters needs zero_stage=3, not 1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_or_the_ranks(
+    overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TINY, *overrides, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+    assert not committed(tmp_path / "run")
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path) -> None:
+    from dist_train.runtime.run_dir import settle_config
+    from models.config_io import ConfigError
+
+    config = RECIPES["quickstart_edm16"]()
+    settle_config(tmp_path, config)
+    before = (tmp_path / "config.json").read_bytes()
+    settle_config(tmp_path, config)
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1\); use another run folder"):
+        settle_config(tmp_path, override(config, ["seed=1"]), allow_changes=True)
+    with pytest.raises(ConfigError, match=r"log_images: 3200 -> 16\); add --allow-changes"):
+        settle_config(tmp_path, override(config, ["log_images=16"]))
+    assert (tmp_path / "config.json").read_bytes() == before
+    settle_config(tmp_path, override(config, ["log_images=16"]), allow_changes=True)
+    assert json.loads((tmp_path / "config.json").read_text())["log_images"] == 16
+
+
+def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> None:
+    from dist_train.runtime.run_dir import settle_config
+    from models.config_io import ConfigError
+
+    config, device = RECIPES["quickstart_edm16"](), torch.device("cpu")
+    settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
+    assert settle_config(tmp_path, config, device=device).data.resolution == 16
+    (tmp_path / "snapshots" / f"{0:012d}").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"data.resolution: 16 -> 32\); use another run folder"):
+        settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
+
+
+def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    from dist_train.runtime.run_dir import RunFolderBusyError, RunLock
+
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunFolderBusyError, match=f"in use by pid {os.getpid()} on"):
+        RunLock(tmp_path, patience=0.0)
+    lock.release()
+    RunLock(tmp_path, patience=0.0).release()
+
+
+def test_every_recipe_survives_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, recipe in RECIPES.items():
+        config = recipe()
+        assert config.recipe == name
+        assert from_json(type(config), json.loads(json.dumps(to_json(config)))) == config
+    assert main(["list"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["quickstart_relay64"])
+    assert main(["quickstart_relay64", "seed=7", "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 7
+
+
+def _start(run_dir: Path, *overrides: str, total: int = 400) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dist_train", *TINY, f"total_images={total}", *overrides]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        [*command, "--run-dir", str(run_dir), "--ranks", "2"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def _wait_for_images(run_dir: Path, images: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = run_dir / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and json.loads(lines[-1])["images_seen"] >= images:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run_dir} did not reach {images} images")
+
+
+def _rank_pids(launcher: int) -> list[int]:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    undisturbed = _start(tmp_path / "undisturbed")
+
+    run_dir = tmp_path / "disturbed"
+    launcher = _start(run_dir)  # one rank is killed: the other ends too, and says who was lost
+    _wait_for_images(run_dir, 104)
+    os.kill(_rank_pids(launcher.pid)[1], signal.SIGKILL)
+    errors = launcher.communicate(timeout=90)[1]
+    assert "rank 1 was lost (SIGKILL)" in errors
+    assert "rank 0 lost contact with rank 1 (last seen in " in errors  # known without launcher
+    assert launcher.returncode == 128 + signal.SIGKILL
+
+    launcher = _start(run_dir)  # the launcher is killed: its ranks save and end by themselves
+    _wait_for_images(run_dir, 200)
+    launcher.kill()
+    launcher.communicate(timeout=90)  # they hold its pipes until they are gone
+
+    for images, request in ((264, signal.SIGUSR2), (328, signal.SIGTERM)):
+        launcher = _start(run_dir)  # is asked to stop: saves, and says so
+        _wait_for_images(run_dir, images)
+        launcher.send_signal(request)
+        launcher.communicate(timeout=90)
+        assert launcher.returncode == 75
+        assert CheckpointReader(committed(run_dir)[-1]).state.images_seen >= images
+
+    for process in (_start(run_dir), undisturbed):
+        process.communicate(timeout=180)
+        assert process.returncode == 0
+    ours, theirs = whole_tensors(run_dir), whole_tensors(tmp_path / "undisturbed")
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert torch.equal(ours[name], values), name
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == list(range(8, 401, 8))

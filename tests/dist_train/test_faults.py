@@ -1,0 +1,513 @@
+"""Faults, each injected on purpose: what is kept and said, and that the run goes on exactly."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import pytest
+import torch
+
+from dist_train.checkpoint.format import committed
+from dist_train.config import AdamConfig, DivergencePolicy, RunConfig, WarmupSchedule
+from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from dist_train.monitoring.divergence import Judge
+from dist_train.runtime.watchdog import EXIT_LOST
+from models.config_io import ConfigError
+from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
+from tests.paths import ROOT
+from tests.ranks import run_ranks
+from tests.tiny import BATCH, tiny_edm, tiny_wavediff
+
+
+def _config(
+    total: int = WHOLE, action: Literal["stop", "skip", "roll_back"] = "stop", **changes: Any
+) -> RunConfig:
+    policy = DivergencePolicy(action=action)
+    return replace(tiny_edm(), total_images=total, divergence=policy, **changes)
+
+
+def _fit(
+    root: Path, config: RunConfig, poisoned: tuple[int, ...] = (), poison: float = torch.nan
+) -> Any:
+    """Train; samples at the poisoned positions give losses that are multiplied by the poison."""
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
+
+    root.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, root, init_world())
+    healthy = trainer.losses["denoiser"]
+
+    def loss_fn(networks: Any, example: Any, step: int) -> Any:
+        loss, metrics = healthy(networks, example, step)
+        factor = poison if set(example.positions) & set(poisoned) else 1.0
+        return loss * factor, {name: value * factor for name, value in metrics.items()}
+
+    trainer.losses["denoiser"] = loss_fn
+    trainer.fit()
+    return trainer
+
+
+def _same(ours: Path, theirs: Path) -> None:
+    left, right = whole_tensors(ours), whole_tensors(theirs)
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        assert torch.equal(values, right[name]), name
+        assert values.isfinite().all()
+
+
+# Divergence.
+
+
+SIGNS = {
+    "nan": "1 updates of the denoiser had gradients that are",
+    "1e6": "an untrained denoiser has about 1.*lower optim.denoiser.lr",
+}
+"""What is said of losses that are not numbers, and of losses that explode."""
+
+
+def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> None:
+    from dist_train.monitoring.divergence import DivergedError
+
+    def fit(name: str, bad: tuple[int, ...], total: int = WHOLE, **changes: Any) -> Any:
+        config = _config(total, zero_stage=zero_stage, **changes)
+        return _fit(root / name, config, bad, float(poison))
+
+    bad = (1 * BATCH + 3, 4 * BATCH + 6)  # one sample of the second step, one of the fifth
+    with pytest.raises(DivergedError, match=SIGNS[poison]):
+        fit("stop", bad[1:])
+    assert [p.name for p in committed(root / "stop")] == [f"{HALF:012d}"]
+
+    whole = fit("skip", bad, action="skip")
+    assert whole.engines["denoiser"].loss_scale.skipped == 2
+    assert whole.engines["denoiser"].updates == WHOLE // BATCH - 2
+    for total in (HALF, WHOLE):
+        fit("skip_resumed", bad, total, action="skip")
+    _same(root / "skip", root / "skip_resumed")
+
+    whole = fit("back", bad[1:], action="roll_back")
+    assert whole.data_offset == 2 * BATCH  # from the checkpoint to where it was noticed
+    assert whole.engines["denoiser"].loss_scale.skipped == 0
+    for total in (5 * BATCH, WHOLE):  # diverges, goes back and is interrupted; goes on
+        fit("back_resumed", bad[1:], total, action="roll_back")
+    _same(root / "back", root / "back_resumed")
+    lines = (root / "back" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == list(
+        range(BATCH, WHOLE + 1, BATCH)
+    )
+    everything = tuple(range(4 * BATCH, 1000))
+    with pytest.raises(DivergedError, match="diverged by"):  # in vain: it stops after three times
+        fit("hopeless", everything, action="roll_back")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("poison", SIGNS)
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_sick_updates_stop_are_skipped_or_rolled_back(
+    tmp_path: Path, zero_stage: int, poison: str
+) -> None:
+    run_ranks(2, _check_divergence, tmp_path, zero_stage, poison)
+
+
+def _check_sick_pair(root: Path) -> None:
+    from dist_train.monitoring.divergence import DivergedError
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
+
+    config = tiny_wavediff()
+    soaring = AdamConfig(lr=1.0, schedule=WarmupSchedule(images=50 * BATCH))
+    config = replace(
+        config,
+        optim=dict(config.optim) | {"discriminator": soaring},
+        total_images=40 * BATCH,
+        checkpoint_images=BATCH,
+    )
+    root.mkdir()
+    with pytest.raises(DivergedError, match=r"raise objective\.r1_gamma") as stop:
+        Trainer(config, root, init_world()).fit()
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    assert f"diverged by {lines[-1]['images_seen']} images" in str(stop.value)
+    newest = committed(root)[-1].name
+    assert newest == f"{lines[-2]['images_seen']:012d}"  # of the last healthy interval
+
+
+@pytest.mark.distributed
+def test_a_sick_pair_stops_with_the_setting_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run_ranks(1, _check_sick_pair, tmp_path / "run")
+
+
+def test_judge_sees_explosions_and_falling_scales() -> None:
+    policy = DivergencePolicy(explosion=10.0)
+    scale = LossScale(dynamic=False)
+    judge = Judge(policy, lambda metrics: None, {"net": scale})
+    assert judge.find_trouble({"net/loss": 0.1}) is None
+    assert judge.find_trouble({"net/loss": 9.0}) is None  # small losses may vary
+    assert "rose from 9 to 91" in str(judge.find_trouble({"net/loss": 91.0}))
+    assert "is inf" in str(judge.find_trouble({"net/loss": torch.inf}))
+    falling = LossScale(dynamic=True)
+    judge = Judge(policy, lambda metrics: None, {"net": falling})
+    for _ in range(16):
+        falling.update_scale(True)
+    assert judge.find_trouble({"net/loss": 1.0}) is None
+    falling.update_scale(True)
+    assert "loss scale of the net fell to 0.5" in str(judge.find_trouble({"net/loss": 1.0}))
+
+
+def test_loss_scale_halves_doubles_and_survives_a_checkpoint() -> None:
+    scale = LossScale(dynamic=True)
+    scale.update_scale(True)
+    assert (scale.cur_scale, scale.skipped) == (INITIAL_SCALE / 2, 1)
+    for _ in range(GROWTH_INTERVAL):
+        scale.update_scale(False)
+    assert scale.cur_scale == INITIAL_SCALE
+    other = LossScale(dynamic=True)
+    other.load_state(scale.state())
+    assert other.state() == scale.state()
+
+
+# Storage.
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Take away the right to write a folder, from root as well."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, data) == 0
+    effective = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, data) == 0
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(mode)
+        data[0] = effective
+        assert libc.capset(header, data) == 0
+
+
+def _check_storage(root: Path) -> None:
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.world import init_world
+
+    world = init_world()
+    for name in ("full", "read_only"):
+        _fit(root / name, _config(HALF))
+        folder = root / name / "checkpoints"
+        fault = _full_disk() if name == "full" else _read_only(folder)
+        with (
+            fault if name == "read_only" or world.rank == 1 else contextlib.nullcontext(),
+            pytest.raises(CheckpointError, match=r"rank \d could not write .*: make room"),
+        ):
+            _fit(root / name, _config(WHOLE))
+        world.barrier()
+        assert sorted(path.name for path in folder.iterdir()) == [f"{HALF:012d}"]
+        world.barrier()
+        _fit(root / name, _config(WHOLE))
+    _fit(root / "undisturbed", _config())
+
+
+@pytest.mark.distributed
+def test_full_disk_and_read_only_folder_lose_nothing(tmp_path: Path) -> None:
+    run_ranks(2, _check_storage, tmp_path)
+    for name in ("full", "read_only"):
+        _same(tmp_path / name, tmp_path / "undisturbed")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "flipped": lambda folder: _rewrite(folder / "rank_00001.safetensors", _with_a_flipped_byte),
+    "truncated": lambda folder: _rewrite(folder / "rank_00000.safetensors", lambda data: data[:-9]),
+    "unmarked": lambda folder: (folder / "checkpoint.json").unlink(),
+    "emptied": lambda folder: [file.unlink() for file in folder.iterdir()],  # type: ignore
+}
+"""What may happen to a checkpoint."""
+
+
+def _rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
+
+
+def _with_a_flipped_byte(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+
+
+def _check_damage(root: Path) -> None:
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.world import init_world
+
+    world = init_world()
+    undisturbed = _fit(root / "undisturbed", _config(checkpoint_images=2 * BATCH))
+    for name, damage in DAMAGES.items():
+        _fit(root / name, _config(5 * BATCH, checkpoint_images=2 * BATCH))
+        newest, older = reversed(committed(root / name))
+        world.barrier()
+        if world.rank == 0:
+            damage(newest)
+        world.barrier()
+        trainer = _fit(root / name, _config(checkpoint_images=2 * BATCH))
+        assert "passed over a damaged checkpoint" in trainer._notes[0]
+        assert f"resumed from {older}" in trainer._notes[-1]
+        assert trainer.step == undisturbed.step
+        _same(root / name, root / "undisturbed")
+        world.barrier()
+        if world.rank == 0:
+            for folder in committed(root / name):
+                DAMAGES["truncated"](folder)
+        world.barrier()
+        with pytest.raises(CheckpointError, match="is whole"):  # and no fresh start
+            _fit(root / name, _config())
+        world.barrier()
+
+
+@pytest.mark.distributed
+def test_damaged_checkpoints_are_passed_over_and_the_run_is_the_same(tmp_path: Path) -> None:
+    run_ranks(2, _check_damage, tmp_path)
+
+
+# Ranks that hang or disappear.
+
+STOPPABLE = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dist_train.train import train
+from dist_train.trainer import Trainer
+from tests.dist_train.test_faults import _config
+"""
+
+HANGING = """
+def sleep_for_ever(self, original=Trainer._train_step):
+    def step(trainer, examples):
+        while trainer.step == 4 and trainer.world.rank == 1:
+            time.sleep(1)
+        original(trainer, examples)
+    return step
+
+Trainer._train_step = sleep_for_ever(None)
+sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+"""
+
+READ_ONLY = """
+import errno
+from dist_train.monitoring.metrics_log import MetricsLog
+
+def write(self, images_seen, *arguments, original=MetricsLog.write):
+    if images_seen == 40:
+        raise OSError(errno.EROFS, "Read-only file system")
+    original(self, images_seen, *arguments)
+
+MetricsLog.write = write
+sys.exit(train(_config(), Path(sys.argv[1])))
+"""
+
+STOPPED = """
+def tell_and_wait(original=Trainer._train_step):
+    def step(trainer, examples):
+        if trainer.step == 4:
+            trainer.world.barrier()
+            (trainer.run_dir / f"rank{trainer.world.rank}").touch()
+            time.sleep(2)  # to be stopped in
+        original(trainer, examples)
+    return step
+
+Trainer._train_step = tell_and_wait()
+sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+"""
+
+
+def _start_ranks(script: str, run_dir: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(run_dir)],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+
+
+def _go_on(root: Path) -> None:
+    _fit(root / "disturbed", _config())
+    _fit(root / "undisturbed", _config())
+
+
+@pytest.mark.distributed
+def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
+    processes = _start_ranks(STOPPABLE + HANGING, tmp_path / "disturbed")
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_LOST, EXIT_LOST], errors
+    stacks = [tmp_path / "disturbed" / "hangs" / f"rank_0000{rank}.txt" for rank in range(2)]
+    assert "step 4" in stacks[0].read_text()
+    assert "in step" in stacks[1].read_text()  # the function that sleeps
+    assert "rank 1 hangs: no progress for 6 s in" in errors[1]
+    run_ranks(2, _go_on, tmp_path)
+    _same(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+@pytest.mark.distributed
+def test_a_run_folder_that_turns_read_only_ends_all_ranks(tmp_path: Path) -> None:
+    run_dir = tmp_path / "disturbed"
+    processes = _start_ranks(STOPPABLE + READ_ONLY, run_dir)
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert f"{run_dir} cannot be written ([Errno 30] Read-only file system); the last" in errors[0]
+    assert "rank 1 lost contact with rank 0" in errors[1]
+    assert [process.returncode for process in processes] == [2, EXIT_LOST]
+    assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
+    run_ranks(2, _go_on, tmp_path)
+    _same(run_dir, tmp_path / "undisturbed")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_stopped_process_is_named_and_the_run_goes_on(tmp_path: Path, stopped: int) -> None:
+    """SIGSTOP, as a dying node does it: the process is there, and answers nothing."""
+    run_dir = tmp_path / "disturbed"
+    processes = _start_ranks(STOPPABLE + STOPPED, run_dir)
+    deadline = time.monotonic() + 120
+    while not (run_dir / f"rank{stopped}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[stopped].send_signal(signal.SIGSTOP)
+    other = 1 - stopped
+    errors = processes[other].communicate(timeout=60)[1]
+    assert processes[other].returncode == EXIT_LOST
+    assert f"rank {other} hangs: no progress for 6 s in step 4" in errors
+    assert f"rank {other} waits for rank {stopped} (last seen in" in errors
+    assert "step 4" in (run_dir / "hangs" / f"rank_0000{other}.txt").read_text()
+    processes[stopped].send_signal(signal.SIGCONT)  # or its node kills it
+    processes[stopped].communicate(timeout=60)
+    assert processes[stopped].returncode == EXIT_LOST
+    assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
+    run_ranks(2, _go_on, tmp_path)
+    _same(run_dir, tmp_path / "undisturbed")
+
+
+# The surroundings.
+
+
+def _check_surroundings(root: Path) -> None:
+    from dist_train.monitoring import loggers
+    from dist_train.runtime.world import init_world
+
+    _fit(root / "undisturbed", _config())
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    with (
+        mock.patch.dict(os.environ, {**nowhere, "WANDB_MODE": "online", "WANDB_SILENT": "true"}),
+        mock.patch.object(loggers, "WANDB_TIMEOUT", 2.0),
+    ):
+        _fit(root / "unreachable", _config(wandb_project="x"))
+    clock = time.time
+    for total, skew in ((HALF, 1e6), (WHOLE, -1e6)):  # one node's clock is days off, then the other
+        off = skew if init_world().rank else 0.0
+        with mock.patch("time.time", lambda off=off: clock() + off):
+            _fit(root / "skewed", _config(total))
+
+
+@pytest.mark.distributed
+def test_wandb_out_of_reach_and_skewed_clocks_change_nothing(tmp_path: Path) -> None:
+    run_ranks(2, _check_surroundings, tmp_path)
+    for name in ("unreachable", "skewed"):
+        _same(tmp_path / name, tmp_path / "undisturbed")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == WHOLE // BATCH
+    newest = tmp_path / "skewed" / "checkpoints" / f"{WHOLE:012d}"
+    assert committed(tmp_path / "skewed")[-1] == newest
+
+
+def test_wandb_out_of_reach_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train.monitoring import loggers
+
+    monkeypatch.setattr(loggers, "WANDB_TIMEOUT", 2.0)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    began = time.monotonic()
+    assert loggers.start_mirrors(_config(wandb_project="x"), tmp_path) == []
+    assert "metrics go to metrics.jsonl only" in capsys.readouterr().err
+    assert time.monotonic() - began < 60
+
+
+def test_nothing_depends_on_the_clock_of_the_wall() -> None:
+    """Durations are monotonic and order is by images seen: skewed clocks cannot matter."""
+    forbidden = {"time.time", "datetime.now", "datetime.utcnow", "time.time_ns"}
+    for path in sorted((ROOT / "dist_train").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in forbidden, path
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"st_mtime", "st_ctime"}, path
+
+
+def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    from dist_train.runtime.run_dir import settle_config
+
+    settle_config(tmp_path, tiny_edm())
+    (tmp_path / "format.json").write_text('{"format_version": 2}')
+    with pytest.raises(ConfigError, match="run folder format 2, this relaywave knows 1"):
+        settle_config(tmp_path, tiny_edm())
+
+
+def test_stale_locks_and_file_systems_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train.runtime import run_dir
+
+    (tmp_path / "lock").write_text('{"host": "gone", "pid": 1, "since": "long ago"}')
+    lock = run_dir.RunLock(tmp_path, patience=0.0)
+    assert str(os.getpid()) in str(run_dir.RunLock.owner(tmp_path))
+    lock.release()
+    assert run_dir.RunLock.owner(tmp_path) is None
+
+    def no_locks(file: Any, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(run_dir.fcntl, "flock", no_locks)
+    run_dir.RunLock(tmp_path, patience=0.0).release()
+    assert "the file system has no locks; start one run only" in capsys.readouterr().err
+
+
+def test_checkpoints_are_kept_by_rules() -> None:
+    from dist_train.checkpoint.format import Retention
+
+    metrics = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 1.0, 60: float("nan"), 70: 5.0}
+    assert Retention(last=2).expendable(metrics) == [10, 20, 30, 40, 50]
+    assert Retention(last=1, every_images=25).expendable(metrics) == [10, 20, 40, 60]
+    assert Retention(last=1, best=True).expendable(metrics) == [10, 20, 30, 40, 60]
+    assert Retention(last=9).expendable(metrics) == []

@@ -1,0 +1,309 @@
+"""Samples, features and metrics do not depend on the number of ranks, and survive kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.packed.check import check
+from dist_train.runtime.world import init_world
+from evaluation import __main__ as cli
+from evaluation.features import BatchStore
+from evaluation.image_sets.image_set import EncodedImages, PackedImages, open_images
+from evaluation.metrics.precision_recall import manifold_scores
+from evaluation.samples.generate import GeneratedImages, SamplePlan
+from evaluation.samples.sample_dir import SampleFiles
+from evaluation.samples.sample_shards import SampleShards
+from models.snapshot import Snapshot, read_snapshot, write_snapshot
+from models.wavediff.config import WaveDiffConfig
+from models.wavediff.generator import GeneratorConfig
+from tests.paths import ROOT
+from tests.ranks import run_ranks
+
+SEEDS = "0-18"
+BATCH = "4"
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained WaveDiff generator of 16x16 images."""
+    torch.manual_seed(0)
+    generator = GeneratorConfig(
+        base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, embedding_dim=16
+    )
+    config = WaveDiffConfig(resolution=16, generator=generator)
+    objective = config.build()
+    name = objective.sampled_network
+    path = tmp_path_factory.mktemp("run") / "snapshot"
+    weights = objective.build_networks()[name].state_dict()
+    write_snapshot(
+        path, weights, objective=config, network=name, images_seen=0, ema="none", provenance={}
+    )
+    return path
+
+
+def call(arguments: list[str]) -> None:
+    assert cli.main(arguments) == 0
+
+
+def sample_arguments(snapshot: Path, out: Path) -> list[str]:
+    return ["sample", str(snapshot), "--out", str(out), "--seeds", SEEDS, "--batch-size", BATCH]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
+
+
+@pytest.mark.distributed
+def test_samples_are_the_same_files_on_four_ranks(snapshot: Path, tmp_path: Path) -> None:
+    call(sample_arguments(snapshot, tmp_path / "one"))
+    run_ranks(4, call, sample_arguments(snapshot, tmp_path / "many"))
+    expected = files_of(tmp_path / "one")
+    assert set(expected) == {f"000000/{seed:06d}.png" for seed in range(19)}
+    assert files_of(tmp_path / "many") == expected
+
+
+@pytest.mark.distributed
+def test_results_are_the_same_on_any_number_of_ranks(snapshot: Path, tmp_path: Path) -> None:
+    call(sample_arguments(snapshot, tmp_path / "images"))
+    results = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        reference = ["reference", str(tmp_path / "images"), str(out / "ref.npz")]
+        run = ["run", str(snapshot), "--seeds", "50-80", "--batch-size", BATCH]
+        run += ["--reference", str(out / "ref.npz"), "--out", str(out / "result.json")]
+        run += ["--metrics", "fd:block4,pr:block10,kid:block4,kid_subsets:block4"]
+        run += ["--bootstrap", "4"]
+        for command in (reference, run):
+            if ranks == 1:
+                call(command)
+            else:
+                run_ranks(ranks, call, command)
+        results.append(json.loads((out / "result.json").read_text()))
+        with np.load(out / "ref.npz") as file:
+            results[-1]["mu"] = file["mu"].tolist()
+    one, two = results
+    assert one["mu"] == two["mu"]
+    assert one["images"]["digest"] == two["images"]["digest"]
+    for name, metric in one["metrics"].items():
+        rtol = 1e-12 if name.startswith("kid") else 0  # sums of ranks' parts differ in order
+        for value, other in zip(
+            metric["values"].values(), two["metrics"][name]["values"].values(), strict=True
+        ):
+            np.testing.assert_allclose(value, other, rtol=rtol)
+        assert metric.get("interval95", 0) == pytest.approx(
+            two["metrics"][name].get("interval95", 0), rel=1e-9
+        )
+
+
+def save_scores(gen: np.ndarray, ref: np.ndarray, path: Path) -> None:
+    world = init_world()
+    scores = manifold_scores(gen, ref, 3, world)
+    if world.rank == 0:
+        path.write_text(repr(scores))
+
+
+@pytest.mark.distributed
+def test_precision_recall_shares_blocks_over_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    gen, ref = (generator.normal(size=(n, 6)).astype(np.float32) for n in (4500, 2100))
+    run_ranks(2, save_scores, gen, ref, tmp_path / "scores")
+    assert (tmp_path / "scores").read_text() == repr(manifold_scores(gen, ref, 3))
+
+
+@pytest.mark.distributed
+def test_shards_are_the_same_bytes_on_four_ranks_and_a_packed_set(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    shards = ["--shard-images", "9"]  # two batches of four
+    call(sample_arguments(snapshot, tmp_path / "files"))
+    call(sample_arguments(snapshot, tmp_path / "one") + shards)
+    run_ranks(4, call, sample_arguments(snapshot, tmp_path / "many") + shards)
+    names = ["index.npy", *(f"shards/{number:06d}.tar" for number in range(3))]
+    for name in names:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert not (tmp_path / "many" / ".batches").exists()
+    assert check(tmp_path / "many").problems == []
+    packed, files = open_images(tmp_path / "many"), open_images(tmp_path / "files")
+    assert isinstance(packed, PackedImages)
+    assert len(packed) == 19
+    assert torch.equal(packed.batch(range(19)), files.batch(range(19)))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["shards", "run"])
+def test_what_is_finished_survives_kill_9(snapshot: Path, tmp_path: Path, kind: str) -> None:
+    """Both ranks are killed over and over; only batches that were not written are drawn again."""
+
+    def command(out: Path) -> list[str]:
+        if kind == "shards":
+            return [*sample_arguments(snapshot, out / "samples"), "--shard-images", "8"]
+        run = ["run", str(snapshot), "--seeds", SEEDS, "--batch-size", BATCH]
+        reference = str(tmp_path / "reference")
+        return [*run, "--reference", reference, "--out", str(out / "r.json"), "--metrics", "fd"]
+
+    call(["sample", str(snapshot), "--out", str(tmp_path / "reference"), "--seeds", "90-99"])
+    call(command(tmp_path / "whole"))
+    kills = 0
+    for turn in range(9):
+        try:
+            run_ranks(2, call_and_die, command(tmp_path / "killed"), tmp_path / f"log{turn}")
+        except AssertionError as error:
+            problem = str(error)
+            assert "it is gone" in problem or "worker crashing" in problem
+            kills += 1
+        else:
+            break
+    assert kills >= 2
+    written: set[str] = set()
+    for log in sorted(tmp_path.glob("log*")):
+        lines = [line.split() for line in log.read_text().splitlines()]
+        assert written.isdisjoint(start for what, start in lines if what == "draw")
+        written |= {start for what, start in lines if what == "written"}
+    assert written == {str(start) for start in range(0, 19, 4)}
+    if kind == "run":
+        results = [json.loads((tmp_path / f / "r.json").read_text()) for f in ("whole", "killed")]
+        values = [result["metrics"]["fd_effnet_lite0_block4"]["values"] for result in results]
+        assert values[0] == values[1]
+    else:
+        ignored = {"samples.json", ".lock", "manifest.json"}
+        expected, found = (contents(tmp_path / f / "samples") for f in ("whole", "killed"))
+        assert {n: c for n, c in found.items() if n not in ignored} == {
+            n: c for n, c in expected.items() if n not in ignored
+        }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def call_and_die(arguments: list[str], log: Path) -> None:
+    """Call a command, log what it draws and writes, and kill the process at the second batch."""
+    drawn = 0
+
+    def note(what: str, start: int) -> None:
+        with open(log, "a") as file:
+            file.write(f"{what} {start}\n")
+
+    draw = GeneratedImages.draw
+
+    def draw_or_die(self: GeneratedImages, indices: range) -> torch.Tensor:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note("draw", indices[0])
+        return draw(self, indices)
+
+    def noted(write: Callable[..., None]) -> Callable[..., None]:
+        def write_and_note(self: object, batch: range | int, *rest: object) -> None:
+            write(self, batch, *rest)
+            note("written", batch if isinstance(batch, int) else batch.start)
+
+        return write_and_note
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratedImages, "draw", draw_or_die)
+        for store in (SampleFiles, SampleShards, BatchStore):
+            patch.setattr(store, "write", noted(store.write))
+        call(arguments)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["run", "images", "--reference", "images", "--out", "o.json"], "2.png cannot be decoded"),
+        (["reference", "images", "o.npz", "--taps", "pool"], "has the taps block4"),
+    ],
+)
+def test_an_error_is_one_line_however_many_ranks(
+    tmp_path: Path, words: list[str], problem: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        image = Image.effect_noise((32, 32), 40 + i)
+        image.save(tmp_path / "images" / f"{i}.png")
+    damaged = tmp_path / "images" / "2.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    command = [sys.executable, "-m", "evaluation", *words, "--ranks", "2", "--batch-size", "1"]
+    paths = {"PYTHONPATH": str(ROOT), "RELAYWAVE_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert problem in done.stderr
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_generation_goes_on_without_making_an_image_twice(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(sample_arguments(snapshot, tmp_path / "whole"))
+    drawn: list[int] = []
+    draw = GeneratedImages.draw
+
+    def counted(self: GeneratedImages, indices: range) -> torch.Tensor:
+        if len(drawn) == 8:
+            raise KilledError
+        drawn.extend(indices)
+        return draw(self, indices)
+
+    monkeypatch.setattr(GeneratedImages, "draw", counted)
+    out = tmp_path / "resumed"
+    with pytest.raises(KilledError):
+        cli.main(sample_arguments(snapshot, out))
+    with pytest.raises(ValueError, match="being written by another job"):
+        open_images(out)
+    drawn.append(-1)  # no further kill
+    call(sample_arguments(snapshot, out))
+    assert sorted(drawn) == [-1, *range(19)]
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert isinstance(open_images(out), EncodedImages)
+
+
+def test_more_seeds_extend_a_folder_and_another_model_is_refused(
+    snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "samples"
+    call(sample_arguments(snapshot, out))
+    before = files_of(out)
+    call(["sample", str(snapshot), "--out", str(out), "--seeds", "0-23", "--batch-size", BATCH])
+    assert len(files_of(out)) == 24
+    assert {name: files_of(out)[name] for name in before} == before
+    arguments = sample_arguments(snapshot, out)
+    assert cli.main([*arguments, "--labels", "random"]) == 2
+    assert "samples of another model or with other settings" in capsys.readouterr().err
+
+
+def test_a_batch_of_another_size_changes_isolated_levels_at_most(snapshot: Path) -> None:
+    images = []
+    for batch_size in (3, 7):
+        plan = SamplePlan(tuple(range(7)), batch_size=batch_size)
+        generated = GeneratedImages([load(snapshot)], plan)
+        batches = [range(i, min(i + batch_size, 7)) for i in range(0, 7, batch_size)]
+        images.append(torch.cat([generated.batch(batch) for batch in batches]).int())
+    difference = (images[0] - images[1]).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 1e-3
+
+
+def load(path: Path) -> Snapshot:
+    return read_snapshot(path)

@@ -1,1 +1,0 @@
-"""Checks of the RDM goldens, one function per kind of file."""

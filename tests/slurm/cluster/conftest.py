@@ -1,0 +1,64 @@
+"""A real Slurm for the tests of this folder: four nodes on this machine, see `up`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
+SITE = """\
+shared = ["{root}"]
+signal_seconds = 20
+[environment]
+OMP_NUM_THREADS = "1"
+"""
+_untested: list[str] = []
+
+
+def why_not() -> str:
+    """Return why Slurm cannot be started here, "" if it can."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if os.geteuid() != 0:
+        return "starting Slurm needs root"
+    return f"{', '.join(missing)} not installed (see tests/slurm/cluster/up)" if missing else ""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Start Slurm; yields a folder that its nodes see, with the site profile `site.toml`."""
+    reason = why_not()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"continuous integration must test on a real Slurm, but {reason}")
+    if reason:
+        _untested.append(reason)
+        pytest.skip(f"REAL SLURM NOT TESTED: {reason}")
+    root = tmp_path_factory.mktemp("shared")
+    state = root / "slurm"
+    before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH", "RELAYWAVE_SITE")}
+    subprocess.run([HERE / "up", state], check=True, stdout=subprocess.DEVNULL)
+    (root / "site.toml").write_text(SITE.format(root=root))
+    os.environ["SLURM_CONF"] = str(state / "slurm.conf")
+    os.environ["RELAYWAVE_SITE"] = str(root / "site.toml")
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    yield root
+    subprocess.run([HERE / "down", state], check=True)
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.hookimpl
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly at the end that the most important tests of the layer did not run."""
+    for reason in _untested:
+        terminalreporter.section("REAL SLURM NOT TESTED", red=True, bold=True)
+        terminalreporter.line(f"Nothing was launched on a real Slurm, because {reason}.")

@@ -1,0 +1,213 @@
+"""Arrays, sweeps, pipelines and scheduled evaluation on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.packed.manifest import read_manifest
+from slurm.__main__ import main
+from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, write_plan
+from slurm.jobs.records import JobFolder
+from slurm.resources import Resources
+from slurm.slurm_cli import queued
+from tests.dist_train.test_trainer import whole_tensors
+from tests.slurm.cluster import helpers
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ONE_TASK = ["--nodes=1", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]
+TINY_PIPELINE = [
+    "wandb_project=null",
+    "global_batch_size=8",
+    "total_images=16",
+    "edm16:objective.unet.model_channels=8",
+    "relay64:objective.unet.model_channels=8",
+    "edm16:objective.unet.label_dim=2",
+    "relay64:objective.unet.label_dim=2",
+    "edm16:objective.sampling.steps=2",
+    "relay64:objective.sampling.steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(cluster: Path) -> Path:
+    """Make a folder of two classes of small pictures."""
+    generator = np.random.default_rng(0)
+    for number in range(64):
+        path = cluster / "pictures" / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return cluster / "pictures"
+
+
+@pytest.fixture(scope="module")
+def words(cluster: Path, pictures: Path) -> list[str]:
+    """The quickstart's pipeline with both models, tiny; the pictures are packed by four tasks."""
+    root, shares = ["--root", str(cluster / "pipeline")], ["--tasks=4", "--images=8"]
+    source = ["--source", str(pictures)]
+    return ["pipeline", "quickstart", *root, *source, *shares, *ONE_TASK, *TINY_PIPELINE]
+
+
+@pytest.fixture(scope="module")
+def pipeline_root(cluster: Path, words: list[str]) -> Path:
+    """Run the pipeline to its end."""
+    assert main(words) == 0
+    in_queue = set(queued())
+    assert main(words) == 0, "what is in the queue is left there"
+    assert set(queued()) <= in_queue
+    helpers.wait_for("the pipeline", lambda: not queued(), 400)
+    assert main(words) == 0
+    assert not queued(), "what is finished is skipped"
+    return cluster / "pipeline"
+
+
+def test_a_pipeline_ends_in_tables(
+    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--tree"]) == 0
+    tree = capsys.readouterr().out
+    assert tree.count("finished") == 11, tree
+    table = [r for r in JobFolder(pipeline_root).records() if r.kind == "table"]
+    assert len(table) == 1
+    assert main(["logs", str(pipeline_root), "--job", table[0].job_id]) == 0
+    printed = capsys.readouterr().out
+    assert "RDM" in printed
+    assert "WaveDiff" in printed
+    assert "fd:block4" in printed
+
+
+def test_a_pipeline_reports_what_failed_and_goes_on_when_it_is_mended(
+    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = pipeline_root / "wavediff64" / "snapshots" / f"{16:012d}" / "weights.safetensors"
+    aside = weights.rename(weights.with_name("aside"))
+    for name in ("evaluation/wavediff.json", "slurm/done/wavediff", "slurm/done/table"):
+        (pipeline_root / name).unlink()
+    assert main(words) == 0
+    helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    report = JobFolder(pipeline_root).records()[-1]
+    assert report.kind == "table"
+    assert report.resources.dependency.startswith("afterany:")
+    capsys.readouterr()
+    assert main(["logs", str(pipeline_root), "--job", report.job_id]) == 0
+    printed = capsys.readouterr().out
+    why = r"was failed \(/.*weights.safetensors cannot be read: .*\); logs in /"
+    assert re.search(rf"wavediff: STOPPED: job \d+ {why}", printed), printed
+    assert "no result of wavediff; mend it and submit the pipeline again" in printed
+    assert "fd:block4" in printed, "the results that there are"
+    assert "rdm: finished" in printed
+    aside.rename(weights)
+    assert main(words) == 0
+    helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    capsys.readouterr()
+    assert main([*words, "--tree"]) == 0
+    assert capsys.readouterr().out.count("finished") == 11
+
+
+def test_an_array_packs_what_one_process_packs(
+    pipeline_root: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ["pack", "images", str(pictures), str(tmp_path / "one"), "--resolution", "64"]
+    subprocess.run([sys.executable, "-m", "data_pipelines", *words], check=True)
+    ours, theirs = read_manifest(pipeline_root / "data"), read_manifest(tmp_path / "one")
+    assert ours.digest == theirs.digest
+    assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]
+
+
+def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = cluster / "sweep"
+    short = ["total_images=16", "snapshot_images=16"]
+    words = [*helpers.TINY, *short, *ONE_TASK, "--grid=seed=0,1", "--parallel=2", "--out", str(out)]
+    assert main(["sweep", *words]) == 0
+    assert main(["sweep", *words]) == 2, "runs in the queue are not submitted again"
+    assert "already" in capsys.readouterr().err
+    job_id = helpers.last_job(out)
+    helpers.wait_for_end(job_id)
+    assert helpers.states(job_id) == ["COMPLETED", "COMPLETED"]
+    first, second = (whole_tensors(out / f"seed_{seed}") for seed in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert main(["sweep", *words]) == 0
+    assert "all 2 runs" in capsys.readouterr().out
+
+
+def test_every_snapshot_is_evaluated_exactly_once(
+    cluster: Path, pipeline_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = pipeline_root / "edm16"
+    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    protocols = tuple(
+        ScheduledProtocol(name=name, words=(*words, "--seeds", seeds))
+        for name, seeds in (("quick", "0-3"), ("full", "4-9"))
+    )
+    plan = EvaluationPlan(
+        protocols=protocols, resources=Resources(minutes=10), claim_seconds=1.0,
+        best="quick:fd_effnet_lite0_block4.distance",
+    )  # fmt: skip
+    write_plan(run_dir, plan)
+    watcher = [sys.executable, "-m", "slurm", "reconcile", str(run_dir)]
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(run_dir)])
+    assert killed.wait(60) == -signal.SIGKILL  # between its claim and its submission
+    assert main(["reconcile", str(run_dir), "--every=1", *ONE_TASK]) == 0
+    both = [subprocess.Popen(watcher) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+
+    def all_done() -> bool:
+        hurry(run_dir)
+        assert main(["reconcile", str(run_dir)]) == 0
+        return "2 of 2 evaluations done" in capsys.readouterr().out
+
+    helpers.wait_for("all evaluations", all_done, 200)
+    helpers.wait_for("the series to end", lambda: hurry(run_dir) or not queued(), 60)
+    series = [r.job_id for r in JobFolder(run_dir).records() if r.kind == "reconcile"]
+    assert len(series) >= 2, "it has submitted itself again"
+    assert {state for job_id in series for state in helpers.states(job_id)} == {"COMPLETED"}
+    for name in ("quick", "full"):
+        folder = run_dir / "evaluation" / f"{16:012d}"
+        begun = [json.loads(path.read_text())["job"] for path in folder.glob(f".{name}.*.start")]
+        assert len([job_id for job_id in begun if job_id]) == 1, "one job has evaluated it"
+        assert (folder / f"{name}.json").exists()
+    best = json.loads((run_dir / "evaluation" / "best.json").read_text())
+    assert best["images_seen"] == 16
+    assert os.listdir(run_dir / "evaluation").count("best.json") == 1
+
+
+def hurry(run_dir: Path) -> None:
+    """Let the next call of a series begin at once, instead of after a minute."""
+    for job_id, job in queued().items():
+        if job.name == f"reconcile-{run_dir.name}" and job.reason == "BeginTime":
+            subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=False)
+
+
+def test_rank_0_has_its_snapshots_evaluated(cluster: Path, pipeline_root: Path) -> None:
+    run_dir = cluster / "scheduled"
+    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    quick = ScheduledProtocol(name="quick", words=(*words, "--seeds", "0-3"))
+    write_plan(run_dir, EvaluationPlan(protocols=(quick,), resources=Resources(minutes=10)))
+    helpers.train(run_dir, "total_images=16", "snapshot_images=8", "objective.sampling.steps=2")
+    results = [run_dir / "evaluation" / f"{images:012d}" / "quick.json" for images in (8, 16)]
+    helpers.wait_for("the results", lambda: all(path.exists() for path in results), 200)
+    helpers.wait_for("the queue to be empty", lambda: not queued(), 60)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slurm.site import read_site
+from slurm.continuous_eval.reconcile import reconcile
+
+def die(submission):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+reconcile(Path(sys.argv[1]), read_site(), die)
+"""

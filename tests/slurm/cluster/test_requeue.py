@@ -1,0 +1,212 @@
+"""Whatever Slurm does to a run, it ends with the weights of one that was left alone.
+
+The runs are disturbed side by side, each by a scenario; then each is compared. One that has to wait
+until its time is up is stopped (SIGSTOP), as if its steps took long; Slurm's signal wakes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from slurm.__main__ import main
+from slurm.jobs.records import JobFolder, images_saved
+from slurm.monitor.status import format_status, queue_or_nothing, run_status
+from slurm.slurm_cli import describe, queued, under_maintenance
+from tests.dist_train.test_trainer import whole_tensors
+from tests.slurm.cluster import helpers
+from tests.slurm.cluster.helpers import Scenario
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Path) -> dict[str, Tensor]:
+    run_dir = cluster / "undisturbed"
+    job_id = helpers.train(run_dir)
+    helpers.wait_for_end(job_id)
+    assert helpers.states(job_id) == ["COMPLETED"]
+    assert helpers.starts(run_dir, job_id) == [0]
+    log = (run_dir / "slurm" / "jobs" / f"{job_id}_0_log.out").read_text()
+    assert "640/640 images (100%)" in log
+    assert (run_dir / "snapshots" / f"{640:012d}" / "snapshot.json").exists()
+    helpers.assert_no_orphans(run_dir)
+    return whole_tensors(run_dir)
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
+    """Disturb runs in every way; returns the folder that they are in."""
+    late = (cluster / "site.toml").read_text().replace("signal_seconds = 20", "signal_seconds = 5")
+    (cluster / "late.toml").write_text(late)
+    try:
+        helpers.run_together(
+            a_time_limit_before_a_maintenance(cluster),
+            a_time_limit_and_a_lost_controller(cluster),
+            signals_preemption_a_killed_rank_and_cancelling(cluster),
+        )
+        helpers.run_together(a_lost_node(cluster))
+        helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
+    except BaseException:  # what comes after shall not have to wait
+        subprocess.run(["scancel", "--user=root"], check=False)
+        raise
+    finally:
+        helpers.end_reservation("maintenance")
+        helpers.end_reservation("overtaking")
+    return cluster
+
+
+def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
+    """Slurm shortens the time limit before a reservation, and sends its signal ahead of it."""
+    run_dir = cluster / "maintenance"
+    helpers.reserve("maintenance", "n3,n4", start="now+300")
+    first = helpers.train(run_dir, "--nodelist=n3,n4")
+    yield "the reservation to be seen", lambda: "reserv" in helpers.job(first).reason
+    shown = format_status(run_status(run_dir, queued()))
+    assert "or before with a --time or --time-min that ends sooner" in shown
+    assert main(["cancel", str(run_dir)]) == 0
+    yield "the job to be gone", lambda: not queued([first])
+
+    site = str(cluster / "late.toml")
+    helpers.reschedule("maintenance", start="now+175")  # one start of two minutes fits before it
+    assert main(["resume", str(run_dir), "--time-min=2", "--site", site]) == 0
+    job_id = helpers.last_job(run_dir)
+    yield helpers.reaches(run_dir, 120)
+    assert describe(job_id)["TimeLimit"] == "00:02:00", "it ends before the maintenance"
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):
+        yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
+    yield "the requeue", lambda: "ReqNodeNotAvail" in helpers.job(job_id).reason
+    assert images_saved(run_dir) >= 120, "saved at the step of the signal"
+    assert describe(job_id)["TimeLimit"] == "00:10:00", "the whole time again"
+    helpers.assert_no_orphans(run_dir)
+
+    helpers.end_reservation("maintenance")
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 120
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
+    """Let Slurm's signal ahead of the limit come, and later ask for a stop without slurmctld."""
+    run_dir = cluster / "time_limit"
+    words = ["--nodelist=n3,n4", "--time=2", "--site", str(cluster / "late.toml")]
+    job_id = helpers.train(run_dir, *words)
+    yield helpers.reaches(run_dir, 120)
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):
+        yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 120, "saved at the step of the signal"
+
+    yield helpers.reaches(run_dir, 320)
+    os.kill(helpers.daemon_pid(cluster, "slurmctld"), signal.SIGKILL)
+    for pid in helpers.rank_pids(run_dir).values():
+        os.kill(pid, signal.SIGUSR2)
+    helpers.wait_for("the state to be saved", lambda: images_saved(run_dir) >= 320)  # alone
+    helpers.restart_daemons(cluster)  # it may know the reservation again that was deleted
+    helpers.end_reservation("maintenance")
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+    assert len(helpers.starts(run_dir, job_id)) == 3
+    assert helpers.starts(run_dir, job_id)[2] >= 320
+
+
+def signals_preemption_a_killed_rank_and_cancelling(cluster: Path) -> Scenario:
+    """Disturb one run in four ways, one after the other."""
+    run_dir = cluster / "disturbed"
+    job_id = helpers.train(run_dir, "--nodelist=n1,n2")
+    yield helpers.reaches(run_dir, 80)
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    yield "the requeue", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 80, "saved at the step of the signal"
+
+    yield helpers.reaches(run_dir, 200)
+    urgent = ["sbatch", "-p", "high", "-w", "n1,n2", "--exclusive", "-o/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True)
+    yield "the preemption", lambda: len(helpers.starts(run_dir, job_id)) == 3
+    assert "PREEMPTED" in helpers.states(job_id)
+    assert helpers.starts(run_dir, job_id)[2] >= 200, "saved at the step of the preemption"
+
+    yield helpers.reaches(run_dir, 344)
+    killed = helpers.rank_pids(run_dir)
+    os.kill(killed[1], signal.SIGKILL)
+    yield "the restart", lambda: len(helpers.starts(run_dir, job_id)) == 4
+    assert not helpers.alive(killed.values()), "the other rank ends too"
+    assert helpers.starts(run_dir, job_id)[3] >= 320, "a checkpoint each 80 images"
+    crash = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "crash"]
+    assert [(a["requeue"], a["why"]) for a in crash] == [(True, "it crashed")]
+
+    yield helpers.reaches(run_dir, 456)
+    assert main(["cancel", str(run_dir)]) == 0
+    yield "the end", lambda: not queued([job_id])
+    assert images_saved(run_dir) >= 456, "saved although it was cancelled"
+    helpers.assert_no_orphans(run_dir)
+    assert main(["resume", str(run_dir)]) == 0
+    resumed = helpers.last_job(run_dir)
+    assert resumed != job_id
+    yield f"job {resumed} to end", lambda: not queued([resumed])
+
+
+def a_lost_node(cluster: Path) -> Scenario:
+    """Stop all that runs on a node, as after a power cut: no answer at all."""
+    run_dir = cluster / "lost_node"
+    job_id = helpers.train(run_dir)
+    yield helpers.reaches(run_dir, 104)
+    lost = helpers.processes_of_node(cluster, "n2")
+    with helpers.frozen(lost, thaw=signal.SIGKILL):
+        yield "the requeue onto others", lambda: len(helpers.starts(run_dir, job_id)) == 2
+        assert "NODE_FAIL" in helpers.states(job_id)
+        second = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "start"][1]
+        assert "n2" not in second["hosts"]
+    yield "the end of all that was on it", lambda: not helpers.alive(lost)
+    helpers.restart_daemons(cluster)
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
+    """Slurm leaves the run alone until an administrator takes a node down."""
+    run_dir = cluster / "overtaken"
+    job_id = helpers.train(run_dir, "--nodelist=n3,n4")
+    yield helpers.reaches(run_dir, 80)
+    with helpers.frozen(helpers.rank_pids(run_dir).values()):  # else it may be done before
+        seen = helpers.images(run_dir)
+        helpers.reserve("overtaking", "n3,n4", start="now")
+        yield "the maintenance", lambda: job_id in under_maintenance()
+        shown = format_status(run_status(run_dir, queue_or_nothing()))
+        assert "RUNNING (MaintenanceHasBegun)" in shown
+        assert "saves and requeues it now" in shown
+    yield helpers.reaches(run_dir, seen + 16)
+    down = ["scontrol", "update", "nodename=n3"]
+    subprocess.run([*down, "state=down", "reason=maintenance"], check=True)
+    yield "the requeue", lambda: helpers.job(job_id).state == "PENDING"
+    helpers.assert_no_orphans(run_dir)
+    assert images_saved(run_dir) >= seen + 16, "saved at the step when the node was taken"
+    helpers.end_reservation("overtaking")
+    subprocess.run([*down, "state=resume"], check=False)  # it may have come back by itself
+    yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert "NODE_FAIL" in helpers.states(job_id)
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+@pytest.mark.parametrize(
+    "name", ["maintenance", "time_limit", "disturbed", "lost_node", "overtaken"]
+)
+def test_a_disturbed_run_ends_as_an_undisturbed_one(
+    disturbed: Path, undisturbed: dict[str, Tensor], name: str
+) -> None:
+    run_dir = disturbed / name
+    job_id = helpers.last_job(run_dir)
+    helpers.wait_for_end(job_id)
+    assert helpers.states(job_id)[-1] == "COMPLETED"
+    assert "TIMEOUT" not in helpers.states(job_id)
+    ours = whole_tensors(run_dir)
+    assert ours.keys() == undisturbed.keys()
+    for tensor, values in undisturbed.items():
+        assert torch.equal(ours[tensor], values), tensor
+    seen = [line["images_seen"] for line in helpers.read_lines(run_dir / "metrics.jsonl")]
+    assert seen == [*range(8, 641, 8)], "nothing lost, nothing twice"
+    helpers.assert_no_orphans(run_dir)

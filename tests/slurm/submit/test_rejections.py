@@ -1,0 +1,253 @@
+"""What is refused at submission: one clear line, exit code 2, nothing queued or written."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dist_train.recipes import find_recipe
+from dist_train.runtime.run_dir import settle_config
+from slurm import slurm_cli
+from slurm.__main__ import main
+from slurm.resources import Resources
+from slurm.site import Site
+from slurm.submit import preflight, sweep_command
+from slurm.submit.preflight import Partition
+from tests.slurm.project import make_reference, make_run
+from tests.tiny import tiny_edm
+
+RUN = ["train", "rdm_debug_edm16", "--nodes=2", "--gpus-per-node=4"]
+PARTITIONS = [Partition("main", True, 4, 2880), Partition("high", False, 4, None)]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A login node with the test cluster's partitions and accounts, and nothing behind them."""
+
+    def answer(command: list[str], timeout: float = 0.0) -> str:
+        return {"account": "relaywave\nroot\n", "qos": "normal\n"}[command[3]]
+
+    monkeypatch.setattr(preflight, "have_slurm", lambda: True)
+    monkeypatch.setattr(preflight, "partitions", lambda: PARTITIONS)
+    monkeypatch.setattr(preflight, "run_slurm", answer)
+    (tmp_path / "site.toml").write_text(f'shared = ["{tmp_path}"]')
+    return ["--site", str(tmp_path / "site.toml"), "--run-dir", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--partition=nowhere"], "no partition 'nowhere'; known are main, high"),
+        (["--account=someone"], "no account 'someone'; known are relaywave, root"),
+        (["--qos=best"], "no qos 'best'; known are normal"),
+        (["--nodes=5", "global_batch_size=80"], "--nodes=5: partition main has 4 nodes"),
+        (["--time=3-0"], "partition main allows 2880 minutes"),
+        (["--name=a;rm -rf x"], "the job name 'a;rm -rf x' may only have letters"),
+        (["--run-dir=/nowhere/shared"], "compute nodes cannot see /nowhere/shared"),
+        (["--time=1"], "signal_seconds=120 before the limit leave no time"),
+        (["--images-per-second=0.001", "--time=10"], "below one checkpoint interval"),
+        (["global_batch_size=13"], "is not a multiple of"),
+        (["seed=fast"], "seed='fast' is not of type int"),
+        (["data.backend=webdataset", "data.path=/nowhere"], "/nowhere is no folder"),
+        (["--images-per-second=0"], "must be positive"),
+        (["--time=30", "--time-min=40"], "min_minutes=40 is above minutes=30"),
+        (["--comment=two\nlines"], "must be one line of text"),
+        (["--nodes=0"], "nodes=0 must be positive"),
+    ],
+)
+def test_requests_that_cannot_run(
+    site: list[str], options: list[str], message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert main([*RUN, *site, *options]) == 2
+    error = capsys.readouterr().err
+    assert re.search(re.escape(message), error), error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+WORDS = {
+    "eval {run} --reference {root}/no.npz": "no.npz cannot be read as npz",
+    "eval {root}/no --reference {root}/ref.npz": "no does not exist",
+    "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
+    "eval {run} --reference {root}/ref.npz --metrics fdd": "metric 'fdd' is not one of fd,",
+    "eval {run} --reference {root}/ref.npz --detector inceptionn": "invalid choice: 'inceptionn'",
+    "eval {run} --reference {root}/ref.npz --detector inception": "needs its weights file",
+    "eval {run} --reference {root}/ref.npz --detector clip --weights w": "file w cannot be read",
+    "eval {run} --reference {root}/ref.npz --pipeline clean": "does not fit detector effnet_lite0",
+    "eval {run} --reference {root}/ref.npz --seeds a-b": "a-b",
+    "eval {run} --reference {root}/ref.npz --sseeds 0-9": "unrecognized arguments: --sseeds",
+    "eval {run} --reference {root}/ref.npz samplng.steps=2": "unknown setting 'samplng.steps'",
+    "sample {root}": "is not a snapshot",
+    "sample {run} --seeds": "expected one argument",
+    "pack imagez {root} {root}/set --resolution 64": "invalid choice: 'imagez'",
+    "pack images {root}/no {root}/set --resolution 64": "no does not exist",
+    "pack images {root}/set --resolution 64": "images needs a source",
+    "pack images {root} {root}/set": "the following arguments are required: --resolution",
+    "pack images {root} {root}/set --resolution 64 --quality 900": "quality=900 must be in 1..95",
+    "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
+    "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
+    "sweep rdm_debug_edm17 --grid seed=0,1": "there is no recipe 'rdm_debug_edm17'",
+    "pipeline quikstart": "there is no pipeline 'quikstart'",
+    "pipeline quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
+    "pipeline quickstart edm16:sed=3": "unknown setting 'sed'",
+    "pipeline quickstart --images=0": "--images=0: at least 2 can be evaluated",
+    "pipeline rdm_imagenet256": "imagenet needs a source",
+    "pipeline rdm_celebahq256 --nodes=1 --source {root}/pictures": "needs its weights file",
+    "reconcile {run} --plan {root}/plan.json": "protocol quick: {root}/no.npz does not exist",
+    "resume {run}": "was never submitted",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words_that_another_command_would_refuse(
+    words: str, site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make_run(tmp_path / "trained")
+    make_reference(tmp_path / "ref.npz")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (256, 256)).save(tmp_path / "pictures" / "one.png")
+    plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    before = sorted(tmp_path.rglob("*"))
+    chosen = words.format(run=run_dir, root=tmp_path).split()
+    product = {"pipeline": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
+    place = [product[chosen[0]], str(tmp_path / "product")] if chosen[0] in product else []
+    small = [] if chosen[0] in ("reconcile", "resume") else ["--gpus-per-node=0"]
+    assert main([*chosen, *place, *small, *site[:2]]) == 2
+    error = capsys.readouterr().err
+    assert WORDS[words].format(root=tmp_path) in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+def test_what_an_earlier_job_makes_need_not_be_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "result.json"), "--dry-run", "--dependency=afterok:12"]
+    assert main(["eval", str(tmp_path / "later"), "--reference", "later.npz", *out]) == 0
+    assert "#SBATCH --dependency=afterok:12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("beside", ["run", "other"])
+def test_a_time_limit_below_one_checkpoint_interval(
+    site: list[str], tmp_path: Path, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the speed that the run itself had, or one of its recipe in a folder beside it."""
+    measured = tmp_path / beside
+    measured.mkdir()
+    (measured / "metrics.jsonl").write_text('{"speed/images_per_second": 0.001}\n')
+    settle_config(measured, find_recipe("rdm_debug_edm16")())
+    assert main([*RUN, *site, "--time=60", "--time-min=10"]) == 2
+    error = capsys.readouterr().err
+    assert "--time-min=10 minutes is below one checkpoint interval" in error
+    assert f"measured by {beside}" in error
+
+
+def test_a_time_limit_that_nobody_can_judge_yet_is_spoken_of(
+    site: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*site, "--dry-run", "checkpoint_images=5800"]
+    assert main([*RUN, *words, "--time=60"]) == 0
+    told = capsys.readouterr().err
+    assert "5,800 images to each checkpoint in 58 minutes need 1.67 images/s" in told
+    assert main([*RUN, *words, "--time=60", "--images-per-second=2"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main([*RUN, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "there is no Slurm on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reservations", "refused"),
+    [
+        ("idle\nmixed", "No reservations in the system", True),
+        ("idle\ndown*", "No reservations in the system", False),
+        ("idle", "ReservationName=maintenance StartTime=2030-01-01T00:00:00", False),
+    ],
+)
+def test_what_slurm_refuses_only_for_now_is_for_sbatch_to_judge(
+    nodes: str, reservations: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "Requested node configuration is not available"
+    monkeypatch.setattr(preflight, "submission_problem", lambda script: problem)
+    monkeypatch.setattr(
+        slurm_cli, "run_slurm", lambda words: nodes if words[0] == "sinfo" else reservations
+    )
+    expected = pytest.raises(ValueError, match=problem) if refused else nullcontext()
+    with expected:
+        preflight.check_script("")
+
+
+def test_folders_that_are_local_to_a_machine(
+    site: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(site[1]).write_text("")
+    assert main([*RUN, *site[:2], "--run-dir=/tmp/run"]) == 2
+    assert "/tmp is local to each machine" in capsys.readouterr().err
+
+
+def test_a_run_folder_of_another_recipe(
+    site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settle_config(tmp_path / "run", tiny_edm())
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert main([*RUN, *site]) == 2
+    assert "recipe: 'tiny_edm' -> 'rdm_debug_edm16'" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_the_same_words_again_once_training_has_settled_the_precision(
+    site: list[str], tmp_path: Path
+) -> None:
+    config = find_recipe("rdm_debug_edm16")()
+    settle_config(tmp_path / "run", config, device=torch.device("cpu"))
+    assert config.precision == "auto"
+    preflight.check_run(config, tmp_path / "run", Resources(), Site())
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ("partitoin = 'gpu'", "unknown setting site.toml.partitoin: Site has account"),
+        ("signal_seconds = 'soon'", "is not of type int"),
+        ("shared = ['home']", "shared='home' must be an absolute folder"),
+        ("= 3", "cannot be read as a site profile"),
+    ],
+)
+def test_site_profiles_that_are_wrong(
+    profile: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.toml").write_text(profile)
+    words = ["--site", str(tmp_path / "site.toml"), "--run-dir", str(tmp_path / "run")]
+    assert main([*RUN, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [("seed", "is not like key=value"), ("seed=1,1", "have the same name")],
+)
+def test_grids_that_are_wrong(axis: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep_command.grid_points([axis])
+
+
+def test_grids() -> None:
+    points = sweep_command.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
+    assert next(iter(points.items())) == (
+        "lr_1e-3-widths__1_2_",
+        ["optim.denoiser.lr=1e-3", "widths=[1, 2]"],
+    )
+    assert len(points) == 4

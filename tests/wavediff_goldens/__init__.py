@@ -1,1 +1,0 @@
-"""Checks of the WaveDiff goldens, one function per kind of file."""
