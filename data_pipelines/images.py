@@ -85,7 +85,10 @@ def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
 
 
 def centre_crop(image: Image.Image) -> Image.Image:
-    """Cut the largest centred square, from floor((edge - crop) / 2) on (spec/RDM.md section 1)."""
+    """Cut the largest centred square, from floor((edge - crop) / 2) on.
+
+    See docs/reference/rdm.md#1.2.
+    """
     width, height = image.size
     crop = min(width, height)
     left, top = (width - crop) // 2, (height - crop) // 2
@@ -103,7 +106,7 @@ def centre_square(image: Image.Image, resolution: int) -> Image.Image:
 def bilinear_square(image: Image.Image, resolution: int) -> Image.Image:
     """Resize the shorter side with Pillow's bilinear filter, then cut the centred square.
 
-    As WaveDiff's loaders do (spec/WAVEDIFF.md section 7): the longer side is rounded down, the
+    As WaveDiff's loaders do (docs/reference/wavediff.md#7.4): the longer side is rounded down, the
     square starts at round((edge - resolution) / 2), halves to even.
     """
     shorter = min(image.size)

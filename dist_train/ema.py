@@ -16,7 +16,7 @@ class ShardedEma:
     """A float32 average of this rank's own fragments of the master weights.
 
     It costs 4 / N bytes per parameter and rank and needs no communication until it is read: an
-    EMA in half precision would not move at all (spec/FIELD.md section 4c).
+    EMA in half precision would not move at all (docs/reference/deepspeed.md#4.3).
 
     Args:
         fragments: The rank's owned fragments; their weights are followed from now on.

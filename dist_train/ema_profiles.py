@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class HalflifeEma:
-    """EMA with a half-life in images that ramps up with training (spec/RDM.md section 8).
+    """EMA with a half-life in images that ramps up with training (docs/reference/rdm.md#8.4).
 
     h = min(halflife_images, rampup_ratio * images seen before the step), beta = 0.5^(batch / h);
     rampup_ratio=null switches the ramp off.
@@ -34,7 +34,7 @@ class HalflifeEma:
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantEma:
-    """EMA of constant decay, starting at the first updated weights (spec/WAVEDIFF.md sec. 7)."""
+    """EMA of constant decay from the first updated weights on (docs/reference/wavediff.md#7.2)."""
 
     decay: float = 0.9999
 

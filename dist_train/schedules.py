@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class WarmupSchedule:
     """Linear ramp from 0 to the base rate over `images` images, then constant.
 
-    lr(n) = base * min(n / images, 1), n = images seen before the step (spec/RDM.md section 8);
+    lr(n) = base * min(n / images, 1), n = images seen before the step (docs/reference/rdm.md#8.2);
     images=0 is a constant rate.
     """
 
@@ -27,7 +27,7 @@ class WarmupSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Cosine from the base rate to `minimum`, constant in an epoch (spec/WAVEDIFF.md section 7).
+    """Cosine from the base rate to `minimum`, steady in an epoch (docs/reference/wavediff.md#7.2).
 
     lr(e) = minimum + (base - minimum) (1 + cos(pi e / epochs)) / 2, e = images // epoch_images.
     """

@@ -1,7 +1,7 @@
 """Evaluation protocols as named objects: how published numbers came about.
 
 A protocol fixes everything but the model and the reference file: samples, seeds, retouch, codec,
-detector, pipeline, metrics (spec/EVALUATION.md section 6). Beside each faithful one stands a clean
+detector, pipeline, metrics (docs/reference/evaluation.md#6). Beside each faithful one is a clean
 one: PNG, no retouch, TF1 resizing.
 """
 

@@ -103,5 +103,5 @@ class ObjectiveConfig(Protocol):
 
 
 def images_to_unit_range(images: Tensor) -> Tensor:
-    """Map uint8 images to float32 in [-1, 1]: v / 127.5 - 1 (spec/RDM.md section 1)."""
+    """Map uint8 images to float32 in [-1, 1]: v / 127.5 - 1 (docs/reference/rdm.md#1.2)."""
     return images.to(torch.float32) / 127.5 - 1

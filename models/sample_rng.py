@@ -37,7 +37,7 @@ class SampleStreams:
     """One generator per sample: row b of every draw depends on seeds[b] and on the draws before it.
 
     The streams of CPU and CUDA generators differ; on one kind of device they are exact
-    (spec/RDM.md section 10, "Seeds and noise"; spec/EVALUATION.md section 5.2).
+    (docs/reference/rdm.md#10.2; docs/reference/evaluation.md#5.2).
 
     Args:
         seeds: One integer per sample, taken modulo 2^64.

@@ -25,7 +25,7 @@ class Sampler(Protocol):
     device: torch.device
     """Where the networks live and the draws are made."""
     nfe: dict[str, int]
-    """Network evaluations per image by stage, guidance included (spec/RDM.md section 10)."""
+    """Network evaluations per image by stage, guidance included (docs/reference/rdm.md#10.1)."""
 
     def generate(self, draws: Draws, labels: Tensor | None = None) -> Tensor:
         """Return images in [-1, 1], float [B, 3, H, W], neither clipped nor quantised.
@@ -44,7 +44,7 @@ def sample(
 
     Args:
         sampler: Any sampler.
-        seeds: One seed per image, used modulo 2^32 (spec/RDM.md section 10).
+        seeds: One seed per image, used modulo 2^32 (docs/reference/rdm.md#10.2).
         labels: Class indices, int64 [B]; None takes seed mod label_dim for conditional models
             (so that any N * label_dim consecutive seeds are class-balanced).
         to_uint8: Rule that maps [-1, 1] to uint8; None takes `quantise`.
@@ -76,5 +76,5 @@ def check_labels(labels: Tensor, label_dim: int) -> None:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Map [-1, 1] to uint8: trunc(clip(127.5 x + 128, 0, 255)) (spec/RDM.md section 10)."""
+    """Map [-1, 1] to uint8: trunc(clip(127.5 x + 128, 0, 255)) (docs/reference/rdm.md#10.3)."""
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -10,34 +11,75 @@ import pytest
 
 from tests.paths import ROOT
 
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
+
+
+def _prose(document: Path) -> str:
+    """Return a document without its code and formulas."""
+    return re.sub(r"```.*?```|`[^`]*`|^    .*$", "", document.read_text(), flags=re.M | re.S)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", _prose(document)):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def _anchors(document: Path) -> set[str]:
+    """Return what can be linked to in a document: explicit ids, and GitHub's ids of headings."""
+    text = document.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_sections(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", _prose(document)):
+        place = document.parent / target if target else document
+        assert anchor in _anchors(place), f"{document.name} links to {target}#{anchor}"
+
+
+def test_citations_lead_to_sections() -> None:
+    """`docs/reference/rdm.md#5.1, #5.2` in code and documents: each number is an anchor there."""
+    citation = re.compile(r"docs/reference/(\w+)\.md((?:,?(?:\s+and)?\s*#[\d.]*\d)*)")
+    sources = [path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py")]
+    cited = 0
+    for path in [*DOCUMENTS, *sources]:
+        text = re.sub(r"\n\s*(#\s)?\s*", " ", path.read_text())
+        for page, numbers in citation.findall(text):
+            anchors = _anchors(ROOT / f"docs/reference/{page}.md")
+            assert numbers or path.suffix == ".md", f"{path} cites no section of {page}.md"
+            for number in re.findall(r"#([\d.]*\d)", numbers):
+                assert number in anchors, f"{path} cites {page}.md#{number}"
+                cited += 1
+    assert cited > 50
+    unfinished = [path for path in sources if re.search(r"\bspec(/| sec)", path.read_text())]
+    assert unfinished in ([], [Path(__file__)]), "what is cited must be in the repository"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist(document: Path) -> None:
-    for module in re.findall(r"python -m ([a-z_.]*[a-z_])", document.read_text()):
+    for module in re.findall(r"python -m ([a-z_.]*[a-z_])", _prose(document)):
         path = ROOT / module.replace(".", "/")
         if module not in ("pip", "pytest", "venv"):
             exists = (path / "__main__.py").exists() or path.with_suffix(".py").exists()
             assert exists, f"{document.name}: python -m {module}"
 
 
-def test_the_map_in_the_readme_has_every_module() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if not path.name.startswith("__"):
-                assert re.search(rf"^ *{path.name} ", readme, re.MULTILINE), (
-                    f"the map in README.md lacks {path.relative_to(ROOT)}"
-                )
+PACKAGE_FOLDERS = sorted(p.parent for name in PACKAGES for p in (ROOT / name).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_say_in_a_line_what_each_file_is(folder: Path) -> None:
+    lines = (ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").splitlines()
+    listed = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines[2:] if line.strip()}
+    modules = {path.name for path in folder.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    assert listed.keys() == modules | packages
+    assert all(listed.values())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 DeepSpeed's format is an export and nothing that a run reads: it has no hashes, a flipped byte
 loads silently, a lost `latest` file means a fresh start, and ZeRO's files fit one number of ranks
-only (spec/FIELD.md sections 4d and 4e). What is written is the layout without ZeRO, which does not
+only (docs/reference/deepspeed.md#4.4, #4.5). Written is the layout without ZeRO, which does not
 depend on ranks: one folder per network, with the weights, Adam's moments and the counters, for
 `DeepSpeedEngine.load_checkpoint` (under ZeRO with `load_module_only=True`). The files are pickles,
 because DeepSpeed reads nothing else; they hold tensors and plain values only, so that

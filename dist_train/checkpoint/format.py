@@ -7,7 +7,7 @@ and offsets, so neither the number of ranks nor the ZeRO stage is baked in: any 
 reads just the ranges that it holds.
 
 Why not torch.distributed.checkpoint (as of torch 2.13): it has no content hashes, so that one
-flipped byte loads silently (spec/FIELD.md section 4e), its metadata is a pickle, and only its older
+flipped byte loads silently (docs/reference/deepspeed.md#5.2), its metadata is a pickle, and only
 ShardedTensor, which a collective builds for each tensor, can describe ranges that begin and end
 inside a parameter.
 

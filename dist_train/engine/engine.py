@@ -1,6 +1,6 @@
 """DeepSpeed behind a narrow interface: one engine per network, and what each rank holds of it.
 
-The only file that imports deepspeed. It owns these rules (spec/FIELD.md section 4, all of them
+The only file that imports deepspeed. Its rules (docs/reference/deepspeed.md#4, all of them
 silent or obscure when broken; `check_stage` refuses what cannot work):
 
 * Losses call the raw modules, not the engine, up to ZeRO-2: output hooks of the engine fire inside

@@ -118,7 +118,7 @@ def largest_micro_batch(config: RunConfig, zero_stage: int, ranks: int, gpu: Gpu
 
 
 def traffic(footprint: Footprint, zero_stage: int, ranks: int, accumulation_steps: int) -> float:
-    """Return the bytes that a rank sends per step (FIELD section 3: 2P, under ZeRO-3 3P).
+    """Return the bytes that a rank sends per step (docs/reference/deepspeed.md#3.2).
 
     ZeRO-2 reduces the gradients of each micro-batch, ZeRO-3 also gathers the weights twice for
     each, or once a step if they fit in a bucket; the other stages reduce once a step.
@@ -170,7 +170,7 @@ def best_interval(stall_seconds: float, ranks: int, gpu_hours_per_failure: float
 ASSUMED_MFU = 0.35
 """Of convolutional U-Nets in bfloat16 on A100s; take a run's own `speed/mfu` where there is one."""
 GPU_HOURS_PER_FAILURE = 50_700
-"""Llama 3 405B: 419 stops in 54 days on 16,384 GPUs (spec/FIELD.md section 3)."""
+"""Llama 3 405B: 419 stops in 54 days on 16,384 GPUs (docs/reference/deepspeed.md#3.3)."""
 COPY_BYTES = 10e9
 """Bytes per second from a GPU to the memory of its host: what a checkpoint stalls training for."""
 

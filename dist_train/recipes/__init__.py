@@ -1,4 +1,9 @@
-"""Recipes: documented functions that return complete run configurations."""
+"""Recipes: documented functions that return complete run configurations.
+
+quickstart.py  Recipes of `bash quickstart.sh`
+rdm.py         Recipes of Relay Diffusion
+wavediff.py    Recipes of WaveDiff and DDGAN
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """Recipes of Relay Diffusion: the published runs, their ablations, LSUN, and debug versions.
 
-Published values are those of spec/RDM.md section 1. Three things are decided here:
+Published values are those of docs/reference/rdm.md#1.1. Three things are decided here:
 
 * Published float16 becomes bfloat16, whose range needs no loss scaling; set
   `objective.unet.compute_dtype=float16` for the original.
-* The ImageNet recipes have no augmentation, like EDM's released ImageNet-64 network (section 11-2).
+* The ImageNet recipes have no augmentation, like EDM's released ImageNet-64 network
+  (docs/reference/rdm.md#11.2).
 * objective.gradient_scale reproduces the published ratio of loss scale, samples per rank and
   constant divisor for the published number of GPUs, and holds for any other number.
 """
@@ -98,7 +99,8 @@ def rdm_imagenet256_guided() -> RunConfig:
     """RDM stage 2, ImageNet 64 -> 256, with the label dropout that guidance needs.
 
     Table 2's RDM-G samples with guidance 3.5 (FID 1.99; 1.87 with balanced classes, which sampling
-    by seed always has). The published code never hides labels (section 11-3); 0.1 is usual.
+    by seed always has). The published code never hides labels; 0.1 is usual
+    (docs/reference/rdm.md#11.3).
     """
     run = rdm_imagenet256()
     assert isinstance(run.objective, RelayConfig)

@@ -1,7 +1,7 @@
 """Recipes of WaveDiff and DDGAN: every row of the official scripts, ablations, debug versions.
 
 The official loops count epochs and run num_epoch + 1 of them, dropping the last partial batch; here
-an epoch is `steps per epoch x global batch` images (spec/WAVEDIFF.md section 7). Batches are those
+an epoch is `steps per epoch x batch` images (docs/reference/wavediff.md#7.2). Batches are those
 of the README's GPU counts; the DDGAN script does not say its own, so it gets those of WaveDiff.
 """
 

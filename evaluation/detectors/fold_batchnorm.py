@@ -1,6 +1,6 @@
 """Folding of inference-mode batch norms into the convolutions before them.
 
-Exact up to rounding (3e-7 relative, spec/EVALUATION.md section 1.6), and faster.
+Exact up to rounding (3e-7 relative, docs/reference/evaluation.md#1.6), and faster.
 """
 
 from __future__ import annotations

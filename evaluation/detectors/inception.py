@@ -1,4 +1,4 @@
-"""The FID Inception network of 2015-12-05 (spec/EVALUATION.md section 1.1).
+"""The FID Inception network of 2015-12-05 (docs/reference/evaluation.md#1.1).
 
 Parameter names are torchvision's. It differs from torchvision's `inception_v3` in the stride-1
 average pools (padding is not counted), the last block's maximum pool, and 1008 logits.

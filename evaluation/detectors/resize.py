@@ -1,7 +1,7 @@
 """Input pipelines: from uint8 images to what a detector's network expects.
 
 Published numbers differ by how images were resized; so each way has a name, the name is stored in
-every file, and unlike names are not compared (spec/EVALUATION.md sections 1.3 and 2).
+every file, and unlike names are not compared (docs/reference/evaluation.md#1.3, #2).
 All take uint8 RGB [B, 3, H, W] and return float32 [B, 3, S, S].
 """
 

@@ -1,4 +1,4 @@
-"""Detectors in TorchScript that users have, run as they are (spec/EVALUATION.md section 1.5).
+"""Detectors in TorchScript that users have, run as they are (docs/reference/evaluation.md#1.5).
 
 NVIDIA's calling convention: `m(u, return_features=True)` gives features of images 0..255 of any
 size; `m.output` is the classifier on them, and `m.layers` the network behind the resizing. What a

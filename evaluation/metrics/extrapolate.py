@@ -1,4 +1,4 @@
-"""Values at infinitely many samples: FID-infinity, IS-infinity (spec/EVALUATION.md section 3)."""
+"""Values at infinitely many samples, FID and IS (docs/reference/evaluation.md#3.6)."""
 
 from __future__ import annotations
 

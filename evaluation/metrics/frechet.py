@@ -1,4 +1,4 @@
-"""Fréchet distance without a matrix square root (spec/EVALUATION.md section 5.4).
+"""Fréchet distance without a matrix square root (docs/reference/evaluation.md#5.4).
 
 tr (S1 S2)^(1/2) is the nuclear norm of L1^T L2 for any factors S = L L^T; from features themselves,
 of A B^T with A, B the centred features over sqrt(n - 1). No epsilon, no imaginary part, and exact

@@ -1,4 +1,4 @@
-"""Inception Score from logits (spec/EVALUATION.md section 3).
+"""Inception Score from logits (docs/reference/evaluation.md#3.2).
 
 exp of the mean over samples of KL(p(y|x) || p(y)), p(y) the mean of the split, in float64.
 """

@@ -1,6 +1,7 @@
 """Maximum mean discrepancies: KID (polynomial kernel) and CMMD (Gaussian kernel).
 
-Kernels and sums in float64, in blocks of bounded size (spec/EVALUATION.md sections 3 and 5.6).
+Kernels and sums in float64, in blocks of bounded size
+(docs/reference/evaluation.md#3.5, #3.7, #5.6).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MIND: a sliced Wasserstein-2 distance of features (spec/EVALUATION.md section 3)."""
+"""MIND: a sliced Wasserstein-2 distance of features (docs/reference/evaluation.md#3.8)."""
 
 from __future__ import annotations
 

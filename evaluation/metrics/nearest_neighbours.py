@@ -1,7 +1,7 @@
 """Distances between two sets of features, block by block, and distances to the k-th neighbour.
 
 Blocks are screened by float32 matrix products; what decides is computed again in float64
-(spec/EVALUATION.md section 5.5).
+(docs/reference/evaluation.md#5.5).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Blocks of squared distances are screened by float32 matrix products of centred f
 decision that float32 rounding could turn (which point is the k-th nearest, whether a point close to
 a ball's surface lies inside) is taken again from float64 differences. So results do not depend on
 block sizes, ranks or kernels. Only a point itself is no neighbour of its own; exact duplicates are
-(spec/EVALUATION.md sections 3 and 5.5).
+(docs/reference/evaluation.md#3.3, #3.4, #5.5).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Means and covariances of features: float64, merged across batches and ranks, each sample once.
 
 Chan's update keeps centred sums, so that features far from zero lose nothing
-(spec/EVALUATION.md section 5.3).
+(docs/reference/evaluation.md#5.3).
 """
 
 from __future__ import annotations

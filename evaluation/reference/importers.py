@@ -1,4 +1,4 @@
-"""Reading the statistics files that the field already has (spec/EVALUATION.md section 4).
+"""Reading the statistics files that the field already has (docs/reference/evaluation.md#4).
 
 Each kind is told apart by its content. Pickles are read by a restricted reader that executes
 nothing; .npz files with pickled objects are refused.

@@ -1,7 +1,7 @@
 """What papers did to samples between the network and the metric: retouching and lossy files.
 
 Off by default; the reproduction protocols switch it on by name and the results record it
-(spec/EVALUATION.md section 6).
+(docs/reference/evaluation.md#6).
 """
 
 from __future__ import annotations

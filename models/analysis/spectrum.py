@@ -1,4 +1,6 @@
-"""Spectra of images and noise at two resolutions (Figure 2 of the paper; spec/RDM.md section 12).
+"""Spectra of images and noise at two resolutions, the paper's Figure 2.
+
+See docs/reference/rdm.md#12.4 and #5.3.
 
 Noise of one level hides less of a larger image: enlarged to the same size, the noise of the small
 image has upscale^2 times the power at low frequencies. Block noise gives the large image the small

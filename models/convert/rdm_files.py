@@ -1,4 +1,4 @@
-"""Reads the official checkpoints: pickled module objects with source code inside (spec sec. 4.2).
+"""Reads the official checkpoints: pickled modules with source code (docs/reference/rdm.md#4.2).
 
 The source is never executed and torch.load never called. Tensors stay on disk (or in the pickle's
 bytes) until they are asked for, so that a training state's optimizer moments cost nothing.

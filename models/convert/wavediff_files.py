@@ -1,4 +1,4 @@
-"""Settings and weight files of the official repository (spec/WAVEDIFF.md section 6)."""
+"""Settings and weight files of the official repository (docs/reference/wavediff.md#6)."""
 
 from __future__ import annotations
 

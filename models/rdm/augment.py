@@ -1,4 +1,4 @@
-"""Geometric augmentation with labels that the network is told (spec/RDM.md section 7).
+"""Geometric augmentation with labels that the network is told (docs/reference/rdm.md#7).
 
 Flips act on pixels; scaling, rotation, anisotropy and translation are one affine resampling between
 a 2x up-sampling and down-sampling with the sym6 wavelet's low-pass filter. Geometry is drawn and

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def block_noise(gaussian: Tensor, size: int) -> Tensor:
-    """Return (1/s) times the sum of the s x s periodic shifts of iid noise (spec/RDM.md 5.3).
+    """Return 1/s times the sum of the s x s periodic shifts of iid noise.
+
+    See docs/reference/rdm.md#5.3:
 
     out[y, x] = (1/s) sum_{i,j=0}^{s-1} g[(y-i) mod H, (x-j) mod W]: unit variance, tile-sized
     correlation, power s^2 at frequency 0.

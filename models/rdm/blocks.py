@@ -1,4 +1,4 @@
-"""The building blocks of the U-Net (spec/RDM.md sections 3.1 and 3.2).
+"""The building blocks of the U-Net (docs/reference/rdm.md#3.1, #3.2).
 
 Parameters are float32 and cast to the dtype of the input where they are used.
 """
@@ -43,7 +43,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual block with modulation by the embedding, resampling and self-attention (3.2).
+    """Residual block with modulation, resampling and self-attention (docs/reference/rdm.md#3.2).
 
     Args:
         in_channels: Channels of the input.

@@ -1,4 +1,4 @@
-"""Configurations of the two kinds of RDM stage (spec/RDM.md sections 1, 6 and 8)."""
+"""Configurations of the two kinds of RDM stage (docs/reference/rdm.md#1.1, #6, #8.1)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ class DenoisingConfig:
     Attributes:
         unet: The network; its resolution is that of the stage.
         label_dropout: Probability that a sample's class is hidden in training. 0 as published
-            (11-3), but guidance needs an unconditional branch: train with 0.1 to guide.
+            (docs/reference/rdm.md#11.3), but guidance needs an unconditional branch: train
+            with 0.1 to guide.
         augment_probability: Strength of the geometric augmentation; above 0, unet.augment_dim must
-            be 9 (11-2: the official default is 0.12, which its ImageNet commands do not change).
+            be 9 (the official default is 0.12, which its ImageNet commands do not change:
+            docs/reference/rdm.md#11.2).
         gradient_scale: Factor of the loss that is differentiated, see above.
     """
 

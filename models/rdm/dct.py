@@ -1,4 +1,4 @@
-"""Tile-wise cosine transform and blur (spec/RDM.md sections 5.1 and 5.2).
+"""Tile-wise cosine transform and blur (docs/reference/rdm.md#5.1, #5.2).
 
 An image is cut into s x s tiles. Both the transform and the blur are small matrices that multiply a
 tile from both sides; the blur never visits the frequency domain.

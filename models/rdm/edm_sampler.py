@@ -1,4 +1,4 @@
-"""The stage-1 sampler, and what all samplers of RDM share (spec/RDM.md sections 9 and 10)."""
+"""The stage-1 sampler, and what all samplers of RDM share (docs/reference/rdm.md#9, #10)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ class SamplingBase:
         sampler_dtype: Dtype of the state and of all draws after the first; float64 reproduces the
             official samplers, float32 is faster and differs from them by rounding and other draws.
         enhance: Operations of the official scripts on the finished 8-bit images, as
-            (brightness | color | contrast, factor); only for the last stage (11-8).
+            (brightness | color | contrast, factor); only for the last stage
+            (docs/reference/rdm.md#11.8).
     """
 
     steps: int
@@ -136,7 +137,7 @@ class SamplingBase:
         return torch.float64 if self.sampler_dtype == "float64" else torch.float32
 
     def grid(self) -> list[float]:
-        """Return the levels of section 9 in falling order, and 0."""
+        """Return the levels in falling order, and 0 (docs/reference/rdm.md#9)."""
         start, stop = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         ramp = [i / max(self.steps - 1, 1) for i in range(self.steps)]
         return [*((start + r * (stop - start)) ** self.rho for r in ramp), 0.0]
@@ -174,7 +175,9 @@ class EdmSampling(SamplingBase):
 
 
 def edm_sample(denoise: Denoise, latents: Tensor, draws: Draws, settings: EdmSampling) -> Tensor:
-    """Return samples of the EDM process, [B, C, H, W] in settings.dtype (sections 9.1 and 9.2).
+    """Return samples of the EDM process, [B, C, H, W] in settings.dtype.
+
+    See docs/reference/rdm.md#9.1 and #9.2.
 
     Each step draws churn noise whether or not it is used; with an SDE term, the Euler update draws
     once more (also in the last step, times 0), and so does the Heun update.

@@ -1,4 +1,4 @@
-"""The 8-bit operations that the official dataset scripts apply before saving (spec section 10)."""
+"""The 8-bit operations of the official scripts before saving (docs/reference/rdm.md#10.4)."""
 
 from __future__ import annotations
 

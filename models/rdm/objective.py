@@ -49,7 +49,7 @@ class DenoisingObjective:
         return self.unet.resolution
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """Return the U-Net with fresh weights (spec/RDM.md section 3.4)."""
+        """Return the U-Net with fresh weights (docs/reference/rdm.md#3.4)."""
         return {DENOISER: UNet(self.unet)}
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -123,7 +123,10 @@ class DenoisingObjective:
 
 
 def hide_labels(labels: Tensor, uniform: Tensor, probability: float) -> Tensor:
-    """Keep labels where the uniform draw is at least the probability, else -1 (spec 3.3)."""
+    """Keep labels where the uniform draw is at least the probability, else set them to -1.
+
+    See docs/reference/rdm.md#3.3.
+    """
     return torch.where(uniform >= probability, labels, -1)
 
 

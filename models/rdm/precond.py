@@ -1,4 +1,4 @@
-"""EDM preconditioning: from the raw network F to the denoiser D (spec/RDM.md section 2)."""
+"""EDM preconditioning: from the raw network F to the denoiser D (docs/reference/rdm.md#2)."""
 
 from __future__ import annotations
 

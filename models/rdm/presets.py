@@ -1,4 +1,4 @@
-"""Processes and sampler settings of the published experiments (spec/RDM.md sections 1, 10, 12)."""
+"""Processes and sampler settings of published runs (docs/reference/rdm.md#1.1, #10.1, #12)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ IMAGENET_RELAY = RelaySampling(steps=200, rho=100.0)
 IMAGENET_RELAY_GUIDED = replace(IMAGENET_RELAY, guidance=Guidance(scale=3.5))
 """ImageNet script, stage 2 with guidance 3.5: 398 evaluations (Table 2: RDM-G)."""
 IMAGENET_ENHANCE = (("brightness", 1.06),)
-"""What the ImageNet script does to finished images (section 11-8)."""
+"""What the ImageNet script does to finished images (docs/reference/rdm.md#11.8)."""
 
 CELEBAHQ_EDM = EdmSampling(steps=120, sde_scale=0.05)
 """CelebA-HQ script, stage 1: NFE 239."""
 CELEBAHQ_RELAY = RelaySampling(steps=150, truncation_sigma=0.95, prob_length=1.05, churn_draws=True)
 """CelebA-HQ script, stage 2: 54 of 150 steps are kept, NFE 107 (Table 1)."""
 CELEBAHQ_ENHANCE = (("contrast", 0.9), ("brightness", 1.05), ("color", 0.99))
-"""What the CelebA-HQ script does to finished images (section 11-8)."""
+"""What the CelebA-HQ script does to finished images (docs/reference/rdm.md#11.8)."""
 
 STOCHASTICITY_ETAS = (0.0, 0.10, 0.15, 0.20, 0.25, 0.30)
 """The eta of Table 3, whose best is 0.20 for both data sets."""

@@ -1,4 +1,4 @@
-"""Stage 2 and later: patch-wise blurring diffusion with block noise (spec/RDM.md sections 5, 6)."""
+"""Stage 2 and later: patch-wise blurring and block noise (docs/reference/rdm.md#5, #6.2)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class RelayProcess:
 
     With time u ~ U(0, 1): sigma(u) = exp(p_mean + p_std Phi^-1(u p)), b(u) = b_max sin^2(pi u / 2),
     x_u = blur(x; b) + sigma (n + alpha Block(g)). The class follows the official code where that
-    deviates from the paper (spec/RDM.md section 11):
+    deviates from the paper (docs/reference/rdm.md#11):
 
-    * the noise's variance 1 + alpha^2 is left as it is, unless `normalise_noise` is set (11-1);
+    * the noise's variance 1 + alpha^2 is left as it is, unless `normalise_noise` is set (#11.1);
     * the smallest time is p Phi(.) where inverting sigma(u) would give Phi(.) / p, so that levels
-      reach 5 % below `truncate_sigma` (11-4);
-    * time is not clipped on the sampling side: above sigma(1) the blur decreases again (5.4).
+      reach 5 % below `truncate_sigma` (#11.4);
+    * time is not clipped on the sampling side: above sigma(1) the blur decreases again (#5.4).
 
     Noise that the official loss draws and throws away is not drawn; sigma is computed in float64
-    per sample, everything at image size in float32 (11-12).
+    per sample, everything at image size in float32 (#11.12).
 
     Attributes:
         upscale: Ratio to the previous stage's resolution; edge of tiles and noise blocks.
@@ -93,7 +93,8 @@ class RelayProcess:
 
         Args:
             sigma: Noise levels, float64.
-            prob_length: Replaces the training value (11-6: CelebA-HQ samples with 1.05).
+            prob_length: Replaces the training value (CelebA-HQ samples with 1.05,
+                docs/reference/rdm.md#11.6).
         """
         standard = (sigma.log() - self.p_mean) / self.p_std
         quantile: Tensor = torch.special.ndtr(standard)

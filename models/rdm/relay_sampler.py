@@ -1,4 +1,4 @@
-"""The relay sampler: from a low-resolution image to a high-resolution one (spec/RDM.md 9.3, 9.4).
+"""The relay sampler: from a low to a high resolution (docs/reference/rdm.md#9.3, #9.4).
 
 All updates are linear maps of image tiles, so each step multiplies tiles by one matrix, computed
 beforehand, and never visits the frequency domain.
@@ -27,12 +27,12 @@ class RelaySampling(SamplingBase):
     Attributes:
         truncation_sigma: Sampling starts at the grid's first level below this.
         prob_length: Used in time_at(sigma) when sampling; null is the training value (the CelebA-HQ
-            script takes 1.05 for a network trained with 0.89, section 11-6).
+            script takes 1.05 for a network trained with 0.89, docs/reference/rdm.md#11.6).
         eta: Share of fresh noise in each step: 0 is the ODE, 1 forgets the old noise.
         block_noise_alpha: Amplitude of block noise when sampling; null is the training value.
         churn_draws: Draw churn noise before each step, the last included, as the CelebA-HQ script
             does. Churned images are given to the network, but the update still starts from the
-            image before the churn (the script's inconsistency, section 9.4).
+            image before the churn (the script's inconsistency, docs/reference/rdm.md#9.4).
     """
 
     steps: int = 18
@@ -100,7 +100,7 @@ def relay_sample(
         Euler: x1 = gamma x + M D(x, t) + eta t' eps
         Heun:  x  = gamma x + M ((x + D) / 2 - (t / t') (x1 - D(x1, t')) / 2) + eta t' eps
 
-    with fresh noise in the correction (section 11-7); the last step returns D.
+    with fresh noise in the correction (docs/reference/rdm.md#11.7); the last step returns D.
 
     Args:
         denoise: The denoiser, labels and guidance bound.

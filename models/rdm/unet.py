@@ -1,4 +1,4 @@
-"""The ADM U-Net of both stages (spec/RDM.md section 3).
+"""The ADM U-Net of both stages (docs/reference/rdm.md#3).
 
 Parameter names are those of the official checkpoints without their `model.` prefix. Weights are
 float32; activations of the image path have the dtype of `compute_dtype`, the embedding is float32.
@@ -98,7 +98,10 @@ class UNet(nn.Module):
         self.out_conv = zero_init(Conv2d(finest, config.image_channels, 3))
 
     def _assemble(self, emb_channels: int) -> None:
-        """Build encoder and decoder (3.3); every encoder output becomes a decoder input."""
+        """Build encoder and decoder; every encoder output becomes a decoder input.
+
+        See docs/reference/rdm.md#3.3.
+        """
         config = self.config
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
 

@@ -1,4 +1,4 @@
-"""Residual blocks and input pyramids of the generators (spec/WAVEDIFF.md sections 3.1 and 3.2)."""
+"""Residual blocks and input pyramids of the generators (docs/reference/wavediff.md#3.1, #3.2)."""
 
 from __future__ import annotations
 

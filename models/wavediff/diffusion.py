@@ -1,7 +1,7 @@
 """The few-step diffusion of DDGAN: its coefficients, forward pairs and posterior.
 
 Coefficients are computed in float64 up to the betas and in float32 from there, as the official
-weights were trained with (spec/WAVEDIFF.md section 2).
+weights were trained with (docs/reference/wavediff.md#2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The time-conditional discriminators of DDGAN and WaveDiff (spec/WAVEDIFF.md section 4)."""
+"""The time-conditional discriminators of DDGAN and WaveDiff (docs/reference/wavediff.md#4)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The generators of WaveDiff and DDGAN: one U-Net whose wavelet parts can be switched one by one.
 
 With the three `frequency_*` settings on it is WaveDiff's wavelet generator, with all of them off it
-is NCSN++, the generator of DDGAN and of WaveDiff on CIFAR-10 (spec/WAVEDIFF.md section 3).
+is NCSN++, the generator of DDGAN and of WaveDiff on CIFAR-10 (docs/reference/wavediff.md#3).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _on_low_band(block: Layer, h: Tensor, time: Tensor | None, latent: Tensor) -
 
 
 def _layers(config: GeneratorConfig, channels: int, resolution: int) -> Iterator[nn.Module]:
-    """Yield the layers in the order of the official list (spec section 3.3)."""
+    """Yield the layers in the order of the official list (docs/reference/wavediff.md#3.3)."""
     base, levels = config.base_channels, len(config.channel_multipliers)
     widths = [base * multiplier for multiplier in config.channel_multipliers]
     edges = [resolution // config.patch_size >> level for level in range(levels)]
@@ -256,7 +256,7 @@ def fold_patches(x: Tensor, patch: int) -> Tensor:
     """Fold squares of pixels into channels, offset major: index (dy P + dx) C + c.
 
     The inverse of unfold_patches only up to an order of channels; the official 1024x1024 model was
-    trained so (spec/WAVEDIFF.md section 1.1).
+    trained so (docs/reference/wavediff.md#1.1).
     """
     if patch == 1:
         return x

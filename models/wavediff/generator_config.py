@@ -1,4 +1,4 @@
-"""The shape of a generator (spec/WAVEDIFF.md section 3)."""
+"""The shape of a generator (docs/reference/wavediff.md#3)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Whole rows are combined first, then the pixels of a row, into memory that is lai
 input (channels_last or not): no matrices, no padding, no permuted copies. The official layer
 multiplies by two dense (N/2) x N matrices per axis. Subband order is LL, LH, HL, HH;
 the first letter filters along the height, so that LH is PyWavelets' cV and HL its cH. Signs are
-PyWavelets' (spec/WAVEDIFF.md section 1).
+PyWavelets' (docs/reference/wavediff.md#1).
 """
 
 from __future__ import annotations

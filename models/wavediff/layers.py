@@ -1,6 +1,6 @@
 """Layers of the WaveDiff networks: float32 weights that compute in the dtype of their input.
 
-Initial distributions are those of spec/WAVEDIFF.md section 3.4, uniform in U(-b, b). Attribute
+Initial distributions are those of docs/reference/wavediff.md#3.4, uniform in U(-b, b). Attribute
 names that look odd (GroupNorm_0, NIN_0, W, b) are those of the official weight files.
 """
 
@@ -40,7 +40,7 @@ def half_width(fan: float, variance_scale: float = 1.0) -> float:
 def recomputed(layer: nn.Module) -> Layer:
     """Return a layer that keeps only its inputs for the backward pass, and runs again there.
 
-    Not reentrant: R1 differentiates twice (spec/FIELD.md section 4a).
+    Not reentrant: R1 differentiates twice (docs/reference/deepspeed.md#5.1).
     """
     if not torch.is_grad_enabled():
         return layer
@@ -149,7 +149,7 @@ class GroupNorm(nn.GroupNorm):
 class AdaptiveGroupNorm(nn.Module):
     """AdaGN: normalisation whose scale and shift are linear in the latent embedding.
 
-    The scale is used as it is (its bias starts at 1), not as 1 + scale (spec section 3.1).
+    The scale is used as it is (bias 1 at first), not as 1 + scale (docs/reference/wavediff.md#3.1).
     """
 
     def __init__(self, channels: int, embedding_dim: int) -> None:

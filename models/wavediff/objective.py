@@ -1,6 +1,6 @@
 """Training of a WaveDiff or DDGAN pair: a denoising generator against a discriminator of steps.
 
-Losses follow spec/WAVEDIFF.md section 7: softplus losses, lazy R1 on y_t at full weight, and an L1
+Losses follow docs/reference/wavediff.md#7.1: softplus, lazy R1 on y_t at full weight, and an L1
 reconstruction term.
 """
 

@@ -1,4 +1,4 @@
-"""The published WaveDiff and DDGAN configurations, by name (spec/WAVEDIFF.md sections 5 and 7).
+"""The published WaveDiff and DDGAN configurations, by name (docs/reference/wavediff.md#5, #7.3).
 
 They live here, below the training recipes, because the converter of official weights checks against
 them. Band orders follow the official commands' `use_pytorch_wavelet`.

@@ -1,6 +1,6 @@
 """FIR resampling with the kernel (1, 3, 3, 1), as depth-wise convolutions without zero-stuffing.
 
-Images are zero outside (spec/WAVEDIFF.md section 3.1).
+Images are zero outside (docs/reference/wavediff.md#3.1).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from models.wavediff.diffusion import Diffusion
 
 
 class WaveDiffSampler:
-    """Draws images from a generator (spec/WAVEDIFF.md section 2, "Sampling loop").
+    """Draws images from a generator (docs/reference/wavediff.md#2.4).
 
     Args:
         network: Generator of y_0 from (y_{t+1}, t, z), in eval mode.

@@ -1,4 +1,11 @@
-"""Pipelines: documented functions that return complete chains of jobs."""
+"""Pipelines: documented functions that return complete chains of jobs.
+
+command.py     `python -m slurm pipeline NAME --root DIR`
+papers.py      The two papers' experiments, from the downloaded images to the table of results
+pipeline.py    Chains of jobs
+quickstart.py  The quickstart as jobs
+steps.py       The parts that pipelines are made of, each a step or two
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The definitions of spec/RDM.md, written out plainly: what the benchmarks measure against.
+"""The definitions, written out plainly: what the benchmarks measure against.
 
 Transforms by FFT per tile, block noise by s^2 rolls, sums in float64, samplers in DCT space.
 """
@@ -93,7 +93,7 @@ def heun_step(
     x: Tensor, first: Tensor, second: Tensor, noises: tuple[Tensor, Tensor],
     a: Tensor, a_next: Tensor, t: float, t_next: float, eta: float, size: int,
 ) -> Tensor:  # fmt: skip
-    """One relay step in DCT space (section 9.3), the two network outputs and all noise given."""
+    """One relay step in DCT space, outputs and noise given (docs/reference/rdm.md#9.3)."""
     edge = x.shape[-1] // size
     a, a_next = a.repeat(edge, edge), a_next.repeat(edge, edge)
     gamma = math.sqrt(1 - eta**2) * t_next / t

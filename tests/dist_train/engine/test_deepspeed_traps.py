@@ -1,4 +1,4 @@
-"""The traps of spec/FIELD.md section 4: each naive way goes wrong, mostly unnoticed; ours does not.
+"""The traps of docs/reference/deepspeed.md#4: each naive way goes wrong, and ours does not.
 
 The naive halves are here to be noticed when they change: a DeepSpeed that has mended one of them
 lets a rule of dist_train/engine/engine.py go. Parity of our way is in test_engine.py, damaged
@@ -88,7 +88,7 @@ def _distance(ours: nn.Module, theirs: nn.Module) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-# (a) Several backward calls, and R1.
+# Several backward calls, and R1 (docs/reference/deepspeed.md#4.1).
 
 
 def _terms(networks: dict[str, nn.Module], x: Tensor, step: int) -> list[Tensor]:
@@ -175,7 +175,7 @@ class _Called:
         self.called = network
 
 
-# (b) Two engines.
+# Two engines (docs/reference/deepspeed.md#4.2).
 
 
 def _train_pair(zero_stage: int, freezing: bool) -> dict[str, nn.Module]:
@@ -217,7 +217,7 @@ def test_gradients_leak_into_networks_that_are_not_frozen() -> None:
     run_ranks(2, _check_freezing)
 
 
-# ZeRO-3, and what DeepSpeed decides by itself.
+# ZeRO-3, and what DeepSpeed decides by itself (docs/reference/deepspeed.md#4.6, #4.7).
 
 
 def _generator_loss(generator: nn.Module, x: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ def test_deepspeed_decides_nothing_by_itself() -> None:
     run_ranks(2, _check_defaults)
 
 
-# (c) Averages in half precision.
+# Averages in half precision (docs/reference/deepspeed.md#4.3).
 
 
 def test_an_average_in_half_precision_never_moves() -> None:
@@ -288,7 +288,7 @@ def test_an_average_in_half_precision_never_moves() -> None:
     torch.testing.assert_close(average, torch.full((8,), 2 - 0.9999**500), rtol=1e-4, atol=0)
 
 
-# (d), (e) DeepSpeed's own restart files.
+# DeepSpeed's own restart files (docs/reference/deepspeed.md#4.4, #4.5).
 
 
 def _save_naively(root: Path) -> None:
@@ -355,7 +355,7 @@ def test_deepspeeds_own_restart_files_are_not_to_be_trusted(tmp_path: Path) -> N
     run_ranks(1, _convert_naively, tmp_path)
 
 
-# (i) torch.distributed.checkpoint.
+# torch.distributed.checkpoint (docs/reference/deepspeed.md#5.2).
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -141,7 +141,7 @@ def test_traffic_and_interval_follow_their_formulas() -> None:
     machine = Machine(GPUS["a100-40g"], 2, 8, 100e9, 0.4)
     assert traffic_seconds(1e9, machine) == pytest.approx(0.01)  # the network, not NVLink
     assert traffic_seconds(1e9, replace(machine, nodes=1)) == pytest.approx(1e9 / 300e9)
-    # spec/FIELD.md section 3: a stall of 1 s and 33 days between failures ask for 40 minutes
+    # docs/reference/deepspeed.md#3.4: a stall of 1 s, failures each 33 days: every 40 minutes
     assert best_interval(1.0, 64, 64 * 33 * 24) == pytest.approx(40 * 60, rel=0.01)
     assert find_gpu("NVIDIA A100-SXM4-40GB") == GPUS["a100-40g"]
     assert find_gpu("Abacus") is None

@@ -8,7 +8,7 @@ from dist_train.recipes.wavediff import RECIPES
 from models.config_io import from_json, to_json
 from models.wavediff.config import WaveDiffConfig
 
-# Parameters of both networks (spec/WAVEDIFF.md section 5), steps of training (section 7).
+# Parameters of both networks (docs/reference/wavediff.md#5), steps of training (#7.3).
 # Without frequency blocks, the grouped convolutions of details are missing; without the frequency
 # pyramid, its convolutions read a quarter of the channels.
 COUNTS = {
@@ -33,7 +33,7 @@ COUNTS = {
 
 SWAPPED, LAYER, PIXELS = "LL_HL_LH_HH", "LL_LH_HL_HH", None
 
-# The official scripts row by row (section 7): batch over all GPUs, epochs, rates of G and D, gamma,
+# The official scripts (docs/reference/wavediff.md#7.3): global batch, epochs, rates of G, D, gamma,
 # lazy interval, EMA, steps, bands, weight of the reconstruction term.
 OFFICIAL = {
     "wavediff_cifar10": (256, 1800, 1.6e-4, 1.25e-4, 0.02, 15, 0.9999, 4, SWAPPED, 1),
