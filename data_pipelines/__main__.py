@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from data_pipelines import commands
-from data_pipelines.pack.command import add_pack, judge_pack
+from data_pipelines.pack.command import add_pack
 
 EXAMPLES = """examples:
   python -m data_pipelines pack photographs data/photographs --resolution 64
@@ -61,24 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add_arguments(subparsers.add_parser(name, help=purpose))
     return parser
-
-
-def check_pack(words: Sequence[str], patience: float = 15.0) -> tuple[str, ...] | None:
-    """Judge a command line of `pack` without packing: launchers ask before they queue jobs.
-
-    Args:
-        words: The command line.
-        patience: Seconds that listing the source may take. One that takes longer, such as a large
-            tar, is left for the job to judge.
-
-    Returns:
-        The names of the classes, None if that took too long.
-
-    Raises:
-        ValueError: It would be refused.
-        SystemExit: It does not parse; a message was printed.
-    """
-    return judge_pack(_parser().parse_args(words), patience)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,22 @@ MAY_IMPORT = {
     "evaluation": {"models", "data_pipelines", "dist_train", "evaluation"},
     "slurm": {"models", "data_pipelines", "dist_train", "evaluation", "slurm"},
 }
+ORDER = {
+    "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers winograd"
+    " > objective > sampler > sample_rng config_io",
+    "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"
+    " > sources packed > images sample_order progress",
+    "dist_train": "__main__ > train ema_posthoc > trainer > build > monitoring snapshots"
+    " > planning checkpoint ema > engine > runtime > precision > recipes > config"
+    " > ema_profiles schedules",
+    "evaluation": "__main__ dry_run > arguments request > evaluate > protocols"
+    " > samples reference results > rank_errors > features > metrics > image_sets detectors"
+    " progress",
+    "slurm": "__main__ > pipelines > monitor > continuous_eval doctor > submit > jobs > resources"
+    " > site slurm_cli",
+}
+"""Within a package a file or sub-package imports only what stands further down its line."""
+MOST_MODULES = 16
 OWNERS = {
     "deepspeed": {"dist_train/engine/engine.py"},
     "nvidia": {"data_pipelines/backends/dali_graph.py"},
@@ -69,3 +86,75 @@ def test_nothing_unpickles_untrusted_data(path: Path) -> None:
         assert called not in {"pickle.load", "pickle.loads", "os.system", "eval", "exec"}, path
         assert keywords.get("shell") != "True", path
         assert keywords.get("allow_pickle") != "True", path
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names of our modules that a file imports, also within functions."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in FILES}
+IMPORTS = {name: {n for n in _imported(path) if n in MODULES} for name, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_within_a_package_imports_point_one_way(package: str) -> None:
+    rows = [row.split() for row in ORDER[package].split(">")]
+    rank = {name: number for number, row in enumerate(rows) for name in row}
+    rooms = {name.split(".")[1] for name in MODULES if name.startswith(package + ".")}
+    assert rooms <= rank.keys(), "every room has a place in the order"
+    for name, imports in IMPORTS.items():
+        if not name.startswith(package + "."):
+            continue
+        room = name.split(".")[1]
+        for other in imports:
+            if other.startswith(package + ".") and other.split(".")[1] != room:
+                assert rank[room] < rank[other.split(".")[1]], f"{name} must not import {other}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle of imports: {' > '.join((*path, name))}"
+        if name not in done:
+            for other in IMPORTS[name] - {name}:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_nothing_imports_from_a_main_module() -> None:
+    for name, imports in IMPORTS.items():
+        assert not [other for other in imports if other.endswith("__main__")], name
+
+
+def test_directories_can_be_taken_in_at_a_glance() -> None:
+    counts = Counter(path.parent for path in FILES if path.name != "__init__.py")
+    crowded = {str(folder): count for folder, count in counts.items() if count > MOST_MODULES}
+    assert not crowded
+
+
+def test_both_model_families_have_the_same_file_names() -> None:
+    for name in ("config", "objective", "presets", "blocks"):
+        for family in ("rdm", "wavediff"):
+            assert f"models.{family}.{name}" in MODULES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.commands import summary
@@ -103,12 +104,27 @@ def source_of(arguments: argparse.Namespace) -> Source:
     return make_source(arguments.kind, arguments.source, details)
 
 
-def judge_pack(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | None:
-    """Refuse what packing would refuse; return the classes' names, None if listing takes longer.
+def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, ...] | None:
+    """Validate the arguments of `pack` without packing, so that launchers can reject them.
+
+    Args:
+        arguments: What follows `pack` on the command line.
+        patience: Seconds that listing the source may take. A source that takes longer, such as a
+            large tar, is left to the job.
+
+    Returns:
+        The names of the classes, None if listing took too long.
 
     Raises:
-        ValueError: It would be refused.
+        ValueError: Packing would reject them.
+        SystemExit: They do not parse; a message was printed.
     """
+    parser = argparse.ArgumentParser(prog="pack")
+    add_pack(parser)
+    return _check(parser.parse_args(arguments), patience)
+
+
+def _check(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | None:
     options_of(arguments)
     source_of(arguments)
     found: list[tuple[str, ...]] = []

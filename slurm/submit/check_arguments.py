@@ -35,9 +35,9 @@ def check_words(
 
         in_one_line(lambda: judge(words, inputs=inputs))
     elif inputs:
-        from data_pipelines.__main__ import check_pack
+        from data_pipelines.pack.command import check_pack
 
-        return in_one_line(lambda: check_pack(words))
+        return in_one_line(lambda: check_pack(words[1:]))
     return None
 
 
