@@ -4,12 +4,17 @@ A configuration is a tree of keyword-only dataclasses. Where a field may hold on
 (a union), the JSON object carries the class name under "type". Nothing is looked up outside the
 annotations, so reading a configuration can only ever build the classes that a field admits.
 
+A class lists settings that have moved in `RENAMED: ClassVar[dict[str, str]]`, from the old name to
+the new one, which may be dotted (`{"checkpoint_images": "checkpoint.every_images"}`): files written
+with the old names are read, and overrides that use them are rejected with the new name.
+
 It lives in `models`, the lowest layer, because a snapshot carries its objective's configuration.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import types
 import typing
@@ -80,6 +85,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise ConfigError(f"{assignment!r} is not an override; write key=value")
+        _reject_renamed(config, key)
         _assign(document, key, _parse_value(text))
     return from_json(type(config), document, type(config).__name__)
 
@@ -101,6 +107,21 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+def _reject_renamed(config: Any, dotted_key: str) -> None:
+    """Reject an override that uses a setting's old name.
+
+    Raises:
+        ConfigError: Names the new one.
+    """
+    node, names = config, dotted_key.split(".")
+    for depth, name in enumerate(names):
+        new_name = getattr(node, "RENAMED", {}).get(name)
+        if new_name is not None:
+            now = ".".join([*names[:depth], new_name, *names[depth + 1 :]])
+            raise ConfigError(f"setting {dotted_key!r} was renamed; write {now}=...")
+        node = node.get(name) if isinstance(node, Mapping) else getattr(node, name, None)
+
+
 def _assign(document: dict[str, Any], dotted_key: str, value: Any) -> None:
     *parents, last = dotted_key.split(".")
     node: Any = document
@@ -108,10 +129,34 @@ def _assign(document: dict[str, Any], dotted_key: str, value: Any) -> None:
         if not isinstance(node, dict) or name not in node or name == "type":
             known = ", ".join(k for k in node if k != "type") if isinstance(node, dict) else "none"
             place = ".".join(dotted_key.split(".")[:depth]) or "the configuration"
-            raise ConfigError(f"unknown setting {dotted_key!r}: {place} has the settings {known}")
+            raise ConfigError(
+                f"unknown setting {dotted_key!r}: {place} has the settings {known}"
+                + _did_you_mean(dotted_key, _dotted_keys(document))
+            )
         if depth < len(parents):
             node = node[name]
     node[last] = value
+
+
+def _dotted_keys(document: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings, groups of settings included."""
+    keys = []
+    for name, value in document.items():
+        if name != "type":
+            keys.append(prefix + name)
+            if isinstance(value, dict):
+                keys += _dotted_keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def _did_you_mean(unknown: str, known: Sequence[str]) -> str:
+    """Return "; did you mean ...?" with the names nearest to an unknown one, or ""."""
+    last = unknown.rpartition(".")[2]
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    settings = [key for key in known if not unknown.startswith(key + ".")]
+    similar = difflib.get_close_matches(unknown, settings, n=3, cutoff=0.7)
+    names = list(dict.fromkeys([*elsewhere, *similar]))[:3]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _decode(annotation: Any, value: Any, where: str) -> Any:
@@ -185,12 +230,15 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     names = {field.name for field in dataclasses.fields(cls)}
     if value.get("type", cls.__name__) != cls.__name__:
         raise ConfigError(f"{where} is of type {value['type']!r}, expected {cls.__name__}")
-    given = {key: entry for key, entry in value.items() if key != "type"}
-    unknown = sorted(given.keys() - names)
+    settings = _with_new_names(cls, {k: v for k, v in value.items() if k != "type"}, where)
+    unknown = sorted(settings.keys() - names)
     if unknown:
         known = ", ".join(sorted(names))
-        raise ConfigError(f"unknown setting {where}.{unknown[0]}: {cls.__name__} has {known}")
-    decoded = {key: _decode(hints[key], entry, f"{where}.{key}") for key, entry in given.items()}
+        raise ConfigError(
+            f"unknown setting {where}.{unknown[0]}: {cls.__name__} has {known}"
+            + _did_you_mean(unknown[0], sorted(names))
+        )
+    decoded = {key: _decode(hints[key], entry, f"{where}.{key}") for key, entry in settings.items()}
     try:
         return cls(**decoded)
     except TypeError as error:  # a required setting is missing
@@ -199,3 +247,23 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _with_new_names(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return settings read from a file with those that `cls` has renamed in their new places.
+
+    Raises:
+        ConfigError: A setting is there under both names.
+    """
+    renamed: Mapping[str, str] = getattr(cls, "RENAMED", {})
+    result = {name: value for name, value in settings.items() if name not in renamed}
+    for old_name in settings.keys() & renamed.keys():
+        *groups, last = renamed[old_name].split(".")
+        node = result
+        for group in groups:
+            node[group] = dict(node.get(group) or {})
+            node = node[group]
+        if last in node:
+            raise ConfigError(f"{where}.{old_name} is also there as {renamed[old_name]}; keep one")
+        node[last] = settings[old_name]
+    return result

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -119,3 +119,60 @@ def test_differences_are_dotted() -> None:
         "shape.edge": (4, 6),
         "smooth": (False, True),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Border:
+    RENAMED: ClassVar[dict[str, str]] = {"thickness": "width"}
+    width: float = 1.0
+    colour: str = "black"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    RENAMED: ClassVar[dict[str, str]] = {"border_width": "border.width", "name": "title"}
+    title: str = ""
+    border: Border = field(default_factory=Border)
+
+
+def test_old_names_are_read_in_their_new_places() -> None:
+    new = Picture(title="sea", border=Border(width=2.0))
+    assert from_json(Picture, {"name": "sea", "border_width": 2}) == new
+    half = {"type": "Picture", "title": "sea", "border": {"type": "Border", "thickness": 2}}
+    assert from_json(Picture, half) == new
+    moved = {"border_width": 2, "border": {"colour": "red"}}
+    assert from_json(Picture, moved).border == Border(width=2.0, colour="red")
+    assert moved == {"border_width": 2, "border": {"colour": "red"}}, "the document stays as it is"
+    assert "border_width" not in to_json(new)
+    with pytest.raises(ConfigError, match=r"config\.name is also there as title; keep one"):
+        from_json(Picture, {"name": "sea", "title": "land"})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("name=x", "setting 'name' was renamed; write title=..."),
+        ("border_width=3", "setting 'border_width' was renamed; write border.width=..."),
+        ("border.thickness=3", "setting 'border.thickness' was renamed; write border.width=..."),
+    ],
+)
+def test_overrides_with_old_names_are_rejected_with_the_new_name(
+    assignment: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=_escape(message)):
+        override(Picture(), [assignment])
+
+
+def test_unknown_settings_suggest_similar_ones() -> None:
+    for key, suggestion in [
+        ("tittle", "did you mean title?"),
+        ("border.with", "did you mean border.width?"),
+        ("colour", "did you mean border.colour?"),
+    ]:
+        with pytest.raises(ConfigError, match=_escape(suggestion)):
+            override(Picture(), [f"{key}=1"])
+    with pytest.raises(ConfigError, match=r"unknown setting config\.tittle.*did you mean title\?"):
+        from_json(Picture, {"tittle": "sea"})
+    with pytest.raises(ConfigError) as error:
+        override(Picture(), ["frobnicate=1"])
+    assert "did you mean" not in str(error.value)
