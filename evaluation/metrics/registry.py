@@ -7,7 +7,7 @@ A metric is asked for as `kind` or `kind:tap`, e.g. `fd:block4`. Values are name
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,18 +72,21 @@ class MetricRequest:
         result: dict[str, Any] = {
             "values": values,
             "tap": self.tap,
-            "n_gen": gen.n,
-            "n_ref": self.reference_size(ref),
+            "n_gen": self._size(gen, GEN_MOMENTS),
+            "n_ref": self._size(ref, REF_MOMENTS),
         }
         if bootstrap and self.kind in RESAMPLED:
             result["interval95"] = self._interval(gen, ref, world, bootstrap, values)
         return result | {"seconds": round(time.monotonic() - started, 3)}
 
-    def reference_size(self, ref: FeatureSet) -> int | None:
-        """Return how many reference images the value rests on (None: the file does not tell)."""
-        if self.kind in FROM_MOMENTS:
-            return ref.gaussians[self.tap].n if self.tap in ref.gaussians else None
-        return len(ref.features[self.tap]) if self.tap in ref.features else None
+    def _size(self, images: FeatureSet, from_moments: Collection[str]) -> int | None:
+        """Return how many images of a set the value rests on (None: its file does not say).
+
+        Moments are of all images; features, in large sets, only of the selected ones.
+        """
+        if self.kind in from_moments:
+            return images.gaussians[self.tap].n if self.tap in images.gaussians else None
+        return len(images.features[self.tap]) if self.tap in images.features else None
 
     def _interval(
         self, gen: FeatureSet, ref: FeatureSet, world: World, count: int, values: Values
@@ -148,13 +151,26 @@ def _at_infinity(
 
 def _is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
     del ref, world
-    scores = split_scores(gen.rows(tap), contiguous_splits(gen.n))
+    logits = _complete_rows(gen, tap)
+    scores = split_scores(logits, contiguous_splits(len(logits)))
     return {"score": float(scores.mean()), "std": float(scores.std())}
 
 
 def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
     del ref, world
-    return {"score": float(split_scores(gen.rows(tap), chunk_splits(gen.n)).mean())}
+    logits = _complete_rows(gen, tap)
+    return {"score": float(split_scores(logits, chunk_splits(len(logits))).mean())}
+
+
+def _complete_rows(gen: FeatureSet, tap: str) -> FloatArray:
+    """Return the features of all images: splits in order of index mean nothing in a selection."""
+    rows = gen.rows(tap)
+    if not gen.is_complete(tap):
+        raise ValueError(
+            f"the Inception Score needs the logits of all {gen.n} images; of so large a set only"
+            f" {len(rows)} are stored: give fewer seeds, or compute is_inf, which takes a subset"
+        )
+    return rows
 
 
 def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
@@ -223,9 +239,10 @@ KINDS: dict[str, Compute] = {
     "cmmd": _cmmd,
     "mind": _mind,
 }
-FROM_MOMENTS = {"fd", "fd_biased", "fd_inf"}
-"""Metrics that ask only for the reference's moments."""
-
+GEN_MOMENTS = {"fd", "fd_biased"}
+"""Metrics that take only the moments of the generated set."""
+REF_MOMENTS = {"fd", "fd_biased", "fd_inf"}
+"""Metrics that take only the moments of the reference."""
 
 FIELD_NAMES = {
     ("inception", "fd", "pool"): "fid",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import scipy.linalg
 import torch
 
 from dist_train.runtime.world import World
-from evaluation.features import BatchStore, MomentStore, evenly_spread
+from evaluation import features as features_module
+from evaluation.detectors.base import Detector
+from evaluation.features import BatchStore, MomentStore, evenly_spread, extract
 from evaluation.metrics import nearest_neighbours
 from evaluation.metrics.bootstrap import interval
 from evaluation.metrics.extrapolate import limit
@@ -29,7 +32,8 @@ from evaluation.metrics.precision_recall import manifold_scores
 from evaluation.metrics.registry import MetricRequest
 from evaluation.metrics.statistics import FeatureSet, Gaussian, Moments, gaussian_of, moments_of
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+CPU = torch.device("cpu")
+ALONE = World(rank=0, local_rank=0, size=1, device=CPU)
 RNG = np.random.default_rng(0)
 
 
@@ -225,6 +229,55 @@ def test_streamed_moments_are_those_of_kept_features(tmp_path: Path, split: list
     )
     assert list(streamed.selected) == evenly_spread(47, 10)
     np.testing.assert_array_equal(streamed.rows("t"), x[evenly_spread(47, 10)])
+
+
+def test_sizes_above_the_cap_are_those_of_the_features_that_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set too large to keep every feature: moments of all images, features of some."""
+    monkeypatch.setattr(features_module, "STREAMING_IMAGES", 40)
+    pixels = torch.from_numpy(RNG.integers(0, 256, (60, 3, 2, 2), dtype=np.uint8))
+    images = TensorImages(pixels)
+    detector = Detector({"name": "mean", "pipeline": "raw"}, {"t": 3}, lambda _: mean_network, CPU)
+    gen = extract(images, detector, tmp_path, ALONE, batch_size=7, num_kept=20)
+    ref = FeatureSet({}, 60, {"t": gen.gaussian("t")}, {"t": gen.rows("t")}, gen.selected)
+    sizes = {
+        kind: (metric["n_gen"], metric["n_ref"])
+        for kind in ("fd", "fd_biased", "fd_inf", "pr", "kid", "is_inf")
+        if (metric := MetricRequest(kind, "t").compute(gen, ref, ALONE))
+    }
+    assert sizes == {
+        "fd": (60, 60),
+        "fd_biased": (60, 60),
+        "fd_inf": (20, 60),
+        "pr": (20, 20),
+        "kid": (20, 20),
+        "is_inf": (20, 20),
+    }
+    for kind in ("is", "is_chunks"):
+        with pytest.raises(ValueError, match="of all 60 images; of so large a set only 20"):
+            MetricRequest(kind, "t").compute(gen, ref, ALONE)
+
+
+class TensorImages:
+    """A set of images in memory."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+        self.identity = {"kind": "tensor", "digest": "0", "num_images": len(pixels)}
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def labels(self, indices: Sequence[int]) -> None:
+        del indices
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        return self.pixels[list(indices)]
+
+
+def mean_network(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"t": x.mean((2, 3))}
 
 
 def test_a_missing_or_repeated_image_is_not_reported_over(tmp_path: Path) -> None:
