@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent.parent
+SOURCE = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 
 

@@ -354,6 +354,7 @@ def test_jobs_run_the_code_that_was_submitted(tmp_path: Path) -> None:
     assert copy == copy_code(tmp_path), "unchanged code is shared"
     assert code_digest(copy) == code_digest()
     assert code_files(copy) == code_files(SOURCE)
+    assert Path("slurm/submit/code_copy.py") in code_files(copy)
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-c", "import slurm; print(slurm.__file__)"]
     printed = subprocess.run(
