@@ -1,12 +1,12 @@
-"""Launching relaywave's commands as Slurm jobs.
+"""relaywave's commands as Slurm jobs.
 
-doctor.py         `python -m slurm doctor`
-resources.py      What a job asks of the scheduler, and how often it is run again
-site.py           The site profile
-slurm_cli.py      Slurm's commands, asked and answered in plain types. Nothing here goes through
+workflows/        Experiments as graphs of jobs, each a documented function like a recipe
+monitor/          Where runs and their jobs stand: status, logs, history, cancel
 continuous_eval/  Scheduled evaluation of the snapshots of runs, each exactly once
-jobs/             Jobs
-monitor/          What is seen of runs and their jobs: status, logs, history
-pipelines/        Pipelines: documented functions that return complete chains of jobs
-submit/           Submitting: options, validation before anything is queued, and the launcher
+doctor.py         `python -m slurm doctor`: whether a site is fit for training
+submit/           Submitting: options, validation before anything is queued, the launcher
+jobs/             What jobs do: their ranks, their records, how they end, whether they run again
+resources.py      What a job requests from the scheduler, and the limits of running it again
+site.py           The site profile (TOML): facts of a cluster, such as partition and account
+slurm_cli.py      Slurm's own commands, called without a shell and parsed into plain types
 """

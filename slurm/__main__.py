@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from slurm.continuous_eval.command import add_reconcile
 from slurm.doctor import add_doctor
 from slurm.monitor.commands import add_cancel, add_history, add_logs, add_status
-from slurm.pipelines.command import add_pipeline
 from slurm.submit.eval_pack_commands import add_eval, add_pack, add_reference, add_sample
 from slurm.submit.sweep_command import add_sweep
 from slurm.submit.train_command import add_resume, add_train
+from slurm.workflows.command import add_workflow
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (add_train, "submit a run"),
@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "reference": (add_reference, "submit reference statistics"),
     "pack": (add_pack, "submit the packing of an image set as an array"),
     "resume": (add_resume, "submit stopped runs again"),
-    "pipeline": (add_pipeline, "submit a whole experiment as a chain of jobs"),
+    "workflow": (add_workflow, "submit an experiment as a graph of jobs"),
     "reconcile": (add_reconcile, "submit what is missing of scheduled evaluation"),
     "status": (add_status, "show where runs and their jobs stand"),
     "logs": (add_logs, "show what the tasks of a job print"),
@@ -34,11 +34,14 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "doctor": (add_doctor, "check whether a site is fit for training"),
     "cancel": (add_cancel, "end jobs; training saves its state first"),
 }
+ALIASES = {"pipeline": "workflow"}
+"""Former names of commands, which scripts may still use."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    words[:1] = [ALIASES.get(word, word) for word in words[:1]]
     listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
     chooser = argparse.ArgumentParser(
         prog="python -m slurm",

@@ -29,7 +29,7 @@ ORDER = {
     "evaluation": "__main__ dry_run > arguments request > evaluate > protocols"
     " > samples reference results > rank_errors > features > metrics > image_sets detectors"
     " progress",
-    "slurm": "__main__ > pipelines > monitor > continuous_eval doctor > submit > jobs > resources"
+    "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
     " > site slurm_cli",
 }
 """Within a package a file or sub-package imports only what stands further down its line."""

@@ -1,10 +1,10 @@
-"""Pipelines: documented functions that return complete chains of jobs.
+"""Workflows: experiments as graphs of jobs, from the downloaded images to the table of results.
 
-command.py     `python -m slurm pipeline NAME --root DIR`
-papers.py      The two papers' experiments, from the downloaded images to the table of results
-pipeline.py    Chains of jobs
-quickstart.py  The quickstart as jobs
-steps.py       The parts that pipelines are made of, each a step or two
+command.py     `python -m slurm workflow NAME --root DIR`: validates all steps, then submits them
+workflow.py    A graph of jobs: its steps, which are finished, queued or missing, and its report
+steps.py       The kinds of steps: pack, train, sample, reference, evaluate, table
+papers.py      The experiments of the two papers
+quickstart.py  The quickstart: both models on the embedded photographs
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.config_io import ConfigError
-from slurm.pipelines import papers, quickstart
-from slurm.pipelines.pipeline import Pipeline
-from slurm.pipelines.steps import Inputs
+from slurm.workflows import papers, quickstart
+from slurm.workflows.steps import Inputs
+from slurm.workflows.workflow import Workflow
 
-PIPELINES: dict[str, Callable[[Inputs], Pipeline]] = {
-    pipeline.__name__: pipeline for pipeline in (*quickstart.PIPELINES, *papers.PIPELINES)
+WORKFLOWS: dict[str, Callable[[Inputs], Workflow]] = {
+    workflow.__name__: workflow for workflow in (*quickstart.WORKFLOWS, *papers.WORKFLOWS)
 }
 
 
-def find_pipeline(name: str) -> Callable[[Inputs], Pipeline]:
-    """Return the pipeline of a name. Raises ConfigError, listing all names, if there is none."""
-    if name not in PIPELINES:
-        raise ConfigError(f"there is no pipeline {name!r}; known are {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+def find_workflow(name: str) -> Callable[[Inputs], Workflow]:
+    """Return the workflow of a name. Raises ConfigError, listing all names, if there is none."""
+    if name not in WORKFLOWS:
+        raise ConfigError(f"there is no workflow {name!r}; known are {', '.join(WORKFLOWS)}")
+    return WORKFLOWS[name]

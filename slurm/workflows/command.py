@@ -1,4 +1,4 @@
-"""`python -m slurm pipeline NAME --root DIR`: the command around `slurm.pipelines.pipeline`."""
+"""`python -m slurm workflow NAME --root DIR`: validates all steps, then submits what is missing."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from data_pipelines.packed.manifest import MANIFEST
 from models.config_io import ConfigError
 from slurm.jobs.jobs import CommandJob
 from slurm.monitor.status import queue_or_nothing
-from slurm.pipelines.pipeline import Pipeline, Step, format_tree, job_in_queue, submit_pipeline
 from slurm.slurm_cli import queued
 from slurm.submit.arguments import Target, add_resources, resources_of, target_of
 from slurm.submit.check_arguments import check_words
 from slurm.submit.preflight import check_run, check_speed
+from slurm.workflows.workflow import Step, Workflow, format_tree, job_in_queue, submit_workflow
 
 if TYPE_CHECKING:
-    from slurm.pipelines.steps import Inputs
+    from slurm.workflows.steps import Inputs
 
 
-def pipeline_command(args: argparse.Namespace) -> None:
-    """Submit what is missing of a pipeline, and show its tree."""
-    from slurm.pipelines import PIPELINES, find_pipeline
-    from slurm.pipelines.steps import Inputs
+def workflow_command(args: argparse.Namespace) -> None:
+    """Submit what is missing of a workflow, and show its tree."""
+    from slurm.workflows import WORKFLOWS, find_workflow
+    from slurm.workflows.steps import Inputs
 
-    if args.pipeline == "list":
-        for name, function in PIPELINES.items():
+    if args.workflow == "list":
+        for name, function in WORKFLOWS.items():
             print(f"{name:26} {(function.__doc__ or '').splitlines()[0]}")
         return
     if args.root is None:
-        raise ValueError("--root is missing: name the folder for all that the pipeline makes")
+        raise ValueError("--root is missing: name the folder for all that the workflow makes")
     if args.cluster != "slurm":
-        raise ValueError("a pipeline's jobs wait for each other, which needs Slurm")
+        raise ValueError("a workflow's jobs wait for each other, which needs Slurm")
     target = target_of(args)
     inputs = Inputs(
         root=args.root.absolute(),
@@ -49,28 +49,28 @@ def pipeline_command(args: argparse.Namespace) -> None:
     for path in (args.source, args.weights):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
-    pipeline = find_pipeline(args.pipeline)(inputs)
-    _check_overrides(pipeline, inputs)
+    workflow = find_workflow(args.workflow)(inputs)
+    _check_overrides(workflow, inputs)
     if args.tree:
-        print(format_tree(pipeline.name, pipeline.steps, queue_or_nothing()))
+        print(format_tree(workflow.name, workflow.steps, queue_or_nothing()))
         return
     classes: tuple[str, ...] | None = None
-    for step in pipeline.steps:
+    for step in workflow.steps:
         with _naming(step):
             target.check(step.resources, step.folder)
             classes = _check_words(step, known=classes is not None) or classes
     queue = {} if target.dry_run else queued()
-    for step in pipeline.steps:
+    for step in workflow.steps:
         with _naming(step):
-            _check_run(step, target, classes, job_in_queue(pipeline.name, step, queue))
-    submit_pipeline(pipeline, target, queue, _prepare)
+            _check_run(step, target, classes, job_in_queue(workflow.name, step, queue))
+    submit_workflow(workflow, target, queue, _prepare)
     if not target.dry_run:
-        print(format_tree(pipeline.name, pipeline.steps, queued()))
+        print(format_tree(workflow.name, workflow.steps, queued()))
 
 
-def _check_overrides(pipeline: Pipeline, inputs: Inputs) -> None:
+def _check_overrides(workflow: Workflow, inputs: Inputs) -> None:
     """Check that settings for one step name a step that trains. Raises ConfigError otherwise."""
-    training = [step.name for step in pipeline.steps if step.config is not None]
+    training = [step.name for step in workflow.steps if step.config is not None]
     for name in inputs.override_steps:
         if name not in training:
             known = ", ".join(training)
@@ -130,9 +130,9 @@ def _prepare(step: Step) -> None:
         settle_config(step.folder, step.config, correct=True)
 
 
-def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `pipeline`."""
-    parser.add_argument("pipeline", help="name of a pipeline, or `list`")
+def add_workflow(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `workflow`."""
+    parser.add_argument("workflow", help="name of a workflow, or `list`")
     parser.add_argument(
         "overrides", nargs="*", metavar="[STEP:]key=value", help="changed settings of training"
     )
@@ -143,4 +143,4 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=16, help="array tasks of packing")
     parser.add_argument("--tree", action="store_true", help="show where it stands, and stop")
     add_resources(parser)
-    parser.set_defaults(command=pipeline_command)
+    parser.set_defaults(command=workflow_command)

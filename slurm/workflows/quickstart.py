@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from slurm.pipelines.pipeline import Pipeline
-from slurm.pipelines.steps import (
+from slurm.workflows.steps import (
     Inputs,
     evaluate_step,
     pack_steps,
@@ -12,11 +11,12 @@ from slurm.pipelines.steps import (
     train_step,
     with_table,
 )
+from slurm.workflows.workflow import Workflow
 
 METRICS = ("--metrics", "fd:block4,fd:block10", "--batch-size", "32")
 
 
-def quickstart(inputs: Inputs) -> Pipeline:
+def quickstart(inputs: Inputs) -> Workflow:
     """RDM (16 -> 64) and WaveDiff (64) on photographs: minutes on a few cores."""
     data, both = inputs.root / "data", ("edm16", "relay64")
     return with_table(
@@ -34,4 +34,4 @@ def quickstart(inputs: Inputs) -> Pipeline:
     )
 
 
-PIPELINES = (quickstart,)
+WORKFLOWS = (quickstart,)

@@ -1,4 +1,4 @@
-"""The parts that pipelines are made of, each a step or two."""
+"""The parts that workflows are made of, each a step or two."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from dist_train.recipes import find_recipe
 from models.config_io import override
 from slurm.jobs.jobs import CommandJob, TrainJob
-from slurm.pipelines.pipeline import Pipeline, ReportJob, Step
 from slurm.resources import Resources
+from slurm.workflows.workflow import ReportJob, Step, Workflow
 
 PACK_TASKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a pipeline is given on the command line.
+    """What a workflow is given on the command line.
 
     Attributes:
         root: Folder of everything that it makes.
@@ -141,8 +141,8 @@ def evaluate_step(
     return _evaluation_step(inputs, name, "eval", words, ("reference", *runs))
 
 
-def with_table(name: str, inputs: Inputs, *steps: Step) -> Pipeline:
-    """Return the pipeline of these steps and a last one, `table`, which reports on all of them.
+def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
+    """Return the workflow of these steps and a last one, `table`, which reports on all of them.
 
     It runs when the others have ended, whether well or not: it shows what failed beside the results
     that there are.
@@ -156,7 +156,7 @@ def with_table(name: str, inputs: Inputs, *steps: Step) -> Pipeline:
         name="table", kind="table", folder=inputs.root, jobs=[report], resources=inputs.single,
         after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",
     )  # fmt: skip
-    return Pipeline(name, inputs.root, (*steps, table))
+    return Workflow(name, inputs.root, (*steps, table))
 
 
 def _evaluation_step(

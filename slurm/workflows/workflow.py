@@ -1,4 +1,4 @@
-"""Chains of jobs: steps that wait for each other, submitted again as often as one likes.
+"""Workflows: a graph of jobs; submission is idempotent.
 
 A step whose product is on disk is skipped, one whose job is in the queue is left there, and what is
 submitted waits for the jobs before it.
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A part of a pipeline: a job, or an array of jobs.
+    """A part of a workflow: a job, or an array of jobs.
 
     Attributes:
-        name: Name within the pipeline.
+        name: Name within the workflow.
         kind: The command that it is: `train`, `eval`, `pack`, ...
         folder: Folder that its jobs work for.
         jobs: What is done.
@@ -59,7 +59,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Workflow:
     """Steps in an order in which each comes after those that it waits for.
 
     Raises:
@@ -79,25 +79,25 @@ class Pipeline:
             before.add(step.name)
 
 
-def newest_record(pipeline: str, step: Step) -> JobRecord | None:
+def newest_record(workflow: str, step: Step) -> JobRecord | None:
     """Return the record of a step's newest job, None if it was never submitted."""
     records = JobFolder(step.folder).records()
-    return next((r for r in reversed(records) if r.name == job_name(pipeline, step)), None)
+    return next((r for r in reversed(records) if r.name == job_name(workflow, step)), None)
 
 
-def job_name(pipeline: str, step: Step) -> str:
+def job_name(workflow: str, step: Step) -> str:
     """Return the name of a step's job."""
-    return f"{pipeline}-{step.name}"
+    return f"{workflow}-{step.name}"
 
 
-def job_in_queue(pipeline: str, step: Step, queue: Collection[str]) -> str:
+def job_in_queue(workflow: str, step: Step, queue: Collection[str]) -> str:
     """Return the id of a step's job that is in the queue, "" if there is none."""
-    record = newest_record(pipeline, step)
+    record = newest_record(workflow, step)
     return record.job_id if record and set(record.task_ids) & set(queue) else ""
 
 
-def submit_pipeline(
-    pipeline: Pipeline,
+def submit_workflow(
+    workflow: Workflow,
     target: Target,
     queue: Collection[str],
     prepare: Callable[[Step], None],
@@ -105,7 +105,7 @@ def submit_pipeline(
     """Submit what is missing.
 
     Args:
-        pipeline: The steps.
+        workflow: The steps.
         target: Where to.
         queue: Ids of the jobs in Slurm's queue.
         prepare: Called for each step before its submission.
@@ -113,26 +113,26 @@ def submit_pipeline(
     Raises:
         SlurmError: Slurm would refuse a step; then nothing was submitted.
     """
-    missing = [step for step in pipeline.steps if not step.finished()]
-    alive = {step.name: job_in_queue(pipeline.name, step, queue) for step in missing}
+    missing = [step for step in workflow.steps if not step.finished()]
+    alive = {step.name: job_in_queue(workflow.name, step, queue) for step in missing}
     due = [step for step in missing if not alive[step.name]]
     for step in due:
-        target.judge(_submission(pipeline, step, target, {}))
+        target.judge(_submission(workflow, step, target, {}))
     ids = {name: job_id for name, job_id in alive.items() if job_id}
     for step in due:
         if not target.dry_run:
             prepare(step)
-        record = target.launch(_submission(pipeline, step, target, ids))
+        record = target.launch(_submission(workflow, step, target, ids))
         ids[step.name] = record.job_id if record else f"JOB_OF_{step.name}"
 
 
 def _submission(
-    pipeline: Pipeline, step: Step, target: Target, ids: Mapping[str, str]
+    workflow: Workflow, step: Step, target: Target, ids: Mapping[str, str]
 ) -> Submission:
     waits = [f"{step.when}:{ids[name]}" for name in step.after if name in ids]
     return Submission(
         kind=step.kind,
-        name=job_name(pipeline.name, step),
+        name=job_name(workflow.name, step),
         folder=step.folder,
         jobs=step.jobs,
         resources=dataclasses.replace(step.resources, dependency=",".join(waits)),
@@ -142,7 +142,7 @@ def _submission(
 
 
 def format_tree(name: str, steps: Sequence[Step], queue: Mapping[str, QueuedJob]) -> str:
-    """Return the steps of a pipeline as a tree, with where each stands."""
+    """Return the steps of a workflow as a tree, with where each stands."""
     depths: dict[str, int] = {}
     lines = [name]
     for step in steps:
@@ -154,10 +154,10 @@ def format_tree(name: str, steps: Sequence[Step], queue: Mapping[str, QueuedJob]
     return "\n".join(lines)
 
 
-def _standing(pipeline: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
+def _standing(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     if step.finished():
         return "finished"
-    record = newest_record(pipeline, step)
+    record = newest_record(workflow, step)
     if record is None:
         return "not submitted"
     states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
@@ -171,16 +171,16 @@ def _standing(pipeline: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
 
 @dataclass(frozen=True)
 class ReportJob:
-    """The end of a pipeline, whatever became of it: its tree, and a table of the results there are.
+    """The end of a workflow, whatever became of it: its tree, and a table of the results there are.
 
     Attributes:
-        pipeline: Name of the pipeline.
+        workflow: Name of the workflow.
         steps: All steps before this one.
         results: Results of evaluation, in the order of the table.
         done: File that is written when no result is missing.
     """
 
-    pipeline: str
+    workflow: str
     steps: tuple[Step, ...]
     results: tuple[Path, ...]
     done: Path
@@ -188,7 +188,7 @@ class ReportJob:
     @property
     def title(self) -> str:
         """What it does, in a few words, for people."""
-        return f"report on {self.pipeline}"
+        return f"report on {self.workflow}"
 
     def finished(self) -> bool:
         """Whether it has reported on all results."""
@@ -196,14 +196,14 @@ class ReportJob:
 
     def __call__(self) -> str:
         """Report; ends with exit code 1 if a result is missing, so that it is not finished."""
-        print(format_tree(self.pipeline, self.steps, queued()), flush=True)
+        print(format_tree(self.workflow, self.steps, queued()), flush=True)
         there = [str(path) for path in self.results if path.exists()]
         if there:
             run_command("evaluation", ["table", *there])
         if len(there) < len(self.results):
             missing = [path.stem for path in self.results if not path.exists()]
             sys.exit(
-                f"error: no result of {', '.join(missing)}; mend it and submit the pipeline again"
+                f"error: no result of {', '.join(missing)}; mend it and submit the workflow again"
             )
         self.done.parent.mkdir(parents=True, exist_ok=True)
         self.done.touch()

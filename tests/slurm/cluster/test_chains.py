@@ -1,4 +1,4 @@
-"""Arrays, sweeps, pipelines and scheduled evaluation on a real Slurm."""
+"""Arrays, sweeps, workflows and scheduled evaluation on a real Slurm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.slurm.cluster import helpers
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ONE_TASK = ["--nodes=1", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]
-TINY_PIPELINE = [
+TINY_WORKFLOW = [
     "wandb_project=null",
     "global_batch_size=8",
     "total_images=16",
@@ -53,74 +53,74 @@ def pictures(cluster: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def words(cluster: Path, pictures: Path) -> list[str]:
-    """The quickstart's pipeline with both models, tiny; the pictures are packed by four tasks."""
-    root, shares = ["--root", str(cluster / "pipeline")], ["--tasks=4", "--images=8"]
+    """The quickstart's workflow with both models, tiny; the pictures are packed by four tasks."""
+    root, shares = ["--root", str(cluster / "workflow")], ["--tasks=4", "--images=8"]
     source = ["--source", str(pictures)]
-    return ["pipeline", "quickstart", *root, *source, *shares, *ONE_TASK, *TINY_PIPELINE]
+    return ["workflow", "quickstart", *root, *source, *shares, *ONE_TASK, *TINY_WORKFLOW]
 
 
 @pytest.fixture(scope="module")
-def pipeline_root(cluster: Path, words: list[str]) -> Path:
-    """Run the pipeline to its end."""
+def workflow_root(cluster: Path, words: list[str]) -> Path:
+    """Run the workflow to its end."""
     assert main(words) == 0
     in_queue = set(queued())
     assert main(words) == 0, "what is in the queue is left there"
     assert set(queued()) <= in_queue
-    helpers.wait_for("the pipeline", lambda: not queued(), 400)
+    helpers.wait_for("the workflow", lambda: not queued(), 400)
     assert main(words) == 0
     assert not queued(), "what is finished is skipped"
-    return cluster / "pipeline"
+    return cluster / "workflow"
 
 
-def test_a_pipeline_ends_in_tables(
-    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_workflow_ends_in_tables(
+    workflow_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--tree"]) == 0
     tree = capsys.readouterr().out
     assert tree.count("finished") == 11, tree
-    table = [r for r in JobFolder(pipeline_root).records() if r.kind == "table"]
+    table = [r for r in JobFolder(workflow_root).records() if r.kind == "table"]
     assert len(table) == 1
-    assert main(["logs", str(pipeline_root), "--job", table[0].job_id]) == 0
+    assert main(["logs", str(workflow_root), "--job", table[0].job_id]) == 0
     printed = capsys.readouterr().out
     assert "RDM" in printed
     assert "WaveDiff" in printed
     assert "fd:block4" in printed
 
 
-def test_a_pipeline_reports_what_failed_and_goes_on_when_it_is_mended(
-    pipeline_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_workflow_reports_what_failed_and_goes_on_when_it_is_mended(
+    workflow_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = pipeline_root / "wavediff64" / "snapshots" / f"{16:012d}" / "weights.safetensors"
+    weights = workflow_root / "wavediff64" / "snapshots" / f"{16:012d}" / "weights.safetensors"
     aside = weights.rename(weights.with_name("aside"))
     for name in ("evaluation/wavediff.json", "slurm/done/wavediff", "slurm/done/table"):
-        (pipeline_root / name).unlink()
+        (workflow_root / name).unlink()
     assert main(words) == 0
-    helpers.wait_for("the pipeline", lambda: not queued(), 120)
-    report = JobFolder(pipeline_root).records()[-1]
+    helpers.wait_for("the workflow", lambda: not queued(), 120)
+    report = JobFolder(workflow_root).records()[-1]
     assert report.kind == "table"
     assert report.resources.dependency.startswith("afterany:")
     capsys.readouterr()
-    assert main(["logs", str(pipeline_root), "--job", report.job_id]) == 0
+    assert main(["logs", str(workflow_root), "--job", report.job_id]) == 0
     printed = capsys.readouterr().out
     why = r"was failed \(/.*weights.safetensors cannot be read: .*\); logs in /"
     assert re.search(rf"wavediff: STOPPED: job \d+ {why}", printed), printed
-    assert "no result of wavediff; mend it and submit the pipeline again" in printed
+    assert "no result of wavediff; mend it and submit the workflow again" in printed
     assert "fd:block4" in printed, "the results that there are"
     assert "rdm: finished" in printed
     aside.rename(weights)
     assert main(words) == 0
-    helpers.wait_for("the pipeline", lambda: not queued(), 120)
+    helpers.wait_for("the workflow", lambda: not queued(), 120)
     capsys.readouterr()
     assert main([*words, "--tree"]) == 0
     assert capsys.readouterr().out.count("finished") == 11
 
 
 def test_an_array_packs_what_one_process_packs(
-    pipeline_root: Path, pictures: Path, tmp_path: Path
+    workflow_root: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ["pack", "images", str(pictures), str(tmp_path / "one"), "--resolution", "64"]
     subprocess.run([sys.executable, "-m", "data_pipelines", *words], check=True)
-    ours, theirs = read_manifest(pipeline_root / "data"), read_manifest(tmp_path / "one")
+    ours, theirs = read_manifest(workflow_root / "data"), read_manifest(tmp_path / "one")
     assert ours.digest == theirs.digest
     assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]
 
@@ -142,10 +142,10 @@ def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_every_snapshot_is_evaluated_exactly_once(
-    cluster: Path, pipeline_root: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Path, workflow_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = pipeline_root / "edm16"
-    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    run_dir = workflow_root / "edm16"
+    words = ("--reference", str(workflow_root / "reference.npz"), "--metrics", "fd:block4")
     protocols = tuple(
         ScheduledProtocol(name=name, words=(*words, "--seeds", seeds))
         for name, seeds in (("quick", "0-3"), ("full", "4-9"))
@@ -189,9 +189,9 @@ def hurry(run_dir: Path) -> None:
             subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=False)
 
 
-def test_rank_0_has_its_snapshots_evaluated(cluster: Path, pipeline_root: Path) -> None:
+def test_rank_0_has_its_snapshots_evaluated(cluster: Path, workflow_root: Path) -> None:
     run_dir = cluster / "scheduled"
-    words = ("--reference", str(pipeline_root / "reference.npz"), "--metrics", "fd:block4")
+    words = ("--reference", str(workflow_root / "reference.npz"), "--metrics", "fd:block4")
     quick = ScheduledProtocol(name="quick", words=(*words, "--seeds", "0-3"))
     write_plan(run_dir, EvaluationPlan(protocols=(quick,), resources=Resources(minutes=10)))
     helpers.train(run_dir, "total_images=16", "snapshot_images=8", "objective.sampling.steps=2")

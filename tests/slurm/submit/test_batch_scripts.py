@@ -61,7 +61,7 @@ COMMANDS = {
              "--nodes=2", "--gpus-per-node=8"],
     "reference": ["reference", "{root}/data", "--out", "{root}/data.npz", "--gpus-per-node=4"],
     "pack": ["pack", "photographs", "{root}/set", "--resolution", "64", "--tasks=4"],
-    "pipeline": ["pipeline", "quickstart", "--root", "{root}/all", "--tasks=4"],
+    "workflow": ["workflow", "quickstart", "--root", "{root}/all", "--tasks=4"],
     "resume": ["resume", "{root}/run"],
     "reconcile": ["reconcile", "{root}/run", "--plan", "{root}/plan.json"],
     "reconcile_every": ["reconcile", "{root}/run", "--every=30", "--partition=preempt"],

@@ -118,11 +118,11 @@ def test_damaged_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no checkpoint of" in capsys.readouterr().err
 
 
-def test_the_classes_of_a_source_that_a_pipeline_packs(
+def test_the_classes_of_a_source_that_a_workflow_packs(
     sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, source = ["--root", str(tmp_path / "all")], ["--source", str(sets / "source")]
-    words = ["pipeline", "quickstart", *root, "--gpus-per-node=0", "--dry-run", *source]
+    words = ["workflow", "quickstart", *root, "--gpus-per-node=0", "--dry-run", *source]
     assert main([*words, "edm16:objective.unet.label_dim=2"]) == 2
     assert "edm16: label_dim=2, but " in capsys.readouterr().err
     assert main(words) == 0

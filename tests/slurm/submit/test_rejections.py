@@ -94,12 +94,12 @@ WORDS = {
     "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
     "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
     "sweep rdm_debug_edm17 --grid seed=0,1": "there is no recipe 'rdm_debug_edm17'",
-    "pipeline quikstart": "there is no pipeline 'quikstart'",
-    "pipeline quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
-    "pipeline quickstart edm16:sed=3": "unknown setting 'sed'",
-    "pipeline quickstart --images=0": "--images=0: at least 2 can be evaluated",
-    "pipeline rdm_imagenet256": "imagenet needs a source",
-    "pipeline rdm_celebahq256 --nodes=1 --source {root}/pictures": "needs its weights file",
+    "workflow quikstart": "there is no workflow 'quikstart'",
+    "workflow quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
+    "workflow quickstart edm16:sed=3": "unknown setting 'sed'",
+    "workflow quickstart --images=0": "--images=0: at least 2 can be evaluated",
+    "workflow rdm_imagenet256": "imagenet needs a source",
+    "workflow rdm_celebahq256 --nodes=1 --source {root}/pictures": "needs its weights file",
     "reconcile {run} --plan {root}/plan.json": "protocol quick: {root}/no.npz does not exist",
     "resume {run}": "was never submitted",
 }
@@ -117,7 +117,7 @@ def test_words_that_another_command_would_refuse(
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     before = sorted(tmp_path.rglob("*"))
     chosen = words.format(run=run_dir, root=tmp_path).split()
-    product = {"pipeline": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
+    product = {"workflow": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
     place = [product[chosen[0]], str(tmp_path / "product")] if chosen[0] in product else []
     small = [] if chosen[0] in ("reconcile", "resume") else ["--gpus-per-node=0"]
     assert main([*chosen, *place, *small, *site[:2]]) == 2
@@ -251,3 +251,8 @@ def test_grids() -> None:
         ["optim.denoiser.lr=1e-3", "widths=[1, 2]"],
     )
     assert len(points) == 4
+
+
+def test_the_former_name_of_workflow_is_still_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipeline", "list"]) == 0
+    assert "quickstart" in capsys.readouterr().out
