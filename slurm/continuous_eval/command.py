@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from slurm.continuous_eval.reconcile import (
     needed_plan,
     submission_of,
 )
+from slurm.jobs.interpreter import code_variables, slurm_command
 from slurm.resources import check_job_name
 from slurm.site import Site
 from slurm.slurm_cli import SlurmError, have_slurm, queued
@@ -63,9 +63,10 @@ def scrontab_line(runs: Sequence[Path], minutes: int, site: Site) -> str:
     if hours and (rest or hours > 23):
         raise ValueError(f"--every={minutes}: a crontab takes up to 59 minutes, or 1 to 23 hours")
     when = f"0 */{hours} * * *" if hours else f"*/{minutes} * * * *"
-    words = [sys.executable, "-m", "slurm", "reconcile", *map(str, runs)]
-    words += ["--site", site.source] if site.source else []
-    return f"{when} cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}"
+    variables = [f"{name}={value}" for name, value in code_variables().items()]
+    options = ["--site", site.source] if site.source else []
+    command = ["env", *variables, *slurm_command("reconcile", *map(str, runs), *options)]
+    return f"{when} cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
 
 
 def read_checked(path: Path) -> EvaluationPlan:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
 from slurm.jobs.ranks import Task, enter_rank, this_task
 from slurm.jobs.records import JobFolder, images_saved
 from slurm.jobs.requeue import EXIT_PREEMPTED, EXIT_STALLED, ask_for_whole_time, decide, goes_on
@@ -159,12 +160,12 @@ class TrainJob:
         """Have scheduled evaluation looked after, by a process that nothing waits for."""
         if not (self.run_dir / "evaluation" / "plan.json").exists():
             return
-        command = [sys.executable, "-m", "slurm", "reconcile", str(self.run_dir)]
+        command = slurm_command("reconcile", str(self.run_dir))
         try:
             with open(JobFolder(self.run_dir).jobs / "reconcile.log", "a") as log:
                 caller = subprocess.Popen(
-                    command, env=outside_environment(), stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=log, start_new_session=True,
+                    command, env=outside_environment() | code_variables(), start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )  # fmt: skip
         except OSError as error:  # training goes on; another caller will do it
             print(f"no evaluation of {snapshot.name} submitted: {error}", file=sys.stderr)
@@ -238,17 +239,3 @@ def run_command(module: str, words: Sequence[str]) -> None:
     except SystemExit as ended:
         if ended.code:
             raise
-
-
-def outside_environment() -> dict[str, str]:
-    """Return the environment without what belongs to the present job or rank.
-
-    A job that submits another one would otherwise hand it its own Slurm settings and rank.
-    """
-    own = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RELAYWAVE_PORT"}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not (name.startswith(own) or name in ranks)
-    }

@@ -10,16 +10,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2]
+from slurm.jobs.interpreter import SOURCE
+
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
+MODULES = ("relaywave.py",)
+"""Modules beside the packages, where there are such."""
 
 
 def code_files(source: Path = SOURCE) -> list[Path]:
-    """Return the files of our packages, relative to `source`, in order."""
+    """Return the files of our packages and modules, relative to `source`, in order."""
+    found = [path for package in PACKAGES for path in (source / package).rglob("*")]
+    found += [source / module for module in MODULES]
     return sorted(
         path.relative_to(source)
-        for package in PACKAGES
-        for path in (source / package).rglob("*")
+        for path in found
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     )
 

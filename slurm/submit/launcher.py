@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from slurm.jobs.jobs import Job, TrainJob, outside_environment
+from slurm.jobs.interpreter import PYTHON, code_variables, outside_environment
+from slurm.jobs.jobs import Job, TrainJob
 from slurm.jobs.ranks import free_port
 from slurm.jobs.records import JobFolder, JobRecord
 from slurm.jobs.requeue import epilogue
@@ -142,8 +142,7 @@ def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> d
 def _setup(site: Site, code: Path) -> list[str]:
     """Return the lines of the batch script before the job."""
     variables = {
-        "PYTHONPATH": str(code),
-        "PYTHONSAFEPATH": "1",  # the folder of submission must not hide the copied code
+        **code_variables(code),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **site.environment,
     }
@@ -162,8 +161,7 @@ def _rendezvous(resources: Resources) -> list[str]:
     """Return what finds a port for all tasks, where the batch script runs: on rank 0's node."""
     if resources.world_size == 1:
         return []
-    find = f"{shlex.quote(sys.executable)} -m slurm.jobs.ranks"
-    return [f"RELAYWAVE_PORT=$({find}) || exit 1", "export RELAYWAVE_PORT"]
+    return [f"RELAYWAVE_PORT=$({PYTHON} -m slurm.jobs.ranks) || exit 1", "export RELAYWAVE_PORT"]
 
 
 def _shrunk(resources: Resources) -> list[str]:
@@ -183,7 +181,7 @@ def _teardown(submission: Submission) -> list[str] | None:
     if not isinstance(job, TrainJob):
         return None
     run_dir = '"$RUN_DIR"' if len(submission.jobs) > 1 else shlex.quote(str(job.run_dir))
-    lines = epilogue(shlex.quote(sys.executable), run_dir, job.policy)
+    lines = epilogue(PYTHON, run_dir, job.policy)
     if len(submission.jobs) > 1:
         folders = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
                            if isinstance(job, TrainJob))  # fmt: skip
@@ -210,11 +208,11 @@ def _python(submission: Submission) -> str:
     """Return the shell words that start Python in a task."""
     container = submission.site.container
     if not container.image:
-        return shlex.quote(sys.executable)
+        return PYTHON
     if container.runtime == "pyxis":
-        return shlex.quote(container.python)
+        return shlex.join([container.python, "-P"])
     return shlex.join(["apptainer", "exec", "--nv", *_binds(container), container.image,
-                       container.python])  # fmt: skip
+                       container.python, "-P"])  # fmt: skip
 
 
 def _binds(container: Container) -> list[str]:
@@ -235,7 +233,7 @@ def _executor(submission: Submission, folder: JobFolder, code: Path) -> Any:
         raise ValueError(f"--nodes={resources.nodes}: without Slurm there is this machine only")
     if submission.cluster == "debug":
         return submitit.DebugExecutor(folder.jobs)
-    local = submitit.LocalExecutor(folder.jobs, max_num_timeout=TIMEOUT_REQUEUES)
+    local = submitit.LocalExecutor(folder.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=PYTHON)
     local.update_parameters(
         tasks_per_node=resources.tasks_per_node,
         gpus_per_node=resources.gpus_per_node,
@@ -270,8 +268,7 @@ def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
     clean = outside_environment()
     if submission.cluster == "local":
         port = str(free_port(str(os.getpid()), 0))
-        clean |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "RELAYWAVE_PORT": port,
-                  **submission.site.environment}  # fmt: skip
+        clean |= {**code_variables(code), "RELAYWAVE_PORT": port, **submission.site.environment}
     for name in before.keys() - clean.keys():
         del os.environ[name]
     os.environ.update(clean)

@@ -29,9 +29,9 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/result.json.jobs/slurm/jobs/%j_%t_log.out --error /project/result.json.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/result.json.jobs/slurm/jobs
+srun --unbuffered --output /project/result.json.jobs/slurm/jobs/%j_%t_log.out --error /project/result.json.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/result.json.jobs/slurm/jobs

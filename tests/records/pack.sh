@@ -32,7 +32,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/set.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/set.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/set.jobs/slurm/jobs
+srun --unbuffered --output /project/set.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/set.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/set.jobs/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -68,4 +68,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/set.jobs/slurm/jobs/%j_%t_log.out --error /project/set.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/set.jobs/slurm/jobs
+srun --unbuffered --output /project/set.jobs/slurm/jobs/%j_%t_log.out --error /project/set.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/set.jobs/slurm/jobs

@@ -33,4 +33,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /project/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/run/slurm/jobs
+srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /project/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/run/slurm/jobs

@@ -30,15 +30,15 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /project/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/sweep/slurm/jobs
+srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /project/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/sweep/slurm/jobs
 
 
 # teardown
 code=$?; folders=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
-python -m slurm.jobs.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -P -m slurm.jobs.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?

@@ -32,7 +32,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%A_%a_%t_log.out --error /project/all/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%A_%a_%t_log.out --error /project/all/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -68,7 +68,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -102,16 +102,16 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /project/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/edm16/slurm/jobs
+srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /project/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/edm16/slurm/jobs
 
 
 # teardown
-python -m slurm.jobs.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -P -m slurm.jobs.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 
@@ -146,16 +146,16 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error /project/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/relay64/slurm/jobs
+srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error /project/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/relay64/slurm/jobs
 
 
 # teardown
-python -m slurm.jobs.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -P -m slurm.jobs.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 
@@ -190,16 +190,16 @@ export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
-RELAYWAVE_PORT=$(python -m slurm.jobs.ranks) || exit 1
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --error /project/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/wavediff64/slurm/jobs
+srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --error /project/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/wavediff64/slurm/jobs
 
 
 # teardown
-python -m slurm.jobs.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
+python -P -m slurm.jobs.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?
 #!/bin/bash
 
@@ -236,7 +236,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -272,7 +272,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -308,7 +308,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -344,7 +344,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -380,7 +380,7 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
 #!/bin/bash
 
 # Parameters
@@ -416,4 +416,4 @@ export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs

@@ -1,4 +1,4 @@
-"""Folders that commands of the Slurm layer are tried on."""
+"""Directories that commands of the Slurm layer are tried on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.snapshot import write_snapshot
 
 
 def make_run(run_dir: Path, *overrides: str) -> Path:
-    """Make a run folder of `rdm_debug_edm16` with one snapshot, at 8 images."""
+    """Make a run directory of `rdm_debug_edm16` with one snapshot, at 8 images."""
     config = override(find_recipe("rdm_debug_edm16")(), overrides)
     settle_config(run_dir, config)
     objective = config.objective.build()
@@ -28,3 +28,17 @@ def make_run(run_dir: Path, *overrides: str) -> Path:
 def make_reference(path: Path) -> None:
     """Write a batch of images that can be evaluated against."""
     np.savez(path, np.zeros((4, 16, 16, 3), np.uint8))
+
+
+def make_foreign_modules(directory: Path) -> Path:
+    """Make a directory with modules of somebody else's that are called as ours; none may run."""
+    for name in (
+        "models/__init__.py",
+        "evaluation/__init__.py",
+        "evaluation/__main__.py",
+        "slurm.py",
+    ):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"raise RuntimeError('the foreign {name} was imported')\n")
+    return directory

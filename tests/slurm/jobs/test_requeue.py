@@ -18,7 +18,7 @@ from submitit.core.utils import JobPaths, temporary_save_path
 
 from slurm.continuous_eval.leases import Work, create
 from slurm.jobs import ranks, requeue
-from slurm.jobs.jobs import outside_environment
+from slurm.jobs.interpreter import SOURCE, outside_environment
 from slurm.jobs.ranks import (
     FIRST_PORT,
     PORTS,
@@ -34,7 +34,7 @@ from slurm.jobs.requeue import Decision, decide
 from slurm.jobs.throughput import productive_seconds
 from slurm.monitor.commands import TaskLogs
 from slurm.resources import Policy, Resources, parse_minutes
-from slurm.submit.code_copy import SOURCE, code_digest, code_files, copy_code
+from slurm.submit.code_copy import code_digest, code_files, copy_code
 
 
 def _starts(*images: int) -> list[dict[str, Any]]:
