@@ -1,20 +1,14 @@
-"""The commands that look at packed sets: `info`, `check`, `preview`, `bench`; and `beton`."""
+"""The commands for packed sets: `info`, `check`, `preview`, `bench`, `beton`."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from data_pipelines.images import ORIGINAL, centre_square
+from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.manifest import BETON, Manifest, read_manifest
-from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.packed.remote import is_remote
-from data_pipelines.sample_order import SampleOrder
 
 
 def summary(path: Path, manifest: Manifest) -> str:
@@ -36,14 +30,16 @@ def summary(path: Path, manifest: Manifest) -> str:
 def _local(text: str) -> Path:
     """Return the path of a set on this machine."""
     if is_remote(text):
-        raise argparse.ArgumentTypeError(f"{text} is a URL; copy the set here (`bench` can stream)")
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL; copy the set to this machine (only `bench` reads URLs)"
+        )
     return Path(text)
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `info`."""
-    parser.add_argument("path", type=_local, help="folder of the set")
-    parser.add_argument("--classes", action="store_true", help="print the number of classes only")
+    parser.add_argument("path", type=_local, help="directory of the set")
+    parser.add_argument("--classes", action="store_true", help="print only the number of classes")
     parser.set_defaults(command=_info)
 
 
@@ -62,9 +58,9 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `check`."""
-    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("path", type=_local, help="directory of the set")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--no-decode", action="store_true", help="compare checksums only")
+    parser.add_argument("--no-decode", action="store_true", help="only compare checksums")
     parser.set_defaults(command=_check)
 
 
@@ -85,13 +81,17 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.no_decode:
         mean, std = (values.round(2).tolist() for values in report.mean_and_std())
         print(f"mean {mean}, standard deviation {std} of 0..255")
-    print("whole: every byte is as packed")
+    print("intact: every byte is as packed")
 
 
 def add_beton(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `beton`."""
-    parser.add_argument("path", type=_local, help="folder of the set")
-    parser.add_argument("--keep-jpeg", action="store_true", help="smaller, but decoded inexactly")
+    parser.add_argument("path", type=_local, help="directory of the set")
+    parser.add_argument(
+        "--keep-jpeg",
+        action="store_true",
+        help="smaller, but FFCV decodes it up to 14 of 255 levels off",
+    )
     parser.set_defaults(command=_beton)
 
 
@@ -104,14 +104,15 @@ def _beton(arguments: argparse.Namespace) -> None:
 
 def add_preview(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `preview`."""
-    parser.add_argument("path", type=_local, help="folder of the set")
+    parser.add_argument("path", type=_local, help="directory of the set")
     parser.add_argument("picture", type=Path, help="the picture to write (.png)")
-    parser.add_argument("--count", type=int, default=64, help="images to show")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the images")
+    parser.add_argument("--count", type=int, default=64, help="number of images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice")
     parser.set_defaults(command=_preview)
 
 
 def _preview(arguments: argparse.Namespace) -> None:
+    from data_pipelines.packed.contact_sheet import write_contact_sheet
 
     shown = write_contact_sheet(
         arguments.path, arguments.picture, count=arguments.count, seed=arguments.seed
@@ -121,7 +122,7 @@ def _preview(arguments: argparse.Namespace) -> None:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `bench`."""
-    parser.add_argument("path", help="folder of the set, or its URL")
+    parser.add_argument("path", help="directory of the set, or its URL")
     parser.add_argument("--resolution", type=int, help="deliver at this edge (default: as stored)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -132,16 +133,15 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from data_pipelines.bench import measure_all
-    from data_pipelines.datasets import check_resolution
+    from data_pipelines.datasets import box_factor
     from data_pipelines.packed.reader import ShardedImages
-    from data_pipelines.pipeline import DataConfig
 
     _check_device(arguments.device)
     stored = ShardedImages(arguments.path).info.resolution
     resolution = arguments.resolution or stored
     if resolution == ORIGINAL:
         raise ValueError(f"{arguments.path} holds images of any size; add --resolution")
-    check_resolution(DataConfig(path=arguments.path, resolution=resolution), stored)
+    box_factor(stored, resolution, arguments.path)
     rates = measure_all(
         arguments.path,
         resolution=resolution,
@@ -162,34 +162,3 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"device={name}: {reason}; set --device cpu") from None
-
-
-GAP = 2
-ORIGINAL_EDGE = 128
-"""Edge at which images of any size are shown."""
-
-
-def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0) -> int:
-    """Write a grid of randomly chosen images, ordered by class; return how many it shows.
-
-    Args:
-        path: Folder of the packed set.
-        picture: The picture to write; its extension is the format.
-        count: Images to show, at most.
-        seed: Chooses the images.
-    """
-    images = ShardedImages(path)
-    count = min(count, len(images))
-    chosen = SampleOrder(len(images), seed).samples(np.arange(count)).tolist()
-    chosen.sort(key=lambda index: (images.label(index) or 0, index))
-    columns = math.ceil(math.sqrt(count))
-    edge = images.info.resolution or ORIGINAL_EDGE
-    step = edge + GAP
-    sheet = np.full((math.ceil(count / columns) * step, columns * step, 3), 255, np.uint8)
-    for place, index in enumerate(chosen):
-        top, left = place // columns * step, place % columns * step
-        image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
-        sheet[top : top + edge, left : left + edge] = np.asarray(centre_square(image, edge))
-    images.close()
-    Image.fromarray(sheet).save(picture)
-    return count

@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.beton import check_beton
+from data_pipelines.packed.joined import JoinedImages
 from data_pipelines.packed.manifest import DatasetInfo, canonical_json
-from data_pipelines.packed.prefetch import RemoteShards, ShardPrefetcher
-from data_pipelines.packed.reader import DEFAULT_CACHE, Samples, ShardedImages
+from data_pipelines.packed.prefetch import ShardPrefetcher
+from data_pipelines.packed.reader import DEFAULT_CACHE, ShardedImages
 from data_pipelines.packed.remote import FileCache
-from data_pipelines.pipeline import DataConfig
+from data_pipelines.pipeline import Backend, DataConfig
 from data_pipelines.sample_order import (
     Integers,
     MixedOrder,
@@ -55,50 +55,58 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
 
     Raises:
         ValueError: A set is missing or damaged, or the settings do not fit the sets.
+        Unreachable: A remote set cannot be read.
     """
+    cache = _cache(config.cache, config.cache_gb)
     paths = [config.path, *(other.path for other in config.mix)]
-    folder = Path(config.cache) if config.cache else DEFAULT_CACHE.folder
-    cache = FileCache(folder, int(config.cache_gb * 1e9))
     sets = tuple(ShardedImages(path, cache=cache) for path in paths)
-    for part in sets:
-        _check_backend(part, config.backend)
-    selections = [_selection(part, config) for part in sets]
-    orders = [
-        _order(part, selection, config, _set_seed(seed, number))
-        for number, (part, selection) in enumerate(zip(sets, selections, strict=True))
-    ]
-    chosen = [
-        len(part) if selection is None else len(selection)
-        for part, selection in zip(sets, selections, strict=True)
-    ]
-    factor = check_resolution(config, sets[0].info.resolution)
-    if len(sets) == 1:
-        info = replace(sets[0].info, num_images=chosen[0])
-        ahead = _prefetcher(sets, sets[0], orders[0], cache)
-        return OpenedData(sets, sets[0], orders[0], info, factor, ahead)
-    _check_alike(sets)
-    weights = [config.weight, *(other.weight for other in config.mix)]
-    order = MixedOrder(tuple(orders), tuple(map(len, sets)), quotas(weights), seed)
-    identity = canonical_json([[part.info.digest for part in sets], weights])
-    info = replace(
-        sets[0].info, num_images=sum(chosen), digest=hashlib.sha256(identity).hexdigest()
+    for images in sets:
+        _check_backend(images, config.backend)
+    selected = [(images, _selection(images, config.classes, config.subset)) for images in sets]
+    orders = tuple(
+        _order(images, chosen, config, _set_seed(seed, number))
+        for number, (images, chosen) in enumerate(selected)
     )
-    joined = JoinedImages(sets)
-    return OpenedData(sets, joined, order, info, factor, _prefetcher(sets, joined, order, cache))
+    factor = box_factor(sets[0].info.resolution, config.resolution, config.path)
+    samples: ShardedImages | JoinedImages = sets[0]
+    order: Order = orders[0]
+    info = sets[0].info
+    if len(sets) > 1:
+        _check_alike(sets)
+        weights = [config.weight, *(other.weight for other in config.mix)]
+        samples = JoinedImages(sets)
+        order = MixedOrder(orders, tuple(map(len, sets)), quotas(weights), seed)
+        info = replace(info, digest=_joint_digest(sets, weights))
+    counts = [len(part) if chosen is None else len(chosen) for part, chosen in selected]
+    info = replace(info, num_images=sum(counts))
+    prefetcher = _prefetcher(sets, samples, order, cache)
+    return OpenedData(sets, samples, order, info, factor, prefetcher)
 
 
-def _prefetcher(
-    sets: Sequence[ShardedImages], joined: RemoteShards, order: Order, cache: FileCache
-) -> ShardPrefetcher | None:
-    """Return what downloads ahead, leaving the cache room for one more shard."""
-    remote = [part for part in sets if part.is_remote]
-    if not remote:
-        return None
-    largest = max(shard.num_bytes for part in remote for shard in part.manifest.shards)
-    return ShardPrefetcher(joined, order, cache.max_bytes - largest)
+def _cache(path: str, size_gb: float) -> FileCache:
+    return FileCache(Path(path) if path else DEFAULT_CACHE.path, int(size_gb * 1e9))
 
 
-def _check_backend(images: ShardedImages, backend: str) -> None:
+def box_factor(stored: int, resolution: int, path: str) -> int:
+    """Return the edge of the boxes that reduce images of a stored edge to a resolution.
+
+    It is 1 for sets of images of any size, which are resized instead.
+
+    Raises:
+        ValueError: The stored edge is no multiple of the resolution.
+    """
+    if stored == ORIGINAL:
+        return 1
+    if stored % resolution:
+        raise ValueError(
+            f"resolution={resolution} does not divide the {stored} pixels of {path};"
+            f" set it to {stored} or a divisor, or pack the set at {resolution}"
+        )
+    return stored // resolution
+
+
+def _check_backend(images: ShardedImages, backend: Backend) -> None:
+    """Raise ValueError if a backend cannot read a set."""
     if images.manifest.only_beton and backend != "ffcv":
         raise ValueError(
             f"{images.path} is a beton alone, without shards, which backend={backend!r} cannot"
@@ -115,41 +123,27 @@ def _check_backend(images: ShardedImages, backend: str) -> None:
         check_beton(images.path, images.info.digest)
 
 
-def check_resolution(config: DataConfig, stored: int) -> int:
-    """Return the box reduction's factor, 1 for images of any size, which are resized.
-
-    Raises:
-        ValueError: The stored edge is no multiple.
-    """
-    if stored == ORIGINAL:
-        return 1
-    if stored % config.resolution:
-        raise ValueError(
-            f"resolution={config.resolution} does not divide the {stored} pixels of {config.path};"
-            f" set it to {stored} or a divisor, or pack the set at {config.resolution}"
-        )
-    return stored // config.resolution
-
-
-def _selection(images: ShardedImages, config: DataConfig) -> Integers | None:
+def _selection(
+    images: ShardedImages, classes: Sequence[str], subset_size: int | None
+) -> Integers | None:
     """Return the samples that the class filter and the subset leave, None for all."""
-    if not config.classes and config.subset is None:
+    if not classes and subset_size is None:
         return None
     chosen: Integers = np.arange(len(images))
-    if config.classes:
+    if classes:
         names = images.info.class_names
-        unknown = [name for name in config.classes if name not in names]
+        unknown = [name for name in classes if name not in names]
         if unknown:
             known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
             raise ValueError(f"classes: {images.path} has no {unknown[0]!r}; it has {known}")
-        labels = [names.index(name) for name in config.classes]
+        labels = [names.index(name) for name in classes]
         chosen = np.flatnonzero(np.isin(images.index["label"], labels))
-    if config.subset is not None:
-        if config.subset > len(chosen):
-            raise ValueError(f"subset={config.subset} of {len(chosen)} images in {images.path}")
-        chosen = chosen[subset(len(chosen), config.subset)]
+    if subset_size is not None:
+        if subset_size > len(chosen):
+            raise ValueError(f"subset={subset_size} of {len(chosen)} images in {images.path}")
+        chosen = chosen[subset(len(chosen), subset_size)]
     if not len(chosen):
-        raise ValueError(f"classes={list(config.classes)} have no images in {images.path}")
+        raise ValueError(f"classes={list(classes)} have no images in {images.path}")
     return chosen
 
 
@@ -189,68 +183,20 @@ def _check_alike(sets: Sequence[ShardedImages]) -> None:
             )
 
 
-Stored = TypeVar("Stored")
+def _joint_digest(sets: Sequence[ShardedImages], weights: Sequence[float]) -> str:
+    identity = canonical_json([[images.info.digest for images in sets], weights])
+    return hashlib.sha256(identity).hexdigest()
 
 
-class Joined(Generic[Stored]):
-    """The samples of several sets."""
-
-    def __init__(self, parts: Sequence[Samples[Stored]]) -> None:
-        self.path = Path(" + ".join(str(part.path) for part in parts))
-        self._samples = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def read(self, index: int) -> tuple[Stored, int | None]:
-        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
-        part, within = self._find(index)
-        return part.read(within)
-
-    def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
-        part, within = self._find(index)
-        return f"{part.locate(within)} of {part.path}"
-
-    def close(self) -> None:
-        """Close all sets."""
-        for part in self._samples:
-            part.close()
-
-    def _find(self, index: int) -> tuple[Samples[Stored], int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._samples[number], index - int(self._ends[number]) + len(self._samples[number])
-
-
-class JoinedImages(Joined[bytes]):
-    """The samples of several sets in shards, which are numbered one set behind the other, too."""
-
-    def __init__(self, parts: Sequence[ShardedImages]) -> None:
-        super().__init__(parts)
-        self._parts = parts
-        self._first_shards = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
-
-    def shards_of(self, samples: Integers) -> Integers:
-        """Return the shard that holds each sample."""
-        numbers = np.searchsorted(self._ends, samples, side="right")
-        shards = np.empty_like(samples)
-        for number, part in enumerate(self._parts):
-            rows = np.flatnonzero(numbers == number)
-            within = samples[rows] - (self._ends[number] - len(part))
-            shards[rows] = self._first_shards[number] + part.shards_of(within)
-        return shards
-
-    def num_bytes(self, shard: int) -> int:
-        """Return the size of a remote shard, 0 of a local one."""
-        part, within = self._find_shard(shard)
-        return part.num_bytes(within)
-
-    def fetch(self, shard: int) -> None:
-        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
-        part, within = self._find_shard(shard)
-        part.fetch(within)
-
-    def _find_shard(self, shard: int) -> tuple[ShardedImages, int]:
-        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
-        return self._parts[number], shard - int(self._first_shards[number])
+def _prefetcher(
+    sets: Sequence[ShardedImages],
+    samples: ShardedImages | JoinedImages,
+    order: Order,
+    cache: FileCache,
+) -> ShardPrefetcher | None:
+    """Return the prefetcher of remote sets, which leaves room for one more shard in the cache."""
+    remote = [part for part in sets if part.is_remote]
+    if not remote:
+        return None
+    largest = max(shard.num_bytes for part in remote for shard in part.manifest.shards)
+    return ShardPrefetcher(samples, order, cache.max_bytes - largest)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from data_pipelines.backends.build import build_pipeline, look_at_data
+from data_pipelines.backends.build import build_pipeline, describe_data
 from data_pipelines.pipeline import ImagePipeline, Share
 from dist_train.checkpoint.format import find_newest_whole
 from dist_train.config import RunConfig
@@ -165,7 +165,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
     if data_later:
         return
     with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
-        info = look_at_data(replace(config.data, cache=cache), config.seed)
+        info = describe_data(replace(config.data, cache=cache))
     check_labels(config, info.class_names)
     check_previous(config)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from data_pipelines.backends.synthetic import describe_synthetic
+from data_pipelines.backends.batches import Delivery
+from data_pipelines.backends.dali import DaliPipeline
+from data_pipelines.backends.dali_graph import import_dali
+from data_pipelines.backends.ffcv import FfcvPipeline
+from data_pipelines.backends.synthetic import SyntheticPipeline, describe_synthetic
+from data_pipelines.backends.webdataset import WebDatasetPipeline
 from data_pipelines.datasets import open_data
+from data_pipelines.images import pixel_decoder
+from data_pipelines.packed.beton import import_ffcv
 from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import Backend, DataConfig, ImagePipeline, Share
 
@@ -18,54 +23,54 @@ def build_pipeline(
     """Return the pipeline of the configured backend.
 
     Raises:
-        ValueError: The set at `config.path` is missing, damaged or of an unfit resolution, or the
-            backend's package is not installed (says what to install).
+        ValueError: The set at `config.path` is missing, damaged or of an unsuitable resolution, or
+            the backend's package is not installed (says what to install).
     """
-    Pipeline = _backend_class(config.backend)
-    return Pipeline(config, seed, share, device)
+    device = torch.device(device)
+    if config.backend == "synthetic":
+        return SyntheticPipeline(
+            share,
+            device,
+            resolution=config.resolution,
+            seed=seed,
+            shuffle=config.shuffle,
+            flip=config.flip,
+        )
+    import_backend(config.backend)
+    data = open_data(config, seed)
+    delivery = Delivery(
+        share=share,
+        device=device,
+        workers=config.workers,
+        prefetch=config.prefetch,
+        max_corrupt=config.max_corrupt,
+    )
+    if config.backend == "dali":
+        return DaliPipeline(data, delivery, config.resolution)
+    if config.backend == "ffcv":
+        return FfcvPipeline(data, delivery, config.ffcv_cache_gb)
+    decode = pixel_decoder(data.info.resolution, config.resolution, config.resize)
+    return WebDatasetPipeline(data, delivery, decode)
 
 
 def import_backend(backend: Backend) -> None:
     """Import a backend's package. Raises ValueError, saying what to install, if it is missing."""
     if backend == "dali":
-        from data_pipelines.backends.dali_graph import import_dali
-
         import_dali()
     elif backend == "ffcv":
-        from data_pipelines.packed.beton import import_ffcv
-
         import_ffcv()
 
 
-def _backend_class(backend: str) -> Callable[..., ImagePipeline]:
-    """Import one backend; the others' packages need not be installed."""
-    if backend == "dali":
-        from data_pipelines.backends.dali import DaliPipeline
-
-        return DaliPipeline
-    if backend == "webdataset":
-        from data_pipelines.backends.webdataset import WebDatasetPipeline
-
-        return WebDatasetPipeline
-    if backend == "ffcv":
-        from data_pipelines.backends.ffcv import FfcvPipeline
-
-        return FfcvPipeline
-    from data_pipelines.backends.synthetic import SyntheticPipeline
-
-    return SyntheticPipeline
-
-
-def look_at_data(config: DataConfig, seed: int) -> DatasetInfo:
-    """Return what a pipeline of this configuration would deliver, without its backend's package.
+def describe_data(config: DataConfig) -> DatasetInfo:
+    """Return what a pipeline of this configuration would deliver, without the backend's package.
 
     Raises:
-        ValueError: It would be refused, for its files or its settings.
+        ValueError: The sets are missing or damaged, or the settings do not fit them.
         Unreachable: A remote set cannot be read.
     """
     if config.backend == "synthetic":
-        return describe_synthetic(config)
-    data = open_data(config, seed)
+        return describe_synthetic(config.resolution)
+    data = open_data(config, seed=0)
     if data.prefetcher:
         data.prefetcher.close()
     data.samples.close()

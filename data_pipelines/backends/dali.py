@@ -1,6 +1,6 @@
 """NVIDIA DALI over the packed shards, on the GPU (nvJPEG) or on the CPU.
 
-DALI's readers bind the order and the epoch's length to the number of ranks, so the graph is fed
+DALI's readers tie the order and the epoch's length to the number of ranks, so the graph is fed
 with encoded bytes in our own order, read ahead by threads from the shards' byte ranges.
 """
 
@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.backends.common import BatchFinisher, SampleReader, read_ahead, to_device
+from data_pipelines.backends.batches import BatchFinisher, Delivery, read_ahead, to_device
 from data_pipelines.backends.dali_graph import (
     Encoded,
     Flip,
     Source,
     build_graph,
-    import_dali,
     reason,
     undecodable,
 )
-from data_pipelines.datasets import open_data
+from data_pipelines.backends.sample_reader import SampleReader
+from data_pipelines.datasets import OpenedData
 from data_pipelines.images import ORIGINAL, Pixels, encode, pixel_decoder
-from data_pipelines.pipeline import DataConfig, ImageBatch, Share
+from data_pipelines.pipeline import ImageBatch
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +37,25 @@ logger = logging.getLogger(__name__)
 class DaliPipeline:
     """One rank's share of a packed set, decoded by DALI; an ImagePipeline.
 
-    A sample that DALI cannot decode fails its whole batch. It is then found, by decoding parts of
-    the batch, and left to Pillow from then on: the graph is given a stand-in in its place.
+    A sample that DALI cannot decode makes its whole batch fail. It is then found by bisecting the
+    batch, and decoded by Pillow from then on: the graph gets a placeholder instead.
+
+    Args:
+        data: The opened sets.
+        delivery: How batches are delivered.
+        resolution: Edge of the delivered images, if the set holds images of any size.
     """
 
-    def __init__(
-        self, config: DataConfig, seed: int, share: Share, device: torch.device | str
-    ) -> None:
-        import_dali()
-        self._config, self._share, self._device = config, share, torch.device(device)
-        data = open_data(config, seed)
+    def __init__(self, data: OpenedData, delivery: Delivery, resolution: int) -> None:
+        self._delivery, self._share = delivery, delivery.share
+        self._device, self._prefetch = delivery.device, delivery.prefetch
         self.info = data.info
-        self._reader = SampleReader(data.samples, data.order, config.max_corrupt, data.prefetcher)
+        self._reader = SampleReader(data.samples, data.order, delivery.max_corrupt, data.prefetcher)
         self.corrupt = self._reader.corrupt
-        self._decode = pixel_decoder(self.info.resolution, config.resolution)
-        self._finish = BatchFinisher(data.order, data.factor, bool(self.info.class_names))
-        self._stand_in = _stand_in(self.info.resolution or config.resolution)
+        self._decode = pixel_decoder(self.info.resolution, resolution)
+        self._resize_to = resolution if self.info.resolution == ORIGINAL else None
+        self._finish = BatchFinisher(data)
+        self._placeholder = _placeholder(self.info.resolution or resolution)
         self._by_pillow: set[int] = set()
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
@@ -73,15 +76,15 @@ class DaliPipeline:
 
     def _from_graph(self, start: int, first: int) -> Iterator[ImageBatch]:
         """Yield micro-batches from number `first`. Raises _Undecodable before one that fails."""
-        feed = _Feed(self._load, lambda k: self._share.positions(start, first + k), self._config)
-        graph = self._graph(feed.next_batch, self._share.micro_batch_size, self._config.prefetch)
+        feed = _Feed(self._load, lambda k: self._share.positions(start, first + k), self._prefetch)
+        graph = self._graph(feed.next_batch, self._share.micro_batch_size, self._prefetch)
         try:
             for k in itertools.count():
                 images = self._run(graph, feed)
                 batch = feed.batches.pop(k)
                 images = self._with_patches(images, batch)
                 positions = self._share.positions(start, first + k)
-                yield self._finish.finish_mirrored(images, batch.labels, positions)
+                yield self._finish.finish_flipped(images, batch.labels, positions)
         finally:
             feed.close()
 
@@ -89,10 +92,10 @@ class DaliPipeline:
         graph = build_graph(
             source,
             batch_size=batch_size,
-            threads=self._config.workers,
+            threads=self._delivery.workers,
             prefetch=prefetch,
             decoder="cpu" if self._device.type == "cpu" else "mixed",
-            edge=self._config.resolution if self.info.resolution == ORIGINAL else None,
+            edge=self._resize_to,
             device_id=self._device_id(),
         )
         graph.build()
@@ -101,7 +104,9 @@ class DaliPipeline:
     def _load(self, positions: range) -> _Batch:
         samples, labels = self._reader.load(positions, self._encoded_or_pixels)
         patches = {row: item for row, item in enumerate(samples) if item.ndim == 3}
-        encoded = [self._stand_in if row in patches else item for row, item in enumerate(samples)]
+        encoded = [
+            self._placeholder if row in patches else item for row, item in enumerate(samples)
+        ]
         return _Batch(encoded, self._finish.flips(positions), labels, patches)
 
     def _encoded_or_pixels(self, index: int, encoded: bytes) -> Encoded | Pixels:
@@ -124,23 +129,23 @@ class DaliPipeline:
         return tensor
 
     def _with_patches(self, images: Tensor, batch: _Batch) -> Tensor:
-        """Return the images with those that Pillow decoded in place of their stand-ins."""
+        """Return the images in which those that Pillow decoded replace their placeholders."""
         if not batch.patches:
             return images
         images = images.clone()
         for row, pixels in batch.patches.items():
-            mirrored = pixels[:, :, ::-1] if batch.flips[row] else pixels
-            patch = torch.from_numpy(np.ascontiguousarray(mirrored))
+            flipped = pixels[:, :, ::-1] if batch.flips[row] else pixels
+            patch = torch.from_numpy(np.ascontiguousarray(flipped))
             images[row] = to_device(patch, self._device)
         return images
 
     def _leave_to_pillow(self, start: int, number: int, why: str) -> None:
-        """Note the samples that made a graph fail when batch `number` was asked for.
+        """Record the samples that made a graph fail when batch `number` was requested.
 
         Raises:
             RuntimeError: Each of them can be decoded by itself; the cause lies elsewhere.
         """
-        for k in range(number, number + 1 + self._config.prefetch):  # all that were under way
+        for k in range(number, number + 1 + self._prefetch):  # all that were in flight
             found = self._undecodable(self._share.positions(start, k))
             for index in found:
                 where = f"{self._reader.images.locate(index)} of {self._reader.images.path}"
@@ -151,7 +156,7 @@ class DaliPipeline:
         raise RuntimeError(f"DALI failed, though it can decode each sample by itself: {why}")
 
     def _undecodable(self, positions: range) -> set[int]:
-        """Return the numbers of the samples that DALI alone is to blame for."""
+        """Return the indices of the samples that Pillow can decode and DALI cannot."""
         samples, _ = self._reader.load(
             positions, lambda index, stored: (index, self._encoded_or_pixels(index, stored))
         )
@@ -175,13 +180,13 @@ class _Undecodable(Exception):  # noqa: N818 (says what the samples are)
 
 @dataclass(frozen=True)
 class _Batch:
-    """What a graph is given of a batch, and what is added behind it.
+    """A batch on its way through a graph.
 
     Attributes:
-        encoded: Encoded images; a stand-in for each that Pillow has decoded.
-        flips: Which images are to be mirrored.
+        encoded: Encoded images; a placeholder for each that Pillow has decoded.
+        flips: Which images are flipped horizontally.
         labels: Class indices.
-        patches: What Pillow has decoded, by row: uint8 [3, R, R], not mirrored.
+        patches: What Pillow has decoded, by row: uint8 [3, R, R], not flipped.
     """
 
     encoded: list[Encoded]
@@ -191,17 +196,17 @@ class _Batch:
 
 
 class _Feed:
-    """Batches in order for DALI, which are kept until their pixels come out."""
+    """Feeds batches to DALI in order, and keeps each until its pixels come out."""
 
     def __init__(
         self,
         load: Callable[[range], _Batch],
         positions: Callable[[int], range],
-        config: DataConfig,
+        prefetch: int,
     ) -> None:
         self.batches: dict[int, _Batch] = {}
         self.failure: Exception | None = None
-        self._ahead = read_ahead(lambda k: load(positions(k)), 1, config.prefetch)
+        self._ahead = read_ahead(lambda k: load(positions(k)), 1, prefetch)
         self._count = itertools.count()
 
     def next_batch(self) -> tuple[list[Encoded], list[Flip]]:
@@ -223,6 +228,6 @@ def _array(encoded: bytes) -> Encoded:
     return np.frombuffer(encoded, np.uint8)
 
 
-def _stand_in(edge: int) -> Encoded:
-    """Return an image that every decoder knows."""
+def _placeholder(edge: int) -> Encoded:
+    """Return an encoded black image that every decoder reads."""
     return _array(encode(Image.new("RGB", (edge, edge)), "jpeg", quality=95))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Encoded = NDArray[np.uint8]
 Flip = np.int32
 Source = Callable[[], tuple[list[Encoded], list[Flip]]]
-"""Returns the next batch: encoded images, and 1 for each to mirror."""
+"""Returns the next batch: encoded images, and 1 for each to flip horizontally."""
 
 
 def import_dali() -> None:
@@ -38,14 +38,14 @@ def build_graph(
     """Return the DALI pipeline: encoded bytes and flips to uint8 RGB [B, 3, H, W].
 
     Args:
-        source: Gives the batches; called ahead.
+        source: Returns the next batch; called ahead of its use.
         batch_size: Images per batch.
         threads: Decoding threads of DALI's CPU part.
         prefetch: Batches decoded ahead.
         decoder: `mixed` decodes on the GPU; the rest of the graph is the same and follows it.
         edge: Cut images of any size to their centred square, and resize it to this edge; None
             for images of one size, which come as they are.
-        device_id: The GPU; None for a graph that runs on the CPU, or is only looked at.
+        device_id: The GPU; None for a graph that runs on the CPU, or is built but not run.
 
     Raises:
         ValueError: DALI is not installed.
@@ -63,7 +63,7 @@ def build_graph(
         encoded, flips = fn.external_source(source=source, num_outputs=2, batch=True)
         pixels = _decoded(encoded, decoder) if edge is None else _square(encoded, decoder, edge)
         graph.set_outputs(
-            fn.crop_mirror_normalize(  # with mean 0 and deviation 1: only mirrors and transposes
+            fn.crop_mirror_normalize(  # with mean 0 and deviation 1: only flips and transposes
                 pixels, mirror=flips, dtype=types.UINT8, output_layout="CHW"
             )
         )
@@ -83,7 +83,7 @@ def _decoded(encoded: Any, decoder: str) -> Any:
 
 
 def _square(encoded: Any, decoder: str, edge: int) -> Any:
-    """Decode the largest centred square alone, and resize it as `images.centre_square` does."""
+    """Decode only the largest centred square, and resize it as `images.centre_square` does."""
     from nvidia.dali import fn, math, types
 
     shape = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
@@ -103,7 +103,7 @@ def _square(encoded: Any, decoder: str, edge: int) -> Any:
 
 
 def undecodable(images: Sequence[Encoded], graph_of: Callable[[Source, int], Any]) -> list[int]:
-    """Return which images a graph cannot decode, found by halving a batch that fails.
+    """Return which images a graph cannot decode, found by bisecting a batch that fails.
 
     Args:
         images: Encoded images.
@@ -128,6 +128,6 @@ def _can_decode(images: Sequence[Encoded], graph_of: Callable[[Source, int], Any
 
 
 def reason(error: RuntimeError) -> str:
-    """Return the line of DALI's message that says what is wrong, behind the operator's place."""
+    """Return the line of DALI's message that says what is wrong, without the operator's name."""
     before, _, after = str(error).partition("encountered:")
     return (after or before).strip().partition("\n")[0] or type(error).__name__

@@ -1,9 +1,9 @@
 """FFCV's file format (`.beton`), written from a packed set's shards.
 
-FFCV's own writer hangs for ever when a worker fails (a full disk), and its page order depends on
-timing. This one writes the same format in one pass, always the same bytes.
+FFCV's own writer hangs when a worker fails (on a full disk), and its page order depends on timing.
+This one writes the same format in one pass and is deterministic.
 
-A beton lies beside a set's shards, or takes their place. Samples become raw pixels, which FFCV
+A beton is stored next to a set's shards, or instead of them. Samples become raw pixels, which FFCV
 delivers exactly and fastest. JPEG sets may keep their bytes instead, a fifth of the size; but FFCV
 decodes JPEG by the fast DCT, up to 14 of 255 levels off.
 """
@@ -47,46 +47,11 @@ PAGE = 1 << 23
 JPEG, RAW = 0, 1
 
 
-def import_ffcv() -> Any:
-    """Return FFCV's `types` module.
-
-    Raises:
-        ValueError: FFCV cannot be imported; names what is missing.
-    """
-    try:
-        with _side_effects_undone():
-            from ffcv import types
-    except ImportError as error:
-        raise ValueError(
-            f"backend='ffcv' cannot be imported ({error}); apt-get install libturbojpeg0-dev"
-            " libopencv-dev pkg-config, then pip install 'relaywave[ffcv]',"
-            " or set data.backend=dali"
-        ) from None
-    return types
-
-
-@contextmanager
-def _side_effects_undone() -> Iterator[None]:
-    """Import FFCV without what it does at that: compiling a dictionary, and setting threads to 1.
-
-    It keeps the numbers of its two image modes in a compiled dictionary, which takes numba several
-    seconds, though it looks them up from Python alone; and it lets torch use a single thread.
-    """
-    typed = importlib.import_module("numba.typed")
-    compiled, threads = typed.Dict, torch.get_num_threads()
-    typed.Dict = dict  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        typed.Dict = compiled  # type: ignore[attr-defined]
-        torch.set_num_threads(threads)
-
-
 def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
-    """Write `set.beton` beside the shards of a packed set; a whole one is left as it is.
+    """Write `set.beton` next to the shards of a packed set, unless a complete one is there.
 
     Args:
-        path: Folder of the set.
+        path: Directory of the set.
         keep_jpeg: Copy the JPEG bytes of a JPEG set instead of its pixels.
 
     Raises:
@@ -116,20 +81,20 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
 
 
 def keep_only_beton(path: Path) -> None:
-    """Let a set's beton take the place of its shards, which are removed. Raises as write_beton."""
+    """Replace a set's shards by its beton, and remove them. Raises as write_beton."""
     write_beton(path)
     manifest = read_manifest(path)
     if not manifest.only_beton:
         note = json.loads((path / BETON_NOTE).read_bytes())
-        whole = Shard(BETON, note["num_bytes"], note["sha256"], manifest.num_images)
+        beton = Shard(BETON, note["num_bytes"], note["sha256"], manifest.num_images)
         index_sha256 = file_sha256(path / BETON_INDEX)
-        write_manifest(path, replace(manifest, shards=(whole,), index_sha256=index_sha256))
+        write_manifest(path, replace(manifest, shards=(beton,), index_sha256=index_sha256))
     shutil.rmtree(path / "shards", ignore_errors=True)
     (path / INDEX).unlink(missing_ok=True)
 
 
 def beton_problem(path: Path, digest: str) -> str | None:
-    """Return what is wrong with a set's beton after reading all of it; None if it is whole."""
+    """Return what is wrong with a set's beton after reading all of it; None if it is intact."""
     if not (path / BETON).exists():
         return None
     try:
@@ -137,8 +102,8 @@ def beton_problem(path: Path, digest: str) -> str | None:
     except DatasetError as error:
         return str(error)
     note = json.loads((path / BETON_NOTE).read_bytes())
-    whole = file_sha256(path / BETON) == note["sha256"]
-    return None if whole else f"{BETON}: damaged; remove it and write it again"
+    intact = file_sha256(path / BETON) == note["sha256"]
+    return None if intact else f"{BETON}: damaged; remove it and write it again"
 
 
 def _is_current(path: Path, digest: str, mode: int) -> bool:
@@ -150,7 +115,7 @@ def _is_current(path: Path, digest: str, mode: int) -> bool:
 
 
 def beton_mode(path: Path) -> int:
-    """Return what a whole beton holds of each image: JPEG or RAW."""
+    """Return what a complete beton holds of each image: JPEG or RAW."""
     return int(json.loads((path / BETON_NOTE).read_bytes())["mode"])
 
 
@@ -162,7 +127,7 @@ def check_beton(path: Path, digest: str) -> Index:
         size = (path / BETON).stat().st_size
         rows: Index = np.load(path / BETON_INDEX, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
-        raise DatasetError(f"{path} holds no whole {BETON}; {advice}") from None
+        raise DatasetError(f"{path} holds no complete {BETON}; {advice}") from None
     if note.get("digest") != digest or rows.dtype != INDEX_ROW:
         raise DatasetError(f"{path / BETON} was written from another set; {advice}")
     if note.get("num_bytes") != size:
@@ -175,7 +140,7 @@ def check_beton(path: Path, digest: str) -> Index:
 def _write(
     file: IO[bytes], images: ShardedImages, mode: int, advance: Callable[[int], None]
 ) -> Index:
-    """Write the whole file and return where each sample lies."""
+    """Write the file and return where each sample lies."""
     types = import_ffcv()
     fields = {"image": types.RGBImageField(), "label": types.IntField()}
     metadata = np.zeros(len(images), types.get_metadata_type(list(fields.values())))
@@ -228,7 +193,7 @@ def page_size(resolution: int) -> int:
 
 @dataclass
 class _Pages:
-    """The data region: samples one after the other, none across the border of two pages."""
+    """The data region: samples one after the other, none across a page boundary."""
 
     file: IO[bytes]
     minimum: int
@@ -248,7 +213,7 @@ class _Pages:
         return offset
 
     def finish(self) -> int:
-        """Fill the last page and return the offset behind it."""
+        """Fill the last page and return the offset after it."""
         if self._place % self.size:
             self._fill_page()
         return self._place
@@ -257,3 +222,38 @@ class _Pages:
         missing = -self._place % self.size
         self.file.write(bytes(missing))
         self._place += missing
+
+
+def import_ffcv() -> Any:
+    """Return FFCV's `types` module.
+
+    Raises:
+        ValueError: FFCV cannot be imported; names what is missing.
+    """
+    try:
+        with _side_effects_undone():
+            from ffcv import types
+    except ImportError as error:
+        raise ValueError(
+            f"backend='ffcv' cannot be imported ({error}); apt-get install libturbojpeg0-dev"
+            " libopencv-dev pkg-config, then pip install 'relaywave[ffcv]',"
+            " or set data.backend=dali"
+        ) from None
+    return types
+
+
+@contextmanager
+def _side_effects_undone() -> Iterator[None]:
+    """Import FFCV without its side effects: compiling a dictionary, and setting one torch thread.
+
+    It keeps the numbers of its two image modes in a compiled dictionary, which takes numba several
+    seconds, though only Python code looks them up.
+    """
+    typed = importlib.import_module("numba.typed")
+    compiled, threads = typed.Dict, torch.get_num_threads()
+    typed.Dict = dict  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        typed.Dict = compiled  # type: ignore[attr-defined]
+        torch.set_num_threads(threads)

@@ -39,12 +39,12 @@ class Report:
 
 
 def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
-    """Read a whole set and compare it with its manifest.
+    """Read a complete set and compare it with its manifest.
 
     Args:
-        path: Folder of the set.
+        path: Directory of the set.
         workers: Threads; each takes a shard at a time.
-        decode: Decode the images too, which takes longer, and gives the histogram.
+        decode: Decode the images too, which is slower and fills the histogram.
 
     Raises:
         DatasetError: The manifest or the index cannot be read at all.
@@ -55,7 +55,7 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
     if file_sha256(path / index) != images.manifest.index_sha256:
         report.problems.append(f"{index}: its sha256 is not the one in the manifest")
     elif _class_counts(images) != images.manifest.class_counts:
-        report.problems.append(f"{index}: its labels are not counted as the manifest says")
+        report.problems.append(f"{index}: its labels do not match the counts in the manifest")
     problem = None if images.manifest.only_beton else beton_problem(path, images.info.digest)
     if problem is not None:
         report.problems.append(problem)

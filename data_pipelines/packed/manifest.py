@@ -4,9 +4,9 @@
     index.npy        one row per sample (INDEX_ROW): where its bytes are, its label, its checksum
     shards/*.tar     WebDataset shards: <number>.<png|webp|jpg> and <number>.cls per sample
     skipped.jsonl    items of the source that were left out, with the reason
-    set.beton        FFCV's file, beside the shards or in their place, with an index of its own
+    set.beton        FFCV's file, next to the shards or instead of them, with an index of its own
 
-A folder with a manifest is whole; without one it is an unfinished pack, or no set at all.
+A directory with a manifest is complete; one without is an unfinished pack, or no set at all.
 """
 
 from __future__ import annotations
@@ -57,6 +57,23 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class DatasetInfo:
+    """What consumers of a packed set need to know.
+
+    Attributes:
+        num_images: Images per epoch.
+        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
+        class_names: Names by class index; empty for unlabelled sets.
+        digest: SHA-256 that identifies the content, order and labels of the set.
+    """
+
+    num_images: int
+    resolution: int
+    class_names: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The description of a packed set.
 
@@ -73,8 +90,8 @@ class Manifest:
         skipped: Number of items left out, by reason.
         digest: SHA-256 over the resolution, class names, and each sample's bytes and label in
             order; does not depend on the shard size.
-        shuffle_window: Images within which streams of the set are shuffled (see order.py); 0 if
-            the set was packed before this was noted.
+        shuffle_window: Images within which remote sets are shuffled (see sample_order.py); 0 if
+            the set was packed before this was recorded.
     """
 
     kind: str
@@ -99,6 +116,16 @@ class Manifest:
     def index_name(self) -> str:
         """The file that says where the samples lie."""
         return BETON_INDEX if self.only_beton else INDEX
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What consumers of the set need to know."""
+        return DatasetInfo(
+            num_images=self.num_images,
+            resolution=self.resolution,
+            class_names=self.class_names,
+            digest=self.digest,
+        )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -130,7 +157,7 @@ def read_manifest(path: Path) -> Manifest:
     checksum = document.pop("checksum", None)
     if checksum != _checksum({"format_version": version, **document}):
         raise DatasetError(
-            f"{path / MANIFEST} was changed after packing (its checksum does not fit);"
+            f"{path / MANIFEST} was changed after packing (its checksum does not match);"
             " restore it, or pack the set again"
         )
     document["shards"] = tuple(Shard(**shard) for shard in document["shards"])
@@ -141,7 +168,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _why_no_manifest(path: Path) -> str:
     if not path.is_dir():
-        return f"{path} is no folder; first: python -m data_pipelines pack KIND SOURCE {path}"
+        return f"{path} is no directory; first: python -m data_pipelines pack KIND SOURCE {path}"
     sets = [*path.glob(f"*/{MANIFEST}"), *path.glob(f"*/*/{MANIFEST}")]
     inner = sorted(child.parent.relative_to(path).as_posix() for child in sets)
     if inner:
@@ -159,10 +186,10 @@ def write_index(path: Path, index: Index, name: str = INDEX) -> str:
 
 
 def read_index(path: Path, manifest: Manifest) -> Index:
-    """Map the set's index into memory; costs nothing for rows that are not used.
+    """Map the set's index into memory; rows that are not used are not read.
 
     Raises:
-        DatasetError: The file is missing, damaged, or does not fit the manifest.
+        DatasetError: The file is missing, damaged, or does not match the manifest.
     """
     file = path / manifest.index_name
     try:
@@ -187,13 +214,13 @@ def check_shard_sizes(path: Path, manifest: Manifest) -> None:
         if size != shard.num_bytes:
             raise DatasetError(
                 f"{path / shard.name} has {size} bytes, the manifest says {shard.num_bytes}:"
-                " the shard is damaged; copy it again, or remove the folder and pack the set again"
+                " the shard is damaged; copy it again, or remove the set and pack it again"
             )
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` when the block ends without an error."""
+    """Open a temporary file that replaces `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -212,41 +239,9 @@ def file_sha256(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one JSON text of a value: sorted keys, no spaces."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a packed image set is.
-
-    Attributes:
-        num_images: Images per epoch.
-        resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
-        class_names: Names by class index; empty for unlabelled sets.
-        digest: SHA-256 that identifies the content, order and labels of the set.
-    """
-
-    num_images: int
-    resolution: int
-    class_names: tuple[str, ...]
-    digest: str
-
-
-def read_info(path: Path) -> DatasetInfo:
-    """Return the description of a packed set. Raises ValueError if `path` holds none."""
-    return describe(read_manifest(path))
-
-
-def describe(manifest: Manifest) -> DatasetInfo:
-    """Return what consumers of a packed set need to know of its manifest."""
-    return DatasetInfo(
-        num_images=manifest.num_images,
-        resolution=manifest.resolution,
-        class_names=manifest.class_names,
-        digest=manifest.digest,
-    )

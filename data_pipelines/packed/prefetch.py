@@ -1,4 +1,4 @@
-"""Downloading the shards that come next in the order while the current ones are read."""
+"""Downloading the shards that come next in the sample order while the current ones are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_pipelines.packed.remote import Unreachable
 from data_pipelines.sample_order import Integers, Order
 
 BLOCK = 1024
-"""Positions that are looked up at a time; the coming shards are listed anew after as many."""
+"""Positions looked up at a time; the list of coming shards is renewed after as many."""
 
 CLOSE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ class RemoteShards(Protocol):
         """Return a shard's size, 0 if it is local."""
 
     def fetch(self, shard: int) -> None:
-        """Have a shard in the local cache, as the one used last. Raises Unreachable."""
+        """Download a shard into the local cache, or mark it as just used. Raises Unreachable."""
 
 
 class ShardPrefetcher:
-    """A thread that keeps the local cache ahead of the reader.
+    """A thread that downloads shards ahead of the reader.
 
     Args:
         images: The samples.
         order: Their order.
-        max_bytes: Size of the shards to have, those in use included; what the cache can hold.
+        max_bytes: Total size of the shards to hold in the cache, those in use included.
     """
 
     def __init__(self, images: RemoteShards, order: Order, max_bytes: int) -> None:
@@ -51,7 +51,7 @@ class ShardPrefetcher:
         self._thread = threading.Thread(target=self._run, name="shard prefetch", daemon=True)
 
     def advance(self, position: int) -> None:
-        """Note that the reader has come to a global position."""
+        """Report that the reader has reached a global position."""
         with self._changed:
             first, self._position = self._position < 0, position
             if first and not self._closed:
@@ -59,7 +59,7 @@ class ShardPrefetcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread, or leave a hanging download to its own time limit."""
+        """Stop the thread; a hanging download is left to its own time limit."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -69,15 +69,15 @@ class ShardPrefetcher:
     def coming(self, position: int) -> Iterator[int]:
         """Yield the shards in the order of their first use from a position on, while they fit."""
         seen: set[int] = set()
-        room = self._max_bytes
+        space = self._max_bytes
         for first in range(position, position + len(self._images), BLOCK):
             samples = self._order.samples(np.arange(first, first + BLOCK))
             for shard in dict.fromkeys(self._images.shards_of(samples).tolist()):
                 if shard in seen:
                     continue
                 seen.add(shard)
-                room -= self._images.num_bytes(shard)
-                if room < 0:
+                space -= self._images.num_bytes(shard)
+                if space < 0:
                     return
                 yield shard
 
@@ -93,7 +93,7 @@ class ShardPrefetcher:
                 if self._is_outdated(position):
                     return
                 self._images.fetch(shard)
-        except Unreachable as error:  # the reader will meet it too, and stop the run
+        except Unreachable as error:  # the reader will fail on it too, and stop the run
             logger.warning("reading ahead: %s", error)
 
     def _next_position(self, listed: int) -> int:

@@ -14,26 +14,46 @@ import torch
 from torch import Tensor
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
-from data_pipelines.packed.manifest import check_shard_sizes, describe, read_index, read_manifest
-from data_pipelines.packed.remote import FileCache, RemoteFolder, is_remote
+from data_pipelines.packed.manifest import check_shard_sizes, read_index, read_manifest
+from data_pipelines.packed.remote import FileCache, RemoteSet, is_remote
 from data_pipelines.sample_order import Integers
 
 MAX_OPEN = 128
 MAX_OPEN_REMOTE = 8
-"""A shard that the cache has removed takes room on the disk for as long as it is open."""
+"""A shard that was removed from the cache takes disk space for as long as it is open."""
 
 DEFAULT_CACHE = FileCache(
     Path(os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache/relaywave/shards"), 100 * 10**9
 )
 
 
+Stored_co = TypeVar("Stored_co", covariant=True)
+
+
+class Samples(Protocol[Stored_co]):
+    """Samples by index, verified when they are read."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Stored_co, int | None]:
+        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
+
+    def locate(self, index: int) -> str:
+        """Return where a sample lies, for messages."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
 class ShardedImages:
-    """A packed set as a sequence of samples in the order of its source; safe to share by threads.
+    """A packed set as a sequence of samples in the order of its source; thread-safe.
 
     Args:
-        path: Folder of the packed set, or its URL (see data_pipelines/packed/remote.py).
+        path: Directory of the packed set, or its URL (see data_pipelines/packed/remote.py).
         check_sizes: Compare the shards' sizes with the manifest at once (local sets).
-        cache: Where a remote set's files are kept.
+        cache: Local cache of remote sets.
 
     Raises:
         DatasetError: The set is missing, unfinished or damaged (checks manifest, index and sizes;
@@ -44,14 +64,14 @@ class ShardedImages:
     def __init__(
         self, path: Path | str, *, check_sizes: bool = True, cache: FileCache = DEFAULT_CACHE
     ) -> None:
-        self._remote = RemoteFolder(str(path), cache) if is_remote(str(path)) else None
+        self._remote = RemoteSet(str(path), cache) if is_remote(str(path)) else None
         self.is_remote = self._remote is not None
         self.path = self._remote.path if self._remote else Path(path)
         self.manifest = read_manifest(self.path)
         self.index = read_index(self.path, self.manifest)
         if check_sizes and not self._remote:
             check_shard_sizes(self.path, self.manifest)
-        self.info = describe(self.manifest)
+        self.info = self.manifest.info
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,7 +85,7 @@ class ShardedImages:
 
         Raises:
             BadImage: The bytes in the shard are not the ones that were packed.
-            Unreachable: A remote shard cannot be had.
+            Unreachable: A remote shard cannot be downloaded.
         """
         row = self.index[index]
         length, shard = int(row["length"]), int(row["shard"])
@@ -74,7 +94,7 @@ class ShardedImages:
         except OSError as error:
             raise BadImage(f"unreadable: {error}") from None
         if len(encoded) != length or zlib.crc32(encoded) != int(row["crc32"]):
-            raise BadImage("damaged in the shard: its checksum does not fit")
+            raise BadImage("damaged in the shard: its checksum does not match")
         return encoded, self.label(index)
 
     def label(self, index: int) -> int | None:
@@ -96,11 +116,11 @@ class ShardedImages:
         return self.index["shard"][samples].astype(np.int64)
 
     def num_bytes(self, shard: int) -> int:
-        """Return the size of a remote shard, 0 of a local one."""
+        """Return the size of a remote shard, 0 for a local one."""
         return self.manifest.shards[shard].num_bytes if self._remote else 0
 
     def fetch(self, shard: int) -> None:
-        """Have a remote shard in the local cache. Raises Unreachable if it cannot be had."""
+        """Download a remote shard into the local cache. Raises Unreachable if that fails."""
         if self._remote:
             self._remote.shard(shard)
 
@@ -116,12 +136,12 @@ class ShardedImages:
         return decode_rgb(stored)
 
     def _file(self, shard: int) -> _OpenFile:
-        """Return a shard's file; the ones used longest ago are closed when nobody reads them."""
+        """Return a shard's file; the least recently used ones are closed."""
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
                 return self._files[shard]
-        opened = self._open(shard)  # may download it, while other threads read others
+        opened = self._open(shard)  # outside the lock: it may be downloaded
         with self._lock:
             self._files[shard] = opened
             while len(self._files) > (MAX_OPEN_REMOTE if self._remote else MAX_OPEN):
@@ -134,12 +154,12 @@ class ShardedImages:
         while True:
             try:
                 return _OpenFile(self._remote.shard(shard))
-            except FileNotFoundError:  # another process has just made room in the cache
+            except FileNotFoundError:  # another process has just evicted it from the cache
                 continue
 
 
 class _OpenFile:
-    """A file that is read at offsets by several threads, and closed after the last one is done."""
+    """A file that several threads read at offsets; closed when the last reference is gone."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -150,23 +170,3 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
-
-
-Stored_co = TypeVar("Stored_co", covariant=True)
-
-
-class Samples(Protocol[Stored_co]):
-    """Samples by number, checked when they are read."""
-
-    path: Path
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> tuple[Stored_co, int | None]:
-        """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
-
-    def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
-
-    def close(self) -> None:
-        """Close the files."""

@@ -1,4 +1,4 @@
-"""Packed sets on web servers and object stores, read through a local cache of whole files.
+"""Packed sets on web servers and object stores, read through a local cache of complete files.
 
 A file is downloaded once per machine, whatever the number of ranks, checked against the manifest,
 and kept until the cache is full.
@@ -38,7 +38,7 @@ COMMANDS = {"s3": ("aws", "s3", "cp", "{}", "-"), "gs": ("gsutil", "-q", "cat", 
 
 
 class Unreachable(RuntimeError):  # noqa: N818 (a finding about the other side)
-    """A file of a remote set cannot be had, after all retries."""
+    """A file of a remote set cannot be downloaded, after all retries."""
 
 
 def is_remote(path: str) -> bool:
@@ -48,21 +48,21 @@ def is_remote(path: str) -> bool:
 
 @dataclass(frozen=True)
 class FileCache:
-    """Where downloads are kept.
+    """A directory of downloads.
 
     Attributes:
-        folder: The folder; made if missing, shared by all processes of a machine.
-        max_bytes: Size above which the files used longest ago are removed.
+        path: The directory; created if missing, shared by all processes of a machine.
+        max_bytes: Size above which the least recently used files are removed.
     """
 
-    folder: Path
+    path: Path
     max_bytes: int
 
     def make_room(self, newest: Path) -> None:
-        """Remove the shards used longest ago until the rest fits; `newest` stays."""
+        """Remove the least recently used shards until the rest fits; `newest` stays."""
         files = []
-        for file in self.folder.rglob("*.tar"):
-            with suppress(FileNotFoundError):  # another process makes room, too
+        for file in self.path.rglob("*.tar"):
+            with suppress(FileNotFoundError):  # another process evicts files, too
                 status = file.stat()
                 files.append((status.st_mtime, status.st_size, file))
         total = sum(size for _, size, _ in files)
@@ -72,23 +72,23 @@ class FileCache:
                 file.unlink(missing_ok=True)  # readers that have it open keep its content
 
 
-class RemoteFolder:
+class RemoteSet:
     """A packed set at a URL.
 
     Args:
-        url: The set's folder: `https://host/set`, `s3://bucket/set`, `gs://bucket/set`, or
+        url: The set's address: `https://host/set`, `s3://bucket/set`, `gs://bucket/set`, or
             `pipe:COMMAND` with `{}` for the file's name, e.g. `pipe:ssh host cat set/{}`.
-        cache: Where downloads are kept.
+        cache: Local cache of the files.
 
     Raises:
-        Unreachable: The manifest or the index cannot be had.
+        Unreachable: The manifest or the index cannot be downloaded.
     """
 
     def __init__(self, url: str, cache: FileCache) -> None:
         self.url = url
         self._cache = cache
         name = hashlib.sha256(url.encode()).hexdigest()[:16]
-        self.path = cache.folder / name
+        self.path = cache.path / name
         self._download(MANIFEST, None, None)
         self.manifest: Manifest = read_manifest(self.path)
         if not self._is_there(INDEX, self.manifest.index_sha256):
@@ -98,7 +98,7 @@ class RemoteFolder:
         """Return the local path of a shard, downloaded if it is not in the cache.
 
         Raises:
-            Unreachable: It cannot be had, or is not the one in the manifest.
+            Unreachable: It cannot be downloaded, or is not the one in the manifest.
         """
         shard = self.manifest.shards[number]
         path = self.path / shard.name
@@ -118,7 +118,7 @@ class RemoteFolder:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def _download(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
-        """Download a file into the cache, with retries; it appears there only when it is whole."""
+        """Download a file into the cache, with retries; it appears there only when complete."""
         for delay in (*DELAYS, None):
             try:
                 self._download_once(name, num_bytes, sha256)
@@ -126,11 +126,11 @@ class RemoteFolder:
             except (OSError, _Incomplete) as error:
                 if delay is None:
                     raise Unreachable(
-                        f"{name} of {self.url} cannot be had after {len(DELAYS) + 1} attempts:"
+                        f"{name} of {self.url} cannot be read after {len(DELAYS) + 1} attempts:"
                         f" {error}; check the address, the network and the access rights,"
                         " then run the same command again"
                     ) from None
-                logger.warning("%s of %s: %s; again in %g s", name, self.url, error, delay)
+                logger.warning("%s of %s: %s; retrying in %g s", name, self.url, error, delay)
                 time.sleep(delay)
 
     def _download_once(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
@@ -142,13 +142,13 @@ class RemoteFolder:
                 file.write(block)
                 digest.update(block)
             if num_bytes is not None and file.tell() != num_bytes:
-                raise _Incomplete(f"{file.tell()} bytes came, the manifest says {num_bytes}")
+                raise _Incomplete(f"received {file.tell()} bytes, the manifest says {num_bytes}")
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise _Incomplete("its sha256 is not the one in the manifest")
 
 
 class _Incomplete(Exception):  # noqa: N818 (always retried)
-    """A transfer that ended early, or brought other bytes."""
+    """A transfer that ended early, or delivered other bytes."""
 
 
 @contextmanager
@@ -160,13 +160,13 @@ def _open_stream(url: str, name: str) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], response)
         return
     if scheme == "pipe":
-        command = [word.replace("{}", name) for word in shlex.split(rest)]
+        command = [part.replace("{}", name) for part in shlex.split(rest)]
     else:
-        command = [word.replace("{}", f"{url.rstrip('/')}/{name}") for word in COMMANDS[scheme]]
+        command = [part.replace("{}", f"{url.rstrip('/')}/{name}") for part in COMMANDS[scheme]]
     if shutil.which(command[0]) is None:
         raise Unreachable(
             f"{url} is read by the command `{command[0]}`, which is not installed here;"
-            " install it, or name another way with pipe:COMMAND"
+            " install it, or use another command through pipe:COMMAND"
         )
     with _Pipe(command) as pipe:
         yield cast(IO[bytes], pipe)
@@ -174,16 +174,16 @@ def _open_stream(url: str, name: str) -> Iterator[IO[bytes]]:
 
 
 class _Pipe:
-    """The output of a command; one that falls silent for TIMEOUT seconds is given up."""
+    """The output of a command; fails after TIMEOUT seconds without output."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = shlex.join(command)
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._stderr,
             start_new_session=True,
         )
 
@@ -194,7 +194,7 @@ class _Pipe:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
-        self._complaints.close()
+        self._stderr.close()
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, none at the end. Raises _Incomplete if none come in time."""
@@ -208,15 +208,15 @@ class _Pipe:
         """Raise _Incomplete if the command failed."""
         code = self._process.wait(TIMEOUT)
         if code:
-            self._complaints.seek(0)
-            complaint = self._complaints.read().decode(errors="replace").strip()
-            last = complaint.splitlines()[-1] if complaint else "no message"
-            raise _Incomplete(f"`{self._command}` ended with code {code}: {last}")
+            self._stderr.seek(0)
+            message = self._stderr.read().decode(errors="replace").strip()
+            last = message.splitlines()[-1] if message else "no message"
+            raise _Incomplete(f"`{self._command}` exited with code {code}: {last}")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process or thread at a time fetch a file."""
+    """Let one process or thread at a time download a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

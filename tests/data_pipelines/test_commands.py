@@ -38,7 +38,7 @@ def test_whole_set_passes_with_its_moments(dataset: Path, capsys: Capture) -> No
     assert np.allclose(std, pixels.std(axis=(0, 2, 3)))
     assert main(["check", str(dataset)]) == 0
     printed = capsys.readouterr().out
-    assert "whole: every byte is as packed" in printed
+    assert "intact: every byte is as packed" in printed
     assert "classes have 20 to 20 images" in printed
 
 
@@ -82,7 +82,9 @@ def test_labels_are_counted_anew(dataset: Path) -> None:
     index["label"][7] = 2
     sha256 = write_index(dataset, index)
     write_manifest(dataset, dataclasses.replace(manifest, index_sha256=sha256))
-    assert check(dataset).problems == ["index.npy: its labels are not counted as the manifest says"]
+    assert check(dataset).problems == [
+        "index.npy: its labels do not match the counts in the manifest"
+    ]
 
 
 def test_contact_sheet(dataset: Path, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_bench_streams_from_urls(dataset: Path, tmp_path: Path, capsys: Capture)
     for command in ("info", "check", "beton"):
         with pytest.raises(SystemExit):
             main([command, url])
-        assert f"{url} is a URL; copy the set here" in capsys.readouterr().err
+        assert f"{url} is a URL; copy the set to this machine" in capsys.readouterr().err
 
 
 def test_bench_refuses_what_it_cannot_measure(dataset: Path, capsys: Capture) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipelines.backends.batches import box_reduce, read_ahead
 from data_pipelines.backends.build import build_pipeline
-from data_pipelines.backends.common import TooManyCorrupt, box_reduce, read_ahead
+from data_pipelines.backends.sample_reader import TooManyCorrupt
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
 from data_pipelines.sample_order import SampleOrder
@@ -155,7 +156,7 @@ def test_damaged_samples_are_replaced_by_the_next_of_the_order(
             assert torch.equal(images[:8], want)
             assert positions == tuple(range(40))
     assert f"sample {third} (at byte" in caplog.text
-    assert "checksum does not fit" in caplog.text
+    assert "checksum does not match" in caplog.text
 
 
 def expected_of(dataset: Path, order: SampleOrder, places: list[int]) -> tuple[Tensor, list[int]]:
@@ -181,7 +182,7 @@ def test_a_wholly_damaged_selection_stops(tmp_path: Path) -> None:
     data = config(tmp_path / "set", "webdataset", subset=1, shuffle=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_pipelines.datasets.subset", lambda size, count: np.array([7]))
-        with pytest.raises(TooManyCorrupt, match="1000 samples in a row are damaged"):
+        with pytest.raises(TooManyCorrupt, match="1000 consecutive samples are damaged"):
             delivered(data, Share(0, 1, 1), 0, 1)
 
 
@@ -336,7 +337,7 @@ def test_windows_and_mixes_do_not_depend_on_ranks(
     [
         ({"classes": ("dog",)}, "has no 'dog'; it has class0, class1, class2"),
         ({"subset": 61}, "subset=61 of 60 images"),
-        ({"path": "/nowhere"}, "/nowhere is no folder"),
+        ({"path": "/nowhere"}, "/nowhere is no directory"),
     ],
 )
 def test_settings_that_do_not_fit_the_set(

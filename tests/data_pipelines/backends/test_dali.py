@@ -14,9 +14,9 @@ import torch
 
 from data_pipelines.backends import dali
 from data_pipelines.backends.build import build_pipeline
-from data_pipelines.backends.common import TooManyCorrupt
 from data_pipelines.backends.dali import DaliPipeline
 from data_pipelines.backends.dali_graph import undecodable
+from data_pipelines.backends.sample_reader import TooManyCorrupt
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.options import PackOptions
 from data_pipelines.pack.packer import pack
@@ -135,7 +135,7 @@ def test_a_sample_that_dali_cannot_decode_costs_itself_alone(
 def test_a_sample_that_nothing_can_decode_is_replaced(
     dataset: Path, store: Callable[[Stored], None], device: str, world_size: int
 ) -> None:
-    """The next of the order, which only Pillow knows, stands in on any number of ranks."""
+    """the next in the order, which only Pillow reads, replaces it on any number of ranks."""
     broken, odd = SampleOrder(60, SEED).samples(np.array([3, 4])).tolist()
     content = gif(dataset, odd)
     store({odd: content})

@@ -15,10 +15,10 @@ import torch
 
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline
-from data_pipelines.backends.ffcv import PageCache
 from data_pipelines.pack.options import PackOptions
 from data_pipelines.pack.packer import pack
 from data_pipelines.packed.beton import write_beton
+from data_pipelines.packed.beton_reader import PageCache
 from data_pipelines.packed.check import check
 from data_pipelines.packed.manifest import BETON, DatasetError, read_manifest
 from data_pipelines.packed.reader import ShardedImages
@@ -131,7 +131,7 @@ def test_unfit_betons_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="was written from another set"):
         build_pipeline(config, seed=0, share=Share(0, 1, 4))
     (path / "set.beton.json").unlink()
-    with pytest.raises(DatasetError, match=r"no whole set\.beton; write it with"):
+    with pytest.raises(DatasetError, match=r"no complete set\.beton; write it with"):
         build_pipeline(config, seed=0, share=Share(0, 1, 4))
 
 

@@ -28,7 +28,6 @@ from data_pipelines.pack.work_dir import WorkFolder
 from data_pipelines.packed.manifest import (
     DatasetError,
     atomic_file,
-    read_info,
     read_manifest,
     write_manifest,
 )
@@ -102,7 +101,7 @@ def test_archives_give_the_same_set_as_the_folder(folder: Path, tmp_path: Path, 
                 out.add(file, f"./{file.relative_to(folder)}")
     pack(make_source("images", archive), tmp_path / "a", PackOptions(resolution=16))
     pack(make_source("images", folder), tmp_path / "b", PackOptions(resolution=16))
-    assert read_info(tmp_path / "a") == read_info(tmp_path / "b")
+    assert read_manifest(tmp_path / "a").info == read_manifest(tmp_path / "b").info
 
 
 def test_bytes_do_not_depend_on_workers(
@@ -172,7 +171,7 @@ def test_interrupted_pack_goes_on(
     with pytest.raises(KeyboardInterrupt):
         packed_folder(folder, tmp_path / "set")
     with pytest.raises(DatasetError, match="unfinished pack"):
-        read_info(tmp_path / "set")
+        read_manifest(tmp_path / "set")
     with pytest.raises(PackError, match=r"unfinished pack of another set: resolution=\[32\]"):
         packed_folder(folder, tmp_path / "set", resolution=16)
     packed_folder(folder, tmp_path / "set")
@@ -194,7 +193,7 @@ def test_killed_pack_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not any(running(int(child)) for child in children)
     subprocess.run(command + options, cwd=ROOT, check=True, capture_output=True)
-    assert read_info(tmp_path / "set").num_images == 1000
+    assert read_manifest(tmp_path / "set").num_images == 1000
 
 
 def running(process: int) -> bool:
@@ -358,7 +357,7 @@ def test_edited_manifest_and_missing_shard_are_found(folder: Path, tmp_path: Pat
     text = manifest.read_text()
     manifest.write_text(text.replace('"num_images": 60', '"num_images": 61'))
     with pytest.raises(DatasetError, match="changed after packing"):
-        read_info(tmp_path / "set")
+        read_manifest(tmp_path / "set")
     manifest.write_text(text)
     (tmp_path / "set/shards/000002.tar").unlink()
     with pytest.raises(DatasetError, match=r"000002\.tar cannot be read: No such file"):
@@ -366,10 +365,10 @@ def test_edited_manifest_and_missing_shard_are_found(folder: Path, tmp_path: Pat
 
 
 def test_missing_sets_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="is no folder; first: python -m data_pipelines pack"):
-        read_info(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="is no directory; first: python -m data_pipelines pack"):
+        read_manifest(tmp_path / "nothing")
     with pytest.raises(DatasetError, match="holds no packed set"):
-        read_info(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_atomic_file_keeps_the_old_content_on_error(tmp_path: Path) -> None:
@@ -393,7 +392,7 @@ def test_several_resolutions_in_one_pass(folder: Path, tmp_path: Path) -> None:
     for name in ("index.npy", "shards/000002.tar"):
         assert (tmp_path / "sets/16" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     with pytest.raises(DatasetError, match="holds several sets; take one of them: 16, 32"):
-        read_info(tmp_path / "sets")
+        read_manifest(tmp_path / "sets")
     assert pack(make_source("folder", folder), tmp_path / "sets", options) == manifests
 
 

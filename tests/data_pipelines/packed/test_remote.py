@@ -186,7 +186,7 @@ def test_reading_ahead_leaves_failures_to_the_reader(
     )
     pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 4))
     batches = pipeline.batches(0)
-    with pytest.raises(Unreachable, match=r"shards/000002\.tar of .* cannot be had"):
+    with pytest.raises(Unreachable, match=r"shards/000002\.tar of .* cannot be read"):
         list(itertools.islice(batches, 60 // 4))
     batches.close()
     pipeline.close()
@@ -195,13 +195,13 @@ def test_reading_ahead_leaves_failures_to_the_reader(
 def test_unreachable_sets_say_so(
     dataset: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Unreachable, match=r"manifest\.json of .*/nothing cannot be had after 4"):
+    with pytest.raises(Unreachable, match=r"manifest\.json of .*/nothing cannot be read after 4"):
         ShardedImages(f"{server}/nothing", cache=FileCache(tmp_path, 1))
-    with pytest.raises(Unreachable, match="ended with code 3: no such host"):
+    with pytest.raises(Unreachable, match="exited with code 3: no such host"):
         ShardedImages("pipe:sh -c 'echo no such host >&2; exit 3' {}", cache=FileCache(tmp_path, 1))
     images = ShardedImages(server, cache=FileCache(tmp_path, 1))
     monkeypatch.setattr(FlakyServer, "failures", 10**6)
-    with pytest.raises(Unreachable, match=r"shards/000000\.tar of .* cannot be had"):
+    with pytest.raises(Unreachable, match=r"shards/000000\.tar of .* cannot be read"):
         images.read(0)
 
 

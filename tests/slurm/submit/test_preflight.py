@@ -49,7 +49,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("edm16", ["data.subset=19"], "subset=19 of 18 images"),
         ("edm16", ['data.mix=[{{"path": "{sets}/larger"}}]'], "pack them alike"),
         ("edm16", ['data.mix=[{{"path": "{sets}/two"}}]'], "have other class tables"),
-        ("edm16", ["data.backend=ffcv"], "ffcv|no whole set.beton"),
+        ("edm16", ["data.backend=ffcv"], "ffcv|no complete set.beton"),
         ("edm16", ["global_batch_size=10", "micro_batch_size=4"], "set it to 8 or 12"),
         ("edm16", ['optim={{"x": {{"lr": 1}}}}'], "optim has settings for"),
         ("edm16", ['deepspeed={{"fp16": {{"enabled": true}}}}'], "contradicts the recipe"),

@@ -54,7 +54,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["--images-per-second=0.001", "--time=10"], "below one checkpoint interval"),
         (["global_batch_size=13"], "is not a multiple of"),
         (["seed=fast"], "seed='fast' is not of type int"),
-        (["data.backend=webdataset", "data.path=/nowhere"], "/nowhere is no folder"),
+        (["data.backend=webdataset", "data.path=/nowhere"], "/nowhere is no directory"),
         (["--images-per-second=0"], "must be positive"),
         (["--time=30", "--time-min=40"], "min_minutes=40 is above minutes=30"),
         (["--comment=two\nlines"], "must be one line of text"),
