@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 PATIENCE = 60.0
 """Seconds that ranks have to end after one of them did, before they are killed."""
@@ -38,9 +39,10 @@ def launch_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
     if ranks < 1:
         raise ValueError(f"--ranks={ranks} must be at least 1")
     command = [sys.executable, "-m", module, *arguments]
+    environment = child_environment()
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     threads = max((os.cpu_count() or 1) // ranks, 1)
-    group = {"OMP_NUM_THREADS": str(threads), **os.environ, **address, LAUNCHED: "1"}
+    group = {"OMP_NUM_THREADS": str(threads), **environment, **address, LAUNCHED: "1"}
     processes = [
         subprocess.Popen(
             command,
@@ -52,6 +54,20 @@ def launch_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
         signal.signal(number, lambda received, _: _send(processes, received))
     signal.signal(signal.SIGINT, lambda *_: _send(processes, signal.SIGTERM))
     return _wait(processes)
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which `python -m PACKAGE` runs this code, in any directory.
+
+    The current directory, and a `models/` of the user's in it, stays off the path; the directory of
+    our packages, if it is a checkout or a copy that nothing else makes importable, goes onto it.
+    """
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    code = str(Path(__file__).resolve().parents[2])
+    if Path(code).name not in ("site-packages", "dist-packages"):
+        paths = [code, *(path for path in paths if path != code)]
+    python_path = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    return {**os.environ, **python_path, "PYTHONSAFEPATH": "1"}
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
