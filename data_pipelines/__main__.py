@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+
+import relaywave
+
+if __name__ == "__main__":
+    relaywave.reject_hidden_packages("data_pipelines")
 
 from data_pipelines import commands
 from data_pipelines.pack.command import add_pack
@@ -17,9 +21,9 @@ EXAMPLES = """examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m data_pipelines") -> int:
     """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser(prog).parse_args(argv)
     try:
         arguments.command(arguments)
     except (ValueError, RuntimeError) as error:
@@ -36,16 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m data_pipelines",
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser: argparse.ArgumentParser = relaywave.Parser(
+        prog=prog,
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

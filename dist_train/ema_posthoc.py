@@ -37,13 +37,29 @@ class Stored(NamedTuple):
     images_seen: int
 
 
-def reconstruct_command(arguments: Sequence[str]) -> int:
+def add_ema(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ema`."""
+    parser.description = (
+        "Reconstruct an average of other length from those that a run has stored. Have"
+        " it store two power profiles from the start:"
+        ' extra_emas={"short": {"type": "PowerEma", "relative_width": 0.05}, "long": ...}'
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--relative-width", type=float, help="of a power profile, e.g. 0.07")
+    kind.add_argument("--decay", type=float, help="of a constant profile, e.g. 0.9999")
+    kind.add_argument("--halflife-images", type=int, help="of a half-life profile with ramp-up")
+    parser.add_argument("--at", type=int, help="images seen at its end (default: the newest)")
+    parser.add_argument("--out", type=Path, help="folder for it (default: in RUN/ema)")
+    parser.set_defaults(run_command=reconstruct_command)
+
+
+def reconstruct_command(options: argparse.Namespace) -> int:
     """Write the snapshot of an average that was not tracked; returns the exit code.
 
     Raises:
         ConfigError: The run has not stored enough averages, or none of the wanted time.
     """
-    options = _parser().parse_args(arguments)
     config = read_config(RunConfig, options.run / "config.json")
     stored = find_stored(options.run, config)
     target = _target(options)
@@ -139,20 +155,3 @@ def _target(options: argparse.Namespace) -> EmaProfile:
     if options.decay is not None:
         return ConstantEma(decay=options.decay)
     return HalflifeEma(halflife_images=options.halflife_images)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dist_train ema",
-        description="Reconstruct an average of other length from those that a run has stored. Have"
-        " it store two power profiles from the start:"
-        ' extra_emas={"short": {"type": "PowerEma", "relative_width": 0.05}, "long": ...}',
-    )
-    parser.add_argument("run", type=Path, help="a run folder")
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--relative-width", type=float, help="of a power profile, e.g. 0.07")
-    kind.add_argument("--decay", type=float, help="of a constant profile, e.g. 0.9999")
-    kind.add_argument("--halflife-images", type=int, help="of a half-life profile with ramp-up")
-    parser.add_argument("--at", type=int, help="images seen at its end (default: the newest)")
-    parser.add_argument("--out", type=Path, help="folder for it (default: in RUN/ema)")
-    return parser

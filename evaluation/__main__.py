@@ -11,6 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import relaywave
+
+if __name__ == "__main__":
+    relaywave.reject_hidden_packages("evaluation")
+
 import torch
 
 from dist_train.runtime.launch import launch_ranks, should_launch
@@ -46,13 +51,13 @@ Work = Callable[[World], None]
 """What the ranks do together, after the command line has been checked."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") -> int:
     """Run a command; returns the exit code.
 
     0 is success, 2 follows one line about what was wrong, 76 one about a rank that was lost.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    args = parse(words)
+    args = parse(words, prog)
     world = None
     try:
         if hasattr(args, "ranks") and "RANK" in os.environ:

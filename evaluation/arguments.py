@@ -11,6 +11,7 @@ from evaluation.detectors.registry import DETECTORS
 from evaluation.metrics.registry import KINDS
 from evaluation.reference.exporters import FORMATS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
+from relaywave import Parser
 
 GRID_IMAGES = 64
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str] | None = None, prog: str = "python -m evaluation"
+) -> argparse.Namespace:
     """Parse a command line; `key=value` overrides may stand anywhere behind the command."""
-    parser = build_parser()
+    parser = build_parser(prog)
     args, rest = parser.parse_known_args(argv)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange or (rest and not isinstance(getattr(args, "source", None), list)):
@@ -30,10 +33,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser; the chosen command's name is the attribute `command`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation",
+    parser: argparse.ArgumentParser = Parser(
+        prog=prog,
         description="Samples, references, results. Under torchrun, ranks share the work.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -6,6 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import relaywave
+
+if __name__ == "__main__":
+    relaywave.reject_hidden_packages("models")
+
 from models.analysis import spectrum
 from models.convert import rdm as rdm_convert
 from models.convert import wavediff as wavediff_convert
@@ -17,9 +22,9 @@ EXAMPLES = """examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m models") -> int:
     """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
-    arguments = _parse(argv)
+    arguments = _parse(argv, prog)
     try:
         arguments.run(arguments)
     except ValueError as error:
@@ -31,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Parse a command line whose key=value settings may stand before or behind the options."""
-    parser = _parser()
+    parser = build_parser(prog)
     arguments, rest = parser.parse_known_args(argv)
     if "overrides" in arguments:
         arguments.overrides += [word for word in rest if not word.startswith("-")]
@@ -43,9 +48,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m models",
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser: argparse.ArgumentParser = relaywave.Parser(
+        prog=prog,
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -131,7 +131,7 @@ def _assign(document: dict[str, Any], dotted_key: str, value: Any) -> None:
             place = ".".join(dotted_key.split(".")[:depth]) or "the configuration"
             raise ConfigError(
                 f"unknown setting {dotted_key!r}: {place} has the settings {known}"
-                + _did_you_mean(dotted_key, _dotted_keys(document))
+                + did_you_mean(dotted_key, _dotted_keys(document))
             )
         if depth < len(parents):
             node = node[name]
@@ -149,7 +149,7 @@ def _dotted_keys(document: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _did_you_mean(unknown: str, known: Sequence[str]) -> str:
+def did_you_mean(unknown: str, known: Sequence[str]) -> str:
     """Return "; did you mean ...?" with the names nearest to an unknown one, or ""."""
     last = unknown.rpartition(".")[2]
     elsewhere = [key for key in known if key.rpartition(".")[2] == last]
@@ -236,7 +236,7 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
         known = ", ".join(sorted(names))
         raise ConfigError(
             f"unknown setting {where}.{unknown[0]}: {cls.__name__} has {known}"
-            + _did_you_mean(unknown[0], sorted(names))
+            + did_you_mean(unknown[0], sorted(names))
         )
     decoded = {key: _decode(hints[key], entry, f"{where}.{key}") for key, entry in settings.items()}
     try:

@@ -10,6 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import relaywave
+
+if __name__ == "__main__":
+    relaywave.reject_hidden_packages("slurm")
+
 from slurm.continuous_eval.command import add_reconcile
 from slurm.doctor import add_doctor
 from slurm.monitor.commands import add_cancel, add_history, add_logs, add_status
@@ -38,22 +43,20 @@ ALIASES = {"pipeline": "workflow"}
 """Former names of commands, which scripts may still use."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     words[:1] = [ALIASES.get(word, word) for word in words[:1]]
     listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
-    chooser = argparse.ArgumentParser(
-        prog="python -m slurm",
+    chooser = relaywave.Parser(
+        prog=prog,
         description=f"{__doc__}\ncommands:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chooser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     command = chooser.parse_args(words[:1]).command
     add, text = COMMANDS[command]
-    parser = argparse.ArgumentParser(
-        prog=f"python -m slurm {command}", description=text, allow_abbrev=False
-    )
+    parser = relaywave.Parser(prog=f"{prog} {command}", description=text, allow_abbrev=False)
     add(parser)
     args, passed_on = parser.parse_known_args(words[1:])
     if "passed_on" in args:

@@ -34,6 +34,8 @@ ORDER = {
 }
 """Within a package a file or sub-package imports only what stands further down its line."""
 MOST_MODULES = 16
+USES_OF_THE_COMMAND = {"__main__.py", "arguments.py"}
+"""Files that may import `relaywave`, which imports the packages: those that parse command lines."""
 OWNERS = {
     "deepspeed": {"dist_train/engine/engine.py"},
     "nvidia": {"data_pipelines/backends/dali_graph.py"},
@@ -69,6 +71,8 @@ def test_imports_point_one_way_and_heavy_packages_have_one_owner(path: Path) -> 
         if package in OWNERS:
             assert str(relative) in OWNERS[package], f"only {OWNERS[package]} may import {package}"
             assert not at_module_level, f"import {package} inside the function that needs it"
+        if package == "relaywave":
+            assert path.name in USES_OF_THE_COMMAND
         if package == "submitit":
             assert layer == "slurm"
             assert not at_module_level

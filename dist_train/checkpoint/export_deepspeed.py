@@ -12,7 +12,6 @@ because DeepSpeed reads nothing else; they hold tensors and plain values only, s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,24 @@ from models.config_io import ConfigError, read_config
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def export_command(arguments: Sequence[str]) -> int:
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `export`."""
+    parser.description = (
+        "Write the newest whole checkpoint in DeepSpeed's format, one folder per"
+        " network: weights, Adam's moments, counters. Averages are in the run's snapshots."
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--at", type=int, help="images seen of an older checkpoint")
+    parser.set_defaults(run_command=export_command)
+
+
+def export_command(options: argparse.Namespace) -> int:
     """Write a checkpoint in DeepSpeed's format; returns the exit code.
 
     Raises:
         ConfigError: There is no such run or checkpoint, it is damaged, or OUT exists.
     """
-    options = _parser().parse_args(arguments)
     if not (options.run / "config.json").exists():
         raise ConfigError(f"{options.run} is not a run folder: it has no config.json")
     if options.out.exists():
@@ -110,15 +120,3 @@ def _find(run_dir: Path, at: int | None) -> Path:
     if problems := check_files(path, alone):
         raise ConfigError("; ".join(problems))
     return path
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dist_train export",
-        description="Write the newest whole checkpoint in DeepSpeed's format, one folder per"
-        " network: weights, Adam's moments, counters. Averages are in the run's snapshots.",
-    )
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--at", type=int, help="images seen of an older checkpoint")
-    return parser

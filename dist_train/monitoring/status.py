@@ -14,15 +14,20 @@ from dist_train.runtime.run_dir import RunLock
 from models.config_io import ConfigError, read_config
 
 
-def print_status(arguments: Sequence[str]) -> int:
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `status`."""
+    parser.description = "Print where a run stands."
+    parser.add_argument("run", type=Path, help="directory of the run")
+    parser.set_defaults(run_command=print_status)
+
+
+def print_status(options: argparse.Namespace) -> int:
     """Print one run's state.
 
     Raises:
-        ConfigError: The folder is no run.
+        ConfigError: The directory is no run.
     """
-    parser = argparse.ArgumentParser(prog="python -m dist_train status")
-    parser.add_argument("run", type=Path, help="a run folder")
-    run_dir = parser.parse_args(arguments).run
+    run_dir = options.run
     if not (run_dir / "config.json").exists():
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.json")
     for name, value in describe_run(run_dir).items():

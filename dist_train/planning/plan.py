@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dist_train.config import RunConfig
@@ -175,13 +175,33 @@ COPY_BYTES = 10e9
 """Bytes per second from a GPU to the memory of its host: what a checkpoint stalls training for."""
 
 
-def plan_command(arguments: Sequence[str]) -> int:
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `plan`."""
+    parser.description = "What a recipe needs, and how long it takes."
+    parser.add_argument("recipe", help="name of a recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--gpu", default="a100-40g", help=", ".join(GPUS))
+    parser.add_argument(
+        "--network-gbit", type=float, default=800.0, help="Gbit/s of a node to the others"
+    )
+    parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="assumed or measured")
+    parser.add_argument(
+        "--gpu-hours-per-failure",
+        type=float,
+        default=GPU_HOURS_PER_FAILURE,
+        help=f"how reliable the cluster is (default: {GPU_HOURS_PER_FAILURE:,})",
+    )
+    parser.set_defaults(run_command=plan_command)
+
+
+def plan_command(options: argparse.Namespace) -> int:
     """Print the plan of a recipe; returns the exit code.
 
     Raises:
         ConfigError: Unknown recipe, setting or GPU, or numbers that make no sense.
     """
-    options = _parser().parse_intermixed_args(arguments)
     if options.gpu not in GPUS:
         raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}")
     for name in ("nodes", "gpus_per_node", "network_gbit", "mfu", "gpu_hours_per_failure"):
@@ -257,25 +277,3 @@ def _pace(config: RunConfig, machine: Machine, gpu_hours: float) -> Iterator[str
 def _stages(config: RunConfig) -> range:
     objective = config.objective.build()
     return range(3 if objective.second_order or len(config.optim) > 1 else 4)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dist_train plan", description="What a recipe needs, and how long it takes."
-    )
-    parser.add_argument("recipe", help="name of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--gpu", default="a100-40g", help=", ".join(GPUS))
-    parser.add_argument(
-        "--network-gbit", type=float, default=800.0, help="Gbit/s of a node to the others"
-    )
-    parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="assumed or measured")
-    parser.add_argument(
-        "--gpu-hours-per-failure",
-        type=float,
-        default=GPU_HOURS_PER_FAILURE,
-        help=f"how reliable the cluster is (default: {GPU_HOURS_PER_FAILURE:,})",
-    )
-    return parser

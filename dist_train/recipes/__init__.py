@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from dist_train.config import RunConfig
 from dist_train.recipes import quickstart, rdm, wavediff
-from models.config_io import ConfigError
+from models.config_io import ConfigError, did_you_mean
 
 Recipe = Callable[[], RunConfig]
 
@@ -21,7 +21,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of a name. Raises ConfigError, listing all names, if there is none."""
+    """Return the recipe of a name. Raises ConfigError, listing names, if there is none."""
     if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; known are {', '.join(sorted(RECIPES))}")
+        names = sorted(RECIPES)
+        similar = did_you_mean(name, names) or f"; known are {', '.join(names)}"
+        raise ConfigError(f"there is no recipe {name!r}{similar}")
     return RECIPES[name]

@@ -1,0 +1,121 @@
+"""The command `relaywave`: its commands and errors, and directories with packages of the user's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import relaywave
+from dist_train.runtime.launch import child_environment
+from tests.paths import ROOT
+
+OURS = {"PYTHONPATH": str(ROOT)}
+
+
+def run(
+    *command: str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(environment or OURS)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Return a directory with packages of the user's, which nothing of ours may import."""
+    directory = tmp_path / "project"
+    for name in ("models/__init__.py", "evaluation/__init__.py", "slurm.py"):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(f"raise RuntimeError('{name} of the user was imported')\n")
+    return directory
+
+
+def test_help_imports_no_package() -> None:
+    code = "import sys, relaywave; relaywave.main([]); print(*sys.modules)"
+    done = run(sys.executable, "-c", code, cwd=ROOT)
+    *listing, modules = done.stdout.splitlines()
+    assert {line.split()[0] for line in listing if line.startswith("  ")} >= {*relaywave.COMMANDS}
+    assert not {"torch", "numpy", "argcomplete", *relaywave.USES} & {*modules.split()}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        relaywave.main(["--version"])
+    assert ended.value.code == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"relaywave {project['version']}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["data pack", "train", "train status", "eval run", "slurm train", "convert rdm-official",
+     "spectrum"],
+)  # fmt: skip
+def test_usage_shows_what_was_typed(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        relaywave.main([*arguments.split(), "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: relaywave {arguments} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ("trian list", "train"),
+        ("data pakc photographs x", "pack"),
+        ("train lst", "list"),
+        ("train rdm_debug_edn16", "rdm_debug_edm16"),
+        ("train rdm_debug_edm16 sede=1", "seed"),
+        ("train plan rdm_debug_edm", "rdm_debug_edm"),
+        ("eval tabel results", "table"),
+        ("eval run x --reference y --detector inceptoin", "inception"),
+        ("slurm statsu run", "status"),
+        ("convert rdm-oficial a b", "rdm-official"),
+    ],
+)
+def test_what_may_be_meant_is_suggested(
+    arguments: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = relaywave.main(arguments.split())
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1, "one line"
+    assert f"did you mean {meant}" in error
+
+
+def test_python_m_names_the_package_that_hides_ours(foreign: Path) -> None:
+    done = run(sys.executable, "-m", "dist_train", "list", cwd=foreign)
+    message = (
+        f"dist_train: {foreign / 'models'} hides relaywave's package models;"
+        " use `relaywave train`, or run in another directory\n"
+    )
+    assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_packages_that_are_not_needed_may_be_hidden(foreign: Path) -> None:
+    done = run(sys.executable, "-m", "data_pipelines", "--help", cwd=foreign)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_child_processes_import_our_packages_in_any_directory(foreign: Path) -> None:
+    code = "import models, evaluation, slurm; print(models.__file__)"
+    done = run(sys.executable, "-c", code, cwd=foreign, environment=child_environment())
+    assert done.stdout.strip() == str(ROOT / "models/__init__.py"), done.stderr
+
+
+def test_a_checkout_that_is_not_installed_runs_in_its_root(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "dist_train", "list", cwd=ROOT, environment={"PYTHONPATH": ""})
+    assert done.returncode == 0
+    assert "rdm_imagenet256" in done.stdout
