@@ -6,7 +6,6 @@ objective.py   The seam between models and the training loop
 sample_rng.py  Random draws that belong to samples, not to ranks
 sampler.py     The seam between models and evaluation: images from seeds
 snapshot.py    Snapshots
-winograd.py    3x3 convolutions on processors by Winograd's minimal filtering F(2x2, 3x3)
 analysis/      Analyses of images and noise that the papers show
 convert/       Conversion of official checkpoints, which are read without executing anything in
 rdm/           Relay Diffusion

@@ -20,9 +20,6 @@ class Draws(Protocol):
 
     def __len__(self) -> int: ...
 
-    def select(self, part: slice) -> Draws:
-        """Return the draws of some samples; what is drawn from either is used up in both."""
-
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return iid standard normal values, [B, *shape]."""
 
@@ -52,12 +49,6 @@ class SampleStreams:
 
     def __len__(self) -> int:
         return len(self._generators)
-
-    def select(self, part: slice) -> SampleStreams:
-        """Return the streams of some samples, shared with this object."""
-        selected = SampleStreams((), self.device)
-        selected._generators = self._generators[part]
-        return selected
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return iid standard normal values, [B, *shape]."""

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "slurm": {"models", "data_pipelines", "dist_train", "evaluation", "slurm"},
 }
 ORDER = {
-    "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers winograd"
+    "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
     " > objective > sampler > sample_rng config_io",
     "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"
     " > sources packed > images sample_order progress",

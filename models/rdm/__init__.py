@@ -13,6 +13,5 @@ precond.py        EDM preconditioning: from the raw network F to the denoiser D
 presets.py        Processes and sampler settings of published runs
 process.py        Stage 2 and later: patch-wise blurring and block noise
 relay_sampler.py  The relay sampler: from a low to a high resolution
-side_by_side.py   Work on single images, as many at once as PyTorch has threads on a CPU
 unet.py           The ADM U-Net of both stages
 """

@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.rdm.block_noise import block_sum_
-from models.rdm.dct import attenuation, blur_axes, blur_tiles, check_tiles
-from models.rdm.side_by_side import for_each_part
+from models.rdm.block_noise import block_noise
+from models.rdm.dct import attenuation, tile_blur
 from models.sample_rng import Draws
 
 MAX_WEIGHT = 1e5
@@ -112,28 +111,13 @@ class RelayProcess:
             ValueError: upscale does not divide H and W.
         """
         assert level.blur_sigma is not None
-        check_tiles(images, self.upscale)
-        axes = blur_axes(level.blur_sigma, self.upscale, self.min_scale).to(images.dtype)
+        noisy = tile_blur(images, level.blur_sigma, self.upscale, self.min_scale)
         sigma = level.sigma.view(-1, 1, 1, 1) * self.noise_gain
-        noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
-
-        def corrupt_part(part: slice) -> None:
-            self._corrupt(images[part], axes[part], sigma[part], draws.select(part), noisy[part])
-
-        for_each_part(corrupt_part, images)
+        noisy.addcmul_(draws.randn(images.shape[1:]), sigma)
+        if self.block_noise_alpha:
+            blocks = block_noise(draws.randn(images.shape[1:]), self.upscale)
+            noisy.addcmul_(blocks, sigma * self.block_noise_alpha)
         return noisy
-
-    def _corrupt(
-        self, images: Tensor, axes: Tensor, sigma: Tensor, draws: Draws, out: Tensor
-    ) -> None:
-        blurred = blur_tiles(images, axes, self.min_scale)
-        noise = draws.randn(images.shape[1:])
-        if not self.block_noise_alpha:
-            torch.addcmul(blurred, noise, sigma, out=out)
-            return
-        blurred.addcmul_(noise, sigma)
-        sums = block_sum_(draws.randn(images.shape[1:]), self.upscale, spare=noise)
-        torch.addcmul(blurred, sums, sigma * (self.block_noise_alpha / self.upscale), out=out)
 
     @property
     def noise_gain(self) -> float:

@@ -17,7 +17,6 @@ from models.wavediff.layers import (
     GroupNorm,
     Linear,
     residual,
-    silu,
 )
 from models.wavediff.resample import fir_down, fir_kernel, fir_up, mean_down, nearest_up, upfirdn2d
 
@@ -79,21 +78,21 @@ class ResidualBlock(nn.Module):
 
     def activate(self, x: Tensor, latent: Tensor) -> Tensor:
         """Return the normalised, modulated and activated input."""
-        return silu(self.GroupNorm_0(x, latent))
+        return F.silu(self.GroupNorm_0(x, latent))
 
     def project(self, x: Tensor) -> Tensor:
         """Return the skip path with the output's channels."""
         return x if self.Conv_2 is None else self.Conv_2(x)
 
     def finish(self, h: Tensor, time: Tensor | None, latent: Tensor) -> Tensor:
-        """Return the end of the residual path: time (added in place), second norm, convolution."""
+        """Return the end of the residual path: time, second norm, convolution."""
         if time is not None:
-            h = h.add_(self.Dense_0(F.silu(time))[:, :, None, None])
+            h = h + self.Dense_0(F.silu(time))[:, :, None, None]
         if isinstance(self.GroupNorm_1, AdaptiveGroupNorm):
             h = self.GroupNorm_1(h, latent)
         else:
             h = self.GroupNorm_1(h)
-        return self.Conv_1(silu(h))  # type: ignore[no-any-return]
+        return self.Conv_1(F.silu(h))  # type: ignore[no-any-return]
 
 
 class FirBlock(ResidualBlock):

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import nn
 
 from models.objective import TRAINED
@@ -15,7 +14,6 @@ from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import Diffusion, DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
-from models.wavediff.layers import Conv2d
 from models.wavediff.objective import WaveDiffObjective
 from models.wavediff.sampler import WaveDiffSampler
 
@@ -62,22 +60,15 @@ class WaveDiffConfig:
         return WaveDiffObjective(self)
 
     def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
-        """Return the sampler of a trained generator, which is made ready for that, in place.
-
-        Its weights must not change any more. They are laid out in channels_last. (Not while
-        training: fused Adam takes gradients of another layout than the weights' for those of other
-        weights, without a word.)
+        """Return the sampler of a trained generator.
 
         Raises:
             ValueError: There is a previous sampler.
         """
         if previous is not None:
             raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
-        for module in network.modules():
-            if isinstance(module, Conv2d):
-                module.constant = True
         return WaveDiffSampler(
-            network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            network,
             Diffusion(self.diffusion),
             self.space,
             resolution=self.resolution,

@@ -178,7 +178,7 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         """Map h [B, in, H, W] and the time embedding [B, E] to [B, out, H', W']."""
-        u = self.conv1(F.leaky_relu(h, SLOPE)).add_(self.dense_t1(time)[:, :, None, None])
+        u = self.conv1(F.leaky_relu(h, SLOPE)) + self.dense_t1(time)[:, :, None, None]
         u = F.leaky_relu(u, SLOPE, inplace=True)
         if self.down:
             u, h = fir_down(u), fir_down(h)

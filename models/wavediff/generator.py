@@ -135,7 +135,7 @@ class Generator(nn.Module):
         if self.config.input_pyramid == "skip":
             reduced = fir_down(reduced) if self.config.fir else mean_down(reduced)
             return reduced, next(layers)(reduced, h)
-        h = residual(next(layers)(reduced), h.clone(), self.config.rescale)
+        h = residual(next(layers)(reduced), h, self.config.rescale)
         return h, h
 
     def _bottleneck(

@@ -9,14 +9,11 @@ PyWavelets' (docs/reference/wavediff.md#1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-CACHED = 2**18
-"""Pixels that are transformed at once on a CPU: 1 MiB of float32."""
 
 
 def haar_dwt(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -56,13 +53,12 @@ class _Analysis(torch.autograd.Function):
         ctx.factor = factor
         _, channels, height, width = x.shape
         bands = _empty_like(x, 4 * channels, height // 2, width // 2)
-        for pixels, (ll, lh, hl, hh) in _blocks(x, bands.chunk(4, 1)):
-            upper, lower = pixels[:, :, ::2], pixels[:, :, 1::2]
-            for combine, low, high in ((torch.add, ll, lh), (torch.sub, hl, hh)):
-                rows = combine(upper, lower)
-                rows = rows.mul_(factor) if factor != 1 else rows
-                _write(low, torch.add, rows[..., ::2], rows[..., 1::2])
-                _write(high, torch.sub, rows[..., ::2], rows[..., 1::2])
+        ll, lh, hl, hh = bands.chunk(4, 1)
+        x = x * factor
+        upper, lower = x[:, :, ::2], x[:, :, 1::2]
+        for rows, low, high in ((upper + lower, ll, lh), (upper - lower, hl, hh)):
+            _write(low, torch.add, rows[..., ::2], rows[..., 1::2])
+            _write(high, torch.sub, rows[..., ::2], rows[..., 1::2])
         return bands
 
     @staticmethod
@@ -78,14 +74,11 @@ class _Synthesis(torch.autograd.Function):
         ctx.factor = factor
         _, channels, height, width = y.shape
         x = _empty_like(y, channels // 4, 2 * height, 2 * width)
-        for pixels, (ll, lh, hl, hh) in _blocks(x, y.chunk(4, 1)):
-            upper, lower = pixels[:, :, ::2], pixels[:, :, 1::2]
-            for combine, rows in ((torch.add, upper), (torch.sub, lower)):
-                low, high = combine(ll, hl), combine(lh, hh)
-                if factor != 1:
-                    low, high = low.mul_(factor), high.mul_(factor)
-                _write(rows[..., ::2], torch.add, low, high)
-                _write(rows[..., 1::2], torch.sub, low, high)
+        ll_lh, hl_hh = (y * factor).chunk(2, 1)
+        for rows, bands in ((x[:, :, ::2], ll_lh + hl_hh), (x[:, :, 1::2], ll_lh - hl_hh)):
+            low, high = bands.chunk(2, 1)
+            _write(rows[..., ::2], torch.add, low, high)
+            _write(rows[..., 1::2], torch.sub, low, high)
         return x
 
     @staticmethod
@@ -99,14 +92,6 @@ def _analyse(x: Tensor, factor: float) -> Tensor:
 
 def _synthesise(y: Tensor, factor: float) -> Tensor:
     return _Synthesis.apply(y, factor)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _blocks(x: Tensor, bands: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Yield pixels and bands of so many samples at once that a CPU's cache holds them."""
-    whole = x.device.type != "cpu" or torch.compiler.is_compiling()
-    samples = max(1, len(x) if whole else CACHED * len(x) // max(1, x.numel()))
-    by_sample = zip(*(torch.split(band, samples) for band in bands), strict=True)
-    return zip(torch.split(x, samples), by_sample, strict=True)
 
 
 def _write(out: Tensor, combine: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:

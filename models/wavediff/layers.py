@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models import winograd
-
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Layer = Callable[..., Any]
 """A module, or what `recomputed` makes of it."""
@@ -50,10 +48,6 @@ def recomputed(layer: nn.Module) -> Layer:
 class Conv2d(nn.Conv2d):
     """Convolution of stride 1 that keeps the size; weights start by fan average, the bias at 0."""
 
-    constant = False
-    """Whether weights do not change any more, as in a sampler: their transforms are kept then."""
-    _filters: Tensor | None = None
-
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 3, *,
         stride: int = 1, padding: int | None = None, groups: int = 1, bias: bool = True,
@@ -71,21 +65,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution in the dtype of the input."""
-        weight = self.weight.to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        if self.stride == self.padding == (1, 1) and winograd.suits(input, weight):
-            return winograd.conv2d(input, self._transformed(weight), bias)
-        if input.device.type == "cpu" and self.kernel_size != (1, 1) and weight.is_contiguous():
-            input = input.contiguous()  # in channels_last, gradients of weights take twice as long
-        return self._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
-
-    def _transformed(self, weight: Tensor) -> Tensor:
-        if not self.constant:
-            return winograd.transform(weight)
-        if self._filters is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._filters = winograd.transform(weight)
-        return self._filters
+        return self._conv_forward(input, self.weight.to(input.dtype), bias)  # type: ignore[no-any-return]
 
 
 class Linear(nn.Linear):
@@ -161,8 +142,8 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
         """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim].
 
-        Channel by channel in memory, the batch is folded into the channels, so that one kernel
-        normalises and modulates; pixel by pixel (channels_last) that would take copies.
+        The batch is folded into the channels, so that one kernel normalises and modulates; that is
+        a view unless x is in channels_last.
         """
         scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
         if not x.is_contiguous():
@@ -196,20 +177,8 @@ class Attention(nn.Module):
 
 
 def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals).
-
-    Args:
-        x: The skip path.
-        h: The residual path, fresh from a convolution: the sum takes its memory.
-        rescale: Whether to divide.
-    """
-    h = h.add_(x)
-    return h.mul_(math.sqrt(0.5)) if rescale else h
-
-
-def silu(h: Tensor) -> Tensor:
-    """Activate a tensor that nothing else needs: in its memory, unless gradients need it too."""
-    return F.silu(h, inplace=not torch.is_grad_enabled())
+    """Return x + h, divided by sqrt(2) if `rescale` (which keeps the variance of two equals)."""
+    return (x + h) * math.sqrt(0.5) if rescale else x + h
 
 
 def timestep_features(t: Tensor, dim: int) -> Tensor:

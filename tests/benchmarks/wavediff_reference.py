@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import winograd
 from models.objective import Example, Networks
 from models.wavediff import blocks, data_space, discriminator, generator, layers
 from models.wavediff.objective import WaveDiffObjective, mean_squared_gradient
@@ -128,7 +127,6 @@ def plainly() -> Iterator[None]:
         for module, names in plain.items():
             for name in names:
                 stack.enter_context(mock.patch.object(module, name, globals()[name]))
-        stack.enter_context(mock.patch.object(winograd, "suits", return_value=False))
         stack.enter_context(mock.patch.object(blocks, "mean_down", low_band))
         stack.enter_context(mock.patch.object(layers.AdaptiveGroupNorm, "forward", adaptive_norm))
         stack.enter_context(mock.patch.object(layers.Attention, "forward", attention))

@@ -13,6 +13,8 @@ from dist_train.recipes import rdm
 from models.config_io import from_json, override, to_json
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.edm_sampler import EdmSampling
+from models.rdm.relay_sampler import RelaySampling
 
 PARAMETERS = {
     "rdm_imagenet64": 295_899_267,
@@ -31,8 +33,6 @@ PARAMETERS = {
 }
 WITH_AUGMENT_INPUT = {"rdm_imagenet64": 295_900_995, "rdm_imagenet256": 553_833_475}
 NFE = {
-    "GENERIC_EDM": 35,
-    "GENERIC_RELAY": 13,
     "IMAGENET_EDM": 511,
     "IMAGENET_RELAY": 199,
     "IMAGENET_RELAY_GUIDED": 398,
@@ -72,7 +72,6 @@ def test_sampler_settings_cost_what_is_published(name: str) -> None:
 
 def test_kept_steps_of_the_relay() -> None:
     kept = {
-        "GENERIC_RELAY": (7, 0.8975),
         "IMAGENET_RELAY": (100, 0.86912),
         "CELEBAHQ_RELAY": (54, 0.92191),
     }
@@ -82,23 +81,9 @@ def test_kept_steps_of_the_relay() -> None:
         assert levels[0] == pytest.approx(first, abs=1e-4)
 
 
-@pytest.mark.parametrize(("budget", "first_stage"), [(60, 5), (100, 10), (100, 25)])
-def test_allocation_spends_the_budget(budget: int, first_stage: int) -> None:
-    edm, relay = presets.allocate_nfe(budget, first_stage)
-    assert edm.steps == 10 * first_stage
-    assert len(relay.levels()) - 1 == budget // 2 - first_stage
-    spent = edm.evaluations(False) / 10 + relay.evaluations(False)
-    assert budget - 1.2 <= spent <= budget
-
-
-@pytest.mark.parametrize("first_stage", [0, 50, 51])
-def test_allocation_refuses_empty_stages(first_stage: int) -> None:
-    with pytest.raises(ValueError, match=r"set it to 1\.\.49"):
-        presets.allocate_nfe(100, first_stage)
-
-
-def test_table_3_varies_eta_alone() -> None:
-    for eta in presets.STOCHASTICITY_ETAS:
-        settings = presets.with_eta(presets.IMAGENET_RELAY, eta)
-        assert settings.eta == eta
-        assert settings.evaluations(True) == 199
+def test_default_sampler_settings_are_those_of_the_generic_script() -> None:
+    assert EdmSampling().evaluations(conditional=True) == 35
+    assert RelaySampling().evaluations(conditional=True) == 13
+    levels = RelaySampling().levels()
+    assert len(levels) - 1 == 7
+    assert levels[0] == pytest.approx(0.8975, abs=1e-4)

@@ -13,10 +13,11 @@ from torch import Tensor
 from models.objective import Example
 from models.rdm.block_noise import block_noise
 from models.rdm.config import EdmConfig, RelayConfig
-from models.rdm.dct import tile_blur, tile_dct, tile_idct
+from models.rdm.dct import dct_matrix, map_tile_axes, tile_blur, tile_dct
 from models.rdm.process import EdmProcess, RelayProcess
 from models.rdm.unet import UNetConfig
 from models.sample_rng import SampleStreams
+from tests.launches import launches
 
 TINY = UNetConfig(
     resolution=16, model_channels=16, channel_mult=(1, 2), num_blocks=1, label_dim=3, dropout=0.2,
@@ -26,6 +27,10 @@ TINY = UNetConfig(
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def tile_idct(coefficients: Tensor, size: int) -> Tensor:
+    return map_tile_axes(dct_matrix(size).T, coefficients)
 
 
 @pytest.mark.parametrize(("size", "height", "width"), [(4, 16, 16), (3, 9, 15), (5, 20, 5)])
@@ -92,33 +97,6 @@ def test_noise_variance(normalise: bool) -> None:
     assert float(noisy.std()) == pytest.approx(expected, rel=0.02)
 
 
-def test_selected_streams_are_shared() -> None:
-    """Drawing for the samples one by one is drawing for all of them, and uses the streams up."""
-    whole, split = SampleStreams([4, 5, 6]), SampleStreams([4, 5, 6])
-    for draw in (lambda d: d.randn((2, 3)), lambda d: d.rand(), lambda d: d.randint(9, (4,))):
-        parts = [draw(split.select(slice(i, i + 1))) for i in range(3)]
-        assert torch.equal(torch.cat(parts), draw(whole))
-
-
-@pytest.mark.parametrize("inference", [False, True])
-def test_corruption_does_not_depend_on_threads(inference: bool) -> None:
-    """Images are corrupted side by side where there are threads; the caller keeps its own."""
-    process, images = RelayProcess(upscale=4), torch.rand(5, 3, 16, 16)
-
-    def corrupt() -> Tensor:
-        streams = SampleStreams(range(5))
-        return process.corrupt(images, process.sample_level(streams), streams)
-
-    with torch.inference_mode(inference):
-        alone = corrupt()
-        torch.set_num_threads(3)
-        try:
-            assert torch.equal(corrupt(), alone)
-            assert torch.get_num_threads() == 3
-        finally:
-            torch.set_num_threads(1)
-
-
 def test_weight_is_clamped() -> None:
     assert float(RelayProcess().weight(torch.tensor([1e-4]))) == 1e5
     assert float(EdmProcess().weight(torch.tensor([1e-4]))) > 1e7
@@ -129,9 +107,6 @@ class MetaDraws:
 
     def __len__(self) -> int:
         return 2
-
-    def select(self, part: slice) -> MetaDraws:
-        return self
 
     def randn(self, shape, dtype=torch.float32) -> Tensor:
         return torch.empty(2, *shape, dtype=dtype, device="meta")
@@ -148,6 +123,21 @@ def test_corruption_never_waits_for_the_device(process: EdmProcess | RelayProces
     level = process.sample_level(MetaDraws())
     noisy = process.corrupt(torch.empty(2, 3, 16, 16, device="meta"), level, MetaDraws())
     assert noisy.dtype == process.weight(level.sigma).dtype == torch.float32
+
+
+def test_corruption_takes_a_fixed_number_of_launches() -> None:
+    """Two products for the blur and one pass over padded noise, whatever the size of the tiles."""
+    images = torch.empty(2, 3, 64, 64, device="meta")
+    counts = []
+    for upscale in (2, 4, 8):
+        process = RelayProcess(upscale=upscale)
+        level = process.sample_level(MetaDraws())
+        process.corrupt(images, level, MetaDraws())  # makes the tables of this tile size
+        counted = launches(process.corrupt, images, level, MetaDraws())
+        large = images.numel() * images.element_size()
+        assert counted.bytes < 25 * large, counted.names
+        counts.append(len(counted.names))
+    assert set(counts) == {24}
 
 
 @pytest.mark.parametrize("kind", [EdmConfig, RelayConfig])

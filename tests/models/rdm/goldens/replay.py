@@ -23,9 +23,6 @@ class Tape:
     def __len__(self) -> int:
         return len(self.draws[0])
 
-    def select(self, part: slice) -> Tape:
-        return Tape(*(draw[part] for draw in self.draws))
-
     def _next(self, shape: tuple[int, ...]) -> Tensor:
         draw = self.draws.pop(0)
         assert draw.numel() == len(draw) * int(np.prod(shape)), (draw.shape, shape)

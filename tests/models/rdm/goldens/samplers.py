@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from evaluation.samples.postprocess import RETOUCHES
 from models.objective import images_to_unit_range
 from models.rdm.edm_sampler import Churn, EdmSampling, Guidance, edm_sample
 from models.rdm.enhance import enhance
-from models.rdm.presets import CELEBAHQ_ENHANCE, IMAGENET_ENHANCE
 from models.rdm.process import RelayProcess
 from models.rdm.relay_sampler import RelaySampling, enlarge, relay_sample
 from models.sample_rng import SampleStreams
@@ -132,9 +132,10 @@ def check_pipeline(golden: Golden) -> None:
 
 def check_postprocess(golden: Golden) -> None:
     plain = quantise(golden["x"])
-    operations = {"plain": (), "imagenet": IMAGENET_ENHANCE, "celebahq": CELEBAHQ_ENHANCE}
-    for script, steps in operations.items():
-        assert torch.equal(enhance(plain, steps).permute(0, 2, 3, 1), golden[script]), script
+    scripts = {"plain": "none", "imagenet": "rdm_imagenet", "celebahq": "rdm_celebahq"}
+    for script, retouch in scripts.items():
+        images = enhance(plain, RETOUCHES[retouch])
+        assert torch.equal(images.permute(0, 2, 3, 1), golden[script]), script
     names = golden.names(r"nearest_out_x(\d+)")
     for factor in names:
         enlarged = enlarge(golden["nearest_in"], int(factor))
