@@ -17,10 +17,10 @@ def dct_last(x: Tensor) -> Tensor:
     """Orthonormal DCT-II along the last axis, by an FFT of the reordered values."""
     n = x.shape[-1]
     reordered = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    phase = -torch.arange(n, dtype=x.dtype) * torch.pi / (2 * n)
+    phase = -torch.arange(n, dtype=x.dtype, device=x.device) * torch.pi / (2 * n)
     spectrum = torch.fft.fft(reordered)
     out = 2 * (spectrum.real * phase.cos() - spectrum.imag * phase.sin())
-    scale = torch.full((n,), math.sqrt(1 / (2 * n)), dtype=x.dtype)
+    scale = torch.full((n,), math.sqrt(1 / (2 * n)), dtype=x.dtype, device=x.device)
     scale[0] = math.sqrt(1 / (4 * n))
     return out * scale
 
@@ -28,10 +28,10 @@ def dct_last(x: Tensor) -> Tensor:
 def idct_last(x: Tensor) -> Tensor:
     """Invert dct_last."""
     n = x.shape[-1]
-    scale = torch.full((n,), math.sqrt(2 * n), dtype=x.dtype)
+    scale = torch.full((n,), math.sqrt(2 * n), dtype=x.dtype, device=x.device)
     scale[0] = math.sqrt(4 * n)
     values = x * scale / 2
-    phase = torch.arange(n, dtype=x.dtype) * torch.pi / (2 * n)
+    phase = torch.arange(n, dtype=x.dtype, device=x.device) * torch.pi / (2 * n)
     imaginary = torch.cat([torch.zeros_like(values[..., :1]), -values.flip(-1)[..., :-1]], dim=-1)
     real_part = values * phase.cos() - imaginary * phase.sin()
     imaginary_part = values * phase.sin() + imaginary * phase.cos()

@@ -19,7 +19,7 @@ from models.objective import Example, Networks
 from models.wavediff import blocks, data_space, discriminator, generator, layers
 from models.wavediff.objective import WaveDiffObjective, mean_squared_gradient
 
-TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
+TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def upfirdn2d(
@@ -36,16 +36,18 @@ def upfirdn2d(
 
 
 def fir_down(x: Tensor) -> Tensor:
-    return upfirdn2d(x, torch.outer(TAPS, TAPS) / 64, down=2, pad=(1, 1))
+    taps = torch.tensor(TAPS, device=x.device)
+    return upfirdn2d(x, torch.outer(taps, taps) / 64, down=2, pad=(1, 1))
 
 
 def fir_up(x: Tensor) -> Tensor:
-    return upfirdn2d(x, torch.outer(TAPS, TAPS) / 16, up=2, pad=(2, 1))
+    taps = torch.tensor(TAPS, device=x.device)
+    return upfirdn2d(x, torch.outer(taps, taps) / 16, up=2, pad=(2, 1))
 
 
 def analysis_matrices(size: int) -> tuple[Tensor, Tensor]:
-    """Return the low and high matrices, (N/2) x N each, filled entry by entry."""
-    low, high = torch.zeros(size // 2, size), torch.zeros(size // 2, size)
+    """Return the low and high matrices, (N/2) x N each, filled entry by entry on the CPU."""
+    low, high = (torch.zeros(size // 2, size, device="cpu") for _ in range(2))
     for row in range(size // 2):
         for column, sign in ((2 * row, 1), (2 * row + 1, -1)):
             low[row, column] = math.sqrt(0.5)
@@ -53,14 +55,18 @@ def analysis_matrices(size: int) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def matrices(size: int, device: torch.device) -> list[Tensor]:
+    return [matrix.to(device) for matrix in analysis_matrices(size)]
+
+
 def haar_dwt(x: Tensor, scale: float = 1.0) -> Tensor:
-    rows, columns = analysis_matrices(x.shape[-2]), analysis_matrices(x.shape[-1])
+    rows, columns = (matrices(n, x.device) for n in x.shape[-2:])
     halves = [torch.matmul(row, x) for row in rows]
     return torch.cat([torch.matmul(h, c.t()) for h in halves for c in columns], 1) * scale
 
 
 def haar_idwt(y: Tensor, scale: float = 1.0) -> Tensor:
-    rows, columns = analysis_matrices(2 * y.shape[-2]), analysis_matrices(2 * y.shape[-1])
+    rows, columns = (matrices(2 * n, y.device) for n in y.shape[-2:])
     ll, lh, hl, hh = (y / scale).chunk(4, 1)
     low = torch.matmul(ll, columns[0]) + torch.matmul(lh, columns[1])
     high = torch.matmul(hl, columns[0]) + torch.matmul(hh, columns[1])
@@ -96,15 +102,10 @@ def discriminator_backward(
     networks: Networks,
     example: Example,
     step: int,
-    *,
-    discarding: bool,
 ) -> None:
-    """Accumulate the gradients of real, R1 and fake one after the other, as the official loops.
-
-    The official trainer of DDGAN differentiates through G as well, to no purpose (`discarding`).
-    """
+    """Accumulate the gradients of real, R1 and fake one after the other, as the official loop."""
     config, critic = objective.config, networks["discriminator"]
-    with torch.set_grad_enabled(discarding):
+    with torch.no_grad():
         t, y_t, y_tp1, _, fake = objective._generate(networks, example, "discriminator")
     y_t.requires_grad_()
     logits = critic(y_t, t, y_tp1)
