@@ -13,6 +13,7 @@ import pytest
 import relaywave
 from dist_train.runtime.launch import child_environment
 from tests.paths import ROOT
+from tests.slurm.project import make_foreign_modules
 
 OURS = {"PYTHONPATH": str(ROOT)}
 
@@ -31,12 +32,7 @@ def run(
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Return a directory with packages of the user's, which nothing of ours may import."""
-    directory = tmp_path / "project"
-    for name in ("models/__init__.py", "evaluation/__init__.py", "slurm.py"):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(f"raise RuntimeError('{name} of the user was imported')\n")
-    return directory
+    return make_foreign_modules(tmp_path / "project")
 
 
 def test_help_imports_no_package() -> None:
