@@ -2,6 +2,7 @@
 
 config_io.py   Frozen dataclasses to JSON and back, and typed `key=value` overrides
 families.py    The objectives that configurations and snapshots may name
+layers.py      Layers of all networks, computing in the dtype of their input
 objective.py   The seam between models and the training loop
 sample_rng.py  Random draws that belong to samples, not to ranks
 sampler.py     The seam between models and evaluation: images from seeds

@@ -11,35 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import Conv2d, GroupNorm, mean_down, nearest_up
+
 HEAD_CHANNELS = 64
+EPS = 1e-5
+"""Added to the variance in group norms."""
 
 Resample = Literal["up", "down"] | None
 M = TypeVar("M", bound=nn.Module)
-
-
-class Conv2d(nn.Conv2d):
-    """Convolution with "same" zero padding, in the dtype of its input."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C_in, H, W] to [B, C_out, H, W]."""
-        assert self.bias is not None
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, padding=self.padding)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with at least 4 channels and at most 32 groups, in its input's dtype."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(max(min(32, channels // 4), 1), channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W]; the kernels accumulate statistics in float32 for half dtypes."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class Block(nn.Module):
@@ -71,14 +50,14 @@ class Block(nn.Module):
         self.dropout = dropout
         self.layer = layer
         self.num_heads = out_channels // HEAD_CHANNELS if attention else 0
-        self.norm0 = GroupNorm(in_channels)
-        self.conv0 = Conv2d(in_channels, out_channels, 3)
+        self.norm0 = GroupNorm(in_channels, EPS)
+        self.conv0 = Conv2d(in_channels, out_channels)
         self.affine = nn.Linear(emb_channels, 2 * out_channels)
-        self.norm1 = GroupNorm(out_channels)
-        self.conv1 = zero_init(Conv2d(out_channels, out_channels, 3))
+        self.norm1 = GroupNorm(out_channels, EPS)
+        self.conv1 = zero_init(Conv2d(out_channels, out_channels))
         self.skip = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         if self.num_heads:
-            self.norm2 = GroupNorm(out_channels)
+            self.norm2 = GroupNorm(out_channels, EPS)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = zero_init(Conv2d(out_channels, out_channels, 1))
 
@@ -112,8 +91,8 @@ class Block(nn.Module):
 def resampled(x: Tensor, resample: Resample) -> Tensor:
     """Return x, its 2x2 means ("down") or its pixels doubled ("up")."""
     if resample == "down":
-        return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if resample == "up" else x
+        return mean_down(x)
+    return nearest_up(x) if resample == "up" else x
 
 
 def zero_init(layer: M) -> M:

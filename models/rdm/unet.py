@@ -6,16 +6,14 @@ float32; activations of the image path have the dtype of `compute_dtype`, the em
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.rdm.blocks import Block, Conv2d, GroupNorm, Resample, zero_init
+from models.layers import ComputeDtype, Conv2d, GroupNorm, cast_input, recomputed, sinusoids
+from models.rdm.blocks import EPS, Block, Resample, zero_init
 
 EMBEDDING_WIDTH = 4  # embedding channels per model channel
 
@@ -51,7 +49,7 @@ class UNetConfig:
     augment_dim: int = 0
     dropout: float = 0.0
     image_channels: int = 3
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compute_dtype: ComputeDtype = "float32"
     recompute_blocks: bool = False
 
     def __post_init__(self) -> None:
@@ -94,8 +92,8 @@ class UNet(nn.Module):
             nn.init.normal_(self.map_label.weight)
         self._assemble(emb_channels)
         finest = width * config.channel_mult[0]
-        self.out_norm = GroupNorm(finest)
-        self.out_conv = zero_init(Conv2d(finest, config.image_channels, 3))
+        self.out_norm = GroupNorm(finest, EPS)
+        self.out_conv = zero_init(Conv2d(finest, config.image_channels))
 
     def _assemble(self, emb_channels: int) -> None:
         """Build encoder and decoder; every encoder output becomes a decoder input.
@@ -116,7 +114,7 @@ class UNet(nn.Module):
         edges = [config.resolution >> level for level in range(len(config.channel_mult))]
         widths = [config.model_channels * mult for mult in config.channel_mult]
         channels = widths[0]
-        self.enc[f"{edges[0]}x{edges[0]}_conv"] = Conv2d(config.image_channels, channels, 3)
+        self.enc[f"{edges[0]}x{edges[0]}_conv"] = Conv2d(config.image_channels, channels)
         skips = [channels]
         for level, (edge, width) in enumerate(zip(edges, widths, strict=True)):
             if level:
@@ -156,7 +154,7 @@ class UNet(nn.Module):
             ValueError: Labels of a kind that the network does not have were given.
         """
         emb = self.embed(noise_label, labels, augment_labels)
-        x = x.to(getattr(torch, self.config.compute_dtype))
+        x = cast_input(x, self.config.compute_dtype, self.out_conv.weight)
         skips: list[Tensor] = []
         for module in self.enc.values():
             x = self._run(module, x, emb, dropout_keys) if skips else module(x)
@@ -186,18 +184,11 @@ class UNet(nn.Module):
         return F.silu(emb)
 
     def _run(self, block: nn.Module, x: Tensor, emb: Tensor, keys: Tensor | None) -> Tensor:
-        if self.config.recompute_blocks and torch.is_grad_enabled():
-            out: Tensor = checkpoint(
-                block, x, emb, keys, use_reentrant=False, preserve_rng_state=False
-            )
-            return out
-        out = block(x, emb, keys)
+        layer = recomputed(block) if self.config.recompute_blocks else block
+        out: Tensor = layer(x, emb, keys)
         return out
 
 
 def noise_embedding(values: Tensor, channels: int) -> Tensor:
     """Return cosines, then sines, of values [n] at channels / 2 frequencies, [n, channels]."""
-    half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
-    angles = values.unsqueeze(1) * torch.exp(-math.log(10000) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    return torch.cat(sinusoids(values, channels // 2, channels // 2), dim=1)

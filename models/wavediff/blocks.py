@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import GroupNorm, mean_down, nearest_up
 from models.wavediff.haar import haar_dwt, haar_idwt
 from models.wavediff.layers import (
+    EPS,
     NEARLY_ZERO,
     AdaptiveGroupNorm,
     Conv2d,
-    GroupNorm,
     Linear,
     residual,
 )
-from models.wavediff.resample import fir_down, fir_kernel, fir_up, mean_down, nearest_up, upfirdn2d
+from models.wavediff.resample import fir_down, fir_kernel, fir_up, upfirdn2d
 
 Resampling = Literal["none", "down", "up"]
 
@@ -70,7 +71,7 @@ class ResidualBlock(nn.Module):
         if settings.adaptive_norms == 2:
             self.GroupNorm_1 = AdaptiveGroupNorm(out_channels, settings.embedding_dim)
         else:
-            self.GroupNorm_1 = GroupNorm(out_channels)
+            self.GroupNorm_1 = GroupNorm(out_channels, EPS)
         self.Conv_1 = Conv2d(out_channels, out_channels, variance_scale=NEARLY_ZERO)
         self.Conv_2: Conv2d | None = None
         if in_channels != out_channels or resampling != "none":

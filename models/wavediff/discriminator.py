@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import ComputeDtype, cast_input, recomputed
 from models.wavediff.layers import (
     NEARLY_ZERO,
-    ComputeDtype,
     Conv2d,
     Linear,
-    cast_input,
-    recomputed,
     residual,
     timestep_features,
 )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import GroupNorm, Layer, cast_input, mean_down, nearest_up, recomputed
 from models.wavediff.blocks import (
     BlockSettings,
     Combine,
@@ -27,19 +28,16 @@ from models.wavediff.blocks import (
 from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.haar import haar_dwt, haar_idwt
 from models.wavediff.layers import (
+    EPS,
     NEARLY_ZERO,
     Attention,
     Conv2d,
-    GroupNorm,
-    Layer,
     Linear,
-    cast_input,
     latent_mapping,
-    recomputed,
     residual,
     timestep_features,
 )
-from models.wavediff.resample import fir_down, fir_up, mean_down, nearest_up
+from models.wavediff.resample import fir_down, fir_up
 
 
 class Generator(nn.Module):
@@ -224,7 +222,7 @@ def _layers(config: GeneratorConfig, channels: int, resolution: int) -> Iterator
 
 
 def _image_layers(width: int, channels: int) -> tuple[nn.Module, nn.Module]:
-    return GroupNorm(width), Conv2d(width, channels, variance_scale=NEARLY_ZERO)
+    return GroupNorm(width, EPS), Conv2d(width, channels, variance_scale=NEARLY_ZERO)
 
 
 def _pyramid_level(config: GeneratorConfig, in_channels: int, out_channels: int) -> nn.Module:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from models.wavediff.layers import ComputeDtype, norm_groups
+from models.layers import ComputeDtype, norm_groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,28 +6,21 @@ names that look odd (GroupNorm_0, NIN_0, W, b) are those of the official weight 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Layer = Callable[..., Any]
-"""A module, or what `recomputed` makes of it."""
+from models import layers
+from models.layers import GroupNorm, norm_groups, sinusoids
 
+EPS = 1e-6
+"""Added to the variance in group norms."""
 NEARLY_ZERO = 1e-10
 """Variance scale of layers that start (almost) at zero."""
-
-
-def cast_input(x: Tensor, dtype: ComputeDtype, weight: Tensor) -> Tensor:
-    """Return x in a network's compute dtype; "float32" means the weights' own precision."""
-    return x.to(weight.dtype if dtype == "float32" else getattr(torch, dtype))
 
 
 def half_width(fan: float, variance_scale: float = 1.0) -> float:
@@ -35,38 +28,23 @@ def half_width(fan: float, variance_scale: float = 1.0) -> float:
     return math.sqrt(3 * variance_scale / fan)
 
 
-def recomputed(layer: nn.Module) -> Layer:
-    """Return a layer that keeps only its inputs for the backward pass, and runs again there.
-
-    Not reentrant: R1 differentiates twice (docs/reference/deepspeed.md#5.1).
-    """
-    if not torch.is_grad_enabled():
-        return layer
-    return functools.partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
-
-
-class Conv2d(nn.Conv2d):
-    """Convolution of stride 1 that keeps the size; weights start by fan average, the bias at 0."""
+class Conv2d(layers.Conv2d):
+    """Convolution whose weights start by fan average or fan out, and its bias at 0."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 3, *,
         stride: int = 1, padding: int | None = None, groups: int = 1, bias: bool = True,
         variance_scale: float = 1.0, fan: Literal["average", "out"] = "average",
     ) -> None:  # fmt: skip
-        padding = kernel // 2 if padding is None else padding
         super().__init__(
-            in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias
-        )
+            in_channels, out_channels, kernel,
+            stride=stride, padding=padding, groups=groups, bias=bias,
+        )  # fmt: skip
         fan_in, fan_out = self.weight.shape[1] * kernel**2, out_channels * kernel**2
         width = half_width(fan_out if fan == "out" else (fan_in + fan_out) / 2, variance_scale)
         nn.init.uniform_(self.weight, -width, width)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the convolution in the dtype of the input."""
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return self._conv_forward(input, self.weight.to(input.dtype), bias)  # type: ignore[no-any-return]
 
 
 class Linear(nn.Linear):
@@ -100,33 +78,6 @@ class NetworkInNetwork(nn.Module):
         return F.conv2d(x, self.W.t()[:, :, None, None].to(x.dtype), self.b.to(x.dtype))
 
 
-def norm_groups(channels: int) -> int:
-    """Return the number of normalisation groups, min(channels / 4, 32).
-
-    Raises:
-        ValueError: The channels do not divide into them.
-    """
-    groups = min(channels // 4, 32)
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"{channels} channels do not divide into {groups} normalisation groups; choose"
-            " base_channels as a multiple of 4 (of 32 where layers exceed 128 channels)"
-        )
-    return groups
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with affine weights, eps 1e-6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(norm_groups(channels), channels, eps=1e-6)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised input in its own dtype."""
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
-
-
 class AdaptiveGroupNorm(nn.Module):
     """AdaGN: normalisation whose scale and shift are linear in the latent embedding.
 
@@ -147,9 +98,9 @@ class AdaptiveGroupNorm(nn.Module):
         """
         scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
         if not x.is_contiguous():
-            return torch.addcmul(shift, scale, F.group_norm(x, self.groups, eps=1e-6))
+            return torch.addcmul(shift, scale, F.group_norm(x, self.groups, eps=EPS))
         folded, groups = x.view(1, -1, *x.shape[2:]), len(x) * self.groups
-        return F.group_norm(folded, groups, scale.flatten(), shift.flatten(), 1e-6).view(x.shape)
+        return F.group_norm(folded, groups, scale.flatten(), shift.flatten(), EPS).view(x.shape)
 
 
 class Attention(nn.Module):
@@ -158,7 +109,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, rescale: bool) -> None:
         super().__init__()
         self.rescale = rescale
-        self.GroupNorm_0 = GroupNorm(channels)
+        self.GroupNorm_0 = GroupNorm(channels, EPS)
         self.NIN_0 = NetworkInNetwork(channels, channels)
         self.NIN_1 = NetworkInNetwork(channels, channels)
         self.NIN_2 = NetworkInNetwork(channels, channels)
@@ -183,10 +134,8 @@ def residual(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 
 def timestep_features(t: Tensor, dim: int) -> Tensor:
     """Return sinusoids of integer timesteps t [B], float32 [B, dim] (zero-padded if dim is odd)."""
-    half = dim // 2
-    index = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.float()[:, None] * torch.exp(index * (-math.log(10000) / (half - 1)))
-    return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))
+    cosines, sines = sinusoids(t, dim // 2, dim // 2 - 1)
+    return F.pad(torch.cat([sines, cosines], 1), (0, dim % 2))
 
 
 class PixelNorm(nn.Module):

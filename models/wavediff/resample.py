@@ -73,16 +73,6 @@ def _depthwise(x: Tensor, gain: float) -> Tensor:
     return fir_kernel(x, gain).repeat(x.shape[1], 1, 1, 1)
 
 
-def mean_down(x: Tensor) -> Tensor:
-    """Average 2x2 squares."""
-    return F.avg_pool2d(x, 2)
-
-
-def nearest_up(x: Tensor) -> Tensor:
-    """Repeat every pixel in a 2x2 square."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 def upfirdn2d(
     x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
 ) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 
 from models.convert.rdm import constructor_arguments, network_weights, unet_config
 from models.convert.rdm_files import module_tensors, read_container
-from models.rdm.blocks import Block, Conv2d, GroupNorm, resampled
+from models.layers import Conv2d, GroupNorm
+from models.rdm.blocks import EPS, Block, resampled
 from models.rdm.objective import hide_labels
 from models.rdm.precond import Preconditioning
 from models.rdm.unet import UNet, noise_embedding
@@ -25,7 +26,7 @@ def check_layers(golden: Golden) -> None:
     for case in golden.names(r"(conv_\w+)/cfg"):
         check_convolution(golden, case)
     for case in golden.names(r"(gn_\w+)/x"):
-        norm = GroupNorm(golden[f"{case}/x"].shape[1])
+        norm = GroupNorm(golden[f"{case}/x"].shape[1], EPS)
         assert norm.num_groups == int(golden[f"{case}/groups"])
         norm.load_state_dict({n: golden[f"{case}/{n}"] for n in ("weight", "bias")})
         assert_near_max(norm(golden[f"{case}/x"]), golden[f"{case}/y"], 1e-5, case)

@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from models.layers import mean_down, nearest_up
 from models.wavediff import blocks, layers, resample
 from models.wavediff.discriminator import DiscriminatorBlock
 from tests.models.wavediff.goldens.arrays import DTYPES, TOLERANCE, Arrays
@@ -104,8 +105,8 @@ def check_residual_block(block: Arrays, kind: str, suffix: str, dtype: torch.dty
 
 def check_resampling(block: Arrays, kind: str, suffix: str, dtype: torch.dtype) -> None:
     x, fir = block.tensor("in/x", dtype), "naive" not in kind
-    up = resample.fir_up(x) if fir else resample.nearest_up(x)
-    down = resample.fir_down(x) if fir else resample.mean_down(x)
+    up = resample.fir_up(x) if fir else nearest_up(x)
+    down = resample.fir_down(x) if fir else mean_down(x)
     block.check(f"out/up_{suffix}", up, TOLERANCE[dtype])
     block.check(f"out/down_{suffix}", down, TOLERANCE[dtype])
 
