@@ -1,14 +1,14 @@
 """Image sets: packing into shards, and streaming of the shards in a pure, global sample order.
 
-bench.py         How fast a packed set can be delivered, by backend, beside the bare rate of the
-commands.py      The commands that look at packed sets
-datasets.py      The packed sets of a configuration as one numbered collection of samples, with
-images.py        Single images
-pipeline.py      The seam between image sets and everything that consumes images
-progress.py      Progress
-sample_order.py  The sample order
-backends/        Backends: each delivers the one global sample order as batches on a device
-pack/            Packing: from a source of images to packed sets, in parallel and resumable
-packed/          Packed sets on disk
-sources/         Where images come from
+pipeline.py      The interface: settings, batches, pipelines
+datasets.py      The packed sets of a configuration as one numbered collection, with its order
+sample_order.py  The order: position to sample and flip, by arithmetic
+images.py        Single images: decoding, cropping, resizing, encoding
+commands.py      The commands `info`, `check`, `beton`, `preview` and `bench`
+bench.py         How fast each backend delivers a packed set
+progress.py      A progress bar on a terminal, plain lines elsewhere
+backends/        Deliver the order as batches on a device: DALI, WebDataset, FFCV, synthetic
+pack/            From a source of images to packed sets, in parallel and resumable
+packed/          Packed sets on disk: reading, checking, caching
+sources/         Where images come from: one file per kind
 """

@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_pipeline
     except OSError as error:
         place = error.filename or vars(arguments).get("destination") or arguments.path
         reason = error.strerror or str(error)
-        print(f"error: {place}: {reason}; what was finished stays", file=sys.stderr)
+        print(f"error: {place}: {reason}; finished shards are kept", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -52,8 +52,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     for name, add_arguments, purpose in (
         ("pack", add_pack, "write a source of images as shards"),
         ("info", commands.add_info, "describe a packed set"),
-        ("check", commands.add_check, "read a whole set and find any damage"),
-        ("beton", commands.add_beton, "write FFCV's file of a set beside its shards"),
+        ("check", commands.add_check, "read a complete set and find any damage"),
+        ("beton", commands.add_beton, "write FFCV's file of a set next to its shards"),
         ("preview", commands.add_preview, "write a contact sheet of a set"),
         ("bench", commands.add_bench, "measure how fast a set is delivered"),
     ):

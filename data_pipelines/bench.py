@@ -1,4 +1,4 @@
-"""How fast a packed set can be delivered, by backend, beside the bare rate of the decoder."""
+"""How fast each backend delivers a packed set, compared with the bare decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rate:
 
     Attributes:
         name: What was measured.
-        images_per_second: Once it runs.
+        images_per_second: After the first batch.
         first_batch_seconds: From opening the set to the first batch.
     """
 
@@ -41,7 +41,7 @@ def measure_all(
 ) -> Iterator[Rate | str]:
     """Yield the rate of the bare decoder, then of each backend, or why it cannot be used.
 
-    The set lies at a path or at a URL.
+    The set is at a path or at a URL.
     """
     yield measure_pillow(path, resolution=resolution, threads=workers, seconds=seconds)
     for backend in backends():
@@ -77,7 +77,7 @@ def measure_pillow(path: Path | str, *, resolution: int, threads: int, seconds: 
     """Measure bare decoding by Pillow from memory in `threads` threads: no reading, no batches.
 
     Args:
-        path: Folder of the set, or its URL.
+        path: Directory of the set, or its URL.
         resolution: Edge to which original images are resized.
         threads: Threads.
         seconds: About how long to measure.
@@ -105,7 +105,7 @@ def backends() -> list[Backend]:
 
 
 def _rate(step: Callable[[], int], seconds: float) -> float:
-    """Return units per second of a step that does a number of them."""
+    """Return the images per second of a step that returns how many it has done."""
     begin = time.perf_counter()
     done = 0
     while (elapsed := time.perf_counter() - begin) < seconds:

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 Pixels = NDArray[np.uint8]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Filter = Literal["lanczos", "bilinear"]
+Resize = Literal["pillow", "torch"]
 
 ORIGINAL = 0
 """The "resolution" of sets whose images keep the sizes, and mostly the bytes, of their source."""
@@ -36,8 +37,8 @@ def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
     """Decode any common image to RGB.
 
     Grey is tripled, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits, transparency
-    is laid over white, colour profiles are dropped. The whole image is decoded, so truncation is
-    found.
+    is composited over white, colour profiles are dropped. All pixels are decoded, so truncation is
+    detected.
 
     Args:
         encoded: The file's bytes.
@@ -72,11 +73,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
-    """Tell whether all decoders read an image alike: a still JPEG or WebP of RGB or grey.
+    """Return whether all decoders read an image alike: a still JPEG or WebP of RGB or grey.
 
     Args:
         encoded: The bytes of an image that can be decoded.
-        upright: Whether its EXIF orientation counts; then it has to be the normal one.
+        upright: Whether its EXIF orientation is applied; if so it must be the normal one.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         plain = image.format in ("JPEG", "WEBP") and image.mode in ("RGB", "L")
@@ -85,7 +86,7 @@ def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
 
 
 def centre_crop(image: Image.Image) -> Image.Image:
-    """Cut the largest centred square, from floor((edge - crop) / 2) on.
+    """Cut the largest centred square, starting at floor((edge - crop) / 2).
 
     See docs/reference/rdm.md#1.2.
     """
@@ -132,19 +133,16 @@ def encode(image: Image.Image, image_format: ImageFormat, quality: int) -> bytes
     return buffer.getvalue()
 
 
-Resize = Literal["pillow", "torch"]
-
-
 def pixel_decoder(
     stored: int, resolution: int, resize: Resize = "pillow"
 ) -> Callable[[bytes], Pixels]:
-    """Return the way from a packed sample to pixels uint8 [3, R, R]; it raises BadImage.
+    """Return a function from a packed sample to pixels uint8 [3, R, R]; it raises BadImage.
 
     Args:
-        stored: Edge of the set's images, which come as they are; those of an ORIGINAL set are
+        stored: Edge of the set's images, which are not changed; those of an ORIGINAL set are
             cropped and resized.
         resolution: Edge R of the images of an ORIGINAL set.
-        resize: Whose Lanczos filter resizes these: `pillow`, exactly as `pack` would, or `torch`,
+        resize: Which Lanczos filter resizes these: `pillow`, exactly as `pack` would, or `torch`,
             four times as fast and up to 2 of 255 levels off.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The seam between image sets and everything that consumes images."""
+"""The interface between image sets and what consumes images: the settings, batches, pipelines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MixedSet:
     """A further set that a pipeline draws from.
 
     Attributes:
-        path: Folder of packed shards, of the same resolution and classes as the first set.
+        path: Directory of packed shards, of the same resolution and classes as the first set.
         weight: How often it is drawn from, relative to the other sets.
     """
 
@@ -37,15 +37,15 @@ class DataConfig:
     """Where training images come from and how they are delivered.
 
     Attributes:
-        path: Folder of packed shards (`python -m data_pipelines pack`), or its URL: http(s)://,
+        path: Directory of packed shards (`python -m data_pipelines pack`), or its URL: http(s)://,
             s3://, gs://, or `pipe:COMMAND {}`; ignored by `synthetic`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
             and dry runs).
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
             divides are reduced by box averaging; original images are cropped and resized.
-        flip: Mirror each visit of an image horizontally with probability 1/2.
-        shuffle: Visit the images in a new random order each epoch; else in file order.
+        flip: Flip each visit of an image horizontally with probability 1/2.
+        shuffle: Visit the images in a new random order each epoch; otherwise in file order.
         shuffle_window: Shuffle the shards, and the images within windows of this many, so that
             few shards are in use at a time; null shuffles all images with each other, those of
             a remote set within the window that its manifest names.
@@ -53,17 +53,17 @@ class DataConfig:
         subset: Draw from this many images of each set, always the same ones; null for all.
         weight: With `mix`: how often this set is drawn from, relative to the others.
         mix: Further sets to draw from.
-        cache: Folder that keeps the shards of remote sets; "" is $RELAYWAVE_CACHE (jobs set it to
-            the node's own disk), or else ~/.cache/relaywave/shards.
+        cache: Directory that caches the shards of remote sets; "" is $RELAYWAVE_CACHE (which jobs
+            set to the node's local disk), or ~/.cache/relaywave/shards without it.
         cache_gb: Size of the cache, in 10^9 bytes.
-        ffcv_cache_gb: Of the backend `ffcv`: keep this much of the file in this process (for
-            file systems whose own cache is slow); null leaves it to the operating system.
-        resize: Of the backend `webdataset`, whose Lanczos filter resizes original images: `pillow`,
-            exactly as `pack` does, or `torch`, faster and up to 2 of 255 levels off.
+        ffcv_cache_gb: For the backend `ffcv`: cache this much of the file in this process, in 10^9
+            bytes (for network mounts); null relies on the operating system's cache.
+        resize: For the backend `webdataset`, which Lanczos filter resizes original images:
+            `pillow`, exactly as `pack` does, or `torch`, faster and up to 2 of 255 levels off.
         workers: Threads of this rank that read and decode.
-        prefetch: Micro-batches that are prepared ahead.
+        prefetch: Micro-batches prepared ahead.
         max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
-            is replaced by the next one of the order and logged.
+            is replaced by the next one in the order and logged.
     """
 
     path: str = ""
@@ -97,7 +97,7 @@ class DataConfig:
                 raise ValueError(f"{name}={value} must be positive")
         if self.resize != "pillow" and self.backend != "webdataset":
             raise ValueError(
-                f"resize={self.resize!r} is a choice of backend='webdataset', not"
+                f"resize={self.resize!r} is a setting of backend='webdataset', not"
                 f" {self.backend!r}; leave it out, or set data.backend=webdataset"
             )
         if not 0 <= self.max_corrupt < 1:
@@ -111,7 +111,7 @@ class ImageBatch:
     Attributes:
         images: uint8 RGB [B, 3, H, W], on the pipeline's device.
         labels: int64 [B] on the same device, or None for unlabelled sets.
-        positions: Place of each sample in the global, endless order.
+        positions: Position of each sample in the global, endless order.
     """
 
     images: Tensor
@@ -125,13 +125,13 @@ class ImagePipeline(Protocol):
     Position p of the endless order names one sample: epoch p // num_images, and within it the
     p % num_images-th of that epoch's permutation. Which image and which flip that is depends on
     (seed, p) alone. The k-th micro-batch after `start` of rank r holds the positions
-    start + (k * world_size + r) * micro_batch_size + 0..micro_batch_size-1, so a pipeline's whole
-    state is one integer, which any number of ranks can resume from.
+    start + (k * world_size + r) * micro_batch_size + 0..micro_batch_size-1, so a pipeline's
+    complete state is one integer, from which any number of ranks can resume.
     """
 
     info: DatasetInfo
     corrupt: dict[int, str]
-    """Reason by sample index of the damaged samples met so far (by this rank)."""
+    """Reason by sample index of the damaged samples that this rank has met so far."""
 
     def batches(self, start: int) -> Iterator[ImageBatch]:
         """Yield this rank's micro-batches, endlessly, from global position `start`."""
@@ -142,7 +142,7 @@ class ImagePipeline(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """Which micro-batches of the global order a rank takes."""
+    """Which micro-batches of the global order belong to a rank."""
 
     rank: int
     world_size: int

@@ -1,6 +1,6 @@
-"""The sample order: which image, and which mirror image, stands at each global position.
+"""The sample order: which image is at each global position, and whether it is flipped.
 
-Everything is a pure function of (seed, position), evaluated by arithmetic for any set of positions
+Everything is a pure function of (seed, position), computed by arithmetic for any set of positions
 at once: no table, no state, no cost that grows with the position or with the size of the set. A
 pipeline on any number of ranks therefore visits the same images, and resumes from one integer.
 """
@@ -76,7 +76,7 @@ class Order(Protocol):
         """Return the sample index at each global position, int64 [N]."""
 
     def flips(self, positions: Integers) -> NDArray[np.bool_]:
-        """Return whether the visit at each global position is mirrored, bool [N]."""
+        """Return whether the visit at each global position is flipped horizontally, bool [N]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +86,9 @@ class SampleOrder:
     Attributes:
         num_samples: Samples per epoch.
         seed: The run's seed.
-        shuffle: Visit the samples in a new random order each epoch; else in file order.
-        flip: Mirror each visit with probability 1/2.
-        window: Shuffle the shards, and then the samples within stretches of this many, so that
+        shuffle: Visit the samples in a new random order each epoch; otherwise in file order.
+        flip: Flip each visit horizontally with probability 1/2.
+        window: Shuffle the shards, and then the samples within windows of this many, so that
             few shards are in use at a time; None shuffles all samples.
         bounds: For a window: where each shard's samples start, and the end, int64 [shards + 1].
     """
@@ -111,7 +111,7 @@ class SampleOrder:
         return self._in_windows(places, keys, self.window)
 
     def flips(self, positions: Integers) -> NDArray[np.bool_]:
-        """Return whether the visit at each global position is mirrored, bool [N]."""
+        """Return whether the visit at each global position is flipped horizontally, bool [N]."""
         if not self.flip:
             return np.zeros(len(positions), bool)
         words = hash_words(self.seed, _purpose("flip"), positions)
@@ -161,16 +161,16 @@ class SelectedOrder:
         return self.selection[self.order.samples(positions)]
 
     def flips(self, positions: Integers) -> NDArray[np.bool_]:
-        """Return whether the visit at each global position is mirrored, bool [N]."""
+        """Return whether the visit at each global position is flipped horizontally, bool [N]."""
         return self.order.flips(positions)
 
 
 @dataclass(frozen=True, eq=False)
 class MixedOrder:
-    """An order over several sets, numbered one behind the other, in fixed proportions.
+    """An order over several sets, numbered one after the other, in fixed proportions.
 
-    Positions come in cycles in which each set has its quota, at places that are shuffled anew in
-    each cycle; a set's visits go on through its own order from cycle to cycle.
+    Positions come in cycles in which each set has its quota, at places that are reshuffled in
+    each cycle; a set's visits continue through its own order from cycle to cycle.
 
     Attributes:
         orders: The sets' own orders.
@@ -200,7 +200,7 @@ class MixedOrder:
         return samples
 
     def flips(self, positions: Integers) -> NDArray[np.bool_]:
-        """Return whether the visit at each global position is mirrored, bool [N]."""
+        """Return whether the visit at each global position is flipped horizontally, bool [N]."""
         return self.orders[0].flips(positions)
 
 
@@ -215,5 +215,5 @@ def subset(num_samples: int, count: int) -> Integers:
 
 
 def _purpose(name: str) -> int:
-    """Return a number that keeps the words of different uses of one seed apart."""
+    """Return a number that makes the hashes of different uses of one seed independent."""
     return int.from_bytes(name.encode(), "little")

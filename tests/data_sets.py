@@ -10,9 +10,10 @@ from PIL import Image
 
 from data_pipelines.images import ImageFormat, Pixels
 from data_pipelines.pack.options import PackOptions
-from data_pipelines.pack.packer import pack
+from data_pipelines.pack.packer import Packer
 from data_pipelines.packed.manifest import Manifest
 from data_pipelines.packed.reader import ShardedImages
+from data_pipelines.sources.base import Source
 from data_pipelines.sources.kinds import make_source
 
 
@@ -28,18 +29,31 @@ def encoded(pixels: Pixels, image_format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def write_class_folders(path: Path, classes: int = 3, per_class: int = 20) -> Path:
-    """Write class folders of PNG images and return the path."""
+def pack(
+    source: Source,
+    destination: Path,
+    options: PackOptions,
+    *,
+    workers: int = 1,
+    max_skips: int | None = None,
+) -> dict[Path, Manifest]:
+    """Pack a source and return the manifests by directory."""
+    packer = Packer(source, destination, options, workers=workers, max_skips=max_skips)
+    return packer.pack()
+
+
+def write_class_dirs(path: Path, classes: int = 3, per_class: int = 20) -> Path:
+    """Write class directories of PNG images and return the path."""
     for label in range(classes):
-        folder = path / f"class{label}"
-        folder.mkdir(parents=True)
+        class_dir = path / f"class{label}"
+        class_dir.mkdir(parents=True)
         for number in range(per_class):
             content = encoded(smooth_pixels(label * per_class + number))
-            (folder / f"{number:03d}.png").write_bytes(content)
+            (class_dir / f"{number:03d}.png").write_bytes(content)
     return path
 
 
-def packed_folder(
+def packed_set(
     source: Path,
     destination: Path,
     *,

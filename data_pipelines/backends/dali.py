@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class DaliPipeline:
     """One rank's share of a packed set, decoded by DALI; an ImagePipeline.
 
-    A sample that DALI cannot decode makes its whole batch fail. It is then found by bisecting the
+    A sample that DALI cannot decode makes its batch fail. It is then found by bisecting the
     batch, and decoded by Pillow from then on: the graph gets a placeholder instead.
 
     Args:
@@ -160,9 +160,9 @@ class DaliPipeline:
         samples, _ = self._reader.load(
             positions, lambda index, stored: (index, self._encoded_or_pixels(index, stored))
         )
-        given = {index: item for index, item in samples if index not in self._by_pillow}
-        places = undecodable(list(given.values()), self._graph) if given else []
-        return {list(given)[place] for place in places}
+        tried = {index: item for index, item in samples if index not in self._by_pillow}
+        places = undecodable(list(tried.values()), self._graph) if tried else []
+        return {list(tried)[place] for place in places}
 
     def _stream(self) -> torch.cuda.Stream | None:
         """Return the stream that uses the images: DALI reuses their memory only after it."""

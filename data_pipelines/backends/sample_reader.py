@@ -87,14 +87,14 @@ class SampleReader(Generic[Stored]):
                 stored, label = self.images.read(index)
                 return convert(index, stored), -1 if label is None else label
             except BadImage as error:
-                self._note(index, str(error))
+                self._record(index, str(error))
                 index = int(self.order.samples(np.array([candidate]))[0])
         raise TooManyCorrupt(
             f"{MAX_REPLACEMENTS} consecutive samples are damaged from position {position} on;"
             f" run `python -m data_pipelines check {self.images.path}`"
         )
 
-    def _note(self, index: int, reason: str) -> None:
+    def _record(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self.corrupt:
                 return

@@ -1,10 +1,10 @@
 """Packing: from a source of images to packed sets, in parallel and resumable.
 
-command.py       The command `pack`: its words, and what they ask for
+command.py       The command `pack`: its arguments, and the packer that they describe
+packer.py        A pack from start to finish: destination, tasks, shards, resuming
+options.py       The options that determine the content; which items they select
+worker.py        Converting items in parallel: read, crop, resize, encode
+shard_writer.py  Writing one WebDataset tar shard, and its record
+work_dir.py      The working directory: locks, the request, records of finished shards
 finish.py        Joining finished shards into sets: index, skip list, manifest
-options.py       What determines the content of packed sets, besides their source
-packer.py        Packing a source into sets of shards: in parallel, deterministic, resumable
-shard_writer.py  Writing one WebDataset tar shard
-work_dir.py      The working folder of a pack
-worker.py        What a packing process does
 """

@@ -1,4 +1,4 @@
-"""The command `pack`: its words, and what they ask for."""
+"""The command `pack`: its arguments, and the packer that they describe."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help="kind of the source, see below")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
-    parser.add_argument("destination", type=Path, help="folder of the set, made if missing")
+    parser.add_argument("destination", type=Path, help="directory of the set, created if missing")
     parser.add_argument(
         "--resolution",
         type=_resolutions,
         required=True,
         help="edge of the stored images, or `original` for the files as they are;"
-        " several (64,256) make a set each in one pass",
+        " several (64,256) write one set each in one pass",
     )
     parser.add_argument(
         "--filter",
@@ -42,23 +42,29 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
     parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
-    parser.add_argument("--limit", type=int, help="take only the first items of the source")
-    parser.add_argument("--subset", type=int, help="take at most this many, each class its share")
-    parser.add_argument("--holdout", type=int, help="put this many into a set of their own")
+    parser.add_argument("--limit", type=int, help="take only this many items of the source")
+    parser.add_argument(
+        "--subset", type=int, help="take at most this many images, in proportion from each class"
+    )
+    parser.add_argument(
+        "--holdout", type=int, help="put this many images into a separate set, DEST/holdout"
+    )
     parser.add_argument(
         "--duplicates",
         choices=("keep", "skip"),
-        help="images of equal pixels (default: keep in published benchmark sets, else skip)",
+        help="images with equal pixels (default: keep in published benchmark sets, else skip)",
     )
     parser.add_argument("--min-edge", type=int, default=16, help="skip images with a shorter side")
-    parser.add_argument("--unlabelled", action="store_true", help="leave the classes out")
+    parser.add_argument("--unlabelled", action="store_true", help="do not store the classes")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--max-skips", type=int, help="stop when more items are unusable")
+    parser.add_argument(
+        "--max-skips", type=int, help="stop when more than this many items are unusable"
+    )
     parser.add_argument(
         "--shard",
         type=_task,
         metavar="I/N",
-        help="write only share I of N, from 0 (a Slurm array task); --finish joins them",
+        help="write only task I of N, from 0 (a Slurm array task); --finish joins them",
     )
     parser.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
     parser.add_argument(
@@ -75,8 +81,37 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pack)
 
 
-def options_of(arguments: argparse.Namespace) -> PackOptions:
-    """Return the options that the words ask for. Raises PackError if they are impossible."""
+def _pack(arguments: argparse.Namespace) -> None:
+    packer = _packer(arguments)
+    if arguments.shard is not None:
+        packer.pack_share(arguments.shard)
+        print(f"task {arguments.shard.number} of {arguments.shard.count} is done")
+        return
+    sets = packer.finish() if arguments.finish else packer.pack()
+    for set_dir, manifest in sets.items():
+        _write_beton(set_dir, manifest, arguments.output)
+        print(summary(set_dir, read_manifest(set_dir)))
+
+
+def _packer(arguments: argparse.Namespace) -> Packer:
+    if arguments.workers < 1:
+        raise ValueError(f"workers={arguments.workers} must be at least 1")
+    options = _options(arguments)
+    if arguments.output != "webdataset":
+        from data_pipelines.pack.options import check_beton_options
+
+        check_beton_options(options)
+    return Packer(
+        _source(arguments),
+        arguments.destination,
+        options,
+        workers=arguments.workers,
+        max_skips=arguments.max_skips,
+    )
+
+
+def _options(arguments: argparse.Namespace) -> PackOptions:
+    """Return the options of the arguments. Raises PackError if they are invalid."""
     return PackOptions(
         resolution=arguments.resolution,
         filter=arguments.filter,
@@ -92,8 +127,8 @@ def options_of(arguments: argparse.Namespace) -> PackOptions:
     )
 
 
-def source_of(arguments: argparse.Namespace) -> Source:
-    """Return the source that the words name. Raises SourceError if it cannot be one."""
+def _source(arguments: argparse.Namespace) -> Source:
+    """Return the source of the arguments. Raises SourceError if it is invalid."""
     details = SourceDetails(
         classes=arguments.classes,
         ground_truth=arguments.ground_truth,
@@ -104,13 +139,26 @@ def source_of(arguments: argparse.Namespace) -> Source:
     return make_source(arguments.kind, arguments.source, details)
 
 
+def _write_beton(set_dir: Path, manifest: Manifest, output: str) -> None:
+    if manifest.only_beton and output != "ffcv":
+        raise ValueError(f"{set_dir} was packed with --output ffcv; give another destination")
+    if output == "both":
+        from data_pipelines.packed.beton import write_beton
+
+        write_beton(set_dir)
+    elif output == "ffcv":
+        from data_pipelines.packed.beton import keep_only_beton
+
+        keep_only_beton(set_dir)
+
+
 def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, ...] | None:
     """Validate the arguments of `pack` without packing, so that launchers can reject them.
 
     Args:
         arguments: What follows `pack` on the command line.
-        patience: Seconds that listing the source may take. A source that takes longer, such as a
-            large tar, is left to the job.
+        patience: Seconds that listing the source may take; the job validates slower sources, such
+            as a large tar.
 
     Returns:
         The names of the classes, None if listing took too long.
@@ -125,12 +173,12 @@ def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, .
 
 
 def _check(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | None:
-    options_of(arguments)
-    source_of(arguments)
+    _options(arguments)
+    _source(arguments)
     found: list[tuple[str, ...]] = []
     problems: list[Exception] = []
 
-    def look() -> None:
+    def list_source() -> None:
         try:
             packer = _packer(arguments)
             packer.check()
@@ -138,68 +186,26 @@ def _check(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | 
         except (ValueError, OSError) as error:
             problems.append(error)
 
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
-    looking.join(patience)
+    listing = threading.Thread(target=list_source, daemon=True)
+    listing.start()
+    listing.join(patience)
     for problem in problems:
         raise problem
     return found[0] if found else None
-
-
-def _packer(arguments: argparse.Namespace) -> Packer:
-    if arguments.workers < 1:
-        raise ValueError(f"workers={arguments.workers} must be at least 1")
-    options = options_of(arguments)
-    if arguments.output != "webdataset":
-        from data_pipelines.pack.options import check_beton_options
-
-        check_beton_options(options)
-    return Packer(
-        source_of(arguments),
-        arguments.destination,
-        options,
-        workers=arguments.workers,
-        max_skips=arguments.max_skips,
-    )
-
-
-def _pack(arguments: argparse.Namespace) -> None:
-    packer = _packer(arguments)
-    if arguments.shard is not None:
-        packer.pack_share(arguments.shard)
-        print(f"share {arguments.shard.number} of {arguments.shard.count} is written")
-        return
-    sets = packer.finish() if arguments.finish else packer.pack()
-    for folder, manifest in sets.items():
-        _write_beton(folder, manifest, arguments.output)
-        print(summary(folder, read_manifest(folder)))
-
-
-def _write_beton(folder: Path, manifest: Manifest, output: str) -> None:
-    if manifest.only_beton and output != "ffcv":
-        raise ValueError(f"{folder} was packed with --output ffcv; give another destination")
-    if output == "both":
-        from data_pipelines.packed.beton import write_beton
-
-        write_beton(folder)
-    elif output == "ffcv":
-        from data_pipelines.packed.beton import keep_only_beton
-
-        keep_only_beton(folder)
 
 
 def _resolutions(text: str) -> tuple[int, ...]:
     return tuple(map(_resolution, text.split(",")))
 
 
-def _resolution(word: str) -> int:
-    if word == "original":
+def _resolution(text: str) -> int:
+    if text == "original":
         return ORIGINAL
-    if not word.isdecimal() or int(word) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
-            f"{word!r} is neither a positive edge nor `original`; several are written 64,256"
+            f"{text!r} is neither a positive edge nor `original`; write several as 64,256"
         )
-    return int(word)
+    return int(text)
 
 
 def _task(text: str) -> Task:
@@ -208,5 +214,5 @@ def _task(text: str) -> Task:
         return Task(int(number), int(count))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no share I/N; of 4 they are 0/4, 1/4, 2/4 and 3/4"
+            f"{text!r} is not a task I/N; the tasks of 4 are 0/4, 1/4, 2/4 and 3/4"
         ) from None

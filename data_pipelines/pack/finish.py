@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.pack.options import PackError
-from data_pipelines.pack.work_dir import ShardRecord
+from data_pipelines.pack.shard_writer import ShardRecord
 from data_pipelines.packed.manifest import (
     INDEX_ROW,
     SKIPPED,
@@ -28,37 +28,23 @@ from data_pipelines.packed.manifest import (
 from data_pipelines.sources.base import Entry, Listing, Skip
 
 WINDOW_SHARDS = 8
-"""Shards that streams keep in use: enough to mix classes well, few enough to hold in a cache."""
+"""Shards that remote sets keep in use: enough to mix classes well, few enough for a cache."""
 
 Place = tuple[int, int]
 """A sample's shard, and its row within the shard's record."""
 
 
-def shard_name(number: int) -> str:
-    """Return the path of a shard within its set."""
-    return f"shards/{number:06d}.tar"
-
-
-def check_skips(count: int, max_skips: int | None) -> None:
-    """Raise PackError if too many items are left out."""
-    if max_skips is not None and count > max_skips:
-        raise PackError(
-            f"{count} items cannot be used, more than max_skips={max_skips};"
-            " raise --max-skips to leave them out, or mend the source"
-        )
-
-
 def join(
     records: Sequence[ShardRecord],
     listing: Listing,
-    folders: Mapping[int, Path],
+    set_dirs: Mapping[int, Path],
     request: Mapping[str, Any],
     max_skips: int | None,
 ) -> dict[Path, Manifest]:
     """Write index, skip list and manifest of each resolution's set; return the manifests.
 
     Raises:
-        PackError: Too many items were left out, or all.
+        PackError: Too many items were skipped, or all.
         DatasetError: A shard is missing.
     """
     places, duplicates = _places(records, listing, bool(request["options"]["keep_duplicates"]))
@@ -68,13 +54,13 @@ def join(
         reason = f"; the first: {': '.join(skips[0])}" if skips else ""
         raise PackError(f"no image of the source can be used{reason}")
     return {
-        folder: _write_set(folder, resolution, records, places, listing, request, skips)
-        for resolution, folder in folders.items()
+        set_dir: _write_set(set_dir, resolution, records, places, listing, request, skips)
+        for resolution, set_dir in set_dirs.items()
     }
 
 
 def _write_set(
-    folder: Path,
+    set_dir: Path,
     resolution: int,
     records: Sequence[ShardRecord],
     places: Sequence[Place],
@@ -82,10 +68,10 @@ def _write_set(
     request: Mapping[str, Any],
     skips: Sequence[Skip],
 ) -> Manifest:
-    for left_over in folder.glob(".*.tmp"):  # of a run that was killed right here
+    for left_over in set_dir.glob(".*.tmp"):  # of a run that was killed here
         left_over.unlink()
     index, digest = _index(records, places, resolution, listing.class_names)
-    with atomic_file(folder / SKIPPED) as file:
+    with atomic_file(set_dir / SKIPPED) as file:
         for skip in skips:
             file.write(json.dumps(skip._asdict()).encode() + b"\n")
     labels = index["label"][index["label"] >= 0]
@@ -99,20 +85,20 @@ def _write_set(
             Shard(shard_name(n), r.num_bytes[resolution], r.sha256[resolution], len(r.items))
             for n, r in enumerate(records)
         ),
-        index_sha256=write_index(folder, index),
+        index_sha256=write_index(set_dir, index),
         skipped=dict(sorted(Counter(skip.reason.partition(":")[0] for skip in skips).items())),
         digest=digest,
         shuffle_window=min(len(index), WINDOW_SHARDS * max(len(r.items) for r in records)),
     )
-    check_shard_sizes(folder, manifest)
-    write_manifest(folder, manifest)
+    check_shard_sizes(set_dir, manifest)
+    write_manifest(set_dir, manifest)
     return manifest
 
 
 def _places(
     records: Sequence[ShardRecord], listing: Listing, keep_duplicates: bool
 ) -> tuple[list[Place], list[Skip]]:
-    """Return where the set's samples lie, in order, and the duplicates that are left out."""
+    """Return the places of the set's samples, in order, and the duplicates that are skipped."""
     places: list[Place] = []
     duplicates: list[Skip] = []
     first: dict[str, Entry] = {}
@@ -149,3 +135,17 @@ def _index(
         rows.append((sample.offset, shard, sample.length, sample.label, sample.crc32))
         digest.update(f"{sample.blake2b}{sample.label}\n".encode())
     return np.array(rows, INDEX_ROW), digest.hexdigest()
+
+
+def shard_name(number: int) -> str:
+    """Return the path of a shard within its set."""
+    return f"shards/{number:06d}.tar"
+
+
+def check_skips(count: int, max_skips: int | None) -> None:
+    """Raise PackError if too many items are skipped."""
+    if max_skips is not None and count > max_skips:
+        raise PackError(
+            f"{count} items cannot be used, more than max_skips={max_skips};"
+            " raise --max-skips to skip them, or fix the source"
+        )

@@ -16,12 +16,12 @@ ORIGINAL_EDGE = 400
 
 
 class PackError(ValueError):
-    """Packing cannot go on; the message is one line. What was finished stays."""
+    """Packing cannot continue; the message is one line. What was finished stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """The options that determine the content.
+    """The options that determine the content of a set.
 
     Attributes:
         resolution: Edge of the stored images in pixels. ORIGINAL keeps the files of the source.
@@ -36,9 +36,9 @@ class PackOptions:
         subset: Take at most this many items, from each class its share.
         holdout: Put this many items, from each class its share, into a set of their own.
         min_edge: Skip images whose shorter side has fewer pixels.
-        labelled: Store the classes; else the set is unlabelled.
+        labelled: Store the classes; otherwise the set is unlabelled.
         keep_duplicates: Keep images of equal pixels; null keeps them in published benchmark sets
-            only, whose counts are known, and leaves out all but the first elsewhere.
+            only, whose counts are known, and skips all but the first elsewhere.
     """
 
     resolution: int | tuple[int, ...]
@@ -97,7 +97,7 @@ def select(listing: Listing, options: PackOptions) -> dict[str, Listing]:
     """Return what each part of the pack holds: {"": all}, or {"train": ..., "holdout": ...}.
 
     Raises:
-        PackError: The hold-out would leave nothing.
+        PackError: The hold-out or the subset would leave nothing.
     """
     entries = listing.entries[: options.limit]
     names = listing.class_names
@@ -119,7 +119,7 @@ def _pick(entries: Sequence[Entry], chosen: set[int], *, inside: bool) -> list[E
 
 
 def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
-    """Choose `count` places such that each class has its share, to within one.
+    """Choose `count` positions such that each class has its share, to within one.
 
     Within a class the choice is by a hash of the name: it does not depend on the order, and differs
     between purposes.
@@ -133,12 +133,12 @@ def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
     for place, entry in enumerate(entries):
         by_class[entry.label].append(place)
     chosen: set[int] = set()
-    passed = 0
+    seen = 0
     for label in sorted(by_class):
         places = sorted(by_class[label], key=lambda place: _hash(purpose, entries[place].name))
-        before = passed * count // len(entries)
-        passed += len(places)
-        chosen.update(places[: passed * count // len(entries) - before])
+        before = seen * count // len(entries)
+        seen += len(places)
+        chosen.update(places[: seen * count // len(entries) - before])
     return chosen
 
 
@@ -147,7 +147,7 @@ def _hash(purpose: str, name: str) -> bytes:
 
 
 def check_beton_options(options: PackOptions) -> None:
-    """Raise ValueError, before anything is packed, if a beton could not be made of the result."""
+    """Raise ValueError, before anything is packed, if the result could not become a beton."""
     import_ffcv()
     if ORIGINAL in options.resolutions:
         raise ValueError("FFCV needs images of one size; give a resolution, or --output webdataset")

@@ -1,7 +1,7 @@
 """Packing a source into sets of shards: in parallel, deterministic, resumable.
 
 Shard s holds the items [s * n, (s + 1) * n) of the (selected) listing, minus skips. Worker
-processes convert chunks of items; this process alone writes the shards, one after the other, so
+processes convert chunks of items; only this process writes the shards, one after the other, so
 they are byte-identical for any number of workers, and for any split into array tasks. Finished
 shards are never rewritten; the manifests are written last.
 """
@@ -18,10 +18,9 @@ from typing import IO, Any
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.finish import check_skips, join, shard_name
 from data_pipelines.pack.options import PackError, PackOptions, select
-from data_pipelines.pack.shard_writer import ShardWriter
+from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
 from data_pipelines.pack.work_dir import (
-    ShardRecord,
-    WorkFolder,
+    WorkDir,
     difference,
     make_request,
     request_of,
@@ -52,11 +51,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Part:
-    """A selection of the source, and the folders of its sets by resolution."""
+    """A selection of the source, and the directories of its sets by resolution."""
 
     name: str
     listing: Listing
-    folders: dict[int, Path]
+    set_dirs: dict[int, Path]
     per_shard: int
 
     def num_shards(self) -> int:
@@ -64,7 +63,7 @@ class Part:
         return -(-len(self.listing.entries) // self.per_shard)
 
     def items(self, number: int) -> range:
-        """Return the places in the listing that shard `number` holds."""
+        """Return the positions in the listing that shard `number` holds."""
         first = number * self.per_shard
         return range(first, min(first + self.per_shard, len(self.listing.entries)))
 
@@ -74,8 +73,8 @@ class Packer:
 
     Args:
         source: What to pack.
-        destination: Folder of the set; made if missing. Several resolutions, or a hold-out, make
-            a folder each within it.
+        destination: Directory of the set; created if missing. Several resolutions, or a hold-out,
+            become a subdirectory each.
         options: What determines the content.
         workers: Processes that convert.
         max_skips: Stop when more items than this are unusable; None for no limit.
@@ -97,18 +96,18 @@ class Packer:
         self._source, self._destination = source, destination
         self._options = options.resolved(source.published)
         self._workers, self._max_skips = workers, max_skips
-        self._work = WorkFolder(destination)
+        self._work = WorkDir(destination)
         listing = source.list_items()
         self._request = make_request(source, listing, self._options)
         per_shard = self._options.shard_images
         assert per_shard is not None
         self._parts = [
-            Part(name, chosen, self._folders(name), per_shard)
+            Part(name, chosen, self._set_dirs(name), per_shard)
             for name, chosen in select(listing, self._options).items()
         ]
 
     def pack(self) -> dict[Path, Manifest]:
-        """Pack everything, going on where an interrupted run stopped; whole sets are left alone.
+        """Pack everything, resuming an interrupted run; complete sets are left alone.
 
         Raises:
             PackError: The destination holds something else, or nothing usable was found.
@@ -130,11 +129,11 @@ class Packer:
         return self._parts[0].listing.class_names
 
     def check(self) -> None:
-        """Refuse a destination that another set is in. Raises PackError; writes nothing."""
+        """Raise PackError if the destination holds another set; writes nothing."""
         self._check_destination()
         self._finished()
-        if noted := self._work.noted():
-            self._compare(noted, f"{self._destination} is an unfinished pack of another set")
+        if recorded := self._work.request():
+            self._compare(recorded, f"{self._destination} is an unfinished pack of another set")
 
     def pack_share(self, task: Task) -> None:
         """Write one array task's share of the shards; `finish` joins them. Raises as `pack`."""
@@ -155,7 +154,7 @@ class Packer:
             shutil.rmtree(self._work.path, ignore_errors=True)
         return manifests
 
-    def _folders(self, part: str) -> dict[int, Path]:
+    def _set_dirs(self, part: str) -> dict[int, Path]:
         resolutions = self._options.resolutions
         base = self._destination / part
         if len(resolutions) == 1:
@@ -166,37 +165,39 @@ class Packer:
         """Raise PackError unless the destination is new, empty, or was made by a pack."""
         path = self._destination
         if path.exists() and not path.is_dir():
-            raise PackError(f"the destination {path} is a file; give a folder")
+            raise PackError(f"the destination {path} is a file; give a directory")
         ours = self._work.exists() or any(
-            (folder / MANIFEST).exists() for part in self._parts for folder in part.folders.values()
+            (set_dir / MANIFEST).exists()
+            for part in self._parts
+            for set_dir in part.set_dirs.values()
         )
         if path.is_dir() and any(path.iterdir()) and not ours:
-            raise PackError(f"the destination {path} holds other files; give a new folder")
+            raise PackError(f"the destination {path} holds other files; give a new directory")
 
     def _finished(self) -> dict[Path, Manifest] | None:
-        """Return the manifests if all sets are there and the ones asked for, else None.
+        """Return the manifests if all sets exist and are the requested ones, else None.
 
         Raises:
-            PackError: There is another set.
+            PackError: Another set is there.
             DatasetError: A set is damaged.
         """
         manifests = {}
-        folders = [folder for part in self._parts for folder in part.folders.values()]
-        for folder in folders:
-            if (folder / MANIFEST).exists():
-                manifest = read_manifest(folder)
-                self._compare(request_of(manifest), f"{folder} holds another set")
-                check_shard_sizes(folder, manifest)
-                manifests[folder] = manifest
-        return manifests if len(manifests) == len(folders) else None
+        set_dirs = [set_dir for part in self._parts for set_dir in part.set_dirs.values()]
+        for set_dir in set_dirs:
+            if (set_dir / MANIFEST).exists():
+                manifest = read_manifest(set_dir)
+                self._compare(request_of(manifest), f"{set_dir} holds another set")
+                check_shard_sizes(set_dir, manifest)
+                manifests[set_dir] = manifest
+        return manifests if len(manifests) == len(set_dirs) else None
 
     def _claim(self) -> None:
-        """Note what is being packed. Raises PackError if an interrupted pack was of another set."""
-        noted = self._work.claim(self._request)
-        self._compare(noted, f"{self._destination} is an unfinished pack of another set")
+        """Record what is being packed. Raises PackError if an unfinished pack is of another set."""
+        recorded = self._work.claim(self._request)
+        self._compare(recorded, f"{self._destination} is an unfinished pack of another set")
 
     def _compare(self, found: dict[str, Any], complaint: str) -> None:
-        """Raise PackError unless kind, content and options are the ones asked for."""
+        """Raise PackError unless kind, content and options are the requested ones."""
         other = difference(found, self._request)
         if other:
             raise PackError(f"{complaint}: {other}; give another destination, or remove it")
@@ -212,7 +213,7 @@ class Packer:
                     f"{len(missing)} of {len(records)} shards are not written yet (the first:"
                     f" {', '.join(missing[:5])}); run their tasks again, or pack without --shard"
                 )
-            manifests |= join(written, part.listing, part.folders, self._request, self._max_skips)
+            manifests |= join(written, part.listing, part.set_dirs, self._request, self._max_skips)
         return manifests
 
     def _write_shards(self, task: Task) -> None:
@@ -245,11 +246,11 @@ class Packer:
         )
 
     def _is_written(self, part: Part, number: int) -> bool:
-        """Tell whether a shard's record and its files are there."""
+        """Return whether a shard's record and its files exist."""
         record = self._work.read(part.name, number)
         if record is None:
             return False
-        files = {folder / shard_name(number): r for r, folder in part.folders.items()}
+        files = {set_dir / shard_name(number): r for r, set_dir in part.set_dirs.items()}
         return all(
             file.exists() and file.stat().st_size == record.num_bytes[r]
             for file, r in files.items()
@@ -263,8 +264,8 @@ class Packer:
         skips: list[Skip] = []
         with ExitStack() as stack:
             writers = {}
-            for resolution, folder in part.folders.items():
-                file = stack.enter_context(_new_shard(folder / shard_name(number)))
+            for resolution, set_dir in part.set_dirs.items():
+                file = stack.enter_context(_new_shard(set_dir / shard_name(number)))
                 writers[resolution] = ShardWriter(file)
             for place, item in items:
                 if isinstance(item, Skip):
@@ -291,16 +292,3 @@ def _new_shard(path: Path) -> AbstractContextManager[IO[bytes]]:
     for left_over in path.parent.glob(f".{path.name}.*.tmp"):
         left_over.unlink()
     return atomic_file(path)
-
-
-def pack(
-    source: Source,
-    destination: Path,
-    options: PackOptions,
-    *,
-    workers: int = 1,
-    max_skips: int | None = None,
-) -> dict[Path, Manifest]:
-    """Pack a source and return the manifests by folder; see Packer."""
-    packer = Packer(source, destination, options, workers=workers, max_skips=max_skips)
-    return packer.pack()

@@ -1,31 +1,24 @@
-"""Writing one WebDataset tar shard: plain ustar members at known offsets, the same bytes always."""
+"""Writing one WebDataset tar shard, deterministically: plain ustar members at known offsets."""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
 import zlib
+from dataclasses import dataclass
 from typing import IO, NamedTuple
+
+from data_pipelines.sources.base import Skip
 
 BLOCK = tarfile.BLOCKSIZE
 SIGNATURES = {b"\xff\xd8": "jpg", b"RIFF": "webp", b"\x89PNG": "png"}
 
 
-class WrittenSample(NamedTuple):
-    """A sample's index row (without the shard's number) and the digest of its bytes."""
-
-    offset: int
-    length: int
-    label: int
-    crc32: int
-    blake2b: str
-
-
 class ShardWriter:
-    """Appends samples to a tar stream, hashing it on the way.
+    """Appends samples to a tar stream, and hashes it.
 
     Args:
-        file: Where the bytes go; needs only `write`.
+        file: The open shard; only `write` is used.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -35,7 +28,7 @@ class ShardWriter:
         self.samples: list[WrittenSample] = []
 
     def add(self, key: str, encoded: bytes, label: int) -> None:
-        """Append one PNG, WebP or JPEG; label -1 is an unlabelled one and gets no `.cls` member."""
+        """Append one PNG, WebP or JPEG; an unlabelled one (-1) gets no `.cls` member."""
         extension = next(name for mark, name in SIGNATURES.items() if encoded.startswith(mark))
         offset = self._member(f"{key}.{extension}", encoded)
         if label >= 0:
@@ -44,7 +37,7 @@ class ShardWriter:
         self.samples.append(WrittenSample(offset, len(encoded), label, zlib.crc32(encoded), digest))
 
     def finish(self) -> str:
-        """Write the end-of-archive mark and return the SHA-256 of the whole stream."""
+        """Write the end-of-archive mark and return the SHA-256 of the stream."""
         self._write(bytes(2 * BLOCK))
         return self._sha256.hexdigest()
 
@@ -60,3 +53,32 @@ class ShardWriter:
         self._file.write(content)
         self._sha256.update(content)
         self.num_bytes += len(content)
+
+
+class WrittenSample(NamedTuple):
+    """A sample's index row (without the shard's number) and the digest of its bytes."""
+
+    offset: int
+    length: int
+    label: int
+    crc32: int
+    blake2b: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What was written of one range of items, as one shard per resolution.
+
+    Attributes:
+        num_bytes: Size of the shard, by resolution.
+        sha256: Checksum of the shard, by resolution.
+        samples: Rows of the shard's samples, by resolution; all have the same items.
+        items: Position in the listing of each sample.
+        skips: Items that were skipped.
+    """
+
+    num_bytes: dict[int, int]
+    sha256: dict[int, str]
+    samples: dict[int, list[WrittenSample]]
+    items: list[int]
+    skips: list[Skip]

@@ -1,7 +1,8 @@
-"""The working folder of a pack: who may write, what is being packed, and which shards are done.
+"""The working directory of a pack: who may write, what is being packed, which shards are done.
 
-It lies in the destination (`.packing/`) until the manifests are written. A shard's record is
-written after the shard, and stands for it.
+It is in the destination (`.packing/`) until the manifests are written. A shard's record is written
+after the shard, and marks it as complete. What is being packed is the *request*: the kind and
+content of the source, and the options, in the form in which manifests record them.
 """
 
 from __future__ import annotations
@@ -12,63 +13,44 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.pack.options import PackError, PackOptions
-from data_pipelines.pack.shard_writer import WrittenSample
+from data_pipelines.pack.shard_writer import ShardRecord, WrittenSample
 from data_pipelines.packed.manifest import Manifest, atomic_file, canonical_json
 from data_pipelines.sources.base import Listing, Skip, Source
 
-FOLDER = ".packing"
+WORK_DIR = ".packing"
 REQUEST = "request.json"
 
 
-@dataclass(frozen=True)
-class ShardRecord:
-    """What was written of one range of items, at one or several resolutions.
-
-    Attributes:
-        num_bytes: Size of the shard, by resolution.
-        sha256: Checksum of the shard, by resolution.
-        samples: Rows of the shard's samples, by resolution; all have the same items.
-        items: The samples' places in the listing.
-        skips: Items that were left out.
-    """
-
-    num_bytes: dict[int, int]
-    sha256: dict[int, str]
-    samples: dict[int, list[WrittenSample]]
-    items: list[int]
-    skips: list[Skip]
-
-
-class WorkFolder:
-    """The working folder of one destination."""
+class WorkDir:
+    """The working directory of one destination."""
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
-        self.path = destination / FOLDER
+        self.path = destination / WORK_DIR
 
     def exists(self) -> bool:
-        """Tell whether a pack into the destination has begun and not ended."""
+        """Return whether a pack into the destination is unfinished."""
         return self.path.is_dir()
 
     def claim(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Note what is being packed, and return what was noted first."""
-        if self.noted() is None:
+        """Record what is being packed, unless it is recorded already; return the record."""
+        if self.request() is None:
             with atomic_file(self.path / REQUEST) as file:
                 file.write(canonical_json(request))
-        return self.noted() or {}
+        return self.request() or {}
 
-    def noted(self) -> dict[str, Any] | None:
+    def request(self) -> dict[str, Any] | None:
         """Return what is being packed, None if nothing is."""
-        note = self.path / REQUEST
-        if not note.exists():
+        path = self.path / REQUEST
+        if not path.exists():
             return None
-        noted: dict[str, Any] = json.loads(note.read_bytes())
-        return noted
+        recorded: dict[str, Any] = json.loads(path.read_bytes())
+        return recorded
 
     def write(self, part: str, number: int, record: ShardRecord) -> None:
         """Write the record of a finished shard."""
@@ -96,21 +78,21 @@ class WorkFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the destination alone. Raises PackError if any other packer is at work."""
+        """Lock the destination exclusively. Raises PackError if another process is packing."""
         with self._locked("lock", fcntl.LOCK_EX):
             yield
 
     @contextmanager
     def share(self, task: str) -> Iterator[None]:
-        """Hold one task of an array, beside its other tasks. Raises PackError if it is taken."""
+        """Lock one task of an array; other tasks may run. Raises PackError if it is locked."""
         with self._locked("lock", fcntl.LOCK_SH), self._locked(f"lock-{task}", fcntl.LOCK_EX):
             yield
 
     @contextmanager
     def _locked(self, name: str, mode: int) -> Iterator[None]:
-        """Hold a lock that the system releases however this process ends.
+        """Hold a lock that the system releases when this process ends, however it ends.
 
-        File systems without locks (some network mounts) are used without one.
+        On file systems without locks (some network mounts) there is none.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
@@ -138,7 +120,7 @@ _DEFAULTS = asdict(PackOptions(resolution=1))
 
 
 def make_request(source: Source, listing: Listing, options: PackOptions) -> dict[str, Any]:
-    """Return what a manifest must say for its set to be the one that is asked for."""
+    """Return the request that a manifest must record for its set to be the requested one."""
     identity = {"items": len(listing.entries), "digest": listing.digest()}
     return {
         "kind": source.kind,
@@ -148,21 +130,21 @@ def make_request(source: Source, listing: Listing, options: PackOptions) -> dict
 
 
 def request_of(manifest: Manifest) -> dict[str, Any]:
-    """Return the request that a set was packed by."""
+    """Return the request that a set was packed for."""
     return {name: getattr(manifest, name) for name in ("kind", "source", "options")}
 
 
-def difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Say how two requests differ, "" if not; where the source lies does not matter."""
-    if found["kind"] != asked["kind"]:
-        return f"kind {found['kind']}, not {asked['kind']}"
-    noted = {**_DEFAULTS, **found["options"]}  # sets may be older than an option
-    for name, value in asked["options"].items():
-        if canonical_json(noted[name]) != canonical_json(value):
-            return f"{name}={noted[name]}, not {value}"
-    if found["source"]["digest"] == asked["source"]["digest"]:
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Return how two requests differ, "" if not; the location of the source does not matter."""
+    if found["kind"] != wanted["kind"]:
+        return f"kind {found['kind']}, not {wanted['kind']}"
+    recorded = {**_DEFAULTS, **found["options"]}  # sets may be older than an option
+    for name, value in wanted["options"].items():
+        if canonical_json(recorded[name]) != canonical_json(value):
+            return f"{name}={recorded[name]}, not {value}"
+    if found["source"]["digest"] == wanted["source"]["digest"]:
         return ""
     return (
         f"{found['source']['items']} items from {found['source']['path']}, not the"
-        f" {asked['source']['items']} now in {asked['source']['path']}"
+        f" {wanted['source']['items']} now in {wanted['source']['path']}"
     )

@@ -1,4 +1,4 @@
-"""What a packing process does: read items of the source, crop, resize and encode them."""
+"""Converting the items of a source in parallel: read, crop, resize and encode them."""
 
 from __future__ import annotations
 
@@ -32,108 +32,10 @@ from data_pipelines.images import (
 )
 from data_pipelines.sources.base import Entry, ReadItem, Skip, Source
 
-
-class Packed(NamedTuple):
-    """One item, ready for its shards, by resolution."""
-
-    label: int
-    encoded: dict[int, bytes]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What is done to each image.
-
-    Attributes:
-        resolutions: Edges of the stored images, in pixels; ORIGINAL keeps the whole image.
-        filter: How images become squares of a resolution; see PackOptions.
-        image_format: `png` and `webp` are lossless.
-        quality: JPEG quality, 1..95.
-        min_edge: Images with a shorter side below this are skipped.
-        upright: Turn images as their EXIF orientation says.
-    """
-
-    resolutions: tuple[int, ...]
-    filter: Filter
-    image_format: ImageFormat
-    quality: int
-    min_edge: int
-    upright: bool
-
-    def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
-        """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
-        if isinstance(item, bytes):
-            image = decode(item, upright=self.upright)
-        else:
-            image = Image.fromarray(item)
-        if min(image.size) < self.min_edge:
-            width, height = image.size
-            raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
-        return {
-            resolution: self._stored(image, item, resolution) for resolution in self.resolutions
-        }
-
-    def _stored(self, image: Image.Image, item: bytes | Pixels, resolution: int) -> bytes:
-        if resolution != ORIGINAL:
-            square = centre_square if self.filter == "lanczos" else bilinear_square
-            return encode(square(image, resolution), self.image_format, self.quality)
-        if isinstance(item, bytes) and may_stay(item, upright=self.upright):
-            return item
-        return encode(image, "png", self.quality)
-
-
-class ChunkConverter:
-    """Converts lists of entries; holds the opened source. One per process."""
-
-    def __init__(self, source: Source, conversion: Conversion) -> None:
-        self._stack = ExitStack()
-        self._read: ReadItem = self._stack.enter_context(source.open())
-        self._conversion = conversion
-
-    def __call__(self, entries: Sequence[Entry]) -> list[Packed | Skip]:
-        """Convert the entries, in order; what cannot be used becomes a Skip with the reason."""
-        return [self._convert(entry) for entry in entries]
-
-    def close(self) -> None:
-        """Close the source."""
-        self._stack.close()
-
-    def _convert(self, entry: Entry) -> Packed | Skip:
-        try:
-            return Packed(entry.label, self._conversion.apply(self._read(entry)))
-        except BadImage as error:
-            return Skip(entry.name, str(error))
-        except OSError as error:
-            return Skip(entry.name, f"unreadable: {error.strerror or error}")
-
-
-_converter: ChunkConverter | None = None
-
-
-def start_worker(source: Source, conversion: Conversion) -> None:
-    """Prepare this process: leave Ctrl-C to the parent, end with it, open the source."""
-    global _converter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _converter = ChunkConverter(source, conversion)
-
-
-def convert_chunk(entries: Sequence[Entry]) -> list[Packed | Skip]:
-    """Convert a list of entries in a process that start_worker has prepared."""
-    assert _converter is not None
-    return _converter(entries)
-
-
-def _end_with_parent() -> None:
-    """Exit when the parent is gone, however it ended; else killed packers would leave processes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 CHUNK = 32
+"""Items that a process converts at a time."""
 SMALL = 256
+"""Number of items up to which no processes are started."""
 
 
 def converted(
@@ -143,7 +45,7 @@ def converted(
 
     Args:
         source: Where the entries are read from; each process opens it once.
-        conversion: What is done to each.
+        conversion: How each is converted.
         entries: What to convert.
         workers: Processes; with one, or few entries, everything happens in this process.
 
@@ -186,3 +88,103 @@ def _in_order(
             return
         if len(pending) >= in_flight or start + CHUNK >= len(entries):
             yield from pending.popleft().result()
+
+
+_converter: ChunkConverter | None = None
+"""Of a process that start_worker has prepared."""
+
+
+def start_worker(source: Source, conversion: Conversion) -> None:
+    """Prepare this process: ignore Ctrl-C, exit with the parent, open the source."""
+    global _converter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _converter = ChunkConverter(source, conversion)
+
+
+def convert_chunk(entries: Sequence[Entry]) -> list[Packed | Skip]:
+    """Convert a list of entries in a process that start_worker has prepared."""
+    assert _converter is not None
+    return _converter(entries)
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent is gone, so that a killed packer leaves no processes behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+class ChunkConverter:
+    """Converts lists of entries; holds the opened source. One per process."""
+
+    def __init__(self, source: Source, conversion: Conversion) -> None:
+        self._stack = ExitStack()
+        self._read: ReadItem = self._stack.enter_context(source.open())
+        self._conversion = conversion
+
+    def __call__(self, entries: Sequence[Entry]) -> list[Packed | Skip]:
+        """Convert the entries, in order; unusable ones become a Skip with the reason."""
+        return [self._convert(entry) for entry in entries]
+
+    def close(self) -> None:
+        """Close the source."""
+        self._stack.close()
+
+    def _convert(self, entry: Entry) -> Packed | Skip:
+        try:
+            return Packed(entry.label, self._conversion.apply(self._read(entry)))
+        except BadImage as error:
+            return Skip(entry.name, str(error))
+        except OSError as error:
+            return Skip(entry.name, f"unreadable: {error.strerror or error}")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How an image is converted.
+
+    Attributes:
+        resolutions: Edges of the stored images, in pixels; ORIGINAL keeps the image as it is.
+        filter: How images become squares of a resolution; see PackOptions.
+        image_format: `png` and `webp` are lossless.
+        quality: JPEG quality, 1..95.
+        min_edge: Images with a shorter side below this are skipped.
+        upright: Turn images as their EXIF orientation says.
+    """
+
+    resolutions: tuple[int, ...]
+    filter: Filter
+    image_format: ImageFormat
+    quality: int
+    min_edge: int
+    upright: bool
+
+    def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
+        """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
+        if isinstance(item, bytes):
+            image = decode(item, upright=self.upright)
+        else:
+            image = Image.fromarray(item)
+        if min(image.size) < self.min_edge:
+            width, height = image.size
+            raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
+        return {
+            resolution: self._stored(image, item, resolution) for resolution in self.resolutions
+        }
+
+    def _stored(self, image: Image.Image, item: bytes | Pixels, resolution: int) -> bytes:
+        if resolution != ORIGINAL:
+            square = centre_square if self.filter == "lanczos" else bilinear_square
+            return encode(square(image, resolution), self.image_format, self.quality)
+        if isinstance(item, bytes) and may_stay(item, upright=self.upright):
+            return item
+        return encode(image, "png", self.quality)
+
+
+class Packed(NamedTuple):
+    """One converted item: its label, and its encoded bytes by resolution."""
+
+    label: int
+    encoded: dict[int, bytes]

@@ -42,7 +42,7 @@ from data_pipelines.packed.manifest import (
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
 
-BETON_NOTE = "set.beton.json"
+BETON_RECORD = "set.beton.json"
 PAGE = 1 << 23
 JPEG, RAW = 0, 1
 
@@ -68,15 +68,15 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
         return
     if images.manifest.only_beton:
         raise DatasetError(f"{path} has no shards to write a {BETON} from; pack it again")
-    (path / BETON_NOTE).unlink(missing_ok=True)
+    (path / BETON_RECORD).unlink(missing_ok=True)
     with atomic_file(path / BETON) as file, Progress("beton", total=len(images)) as progress:
         rows = _write(file, images, mode, progress.advance)
     write_index(path, rows, BETON_INDEX)
     num_bytes = (path / BETON).stat().st_size
-    note = {"digest": images.info.digest, "mode": mode, "num_bytes": num_bytes}
-    note["sha256"] = file_sha256(path / BETON)
-    with atomic_file(path / BETON_NOTE) as file:
-        file.write(json.dumps(note).encode())
+    record = {"digest": images.info.digest, "mode": mode, "num_bytes": num_bytes}
+    record["sha256"] = file_sha256(path / BETON)
+    with atomic_file(path / BETON_RECORD) as file:
+        file.write(json.dumps(record).encode())
     images.close()
 
 
@@ -85,8 +85,8 @@ def keep_only_beton(path: Path) -> None:
     write_beton(path)
     manifest = read_manifest(path)
     if not manifest.only_beton:
-        note = json.loads((path / BETON_NOTE).read_bytes())
-        beton = Shard(BETON, note["num_bytes"], note["sha256"], manifest.num_images)
+        record = json.loads((path / BETON_RECORD).read_bytes())
+        beton = Shard(BETON, record["num_bytes"], record["sha256"], manifest.num_images)
         index_sha256 = file_sha256(path / BETON_INDEX)
         write_manifest(path, replace(manifest, shards=(beton,), index_sha256=index_sha256))
     shutil.rmtree(path / "shards", ignore_errors=True)
@@ -101,8 +101,8 @@ def beton_problem(path: Path, digest: str) -> str | None:
         check_beton(path, digest)
     except DatasetError as error:
         return str(error)
-    note = json.loads((path / BETON_NOTE).read_bytes())
-    intact = file_sha256(path / BETON) == note["sha256"]
+    record = json.loads((path / BETON_RECORD).read_bytes())
+    intact = file_sha256(path / BETON) == record["sha256"]
     return None if intact else f"{BETON}: damaged; remove it and write it again"
 
 
@@ -116,23 +116,23 @@ def _is_current(path: Path, digest: str, mode: int) -> bool:
 
 def beton_mode(path: Path) -> int:
     """Return what a complete beton holds of each image: JPEG or RAW."""
-    return int(json.loads((path / BETON_NOTE).read_bytes())["mode"])
+    return int(json.loads((path / BETON_RECORD).read_bytes())["mode"])
 
 
 def check_beton(path: Path, digest: str) -> Index:
     """Return the beton's index. Raises DatasetError unless it was written from this very set."""
     advice = f"write it with `python -m data_pipelines beton {path}`"
     try:
-        note = json.loads((path / BETON_NOTE).read_bytes())
+        record = json.loads((path / BETON_RECORD).read_bytes())
         size = (path / BETON).stat().st_size
         rows: Index = np.load(path / BETON_INDEX, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         raise DatasetError(f"{path} holds no complete {BETON}; {advice}") from None
-    if note.get("digest") != digest or rows.dtype != INDEX_ROW:
+    if record.get("digest") != digest or rows.dtype != INDEX_ROW:
         raise DatasetError(f"{path / BETON} was written from another set; {advice}")
-    if note.get("num_bytes") != size:
+    if record.get("num_bytes") != size:
         raise DatasetError(
-            f"{path / BETON} has {size} bytes, not {note.get('num_bytes')}; {advice}"
+            f"{path / BETON} has {size} bytes, not {record.get('num_bytes')}; {advice}"
         )
     return rows
 

@@ -1,15 +1,15 @@
 """Where images come from: one class per kind of source, each a picklable description of its input.
 
-base.py         The seam between kinds of sources and the packer
+base.py         The interface to the packer: Source, Listing, Entry, Skip
+kinds.py        The kinds by their names on the command line
+files.py        Image files in a directory, zip or tar
+photographs.py  Crops of the photographs in the scikit-image wheel; needs no download
+imagenet.py     ImageNet as downloaded (a tar of tars) or extracted, training and validation
+lsun.py         LSUN databases, zipped or not, or exported images
 cifar10.py      CIFAR-10 as downloaded
-edm.py          EDM- and StyleGAN-style sets
-file_parts.py   Parts of a file as files of their own
-files.py        Images as files
-imagenet.py     ImageNet
-kinds.py        The kinds of sources by their names on the command line
-lmdb_file.py    Reading an LMDB database file without the LMDB library, which can only map a who
-lsun.py         LSUN
-parquet.py      Hugging Face parquet shards with a column of encoded images, and perhaps one of
-photographs.py  The embedded set
-stl10.py        STL-10 as downloaded: `stl10_binary.tar.gz`, or extracted
+stl10.py        STL-10 as downloaded
+edm.py          EDM- and StyleGAN-style zips with labels in `dataset.json`
+parquet.py      Hugging Face parquet files with a column of images
+lmdb_file.py    For lsun.py: an LMDB file read without the LMDB library, from any stream
+file_parts.py   For lsun.py and imagenet.py: members of a zip or tar as seekable streams
 """

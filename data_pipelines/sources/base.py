@@ -1,4 +1,4 @@
-"""The seam between kinds of sources and the packer."""
+"""The interface between kinds of sources and the packer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
         name: Its name within the source, unique.
         label: Class index, -1 in unlabelled sources.
         size: Bytes of the item; with the name it identifies the item.
-        locator: Where the reader finds it (an offset, a record number), if the name is not enough.
+        locator: Its offset or record number, for readers that need more than the name.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """An item that is left out, and why: a category, optionally followed by ": details"."""
+    """A skipped item, and why: a category, optionally followed by ": details"."""
 
     name: str
     reason: str
@@ -45,7 +45,7 @@ class Skip(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """A source's items in order, its class table, and what was left out on sight."""
+    """A source's items in order, its class table, and what was skipped while listing."""
 
     entries: Sequence[Entry]
     class_names: tuple[str, ...]
@@ -73,7 +73,7 @@ class Source(Protocol):
 
     @property
     def published(self) -> bool:
-        """Whether it is a benchmark set that papers count and crop in one known way.
+        """Whether it is a benchmark set, whose image count and crop are fixed by convention.
 
         If so, duplicates are kept, and EXIF orientation is ignored.
         """
@@ -85,29 +85,29 @@ class Source(Protocol):
         """Open the source for reading, in any process."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest says of the source's whereabouts."""
+        """Return the location of the source, for the manifest."""
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file's extension is that of an image, and the file is not hidden."""
+    """Return whether a file has an image's extension and is not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def label_by_folder(
+def label_by_directory(
     files: Iterable[tuple[str, int, int]], *, where: str, labelled: bool = True
 ) -> Listing:
-    """Make a listing of files whose class is their folder below the files' common folder.
+    """Make a listing of files whose class is their directory below the files' common directory.
 
     Args:
-        files: (path within the source, size, locator) of all files; those that are no images by
-            their extension are ignored.
+        files: (path within the source, size, locator) of all files; those without an image's
+            extension are ignored.
         where: The source, for messages.
-        labelled: Whether folders are classes.
+        labelled: Whether directories are classes.
 
     Returns:
-        Entries sorted by path. If all images are in one folder, the set is unlabelled; if some lie
-        beside the class folders, these are skipped.
+        Entries sorted by path. If all images are in one directory, the set is unlabelled; images
+        next to class directories are skipped.
 
     Raises:
         SourceError: There is no image.
@@ -122,26 +122,26 @@ def label_by_folder(
     if not labelled:
         return Listing([Entry(name, -1, size, locator) for name, size, locator in images], ())
     depth = _common_depth([name for name, _, _ in images])
-    folders = [_class_folder(name, depth) for name, _, _ in images]
-    names = tuple(sorted(set(folders) - {""}))
+    class_dirs = [_class_dir(name, depth) for name, _, _ in images]
+    names = tuple(sorted(set(class_dirs) - {""}))
     label_of = {name: label for label, name in enumerate(names)}
-    pairs = list(zip(images, folders, strict=True))
+    pairs = list(zip(images, class_dirs, strict=True))
     entries = [
-        Entry(name, label_of.get(folder, -1), size, locator)
-        for (name, size, locator), folder in pairs
-        if folder or not names
+        Entry(name, label_of.get(class_dir, -1), size, locator)
+        for (name, size, locator), class_dir in pairs
+        if class_dir or not names
     ]
-    beside = (name for (name, _, _), folder in pairs if names and not folder)
-    return Listing(entries, names, tuple(Skip(name, "no class folder") for name in beside))
+    unlabelled = (name for (name, _, _), class_dir in pairs if names and not class_dir)
+    return Listing(entries, names, tuple(Skip(name, "no class directory") for name in unlabelled))
 
 
 def _common_depth(names: Sequence[str]) -> int:
-    """Return how many leading folders all paths share."""
+    """Return how many leading directories all paths share."""
     first, last = PurePosixPath(min(names)).parts[:-1], PurePosixPath(max(names)).parts[:-1]
     same = [a == b for a, b in zip(first, last, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
-def _class_folder(name: str, depth: int) -> str:
+def _class_dir(name: str, depth: int) -> str:
     parts = PurePosixPath(name).parts[:-1]
     return parts[depth] if len(parts) > depth else ""

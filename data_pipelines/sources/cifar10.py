@@ -63,7 +63,7 @@ class Cifar10Source:
         return {"path": str(self.path), "split": self.split}
 
     def _files(self) -> dict[str, bytes]:
-        """Return the batches and the class table by file name, from the archive or the folder."""
+        """Return the batches and the class table by file name, from archive or directory."""
         if self.path.is_dir():
             found = {
                 file.name: file for file in sorted(self.path.rglob("*")) if _is_ours(file.name)
@@ -88,7 +88,9 @@ def _parse(name: str, data: bytes) -> tuple[list[int], Pixels]:
     """Return a batch's labels and its pixels, uint8 [N, 32, 32, 3]."""
     if name.endswith(".bin"):
         if len(data) % (PIXELS + 1):
-            raise SourceError(f"{name} is cut short: {len(data)} bytes are no whole records")
+            raise SourceError(
+                f"{name} is cut short: {len(data)} bytes, which is no multiple of a record"
+            )
         records = np.frombuffer(data, np.uint8).reshape(-1, PIXELS + 1)
         labels, pixels = records[:, 0].tolist(), records[:, 1:]
     else:
@@ -114,7 +116,7 @@ def _class_names(files: dict[str, bytes]) -> tuple[str, ...]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads plain containers and numpy arrays; a pickle that names anything else is refused."""
+    """Loads plain containers and numpy arrays; rejects a pickle that names anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")

@@ -1,4 +1,4 @@
-"""EDM- and StyleGAN-style sets: a zip (or folder) of images with labels in `dataset.json`."""
+"""EDM- and StyleGAN-style sets: a zip (or directory) of images with labels in `dataset.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
-from data_pipelines.sources.files import FolderSource, detect, open_zip, read_zip_member
+from data_pipelines.sources.files import DirectorySource, detect, open_zip, read_zip_member
 
 LABELS = "dataset.json"
 
@@ -29,10 +29,10 @@ class EdmSource:
         labels = _parse_labels(self._read_labels(), self.path)
         if labels is None:
             return listing
-        whole = {name: label for name, label in labels.items() if _is_class(label)}
-        names = tuple(str(label) for label in range(1 + max(whole.values(), default=-1)))
-        entries = [e._replace(label=int(whole[e.name])) for e in listing.entries if e.name in whole]
-        skips = [_skip(entry, labels) for entry in listing.entries if entry.name not in whole]
+        valid = {name: label for name, label in labels.items() if _is_class(label)}
+        names = tuple(str(label) for label in range(1 + max(valid.values(), default=-1)))
+        entries = [e._replace(label=int(valid[e.name])) for e in listing.entries if e.name in valid]
+        skips = [_skip(entry, labels) for entry in listing.entries if entry.name not in valid]
         return Listing(entries, names, tuple(skips))
 
     @contextmanager
@@ -47,7 +47,7 @@ class EdmSource:
 
     def _read_labels(self) -> bytes:
         try:
-            if isinstance(detect(self.path), FolderSource):
+            if isinstance(detect(self.path), DirectorySource):
                 return (self.path / LABELS).read_bytes()
             with open_zip(self.path) as archive:
                 return read_zip_member(archive, LABELS)

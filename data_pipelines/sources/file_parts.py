@@ -58,7 +58,7 @@ class Window(_Part):
 
 
 class _Mark(NamedTuple):
-    """A state of the decompressor: so far it has given `output` bytes and used `used` bytes."""
+    """A state of the decompressor, after producing `output` bytes from `used` bytes."""
 
     output: int
     used: int
@@ -68,8 +68,8 @@ class _Mark(NamedTuple):
 class Inflated(_Part):
     """A deflated range of a file, read at random.
 
-    States of the decompressor are kept along the way, so that going back to a place repeats little:
-    at most 4096 of about 40 KB each.
+    States of the decompressor are saved along the way, so that seeking back repeats little work: at
+    most 4096 of about 40 KB each.
 
     Args:
         file: The file.

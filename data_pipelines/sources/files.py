@@ -1,4 +1,4 @@
-"""Images as files: in a folder, a zip or a tar archive; the class is the sub-folder, if any."""
+"""Images as files: in a directory, a zip or a tar; the class is the subdirectory, if any."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, label_by_folder
+from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, label_by_directory
 
 
 @dataclass(frozen=True)
-class FolderSource:
-    """A folder of image files, searched through all levels; links to folders are followed."""
+class DirectorySource:
+    """A directory of image files, searched recursively; links to directories are followed."""
 
     path: Path
     kind: str = "folder"
@@ -32,9 +32,9 @@ class FolderSource:
     def list_items(self) -> Listing:
         """Return all image files. Raises SourceError if there are none."""
         if not self.path.is_dir():
-            raise SourceError(f"{self.path} is not a folder")
-        return label_by_folder(
-            self._files(), where=f"the folder {self.path}", labelled=self.labelled
+            raise SourceError(f"{self.path} is not a directory")
+        return label_by_directory(
+            self._files(), where=f"the directory {self.path}", labelled=self.labelled
         )
 
     @contextmanager
@@ -47,10 +47,10 @@ class FolderSource:
         return {"path": str(self.path)}
 
     def _files(self) -> Iterator[tuple[str, int, int]]:
-        for folder, inner, names in os.walk(self.path, followlinks=True, onerror=_raise):
+        for directory, inner, names in os.walk(self.path, followlinks=True, onerror=_raise):
             inner.sort()
             for name in names:
-                file = Path(folder, name)
+                file = Path(directory, name)
                 size = _regular_file_size(file)
                 if size is not None:
                     yield file.relative_to(self.path).as_posix(), size, 0
@@ -79,14 +79,14 @@ class ZipSource:
     labelled: bool = True
 
     def list_items(self) -> Listing:
-        """Return all image files. Raises SourceError if it is no zip, or holds none."""
+        """Return all image files. Raises SourceError if it is not a zip, or holds none."""
         with open_zip(self.path) as archive:
             members = [
                 (info.filename, info.file_size, 0)
                 for info in archive.infolist()
                 if not info.is_dir() and not info.filename.startswith("__MACOSX/")
             ]
-        return label_by_folder(members, where=f"the zip {self.path}", labelled=self.labelled)
+        return label_by_directory(members, where=f"the zip {self.path}", labelled=self.labelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -101,7 +101,7 @@ class ZipSource:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive. Raises SourceError (one line) if it is none, or cannot be read."""
+    """Open a zip archive. Raises SourceError (one line) if it is not one, or cannot be read."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -129,9 +129,9 @@ class TarSource:
     labelled: bool = True
 
     def list_items(self) -> Listing:
-        """Return all image files. Raises SourceError if it is no whole tar, or holds none."""
+        """Return all image files. Raises SourceError if it is not a complete tar, or holds none."""
         members = [(m.name.removeprefix("./"), m.size, m.offset_data) for m in tar_files(self.path)]
-        return label_by_folder(members, where=f"the tar {self.path}", labelled=self.labelled)
+        return label_by_directory(members, where=f"the tar {self.path}", labelled=self.labelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -148,20 +148,20 @@ def tar_files(path: Path) -> list[tarfile.TarInfo]:
     """Return a tar archive's regular files, in order.
 
     Raises:
-        SourceError: It is no tar archive, or is cut short (tarfile alone would not notice).
+        SourceError: It is not a tar archive, or is cut short (tarfile alone would not notice).
     """
     try:
         with open_maybe_compressed(path) as file:
-            return whole_members(file)
+            return complete_members(file)
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{path} cannot be read as a tar archive: {_plain(error)}") from None
 
 
-def whole_members(file: IO[bytes]) -> list[tarfile.TarInfo]:
+def complete_members(file: IO[bytes]) -> list[tarfile.TarInfo]:
     """Return the regular files of a tar in an open file.
 
     Raises:
-        tarfile.TarError: It is no tar, or lacks the end mark, which tarfile does not ask for.
+        tarfile.TarError: It is not a tar, or lacks the end mark, which tarfile does not check.
     """
     with tarfile.open(fileobj=file, mode="r:") as archive:
         members = [member for member in archive if member.isreg()]
@@ -196,17 +196,17 @@ def read_at(file: IO[bytes], entry: Entry) -> bytes:
     return content
 
 
-FileSource = FolderSource | ZipSource | TarSource
+FileSource = DirectorySource | ZipSource | TarSource
 
 
 def detect(path: Path) -> FileSource:
-    """Return the source of a folder, zip or tar of images, whichever `path` is.
+    """Return the source of a directory, zip or tar of images, whichever `path` is.
 
     Raises:
         SourceError: It is none of them.
     """
     if path.is_dir():
-        return FolderSource(path)
+        return DirectorySource(path)
     if not path.exists():
         raise SourceError(f"{path} does not exist")
     if zipfile.is_zipfile(path):
@@ -218,7 +218,7 @@ def detect(path: Path) -> FileSource:
             file.seek(0)
             tarfile.open(fileobj=file, mode="r:").close()
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
-        raise SourceError(f"{path} is neither a folder nor a zip or tar archive") from None
+        raise SourceError(f"{path} is neither a directory nor a zip or tar archive") from None
     return TarSource(path)
 
 

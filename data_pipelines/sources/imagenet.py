@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC2012) as downloaded or extracted; the class index is the rank of the wnid.
 
-Training images: `ILSVRC2012_img_train.tar` (a tar of one tar per wnid), or folders named by wnid.
-Validation images: `ILSVRC2012_img_val.tar` or its folder, with their ground truth.
+Training images: `ILSVRC2012_img_train.tar` (a tar of one tar per wnid), or wnid directories.
+Validation images: `ILSVRC2012_img_val.tar` or its directory, with their ground truth.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceEr
 from data_pipelines.sources.file_parts import Window
 from data_pipelines.sources.files import (
     TarSource,
+    complete_members,
     detect,
     open_maybe_compressed,
     tar_files,
-    whole_members,
 )
 
 WNID = re.compile(r"n\d{8}")
@@ -34,10 +34,10 @@ class ImagenetSource:
     """Training images by wnid.
 
     Args:
-        path: The tar of tars, or a folder, zip or tar with wnid folders.
-        classes: Text file whose lines start with a wnid (`LOC_synset_mapping.txt`): the whole class
-            table. Without it the table is the sorted wnids that are there; a part of ImageNet
-            needs the file to get ImageNet's own class indices.
+        path: The tar of tars, or a directory, zip or tar with wnid directories.
+        classes: Text file whose lines start with a wnid (`LOC_synset_mapping.txt`): the complete
+            class table. Without it the table is the sorted wnids that occur; a part of ImageNet
+            needs the file to get ImageNet's class indices.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class ImagenetSource:
         found = inner or files.list_items().entries
         names = [_wnid(entry.name) for entry in found]
         if not any(names):
-            raise SourceError(f"{self.path} holds no wnid folder or tar (such as n01440764)")
+            raise SourceError(f"{self.path} holds no wnid directory or tar (such as n01440764)")
         table = read_class_table(self.classes) if self.classes else {w: w for w in names if w}
         labels = {wnid: label for label, wnid in enumerate(sorted(table))}
         pairs = list(zip(found, names, strict=True))
@@ -76,7 +76,7 @@ class ImagenetValidationSource:
     """Validation images, which carry no class in their name.
 
     Args:
-        path: A folder, zip or tar of `ILSVRC2012_val_*.JPEG`.
+        path: A directory, zip or tar of `ILSVRC2012_val_*.JPEG`.
         ground_truth: `ILSVRC2012_devkit_t12.tar.gz`, `LOC_val_solution.csv`, or a text file with
             one wnid per line in the order of the file names.
         classes: As for ImagenetSource; not needed with the devkit.
@@ -100,7 +100,7 @@ class ImagenetValidationSource:
         if not any(wnid for _, wnid in pairs):
             raise SourceError(
                 f"{self.ground_truth} knows none of the images in {self.path} (the first:"
-                f" {entries[0].name}); give ILSVRC2012_img_val.tar, or its folder"
+                f" {entries[0].name}); give ILSVRC2012_img_val.tar, or its directory"
             )
         labelled = [e._replace(label=labels[w]) for e, w in pairs if w is not None and w in labels]
         skips = [Skip(e.name, "no ground truth") for e, w in pairs if w not in labels]
@@ -127,17 +127,17 @@ def tar_of_tars(path: Path) -> list[Entry]:
     entries = []
     with open_maybe_compressed(path) as file:
         for member in outer:
-            folder = PurePosixPath(member.name).stem
+            wnid = PurePosixPath(member.name).stem
             for inner in _inner_files(file, member, path):
                 offset = member.offset_data + inner.offset_data
-                entries.append(Entry(f"{folder}/{inner.name}", -1, inner.size, offset))
+                entries.append(Entry(f"{wnid}/{inner.name}", -1, inner.size, offset))
     return [entry for entry in sorted(entries) if is_image_name(entry.name)]
 
 
 def _inner_files(file: IO[bytes], member: tarfile.TarInfo, path: Path) -> list[tarfile.TarInfo]:
     window = io.BufferedReader(Window(file, member.offset_data, member.size), 512)
     try:
-        return whole_members(cast(IO[bytes], window))
+        return complete_members(cast(IO[bytes], window))
     except tarfile.TarError as error:
         raise SourceError(f"{member.name} in {path} cannot be read as a tar: {error}") from None
 
@@ -221,5 +221,5 @@ def _read_text(path: Path) -> str:
 
 
 def _wnid(name: str) -> str:
-    """Return the wnid among a path's folders, "" if there is none."""
+    """Return the wnid among a path's directories, "" if there is none."""
     return next((part for part in PurePosixPath(name).parts[:-1] if WNID.fullmatch(part)), "")

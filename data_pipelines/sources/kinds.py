@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.cifar10 import Cifar10Source
 from data_pipelines.sources.edm import EdmSource
-from data_pipelines.sources.files import FolderSource, TarSource, ZipSource, detect
+from data_pipelines.sources.files import DirectorySource, TarSource, ZipSource, detect
 from data_pipelines.sources.imagenet import ImagenetSource, ImagenetValidationSource
 from data_pipelines.sources.lsun import LsunSource
 from data_pipelines.sources.parquet import ParquetSource
@@ -19,10 +19,10 @@ from data_pipelines.sources.stl10 import Stl10Source
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDetails:
-    """What some kinds need besides the path; None where the user said nothing.
+    """What some kinds need besides the path; None for what was not specified.
 
     Attributes:
-        classes: File with the whole class table (imagenet, imagenet-val).
+        classes: File with the complete class table (imagenet, imagenet-val).
         ground_truth: File with the classes of the images (imagenet-val).
         split: Part of the set (cifar10, stl10).
         image_column: Column of the images (parquet).
@@ -35,15 +35,15 @@ class SourceDetails:
     image_column: str | None = None
     label_column: str | None = None
 
-    def given(self) -> dict[str, object]:
-        """Return the details that were given, by name."""
+    def specified(self) -> dict[str, object]:
+        """Return the details that are not None, by name."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if value is not None}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: its help, how to make one, and the details that it knows."""
+    """A kind of source: its help, how to make one, and the details that it takes."""
 
     help: str
     make: Callable[..., Source]
@@ -52,7 +52,7 @@ class Kind:
 
 
 def _aligned_faces(path: Path, kind: str) -> Source:
-    """Return a published, unlabelled set of image files, whose folders are no classes."""
+    """Return a published, unlabelled set of image files, whose directories are not classes."""
     return replace(detect(path), kind=kind, published=True, labelled=False)
 
 
@@ -60,27 +60,27 @@ KINDS = {
     "photographs": Kind(
         "crops of the scikit-image wheel's photographs (no SOURCE)", PhotographSource
     ),
-    "images": Kind("folder, zip or tar of images, whichever it is; class = sub-folder", detect),
-    "folder": Kind("image files in a folder", FolderSource),
+    "images": Kind("directory, zip or tar of images, detected; class = subdirectory", detect),
+    "folder": Kind("a directory of image files", DirectorySource),
     "zip": Kind("a zip of image files", ZipSource),
     "tar": Kind("a tar of image files, plain or compressed", TarSource),
     "imagenet": Kind(
-        "ILSVRC2012_img_train.tar, or wnid folders", ImagenetSource, details=("classes",)
+        "ILSVRC2012_img_train.tar, or wnid directories", ImagenetSource, details=("classes",)
     ),
     "imagenet-val": Kind(
-        "ILSVRC2012_img_val.tar or its folder, with --ground-truth",
+        "ILSVRC2012_img_val.tar or its directory, with --ground-truth",
         ImagenetValidationSource,
         details=("classes", "ground_truth"),
         needs=("ground_truth",),
     ),
-    "lsun": Kind("an LSUN zip or LMDB, a folder of several, or an exported folder", LsunSource),
-    "celebahq": Kind("CelebA-HQ, folder or zip", lambda path: _aligned_faces(path, "celebahq")),
-    "ffhq": Kind("FFHQ-style folder or zip", lambda path: _aligned_faces(path, "ffhq")),
+    "lsun": Kind("an LSUN zip or LMDB, a directory of several, or exported images", LsunSource),
+    "celebahq": Kind("CelebA-HQ, directory or zip", lambda path: _aligned_faces(path, "celebahq")),
+    "ffhq": Kind("FFHQ-style directory or zip", lambda path: _aligned_faces(path, "ffhq")),
     "cifar10": Kind("cifar-10-python.tar.gz or -binary.tar.gz", Cifar10Source, details=("split",)),
     "stl10": Kind("stl10_binary.tar.gz", Stl10Source, details=("split",)),
-    "edm": Kind("EDM-style zip or folder with dataset.json", EdmSource),
+    "edm": Kind("EDM-style zip or directory with dataset.json", EdmSource),
     "parquet": Kind(
-        "Hugging Face parquet file or folder",
+        "Hugging Face parquet file or directory",
         ParquetSource,
         details=("image_column", "label_column"),
     ),
@@ -91,14 +91,14 @@ def make_source(kind: str, path: Path | None, details: SourceDetails | None = No
     """Return the source of a kind.
 
     Raises:
-        SourceError: The kind is unknown, or lacks what it needs, or is given what it cannot use.
+        SourceError: The kind is unknown, lacks what it needs, or does not take the details.
     """
     if kind not in KINDS:
         raise SourceError(f"kind {kind!r} is unknown; known are {', '.join(KINDS)}")
-    chosen, given = KINDS[kind], (details or SourceDetails()).given()
-    for name in given.keys() - set(chosen.details):
-        raise SourceError(f"{kind} has no use for {_flag(name)}; leave it out")
-    for name in set(chosen.needs) - given.keys():
+    chosen, specified = KINDS[kind], (details or SourceDetails()).specified()
+    for name in specified.keys() - set(chosen.details):
+        raise SourceError(f"{kind} does not take {_flag(name)}; leave it out")
+    for name in set(chosen.needs) - specified.keys():
         raise SourceError(f"{kind} needs {_flag(name)}")
     if kind == "photographs":
         if path is not None:
@@ -108,7 +108,7 @@ def make_source(kind: str, path: Path | None, details: SourceDetails | None = No
         raise SourceError(f"{kind} needs a source and a destination")
     if not path.exists():
         raise SourceError(f"{path} does not exist")
-    return chosen.make(path, **given)
+    return chosen.make(path, **specified)
 
 
 def _flag(name: str) -> str:

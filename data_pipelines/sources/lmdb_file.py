@@ -1,4 +1,4 @@
-"""Reading an LMDB database file without the LMDB library, which can only map a whole file on disk.
+"""Reading an LMDB database file without the LMDB library, which can only map a file on disk.
 
 Here the file may be any seekable stream, such as a member of a zip. It is a tree of pages: two meta
 pages name the root; branch pages lead to leaf pages, which hold the keys in order; a value lies in
@@ -23,7 +23,7 @@ PAGE_NUMBER = struct.Struct("<Q")
 
 
 class LmdbError(ValueError):
-    """Bytes that are no whole LMDB database of plain keys and values."""
+    """Bytes that are not a complete LMDB database of plain keys and values."""
 
 
 class Record(NamedTuple):
@@ -72,7 +72,7 @@ def _newest_meta(file: IO[bytes]) -> tuple[int, int]:
         place = found[0][1] if found else 0
         magic, version, page_size, root, number = META.unpack(_read(file, place, META.size))
         if (magic, version) != (MAGIC, VERSION) or page_size not in PAGE_SIZES:
-            raise LmdbError("it does not begin as an LMDB database")
+            raise LmdbError("it does not start like an LMDB database")
         found.append((number, page_size, root))
     return max(found)[1:]
 

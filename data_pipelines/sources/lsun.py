@@ -1,4 +1,4 @@
-"""LSUN: LMDB databases with one WebP image per key, as zips or folders, or exported folders."""
+"""LSUN: LMDB databases with one WebP image per key, as zips or directories, or exported images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OFFSETS = 1 << 48  # locator = number of the database * OFFSETS + place in its f
 
 @dataclass(frozen=True)
 class LsunSource:
-    """One category (`bedroom_train_lmdb.zip`, or its folder), or a folder of several: classes.
+    """One category (`bedroom_train_lmdb.zip`, or its directory), or several, as classes.
 
-    A folder or zip without databases is taken as an exported one: its images, unlabelled.
+    A directory or zip without databases is taken as exported images, unlabelled.
     """
 
     path: Path
@@ -71,18 +71,18 @@ class LsunSource:
         if not any(entry.name.lower().endswith(".webp") for entry in listing.entries):
             raise SourceError(
                 f"{self.path} is not LSUN: it holds neither a {DATABASE} nor WebP images; pack it"
-                " as `images`, with --unlabelled if its folders are no classes"
+                " as `images`, with --unlabelled if its directories are not classes"
             )
         return listing
 
     def _databases(self) -> list[Path]:
-        """Return the folders or zips that are databases; of a category that is both, the folder."""
+        """Return the directories or zips that are databases; directories where both exist."""
         if _is_database(self.path):
             return [self.path]
         if not self.path.is_dir():
             return []
         found = {_category(path): path for path in self.path.glob("*.zip") if _is_database(path)}
-        found |= {_category(path): path for path in self.path.iterdir() if _is_folder(path)}
+        found |= {_category(path): path for path in self.path.iterdir() if _is_database_dir(path)}
         return [found[name] for name in sorted(found)]
 
 
@@ -90,13 +90,13 @@ def _category(database: Path) -> str:
     return database.name.removesuffix(".zip").removesuffix("_lmdb")
 
 
-def _is_folder(path: Path) -> bool:
+def _is_database_dir(path: Path) -> bool:
     return (path / DATABASE).is_file()
 
 
 def _is_database(path: Path) -> bool:
     if not path.is_file() or not zipfile.is_zipfile(path):
-        return _is_folder(path)
+        return _is_database_dir(path)
     with open_zip(path) as archive:
         return _member(archive) is not None
 
@@ -118,7 +118,7 @@ def _records(database: Path) -> Iterator[tuple[bytes, int, int]]:
 
 @contextmanager
 def _open(database: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open a database's file, which may lie in a zip; also give its size."""
+    """Open a database's file, which may be in a zip; also yield its size."""
     if database.is_dir():
         file = database / DATABASE
         with open(file, "rb") as stream:
@@ -130,5 +130,5 @@ def _open(database: Path) -> Iterator[tuple[IO[bytes], int]]:
         try:
             inner = zip_member(outer, member)
         except zipfile.BadZipFile as error:
-            raise SourceError(f"{database}: {error}; unzip it, and give the folder") from None
+            raise SourceError(f"{database}: {error}; unzip it, and give the directory") from None
         yield inner, member.file_size

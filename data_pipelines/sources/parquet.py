@@ -31,7 +31,7 @@ class _Columns(NamedTuple):
         return label is not None and 0 <= label < limit
 
     def names_for(self, entries: Sequence[Entry]) -> tuple[str, ...]:
-        """Return the class table: the noted one, or the indices that occur as their own names."""
+        """Return the class table: the recorded one, or the indices that occur."""
         if self.label is None or self.class_names:
             return self.class_names
         return tuple(str(n) for n in range(1 + max((e.label for e in entries), default=-1)))
@@ -39,13 +39,13 @@ class _Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """One parquet file, or all of a folder by name.
+    """One parquet file, or all of a directory, sorted by name.
 
     Args:
-        path: File or folder.
+        path: File or directory.
         image_column: Column of the images (encoded bytes, or a struct with a field `bytes`); None
             takes the only one there is.
-        label_column: Column of the class indices; None takes one of a usual name, if any.
+        label_column: Column of the class indices; None takes the one named in LABEL_NAMES, if any.
     """
 
     path: Path
@@ -99,7 +99,7 @@ class ParquetSource:
 
 
 class _RowReader:
-    """Reads images by row; keeps the row group of the last one, since neighbours follow."""
+    """Reads images by row; keeps the row group of the last one, which likely holds the next."""
 
     def __init__(self, files: list[Path], column: str) -> None:
         self._files, self._column = files, column
@@ -162,7 +162,7 @@ def _labels(path: Path, columns: _Columns) -> list[int | None]:
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:
-    """Return the class names that Hugging Face notes in the schema's metadata, if any."""
+    """Return the class names that Hugging Face records in the schema's metadata, if any."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return tuple(features[label]["names"])

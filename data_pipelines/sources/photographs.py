@@ -41,7 +41,7 @@ class PhotographSource:
     published: bool = True
 
     def list_items(self) -> Listing:
-        """Return all crops, the classes in turns. Raises SourceError if a photograph is missing."""
+        """Return all crops, classes alternating. Raises SourceError if a photograph is missing."""
         names = tuple(PHOTOGRAPHS)
         sizes = [_photograph_path(name).stat().st_size for name in names]
         entries = [

@@ -70,7 +70,9 @@ class Stl10Source:
         if name not in places:
             raise SourceError(f"{self.path} is not STL-10: it holds no {name}")
         if places[name].size % PIXELS or not places[name].size:
-            raise SourceError(f"{name} is cut short: {places[name].size} bytes are no whole images")
+            raise SourceError(
+                f"{name} is cut short: {places[name].size} bytes, which is no multiple of an image"
+            )
         return places[name]
 
     def _places(self) -> dict[str, _Place]:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data_pipelines.sources.base import is_image_name, label_by_folder
+from data_pipelines.sources.base import is_image_name, label_by_directory
 
 DATASET_LABELS = "dataset.json"
 PLAIN_MODES = {"RGB", "L", "1"}
@@ -150,7 +150,7 @@ def _classes(members: Sequence[EncodedMember], table: bytes | None, where: Path)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: {DATASET_LABELS} cannot be read: {error!r}") from None
     elif names:
-        listing = label_by_folder([(name, 0, 0) for name in names], where=str(where))
+        listing = label_by_directory([(name, 0, 0) for name in names], where=str(where))
         if all(NUMBERED_FOLDERS.fullmatch(name) for name in listing.class_names):
             return None
         classes = {entry.name: entry.label for entry in listing.entries}

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.pack.finish import join, shard_name
-from data_pipelines.pack.shard_writer import ShardWriter
-from data_pipelines.pack.work_dir import ShardRecord
+from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
 from data_pipelines.packed.manifest import atomic_file
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing

@@ -181,15 +181,15 @@ def print_row(title: str, rates: dict[str, float]) -> None:
     print(f"| {title} | {' | '.join(cells)} | {ratios} |", flush=True)
 
 
-def measure_packing(source: Path, folder: Path, seconds: float, rounds: int) -> None:
+def measure_packing(source: Path, work_dir: Path, seconds: float, rounds: int) -> None:
     """Compare the command `pack` at 256 pixels as JPEG with the same work in bare threads.
 
     The source is taken eight times, so that the start of the processes does not decide.
     """
     for number in range(8):
-        (folder / "many").mkdir(exist_ok=True)
-        (folder / f"many/{number}").symlink_to(source.absolute())
-    made = make_source("folder", folder / "many")
+        (work_dir / "many").mkdir(exist_ok=True)
+        (work_dir / f"many/{number}").symlink_to(source.absolute())
+    made = make_source("folder", work_dir / "many")
     entries = made.list_items().entries
     with made.open() as read:
         files = [data for data in map(read, entries) if isinstance(data, bytes)]
@@ -197,7 +197,7 @@ def measure_packing(source: Path, folder: Path, seconds: float, rounds: int) -> 
 
     def packing() -> float:
         begin = time.perf_counter()
-        places = [str(folder / "many"), str(folder / f"packing{next(numbers)}")]
+        places = [str(work_dir / "many"), str(work_dir / f"packing{next(numbers)}")]
         options = f"--resolution 256 --format jpeg --duplicates keep --workers {THREADS}".split()
         command = [sys.executable, "-m", "data_pipelines", "pack", "folder", *places, *options]
         subprocess.run(command, check=True, capture_output=True)

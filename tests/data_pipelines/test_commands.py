@@ -15,7 +15,7 @@ from data_pipelines.bench import measure_all
 from data_pipelines.packed.check import check
 from data_pipelines.packed.manifest import read_manifest, write_index, write_manifest
 from data_pipelines.packed.reader import ShardedImages
-from tests.data_sets import damage, packed_folder, write_class_folders
+from tests.data_sets import damage, packed_set, write_class_dirs
 from tests.paths import ROOT
 
 Capture = pytest.CaptureFixture[str]
@@ -23,11 +23,11 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    packed_folder(write_class_folders(tmp_path / "source"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "source"), tmp_path / "set")
     return tmp_path / "set"
 
 
-def test_whole_set_passes_with_its_moments(dataset: Path, capsys: Capture) -> None:
+def test_intact_set_passes_with_its_moments(dataset: Path, capsys: Capture) -> None:
     report = check(dataset)
     assert report.problems == []
     images = ShardedImages(dataset)
@@ -122,7 +122,7 @@ def test_bench_streams_from_urls(dataset: Path, tmp_path: Path, capsys: Capture)
         assert f"{url} is a URL; copy the set to this machine" in capsys.readouterr().err
 
 
-def test_bench_refuses_what_it_cannot_measure(dataset: Path, capsys: Capture) -> None:
+def test_bench_rejects_what_it_cannot_measure(dataset: Path, capsys: Capture) -> None:
     assert main(["bench", str(dataset), "--resolution", "24"]) == 2
     assert main(["bench", str(dataset), "--device", "gpu9"]) == 2
     captured = capsys.readouterr()

@@ -20,7 +20,7 @@ from data_pipelines.backends.sample_reader import TooManyCorrupt
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
 from data_pipelines.sample_order import SampleOrder
-from tests.data_sets import damage, packed_folder, write_class_folders
+from tests.data_sets import damage, packed_set, write_class_dirs
 
 BACKENDS = ["dali", "webdataset"]
 SEED = 11
@@ -29,7 +29,7 @@ SEED = 11
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dataset")
-    packed_folder(write_class_folders(path / "source"), path / "set")
+    packed_set(write_class_dirs(path / "source"), path / "set")
     return path / "set"
 
 
@@ -69,11 +69,11 @@ def expected(dataset: Path, positions: range, flip: bool = True) -> tuple[Tensor
     order = SampleOrder(len(images), SEED, flip=flip)
     places = np.asarray(positions)
     samples = order.samples(places)
-    mirrored = order.flips(places)
+    flips = order.flips(places)
     pixels = [images.decode(int(index)) for index in samples]
     labels = [images.label(int(index)) for index in samples]
     images.close()
-    flipped = [x.flip(2) if flip else x for x, flip in zip(pixels, mirrored, strict=True)]
+    flipped = [x.flip(2) if flip else x for x, flip in zip(pixels, flips, strict=True)]
     return torch.stack(flipped), torch.tensor(labels)
 
 
@@ -113,14 +113,14 @@ def test_box_average_rounds_halves_up() -> None:
     assert reduced[0, 0].flatten().tolist() == [1, 129]
 
 
-def test_unfit_resolution_is_refused(dataset: Path) -> None:
+def test_unsuitable_resolution_is_rejected(dataset: Path) -> None:
     with pytest.raises(ValueError, match="resolution=24 does not divide the 32 pixels"):
         build_pipeline(config(dataset, "webdataset", resolution=24), seed=0, share=Share(0, 1, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_lossy_shards_agree_within_decoder_tolerance(tmp_path: Path, backend: str) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format="jpeg")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set", image_format="jpeg")
     (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 16), 0, 1)
     want, _ = expected(tmp_path / "set", range(16))
     assert (batch.images.int() - want.int()).abs().max() <= 2
@@ -128,14 +128,14 @@ def test_lossy_shards_agree_within_decoder_tolerance(tmp_path: Path, backend: st
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_webp_shards_are_exact(tmp_path: Path, backend: str) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format="webp")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set", image_format="webp")
     (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 16), 0, 1)
     assert torch.equal(batch.images, expected(tmp_path / "set", range(16))[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unlabelled_sets_have_no_labels(tmp_path: Path, backend: str) -> None:
-    packed_folder(write_class_folders(tmp_path / "s", classes=1), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s", classes=1), tmp_path / "set")
     (batch,) = delivered(config(tmp_path / "set", backend), Share(0, 1, 4), 0, 1)
     assert batch.labels is None
 
@@ -144,7 +144,7 @@ def test_unlabelled_sets_have_no_labels(tmp_path: Path, backend: str) -> None:
 def test_damaged_samples_are_replaced_by_the_next_of_the_order(
     tmp_path: Path, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     order = SampleOrder(60, SEED)
     third, fourth = order.samples(np.array([3, 4])).tolist()
     damage(tmp_path / "set", [third, fourth])
@@ -169,7 +169,7 @@ def expected_of(dataset: Path, order: SampleOrder, places: list[int]) -> tuple[T
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_too_many_damaged_samples_stop_the_run(tmp_path: Path, backend: str) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     damage(tmp_path / "set", list(range(0, 60, 5)))
     data = config(tmp_path / "set", backend, max_corrupt=0.05)
     with pytest.raises(TooManyCorrupt, match=r"4 of 60 samples are damaged, more than max_corrupt"):
@@ -177,7 +177,7 @@ def test_too_many_damaged_samples_stop_the_run(tmp_path: Path, backend: str) -> 
 
 
 def test_a_wholly_damaged_selection_stops(tmp_path: Path) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     damage(tmp_path / "set", [7])
     data = config(tmp_path / "set", "webdataset", subset=1, shuffle=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_wholly_damaged_selection_stops(tmp_path: Path) -> None:
 
 
 def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     with open(tmp_path / "set/shards/000001.tar", "r+b") as file:
         file.truncate(5000)
     with pytest.raises(ValueError, match=r"000001\.tar has 5000 bytes, the manifest says"):
@@ -198,7 +198,7 @@ def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_shards_cut_and_lost_during_the_run(tmp_path: Path, backend: str, world_size: int) -> None:
     """Of the shards with samples 16 to 31 and 32 to 47 the end is cut off, and all is lost."""
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set")
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     whole, _ = expected(tmp_path / "set", range(80), flip=False)
     row = ShardedImages(tmp_path / "set").index[25]
     data = config(tmp_path / "set", backend, flip=False, max_corrupt=0.9)
@@ -210,8 +210,8 @@ def test_shards_cut_and_lost_during_the_run(tmp_path: Path, backend: str, world_
     images = torch.cat([next(rank).images for _ in range(8) for rank in ranks])
     usable = [*range(25), *range(48, 60)]
     order = SampleOrder(60, SEED).samples(np.arange(80)).tolist()
-    stands_in = [next(p for p in range(place, 80) if order[p] in usable) for place in range(64)]
-    assert torch.equal(images, whole[stands_in])
+    replacement = [next(p for p in range(place, 80) if order[p] in usable) for place in range(64)]
+    assert torch.equal(images, whole[replacement])
     found = [pipeline.corrupt for pipeline in pipelines]
     assert set().union(*found) <= set(range(60)) - set(usable)
     assert {reason.partition(":")[0] for reasons in found for reason in reasons.values()} == {
@@ -291,7 +291,7 @@ def test_read_ahead_keeps_the_order_and_passes_errors_on() -> None:
         ({"max_corrupt": 1.0}, "max_corrupt=1.0"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_rejected(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**{"resolution": 8, **settings})
 
@@ -317,7 +317,7 @@ def plain_epochs(dataset: Path, count: int) -> list[Tensor]:
 def test_windows_and_mixes_do_not_depend_on_ranks(
     dataset: Path, tmp_path: Path, backend: str, world_size: int
 ) -> None:
-    packed_folder(write_class_folders(tmp_path / "s", per_class=4), tmp_path / "other")
+    packed_set(write_class_dirs(tmp_path / "s", per_class=4), tmp_path / "other")
     data = config(
         dataset,
         backend,
@@ -348,9 +348,9 @@ def test_settings_that_do_not_fit_the_set(
 
 
 def test_unlike_sets_are_not_mixed(dataset: Path, tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "s", classes=2, per_class=2)
-    packed_folder(source, tmp_path / "small", resolution=16)
-    packed_folder(source, tmp_path / "two")
+    source = write_class_dirs(tmp_path / "s", classes=2, per_class=2)
+    packed_set(source, tmp_path / "small", resolution=16)
+    packed_set(source, tmp_path / "two")
     for name, message in [("small", "has 16 pixels"), ("two", "have other class tables")]:
         data = config(dataset, "webdataset", mix=(MixedSet(path=str(tmp_path / name)),))
         with pytest.raises(ValueError, match=message):

@@ -19,12 +19,11 @@ from data_pipelines.backends.dali_graph import undecodable
 from data_pipelines.backends.sample_reader import TooManyCorrupt
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.options import PackOptions
-from data_pipelines.pack.packer import pack
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sample_order import SampleOrder
 from data_pipelines.sources.kinds import make_source
-from tests.data_sets import encoded, packed_folder, write_class_folders
+from tests.data_sets import encoded, pack, packed_set, write_class_dirs
 
 SEED = 11
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -35,7 +34,7 @@ Stored = dict[int, bytes]
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dataset")
-    packed_folder(write_class_folders(path / "source"), path / "set")
+    packed_set(write_class_dirs(path / "source"), path / "set")
     return path / "set"
 
 
@@ -83,7 +82,7 @@ def pixels(batches: list[ImageBatch]) -> torch.Tensor:
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Count the graphs that are built for whole batches, and the images that Pillow decodes."""
+    """Count the graphs that are built for full batches, and the images that Pillow decodes."""
     seen = {"graphs": 0, "by Pillow": 0}
     build, make = dali.build_graph, dali.pixel_decoder
 
@@ -121,7 +120,7 @@ def test_a_sample_that_dali_cannot_decode_costs_itself_alone(
         batches = delivered(dataset, Share(0, 1, 8), 15, device)
     assert torch.equal(pixels(batches), want)
     assert sum((batch.positions for batch in batches), ()) == tuple(range(120))
-    assert counts["graphs"] == 3  # two were given up
+    assert counts["graphs"] == 3  # two failed
     assert 4 <= counts["by Pillow"] <= 4 + 2 * 2  # and what is read ahead
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
@@ -139,13 +138,13 @@ def test_a_sample_that_nothing_can_decode_is_replaced(
     broken, odd = SampleOrder(60, SEED).samples(np.array([3, 4])).tolist()
     content = gif(dataset, odd)
     store({odd: content})
-    whole = pixels(delivered(dataset, Share(0, 1, 8), 2, backend="webdataset", flip=False))
+    expected = pixels(delivered(dataset, Share(0, 1, 8), 2, backend="webdataset", flip=False))
     store({broken: b"no image", odd: content})
     shares = [Share(rank, world_size, 8 // world_size) for rank in range(world_size)]
     ranks = [pixels(delivered(dataset, share, 2, device, flip=False)) for share in shares]
     steps = [images.split(8 // world_size) for images in ranks]
     images = torch.cat([part for step in zip(*steps, strict=True) for part in step])
-    assert torch.equal(images, whole[[0, 1, 2, 4, 4, *range(5, 16)]])
+    assert torch.equal(images, expected[[0, 1, 2, 4, 4, *range(5, 16)]])
 
 
 def test_undecodable_samples_count_as_damaged(
@@ -176,7 +175,7 @@ def test_a_failure_that_no_sample_causes_stops(
 def test_original_images_that_dali_cannot_decode(
     tmp_path: Path, store: Callable[[Stored], None], device: str
 ) -> None:
-    source = make_source("folder", write_class_folders(tmp_path / "s", per_class=4))
+    source = make_source("folder", write_class_dirs(tmp_path / "s", per_class=4))
     pack(source, tmp_path / "set", PackOptions(resolution=ORIGINAL))
     store({5: gif(tmp_path / "set", 5)})
     settings = {"resolution": 16, "shuffle": False}

@@ -15,10 +15,9 @@ from data_pipelines.backends.build import build_pipeline
 from data_pipelines.backends.dali_graph import build_graph
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.options import PackOptions
-from data_pipelines.pack.packer import pack
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sources.kinds import make_source
-from tests.data_sets import packed_folder, write_class_folders
+from tests.data_sets import pack, packed_set, write_class_dirs
 
 HEADERS = {"PeekImageShape", "_TensorSubscript", "_ArithmeticGenericOp", "Stack"}
 """Operators that find the centred square from what a file's header says."""
@@ -110,7 +109,7 @@ def test_gpu_batches_equal_cpu_batches(tmp_path: Path, backend: str, image_forma
     if backend == "ffcv":
         pytest.importorskip("ffcv")
         from data_pipelines.packed.beton import write_beton
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "set", image_format=image_format)
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set", image_format=image_format)
     if backend == "ffcv":
         write_beton(tmp_path / "set")
     on_gpu = delivered(tmp_path / "set", backend, "cuda")
@@ -125,7 +124,7 @@ def test_gpu_batches_equal_cpu_batches(tmp_path: Path, backend: str, image_forma
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_originals_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path) -> None:
-    source = make_source("folder", write_class_folders(tmp_path / "s"))
+    source = make_source("folder", write_class_dirs(tmp_path / "s"))
     pack(source, tmp_path / "set", PackOptions(resolution=ORIGINAL))
     on_gpu = delivered(tmp_path / "set", "dali", "cuda")
     on_cpu = delivered(tmp_path / "set", "dali", "cpu")

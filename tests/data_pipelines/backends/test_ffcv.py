@@ -16,7 +16,6 @@ import torch
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline
 from data_pipelines.pack.options import PackOptions
-from data_pipelines.pack.packer import pack
 from data_pipelines.packed.beton import write_beton
 from data_pipelines.packed.beton_reader import PageCache
 from data_pipelines.packed.check import check
@@ -25,7 +24,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
 from data_pipelines.sample_order import SampleOrder
 from data_pipelines.sources.kinds import make_source
-from tests.data_sets import packed_folder, write_class_folders
+from tests.data_sets import pack, packed_set, write_class_dirs
 from tests.paths import ROOT
 
 pytest.importorskip("ffcv", reason="FFCV is optional: it needs libturbojpeg and OpenCV")
@@ -37,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def packed(path: Path, image_format: str = "png") -> Path:
-    packed_folder(write_class_folders(path / "source"), path / "set", image_format=image_format)
+    packed_set(write_class_dirs(path / "source"), path / "set", image_format=image_format)
     write_beton(path / "set")
     return path / "set"
 
@@ -120,11 +119,11 @@ assert Dict is not dict
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_unfit_betons_are_refused(tmp_path: Path) -> None:
+def test_unsuitable_betons_are_rejected(tmp_path: Path) -> None:
     path = packed(tmp_path / "one")
     config = DataConfig(path=str(path), backend="ffcv", resolution=32)
     other = tmp_path / "other"
-    packed_folder(write_class_folders(tmp_path / "s", per_class=5), other, resolution=16)
+    packed_set(write_class_dirs(tmp_path / "s", per_class=5), other, resolution=16)
     write_beton(other)
     for name in (BETON, "set.beton.json", "set.beton.npy"):
         (path / name).write_bytes((other / name).read_bytes())
@@ -140,7 +139,7 @@ def files(path: Path) -> list[str]:
 
 
 def test_packing_to_a_beton_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_class_folders(tmp_path / "source")
+    source = write_class_dirs(tmp_path / "source")
     command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "32"]
     assert main([*command, "--output", "ffcv"]) == 0
     assert "60 images of 32x32, 3 classes, set.beton" in capsys.readouterr().out
@@ -150,7 +149,7 @@ def test_packing_to_a_beton_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["check", str(tmp_path / "set")]) == 0
     assert main([*command, "--output", "both"]) == 2
     assert "was packed with --output ffcv" in capsys.readouterr().err
-    packed_folder(source, tmp_path / "shards")
+    packed_set(source, tmp_path / "shards")
     alone, shards = ShardedImages(tmp_path / "set"), ShardedImages(tmp_path / "shards")
     assert alone.info == shards.info
     assert torch.equal(alone.decode(17), shards.decode(17))
@@ -165,7 +164,7 @@ def test_packing_to_a_beton_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_flipped_bits_of_a_beton_alone_are_found(tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "source")
+    source = write_class_dirs(tmp_path / "source")
     command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "16"]
     assert main([*command, "--output", "ffcv"]) == 0
     rows = np.load(tmp_path / "set/set.beton.npy")
@@ -178,7 +177,7 @@ def test_flipped_bits_of_a_beton_alone_are_found(tmp_path: Path) -> None:
 
 
 def test_shards_and_a_beton_side_by_side(tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "source", per_class=2)
+    source = write_class_dirs(tmp_path / "source", per_class=2)
     command = ["pack", "folder", str(source), str(tmp_path / "set"), "--resolution", "16,32"]
     assert main([*command, "--output", "both"]) == 0
     for edge in ("16", "32"):
@@ -246,7 +245,7 @@ def test_three_backends_agree_on_photographs(
 
 def test_mixes_of_betons_equal_those_of_shards(tmp_path: Path) -> None:
     path = packed(tmp_path)
-    packed_folder(write_class_folders(tmp_path / "s", per_class=5), tmp_path / "other")
+    packed_set(write_class_dirs(tmp_path / "s", per_class=5), tmp_path / "other")
     write_beton(tmp_path / "other")
     mix = (MixedSet(path=str(tmp_path / "other"), weight=0.5),)
     arguments = (Share(1, 2, 6), 100, 6)

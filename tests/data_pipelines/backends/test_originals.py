@@ -17,13 +17,12 @@ from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.options import PackError, PackOptions
-from data_pipelines.pack.packer import pack
 from data_pipelines.packed.check import check
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import DataConfig, ImageBatch, Share
 from data_pipelines.sources.kinds import make_source
 from evaluation.image_sets.image_set import open_images
-from tests.data_sets import damage, smooth_pixels
+from tests.data_sets import damage, pack, smooth_pixels
 
 Capture = pytest.CaptureFixture[str]
 SIZES = [(48, 48), (70, 48), (48, 101), (33, 40), (64, 64), (51, 50)]
@@ -93,10 +92,10 @@ def test_torchs_filter_agrees_within_two_levels(sets: Path) -> None:
     assert (ours - packed).abs().float().mean() < 0.05
 
 
-def test_torchs_filter_is_asked_for_where_it_can_be_had(
+def test_torchs_filter_is_rejected_where_it_is_unavailable(
     sets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="resize='torch' is a choice of backend='webdataset', not"):
+    with pytest.raises(ValueError, match="resize='torch' is a setting of backend='webdataset'"):
         DataConfig(resolution=32, resize="torch")
 
     def interpolate(*_: object, **settings: object) -> torch.Tensor:
@@ -142,8 +141,8 @@ def test_damage_is_replaced(sets: Path, tmp_path: Path, backend: str) -> None:
     settings = {"shuffle": False, "flip": False, "max_corrupt": 0.1}
     whole = delivered(tmp_path / "set", backend, 0, 1, **settings).images
     damage(tmp_path / "set", [2])
-    mended = delivered(tmp_path / "set", backend, 0, 1, **settings).images
-    assert torch.equal(mended, whole[[0, 1, 3, 3, 4, 5, 6, 7]])
+    repaired = delivered(tmp_path / "set", backend, 0, 1, **settings).images
+    assert torch.equal(repaired, whole[[0, 1, 3, 3, 4, 5, 6, 7]])
 
 
 def test_commands_on_originals(sets: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -173,7 +172,7 @@ def test_bytes_and_options_are_in_the_manifest(sets: Path) -> None:
     assert manifest["options"]["resolution"] == [0, 32]
 
 
-def test_evaluation_refuses_them_at_once(sets: Path) -> None:
+def test_evaluation_rejects_them_at_once(sets: Path) -> None:
     with pytest.raises(ValueError, match="original images of any size"):
         open_images(sets / "sets/original")
     assert len(open_images(sets / "sets/32")) == 24

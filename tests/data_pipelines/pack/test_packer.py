@@ -22,9 +22,9 @@ from data_pipelines.__main__ import main
 from data_pipelines.images import BadImage, centre_square, decode_rgb
 from data_pipelines.pack import worker
 from data_pipelines.pack.options import PackError, PackOptions, stratified
-from data_pipelines.pack.packer import Packer, Task, pack
+from data_pipelines.pack.packer import Packer, Task
 from data_pipelines.pack.shard_writer import ShardWriter
-from data_pipelines.pack.work_dir import WorkFolder
+from data_pipelines.pack.work_dir import WorkDir
 from data_pipelines.packed.manifest import (
     DatasetError,
     atomic_file,
@@ -34,15 +34,15 @@ from data_pipelines.packed.manifest import (
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, SourceError
 from data_pipelines.sources.kinds import make_source
-from tests.data_sets import encoded, packed_folder, smooth_pixels, write_class_folders
+from tests.data_sets import encoded, pack, packed_set, smooth_pixels, write_class_dirs
 from tests.paths import ROOT
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_class_folders(tmp_path_factory.mktemp("folder"))
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_dirs(tmp_path_factory.mktemp("images"))
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -59,8 +59,8 @@ def square(pixels: np.ndarray, resolution: int) -> np.ndarray:
     return np.asarray(centre_square(Image.fromarray(pixels), resolution))
 
 
-def test_packed_pixels_are_the_centre_crop(folder: Path, tmp_path: Path) -> None:
-    manifest = packed_folder(folder, tmp_path / "set")
+def test_packed_pixels_are_the_centre_crop(image_dir: Path, tmp_path: Path) -> None:
+    manifest = packed_set(image_dir, tmp_path / "set")
     images = ShardedImages(tmp_path / "set")
     assert (len(images), images.info.resolution) == (60, 32)
     assert images.info.class_names == ("class0", "class1", "class2")
@@ -77,8 +77,8 @@ def test_crop_offset_rounds_down() -> None:
     assert np.array_equal(square(pixels, 4), pixels[1:5])
 
 
-def test_shards_are_webdataset_tars(folder: Path, tmp_path: Path) -> None:
-    packed_folder(folder, tmp_path / "set")
+def test_shards_are_webdataset_tars(image_dir: Path, tmp_path: Path) -> None:
+    packed_set(image_dir, tmp_path / "set")
     with tarfile.open(tmp_path / "set/shards/000001.tar") as archive:
         names = archive.getnames()
         cls = archive.extractfile("000000016.cls")
@@ -88,35 +88,37 @@ def test_shards_are_webdataset_tars(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archives_give_the_same_set_as_the_folder(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_archives_give_the_same_set_as_the_directory(
+    image_dir: Path, tmp_path: Path, kind: str
+) -> None:
     archive = tmp_path / f"images.{kind}"
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in image_dir.rglob("*") if file.is_file())
     if kind == "zip":
         with zipfile.ZipFile(archive, "w") as out:
             for file in files:
-                out.write(file, f"some/where/{file.relative_to(folder)}")
+                out.write(file, f"some/where/{file.relative_to(image_dir)}")
     else:
         with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as out:
             for file in reversed(files):
-                out.add(file, f"./{file.relative_to(folder)}")
+                out.add(file, f"./{file.relative_to(image_dir)}")
     pack(make_source("images", archive), tmp_path / "a", PackOptions(resolution=16))
-    pack(make_source("images", folder), tmp_path / "b", PackOptions(resolution=16))
+    pack(make_source("images", image_dir), tmp_path / "b", PackOptions(resolution=16))
     assert read_manifest(tmp_path / "a").info == read_manifest(tmp_path / "b").info
 
 
 def test_bytes_do_not_depend_on_workers(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_pipelines.pack.worker.SMALL", 0)
     options = PackOptions(resolution=16, shard_images=7)
     for workers in (1, 2):
-        pack(make_source("folder", folder), tmp_path / str(workers), options, workers=workers)
+        pack(make_source("folder", image_dir), tmp_path / str(workers), options, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_digest_does_not_depend_on_the_shard_size(folder: Path, tmp_path: Path) -> None:
+def test_digest_does_not_depend_on_the_shard_size(image_dir: Path, tmp_path: Path) -> None:
     digests = {
-        packed_folder(folder, tmp_path / str(size), shard_images=size).digest for size in (7, 60)
+        packed_set(image_dir, tmp_path / str(size), shard_images=size).digest for size in (7, 60)
     }
     assert len(digests) == 1
 
@@ -132,32 +134,32 @@ def test_photographs_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_same_command_reuses_the_set(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = packed_folder(folder, tmp_path / "set")
+    first = packed_set(image_dir, tmp_path / "set")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
     monkeypatch.setattr("data_pipelines.pack.packer.converted", None)
-    assert packed_folder(folder, tmp_path / "set") == first
+    assert packed_set(image_dir, tmp_path / "set") == first
     assert {file: file.stat().st_mtime_ns for file in before if file.is_file()} == {
         file: stamp for file, stamp in before.items() if file.is_file()
     }
 
 
-def test_another_set_is_refused(folder: Path, tmp_path: Path) -> None:
-    packed_folder(folder, tmp_path / "set")
+def test_another_set_is_rejected(image_dir: Path, tmp_path: Path) -> None:
+    packed_set(image_dir, tmp_path / "set")
     with pytest.raises(PackError, match=r"another set: resolution=\[32\], not \[16\]"):
-        packed_folder(folder, tmp_path / "set", resolution=16)
-    other = write_class_folders(tmp_path / "other", per_class=2)
+        packed_set(image_dir, tmp_path / "set", resolution=16)
+    other = write_class_dirs(tmp_path / "other", per_class=2)
     with pytest.raises(PackError, match=r"another set: 60 items from .* not the 6 now in"):
-        packed_folder(other, tmp_path / "set")
+        packed_set(other, tmp_path / "set")
     with pytest.raises(PackError, match="holds other files"):
-        packed_folder(folder, other)
+        packed_set(image_dir, other)
 
 
 def test_interrupted_pack_goes_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed_folder(folder, tmp_path / "whole")
+    packed_set(image_dir, tmp_path / "complete")
     convert = worker.ChunkConverter._convert
     seen: list[str] = []
 
@@ -169,14 +171,14 @@ def test_interrupted_pack_goes_on(
 
     monkeypatch.setattr(worker.ChunkConverter, "_convert", failing)
     with pytest.raises(KeyboardInterrupt):
-        packed_folder(folder, tmp_path / "set")
+        packed_set(image_dir, tmp_path / "set")
     with pytest.raises(DatasetError, match="unfinished pack"):
         read_manifest(tmp_path / "set")
     with pytest.raises(PackError, match=r"unfinished pack of another set: resolution=\[32\]"):
-        packed_folder(folder, tmp_path / "set", resolution=16)
-    packed_folder(folder, tmp_path / "set")
+        packed_set(image_dir, tmp_path / "set", resolution=16)
+    packed_set(image_dir, tmp_path / "set")
     assert len(seen) == 40 + 60 - 32  # two of four shards were finished
-    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "set") == contents(tmp_path / "complete")
 
 
 def test_killed_pack_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
@@ -209,8 +211,8 @@ def test_unusable_items_are_listed_and_the_others_kept(tmp_path: Path) -> None:
     pixels = smooth_pixels(1)
     image = Image.fromarray(pixels)
     (source / "good.png").write_bytes(encoded(pixels))
-    whole = encoded(smooth_pixels(2, 90, 90), "JPEG")
-    (source / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    intact = encoded(smooth_pixels(2, 90, 90), "JPEG")
+    (source / "cut.jpg").write_bytes(intact[: len(intact) // 2])
     Image.fromarray(pixels[:5, :3]).save(source / "tiny.png")
     image.convert("CMYK").save(source / "cmyk.jpg")
     image.convert("L").save(source / "grey.png")
@@ -219,7 +221,7 @@ def test_unusable_items_are_listed_and_the_others_kept(tmp_path: Path) -> None:
     (source / "page.jpg").write_text("<html>")
     (source / "link.png").symlink_to("/nowhere")
     (source / "notes.txt").write_text("no image")
-    manifest = packed_folder(source, tmp_path / "set")
+    manifest = packed_set(source, tmp_path / "set")
     assert manifest.num_images == 5
     reasons = skips(tmp_path / "set")
     assert set(reasons) == {"cut.jpg", "tiny.png", "page.jpg", "link.png"}
@@ -243,7 +245,7 @@ def test_profiles_are_left_behind(tmp_path: Path, image_format: str) -> None:
     (tmp_path / "source").mkdir()
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(smooth_pixels(1)).save(tmp_path / "source/a.png", icc_profile=profile)
-    packed_folder(tmp_path / "source", tmp_path / "set", image_format=image_format)
+    packed_set(tmp_path / "source", tmp_path / "set", image_format=image_format)
     images = ShardedImages(tmp_path / "set")
     with Image.open(io.BytesIO(images.read(0)[0])) as stored:
         assert "icc_profile" not in stored.info
@@ -256,16 +258,16 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_images_beside_class_folders_are_listed(folder: Path, tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "source", per_class=2)
+def test_images_next_to_class_directories_are_listed(image_dir: Path, tmp_path: Path) -> None:
+    source = write_class_dirs(tmp_path / "source", per_class=2)
     (source / "stray.png").write_bytes(encoded(smooth_pixels(0)))
-    manifest = packed_folder(source, tmp_path / "set")
+    manifest = packed_set(source, tmp_path / "set")
     assert manifest.num_images == 6
-    assert skips(tmp_path / "set") == {"stray.png": "no class folder"}
+    assert skips(tmp_path / "set") == {"stray.png": "no class directory"}
 
 
 def test_too_many_skips_stop(tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "source", per_class=2)
+    source = write_class_dirs(tmp_path / "source", per_class=2)
     (source / "class0" / "bad.png").write_bytes(b"bad")
     with pytest.raises(PackError, match="more than max_skips=0"):
         pack(make_source("folder", source), tmp_path / "s", PackOptions(resolution=16), max_skips=0)
@@ -278,7 +280,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     source.mkdir()
     (source / "a.png").write_bytes(b"bad")
     with pytest.raises(PackError, match=r"no image of the source can be used; .*a\.png"):
-        packed_folder(source, tmp_path / "set")
+        packed_set(source, tmp_path / "set")
 
 
 @pytest.mark.parametrize(
@@ -286,12 +288,12 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     [
         (lambda p: p.mkdir(), "holds no image"),
         (lambda p: (p.mkdir(), (p / "a.txt").write_text("x")), "holds no image"),
-        (lambda p: p.write_text("text"), "neither a folder nor a zip or tar"),
+        (lambda p: p.write_text("text"), "neither a directory nor a zip or tar"),
         (lambda p: p.write_bytes(b"PK\3\4 and so on"), "a zip archive that is cut short; download"),
         (lambda p: None, "does not exist"),
     ],
 )
-def test_sources_without_images_are_refused(tmp_path: Path, make: object, message: str) -> None:
+def test_sources_without_images_are_rejected(tmp_path: Path, make: object, message: str) -> None:
     source = tmp_path / "source"
     make(source)
     with pytest.raises(SourceError, match=message):
@@ -303,24 +305,24 @@ def pack_images(source: Path, destination: Path) -> None:
     pack(make_source("images", source), destination, PackOptions(resolution=16))
 
 
-def test_cut_tar_is_refused(folder: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole.tar"
-    with tarfile.open(whole, "w") as out:
-        out.add(folder, ".")
+def test_cut_tar_is_rejected(image_dir: Path, tmp_path: Path) -> None:
+    complete = tmp_path / "complete.tar"
+    with tarfile.open(complete, "w") as out:
+        out.add(image_dir, ".")
     cut = tmp_path / "cut.tar"
-    cut.write_bytes(whole.read_bytes()[:30_000])
+    cut.write_bytes(complete.read_bytes()[:30_000])
     with pytest.raises(SourceError, match="cannot be read as a tar archive: unexpected end"):
         pack(make_source("tar", cut), tmp_path / "set", PackOptions(resolution=16))
 
 
 def test_full_disk_loses_nothing(
-    folder: Path,
+    image_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
-    packed_folder(folder, tmp_path / "whole", resolution=16)
-    arguments = ["pack", "folder", str(folder), str(tmp_path / "set"), "--resolution", "16"]
+    packed_set(image_dir, tmp_path / "complete", resolution=16)
+    arguments = ["pack", "folder", str(image_dir), str(tmp_path / "set"), "--resolution", "16"]
     arguments += ["--shard-images", "16", "--workers", "1"]
     writes = 0
 
@@ -338,21 +340,21 @@ def test_full_disk_loses_nothing(
     assert "No space left on device" in capsys.readouterr().err
     assert sorted(contents(tmp_path / "set/shards")) == ["000000.tar"]
     assert main(arguments) == 0
-    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "set") == contents(tmp_path / "complete")
 
 
-def test_two_packers_on_one_destination(folder: Path, tmp_path: Path) -> None:
+def test_two_packers_on_one_destination(image_dir: Path, tmp_path: Path) -> None:
     lock = tmp_path / "set/.packing/lock"
     lock.parent.mkdir(parents=True)
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is packing into"):
-            packed_folder(folder, tmp_path / "set")
-    packed_folder(folder, tmp_path / "set")
+            packed_set(image_dir, tmp_path / "set")
+    packed_set(image_dir, tmp_path / "set")
 
 
-def test_edited_manifest_and_missing_shard_are_found(folder: Path, tmp_path: Path) -> None:
-    packed_folder(folder, tmp_path / "set")
+def test_edited_manifest_and_missing_shard_are_found(image_dir: Path, tmp_path: Path) -> None:
+    packed_set(image_dir, tmp_path / "set")
     manifest = tmp_path / "set/manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"num_images": 60', '"num_images": 61'))
@@ -384,16 +386,16 @@ def write_half(target: Path) -> None:
         raise RuntimeError
 
 
-def test_several_resolutions_in_one_pass(folder: Path, tmp_path: Path) -> None:
+def test_several_resolutions_in_one_pass(image_dir: Path, tmp_path: Path) -> None:
     options = PackOptions(resolution=(32, 16), shard_images=16)
-    manifests = pack(make_source("folder", folder), tmp_path / "sets", options)
+    manifests = pack(make_source("folder", image_dir), tmp_path / "sets", options)
     assert {path.name: m.resolution for path, m in manifests.items()} == {"16": 16, "32": 32}
-    packed_folder(folder, tmp_path / "one", resolution=16)
+    packed_set(image_dir, tmp_path / "one", resolution=16)
     for name in ("index.npy", "shards/000002.tar"):
         assert (tmp_path / "sets/16" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     with pytest.raises(DatasetError, match="holds several sets; take one of them: 16, 32"):
         read_manifest(tmp_path / "sets")
-    assert pack(make_source("folder", folder), tmp_path / "sets", options) == manifests
+    assert pack(make_source("folder", image_dir), tmp_path / "sets", options) == manifests
 
 
 @pytest.mark.parametrize(
@@ -416,20 +418,20 @@ def test_bilinear_filter_resizes_before_it_cuts(
     assert images.manifest.options["filter"] == "bilinear"
     images.close()
     with pytest.raises(PackError, match="holds another set: filter=bilinear, not lanczos"):
-        packed_folder(tmp_path / "source", tmp_path / "set")
+        packed_set(tmp_path / "source", tmp_path / "set")
 
 
-def test_sets_older_than_an_option_had_its_default(folder: Path, tmp_path: Path) -> None:
-    manifest = packed_folder(folder, tmp_path / "set")
+def test_sets_older_than_an_option_had_its_default(image_dir: Path, tmp_path: Path) -> None:
+    manifest = packed_set(image_dir, tmp_path / "set")
     options = {name: value for name, value in manifest.options.items() if name != "filter"}
     older = dataclasses.replace(manifest, options=options)
     write_manifest(tmp_path / "set", older)
-    assert packed_folder(folder, tmp_path / "set") == older
+    assert packed_set(image_dir, tmp_path / "set") == older
 
 
-def test_holdout_and_subset_are_stratified(folder: Path, tmp_path: Path) -> None:
+def test_holdout_and_subset_are_stratified(image_dir: Path, tmp_path: Path) -> None:
     options = PackOptions(resolution=16, subset=31, holdout=7)
-    manifests = pack(make_source("folder", folder), tmp_path / "sets", options)
+    manifests = pack(make_source("folder", image_dir), tmp_path / "sets", options)
     train, held = manifests[tmp_path / "sets/train"], manifests[tmp_path / "sets/holdout"]
     assert (train.num_images, held.num_images) == (24, 7)
     assert max(held.class_counts) - min(held.class_counts) <= 1
@@ -448,11 +450,11 @@ def test_stratified_choice_does_not_depend_on_the_order() -> None:
 
 
 def test_duplicates_are_skipped_unless_the_set_is_published(tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "source", classes=2, per_class=3)
+    source = write_class_dirs(tmp_path / "source", classes=2, per_class=3)
     again = (source / "class0/000.png").read_bytes()
     (source / "class0/again.png").write_bytes(again)
     (source / "class1/again.png").write_bytes(again)
-    manifest = packed_folder(source, tmp_path / "set")
+    manifest = packed_set(source, tmp_path / "set")
     assert manifest.class_counts == (3, 3)
     assert skips(tmp_path / "set") == {
         "class0/again.png": "duplicate: equals class0/000.png",
@@ -466,12 +468,12 @@ def test_duplicates_are_skipped_unless_the_set_is_published(tmp_path: Path) -> N
     assert kept.num_images == 8
 
 
-def test_array_tasks_write_the_same_set(folder: Path, tmp_path: Path) -> None:
-    packed_folder(folder, tmp_path / "whole", shard_images=8)
+def test_array_tasks_write_the_same_set(image_dir: Path, tmp_path: Path) -> None:
+    packed_set(image_dir, tmp_path / "complete", shard_images=8)
     options = PackOptions(resolution=32, shard_images=8)
 
     def packer() -> Packer:
-        return Packer(make_source("folder", folder), tmp_path / "set", options)
+        return Packer(make_source("folder", image_dir), tmp_path / "set", options)
 
     packer().pack_share(Task(2, 3))
     packer().pack_share(Task(0, 3))
@@ -479,38 +481,38 @@ def test_array_tasks_write_the_same_set(folder: Path, tmp_path: Path) -> None:
         packer().finish()
     packer().pack_share(Task(1, 3))
     packer().finish()
-    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "set") == contents(tmp_path / "complete")
     assert packer().finish() == packer().pack()
 
 
-def test_array_tasks_keep_out_of_each_others_way(folder: Path, tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path)
+def test_array_tasks_keep_out_of_each_others_way(image_dir: Path, tmp_path: Path) -> None:
+    work = WorkDir(tmp_path)
     with work.share("0-of-2"):
         with work.share("1-of-2"):
             pass
-        for other in (work.alone(), WorkFolder(tmp_path).share("0-of-2")):
+        for other in (work.alone(), WorkDir(tmp_path).share("0-of-2")):
             with pytest.raises(PackError, match="another process is packing into"), other:
                 pass
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("argument", "message"),
     [
         *(
-            (f"--shard={text}", f"'{text}' is no share I/N")
+            (f"--shard={text}", f"'{text}' is not a task I/N")
             for text in ("3/3", "-1/2", "one/2", "5")
         ),
         ("--resolution=0", "'0' is neither a positive edge nor `original`"),
-        ("--resolution=64,x", "'x' is neither a positive edge nor `original`; several are written"),
+        ("--resolution=64,x", "'x' is neither a positive edge nor `original`; write several as"),
         ("--format=gif", "argument --format: invalid choice: 'gif'"),
         ("--colour", "unrecognized arguments: --colour"),
     ],
 )
-def test_words_that_do_not_parse_are_refused_in_one_line(
-    tmp_path: Path, word: str, message: str, capsys: Capture
+def test_arguments_that_do_not_parse_are_rejected_in_one_line(
+    tmp_path: Path, argument: str, message: str, capsys: Capture
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["pack", "photographs", str(tmp_path / "set"), "--resolution", "16", word])
+        main(["pack", "photographs", str(tmp_path / "set"), "--resolution", "16", argument])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -526,21 +528,21 @@ def test_words_that_do_not_parse_are_refused_in_one_line(
         ({"limit": 0}, "limit=0 must be positive"),
     ],
 )
-def test_impossible_options_are_refused(settings: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(settings: dict[str, object], message: str) -> None:
     with pytest.raises(PackError, match=message):
         PackOptions(**{"resolution": 16, **settings})
 
 
-def test_commands(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    arguments = ["pack", "images", str(folder), str(tmp_path / "set"), "--resolution", "16"]
+def test_commands(image_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["pack", "images", str(image_dir), str(tmp_path / "set"), "--resolution", "16"]
     assert main(arguments) == 0
     assert "60 images of 16x16, 3 classes, 1 shards" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "set")]) == 0
     assert "20  class1" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "nothing")]) == 2
     assert main([*arguments, "--quality", "0"]) == 2
-    assert main(["pack", "photographs", str(folder), str(tmp_path), "--resolution", "16"]) == 2
-    assert main(["pack", "zip", str(folder), str(tmp_path / "x"), "--resolution", "16"]) == 2
+    assert main(["pack", "photographs", str(image_dir), str(tmp_path), "--resolution", "16"]) == 2
+    assert main(["pack", "zip", str(image_dir), str(tmp_path / "x"), "--resolution", "16"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-4:]
     assert main([*arguments[:-1], "16", "--unlabelled", "--limit", "5"]) == 2

@@ -22,11 +22,11 @@ from data_pipelines.packed.manifest import read_manifest
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.packed.remote import FileCache, Unreachable, is_remote
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
-from tests.data_sets import packed_folder, write_class_folders
+from tests.data_sets import packed_set, write_class_dirs
 
 
 class FlakyServer(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; each file fails `failures` times first, then comes cut short once."""
+    """Serves a directory; each file fails `failures` times first, then comes cut short once."""
 
     failures = 0
     requests: ClassVar[list[str]] = []
@@ -50,7 +50,7 @@ class FlakyServer(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("remote")
-    packed_folder(write_class_folders(path / "source"), path / "set")
+    packed_set(write_class_dirs(path / "source"), path / "set")
     return path / "set"
 
 
@@ -164,7 +164,7 @@ def test_reading_ahead_fits_the_cache(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_mixes_are_read_ahead_where_they_are_remote(dataset: Path, tmp_path: Path) -> None:
-    packed_folder(write_class_folders(tmp_path / "s"), tmp_path / "local", shard_images=8)
+    packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "local", shard_images=8)
     mix = (MixedSet(path=str(tmp_path / "local")),)
     data = open_data(remote_config(dataset, tmp_path / "cache", mix=mix), seed=0)
     assert data.prefetcher is not None

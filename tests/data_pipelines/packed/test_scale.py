@@ -19,7 +19,7 @@ from data_pipelines.packed.manifest import (
     write_manifest,
 )
 from data_pipelines.pipeline import DataConfig, Share
-from tests.data_sets import packed_folder, write_class_folders
+from tests.data_sets import packed_set, write_class_dirs
 
 SAMPLES = 1_000_000
 
@@ -28,7 +28,7 @@ SAMPLES = 1_000_000
 def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set whose index names the samples of a small one again and again."""
     path = tmp_path_factory.mktemp("million")
-    packed_folder(write_class_folders(path / "source"), path / "set")
+    packed_set(write_class_dirs(path / "source"), path / "set")
     manifest = read_manifest(path / "set")
     index = np.array(read_index(path / "set", manifest))
     large = np.resize(index, SAMPLES)

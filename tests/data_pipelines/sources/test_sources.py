@@ -15,13 +15,12 @@ from PIL import Image
 
 from data_pipelines.images import BadImage, decode_rgb
 from data_pipelines.pack.options import PackOptions
-from data_pipelines.pack.packer import pack
 from data_pipelines.packed.manifest import Manifest
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources import file_parts
 from data_pipelines.sources.base import SourceError
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
-from tests.data_sets import encoded, smooth_pixels
+from tests.data_sets import encoded, pack, smooth_pixels
 
 WNIDS = ("n01440764", "n01443537", "n02012849")
 
@@ -97,14 +96,14 @@ def imagenet_files() -> dict[str, dict[str, bytes]]:
     }
 
 
-def test_imagenet_tar_of_tars_equals_folders(tmp_path: Path) -> None:
+def test_imagenet_tar_of_tars_equals_directories(tmp_path: Path) -> None:
     files = imagenet_files()
     outer = {f"{wnid}.tar": tar_bytes(inner) for wnid, inner in reversed(files.items())}
     flat = {f"{wnid}/{name}": data for wnid, inner in files.items() for name, data in inner.items()}
     tar = write_tar(tmp_path / "ILSVRC2012_img_train.tar", outer)
-    folder = write_files(tmp_path / "train", flat)
+    directory = write_files(tmp_path / "train", flat)
     one = pack_kind("imagenet", tar, tmp_path / "a")
-    other = pack_kind("imagenet", folder, tmp_path / "b")
+    other = pack_kind("imagenet", directory, tmp_path / "b")
     assert one.digest == other.digest
     assert one.class_names == WNIDS
     assert labels(tmp_path / "a") == [0, 0, 1, 1, 2, 2]
@@ -112,18 +111,18 @@ def test_imagenet_tar_of_tars_equals_folders(tmp_path: Path) -> None:
 
 
 def test_imagenet_class_table_gives_the_standard_indices(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "train", {f"{WNIDS[1]}/x.JPEG": images(1)[0]})
-    write_files(folder, {"n99999999/y.JPEG": images(1)[0]})
+    directory = write_files(tmp_path / "train", {f"{WNIDS[1]}/x.JPEG": images(1)[0]})
+    write_files(directory, {"n99999999/y.JPEG": images(1)[0]})
     table = tmp_path / "LOC_synset_mapping.txt"
     table.write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02012849 crane\n")
-    manifest = pack_kind("imagenet", folder, tmp_path / "set", classes=table)
+    manifest = pack_kind("imagenet", directory, tmp_path / "set", classes=table)
     assert labels(tmp_path / "set") == [1]
     assert manifest.class_names[0] == "n01440764 tench, Tinca tinca"
     assert manifest.class_counts == (0, 1, 0)
     assert manifest.skipped == {"unknown wnid": 1}
 
 
-def test_cut_imagenet_tar_is_refused(tmp_path: Path) -> None:
+def test_cut_imagenet_tar_is_rejected(tmp_path: Path) -> None:
     outer = {f"{wnid}.tar": tar_bytes(inner) for wnid, inner in imagenet_files().items()}
     tar = write_tar(tmp_path / "train.tar", outer)
     tar.write_bytes(tar.read_bytes()[:-30_000])
@@ -131,7 +130,7 @@ def test_cut_imagenet_tar_is_refused(tmp_path: Path) -> None:
         pack_kind("imagenet", tar, tmp_path / "set")
 
 
-def validation_folder(path: Path) -> Path:
+def validation_dir(path: Path) -> Path:
     names = [f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2, 3)]
     return write_files(path, dict(zip(names, images(3), strict=True)))
 
@@ -151,8 +150,8 @@ def test_imagenet_validation_by_devkit(tmp_path: Path) -> None:
             "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"3\n1\n2\n",
         },
     )
-    folder = validation_folder(tmp_path / "val")
-    manifest = pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=devkit)
+    directory = validation_dir(tmp_path / "val")
+    manifest = pack_kind("imagenet-val", directory, tmp_path / "set", ground_truth=devkit)
     assert labels(tmp_path / "set") == [1, 2, 0]
     assert manifest.class_names == ("n01440764 tench", "n01443537 goldfish", "n02012849 crane")
 
@@ -166,27 +165,27 @@ def test_imagenet_validation_by_text(tmp_path: Path, form: str) -> None:
         truth.write_text("\n".join(["ImageId,PredictionString", *rows]))
     else:
         truth.write_text("\n".join(order))
-    pack_kind("imagenet-val", validation_folder(tmp_path / "v"), tmp_path / "s", ground_truth=truth)
+    pack_kind("imagenet-val", validation_dir(tmp_path / "v"), tmp_path / "s", ground_truth=truth)
     assert labels(tmp_path / "s") == [1, 2, 0]
 
 
-def test_devkit_numbers_alone_are_refused(tmp_path: Path) -> None:
+def test_devkit_numbers_alone_are_rejected(tmp_path: Path) -> None:
     truth = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("490\n361\n171\n")
-    folder = validation_folder(tmp_path / "val")
+    directory = validation_dir(tmp_path / "val")
     with pytest.raises(SourceError, match="the devkit's numbers are no class indices"):
-        pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=truth)
+        pack_kind("imagenet-val", directory, tmp_path / "set", ground_truth=truth)
     truth.write_text(WNIDS[0])
     with pytest.raises(SourceError, match="has 1 lines for 3 images"):
-        pack_kind("imagenet-val", folder, tmp_path / "set", ground_truth=truth)
+        pack_kind("imagenet-val", directory, tmp_path / "set", ground_truth=truth)
 
 
-def test_ground_truth_of_other_images_is_refused(tmp_path: Path) -> None:
+def test_ground_truth_of_other_images_is_rejected(tmp_path: Path) -> None:
     truth = tmp_path / "LOC_val_solution.csv"
     truth.write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000009,{WNIDS[0]} 1 2 3 4\n")
     with pytest.raises(SourceError, match=r"csv knows none of the images in .*val_00000001\.JPEG"):
         pack_kind(
-            "imagenet-val", validation_folder(tmp_path / "v"), tmp_path / "s", ground_truth=truth
+            "imagenet-val", validation_dir(tmp_path / "v"), tmp_path / "s", ground_truth=truth
         )
     assert not (tmp_path / "s").exists()
 
@@ -222,12 +221,12 @@ def test_lsun_zip_as_downloaded(
     """The decompressor's states are kept every few kilobytes, to be used for going back."""
     monkeypatch.setattr(file_parts, "MIN_SPACING", 5000)
     values = {f"{n * 7919 % 97:040x}": webp(n) + bytes(n * 100) for n in range(60)}
-    folder = write_lmdb(tmp_path / "church_outdoor_train_lmdb", values)
+    directory = write_lmdb(tmp_path / "church_outdoor_train_lmdb", values)
     archive = tmp_path / "church_outdoor_train_lmdb.zip"
     with zipfile.ZipFile(archive, "w", method) as out:
-        out.write(folder / "lock.mdb", "church_outdoor_train_lmdb/lock.mdb")
-        out.write(folder / "data.mdb", "church_outdoor_train_lmdb/data.mdb")
-    zipped, unzipped = make_source("lsun", archive), make_source("lsun", folder)
+        out.write(directory / "lock.mdb", "church_outdoor_train_lmdb/lock.mdb")
+        out.write(directory / "data.mdb", "church_outdoor_train_lmdb/data.mdb")
+    zipped, unzipped = make_source("lsun", archive), make_source("lsun", directory)
     assert zipped.list_items() == unzipped.list_items()
     with zipped.open() as read:
         for entry in reversed(zipped.list_items().entries):
@@ -265,12 +264,12 @@ def test_lsun_categories_are_classes(tmp_path: Path) -> None:
     assert labels(tmp_path / "set") == [0, 0, 1, 1]
 
 
-def test_lsun_exported_folder_is_unlabelled(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "out", {"a/b/x.webp": webp(0), "c/d/y.webp": webp(1)})
-    assert pack_kind("lsun", folder, tmp_path / "set").class_names == ()
+def test_lsun_exported_directory_is_unlabelled(tmp_path: Path) -> None:
+    directory = write_files(tmp_path / "out", {"a/b/x.webp": webp(0), "c/d/y.webp": webp(1)})
+    assert pack_kind("lsun", directory, tmp_path / "set").class_names == ()
 
 
-def test_wrong_lsun_sources_are_refused(tmp_path: Path) -> None:
+def test_wrong_lsun_sources_are_rejected(tmp_path: Path) -> None:
     empty = write_lmdb(tmp_path / "empty_lmdb", {})
     with pytest.raises(SourceError, match="is empty"):
         pack_kind("lsun", empty, tmp_path / "set")
@@ -340,7 +339,7 @@ def test_cifar10_archives_agree(tmp_path: Path) -> None:
         assert np.array_equal(first_pixels(tmp_path / "a", index), CIFAR[index])
 
 
-def test_cifar10_test_split_and_folder(tmp_path: Path) -> None:
+def test_cifar10_test_split_and_directory(tmp_path: Path) -> None:
     with tarfile.open(write_cifar_python(tmp_path)) as archive:
         archive.extractall(tmp_path / "out", filter="data")
     pack_kind("cifar10", tmp_path / "out", tmp_path / "set", split="test")
@@ -348,13 +347,13 @@ def test_cifar10_test_split_and_folder(tmp_path: Path) -> None:
     assert np.array_equal(first_pixels(tmp_path / "set"), CIFAR[3])
 
 
-def test_pickles_that_name_code_are_refused(tmp_path: Path) -> None:
+def test_pickles_that_name_code_are_rejected(tmp_path: Path) -> None:
     evil = write_tar(tmp_path / "evil.tar.gz", {"data_batch_1": pickle.dumps(print)})
     with pytest.raises(SourceError, match=r"it names builtins\.print"):
         pack_kind("cifar10", evil, tmp_path / "set")
 
 
-def test_wrong_cifar10_sources_are_refused(tmp_path: Path) -> None:
+def test_wrong_cifar10_sources_are_rejected(tmp_path: Path) -> None:
     cut = write_tar(tmp_path / "cut.tar", {"data_batch_1.bin": bytes(3000)})
     with pytest.raises(SourceError, match="is cut short"):
         pack_kind("cifar10", cut, tmp_path / "set")
@@ -393,7 +392,7 @@ def test_stl10(tmp_path: Path, packed: bool) -> None:
     assert np.array_equal(first_pixels(tmp_path / "test"), smooth_pixels(2, 96, 96))
 
 
-def test_wrong_stl10_sources_are_refused(tmp_path: Path) -> None:
+def test_wrong_stl10_sources_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds no unlabeled_X\.bin"):
         pack_kind("stl10", write_cifar_binary(tmp_path), tmp_path / "set")
     cut = write_files(tmp_path / "cut", {"unlabeled_X.bin": bytes(5)})
@@ -414,8 +413,8 @@ def test_edm_zip(tmp_path: Path) -> None:
     assert labels(tmp_path / "set") == [2, 0]
     assert manifest.class_names == ("0", "1", "2")
     assert manifest.skipped == {"no label": 1, "wrong label": 1}
-    folder = pack_kind("edm", write_files(tmp_path / "folder", files), tmp_path / "b")
-    assert folder.digest == manifest.digest
+    directory = pack_kind("edm", write_files(tmp_path / "directory", files), tmp_path / "b")
+    assert directory.digest == manifest.digest
 
 
 def test_edm_zip_without_labels(tmp_path: Path) -> None:
@@ -431,13 +430,13 @@ def test_edm_zip_without_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["celebahq", "ffhq"])
-def test_face_folders_are_no_classes(tmp_path: Path, kind: str) -> None:
+def test_face_directories_are_no_classes(tmp_path: Path, kind: str) -> None:
     data = images(2)
     files = {"00000/00000.png": data[0], "01000/01000.png": data[1]}
-    folder = pack_kind(kind, write_files(tmp_path / "faces", files), tmp_path / "a")
+    directory = pack_kind(kind, write_files(tmp_path / "faces", files), tmp_path / "a")
     zipped = pack_kind(kind, write_zip(tmp_path / "faces.zip", files), tmp_path / "b")
-    assert folder.digest == zipped.digest
-    assert folder.class_names == ()
+    assert directory.digest == zipped.digest
+    assert directory.class_names == ()
 
 
 def write_parquet(path: Path, labelled: bool = True, first: int = 0) -> Path:
@@ -473,7 +472,7 @@ def test_an_empty_parquet_file(tmp_path: Path) -> None:
         pack_kind("parquet", tmp_path / "train.parquet", tmp_path / "set")
 
 
-def test_parquet_folder_without_labels(tmp_path: Path) -> None:
+def test_parquet_directory_without_labels(tmp_path: Path) -> None:
     for number in range(2):
         path = tmp_path / "data" / f"train-{number}.parquet"
         write_parquet(path, labelled=False, first=5 * number)
@@ -482,7 +481,7 @@ def test_parquet_folder_without_labels(tmp_path: Path) -> None:
     assert np.array_equal(first_pixels(tmp_path / "set", 8), smooth_pixels(8, 32, 32))
 
 
-def test_wrong_parquet_sources_are_refused(tmp_path: Path) -> None:
+def test_wrong_parquet_sources_are_rejected(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="has no column 'klass', but image, label"):
         pack_kind("parquet", source, tmp_path / "set", label_column="klass")
@@ -496,8 +495,8 @@ def test_wrong_parquet_sources_are_refused(tmp_path: Path) -> None:
 # The table of kinds
 
 
-def test_details_that_a_kind_cannot_use_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="folder has no use for --split"):
+def test_details_that_a_kind_does_not_take_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="folder does not take --split"):
         make_source("folder", tmp_path, SourceDetails(split="train"))
     with pytest.raises(SourceError, match="imagenet-val needs --ground-truth"):
         make_source("imagenet-val", tmp_path)
@@ -508,7 +507,7 @@ def test_details_that_a_kind_cannot_use_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "photographs"])
-def test_every_kind_refuses_a_text_file(tmp_path: Path, kind: str) -> None:
+def test_every_kind_rejects_a_text_file(tmp_path: Path, kind: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("no images here")
     details = dict.fromkeys(KINDS[kind].needs, text)
@@ -528,7 +527,7 @@ def test_damaged_zip_member_is_skipped(tmp_path: Path) -> None:
     assert manifest.skipped == {"unreadable": 1}
 
 
-def test_unusual_pixels_are_refused() -> None:
+def test_unusual_pixels_are_rejected() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
     with pytest.raises(BadImage, match="mode F have no defined range"):

@@ -12,7 +12,7 @@ from dist_train.checkpoint.format import committed
 from evaluation.metrics.statistics import FeatureSet, Gaussian
 from evaluation.reference.reference import write_reference
 from slurm.__main__ import main
-from tests.data_sets import packed_folder, write_class_folders
+from tests.data_sets import packed_set, write_class_dirs
 from tests.slurm.project import make_reference, make_run
 
 SMALL = ["objective.unet.model_channels=8", "data.workers=1", "wandb_project=null"]
@@ -23,13 +23,13 @@ ALONE = ["--nodes=1", "--gpus-per-node=0", "--cluster=local"]
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pack sets: `three` classes, others that do not go with it, and damaged ones."""
     root = tmp_path_factory.mktemp("sets")
-    source = write_class_folders(root / "source", classes=3, per_class=6)
+    source = write_class_dirs(root / "source", classes=3, per_class=6)
     for name in ("three", "cut", "lost"):
-        packed_folder(source, root / name)
-    packed_folder(source, root / "larger", resolution=36)
-    packed_folder(source, root / "sixty-four", resolution=64)
+        packed_set(source, root / name)
+    packed_set(source, root / "larger", resolution=36)
+    packed_set(source, root / "sixty-four", resolution=64)
     make_run(root / "stage")
-    packed_folder(write_class_folders(root / "others", classes=2, per_class=6), root / "two")
+    packed_set(write_class_dirs(root / "others", classes=2, per_class=6), root / "two")
     shard = next((root / "cut").glob("shards/*.tar"))
     shard.write_bytes(shard.read_bytes()[:-1])
     next((root / "lost").glob("shards/*.tar")).unlink()
