@@ -6,28 +6,21 @@ that a run that goes on elsewhere keeps its precision.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import replace
+import typing
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
 from dist_train.config import RunConfig
 from models.config_io import ConfigError
-
-_NAMES = ("compute_dtype", "dtype")
+from models.layers import ComputeDtype
 
 
 def compute_dtypes(config: Any) -> set[str]:
     """Return the names of all dtypes that an objective's networks compute in."""
-    found: set[str] = set()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in _NAMES:
-            found.add(value)
-        elif dataclasses.is_dataclass(value):
-            found |= compute_dtypes(value)
-    return found
+    found = {getattr(config, name) for name in _settings_of_dtype(config)}
+    return found.union(*(compute_dtypes(group) for group in _groups(config).values()))
 
 
 def settle_precision(config: RunConfig, bfloat16: bool) -> RunConfig:
@@ -56,14 +49,20 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def _computing_in(precision: str, config: Any) -> Any:
     """Return a configuration all of whose networks compute in one dtype."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in _NAMES:
-            changes[field.name] = precision
-        elif dataclasses.is_dataclass(value):
-            changes[field.name] = _computing_in(precision, value)
-    return replace(config, **changes)
+    changes = {name: _computing_in(precision, group) for name, group in _groups(config).items()}
+    return replace(config, **changes, **dict.fromkeys(_settings_of_dtype(config), precision))
+
+
+def _settings_of_dtype(config: Any) -> list[str]:
+    """Return the names of a dataclass's settings that are compute dtypes, found by their type."""
+    hints = typing.get_type_hints(type(config))
+    return [field.name for field in fields(config) if hints[field.name] == ComputeDtype]
+
+
+def _groups(config: Any) -> dict[str, Any]:
+    """Return the groups of settings in a dataclass by name."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: value for name, value in values.items() if is_dataclass(value)}
 
 
 def check_precision(config: Any, device: torch.device) -> None:

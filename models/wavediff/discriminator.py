@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,12 @@ class DiscriminatorConfig:
         stddev_grouping: `consecutive` groups samples b G..b G + G - 1, which are fixed positions of
             the global order, so that neither ranks nor micro-batches matter. `strided` is the
             official grouping of min(B, G) samples B/G apart, which depends on the micro-batch.
-        dtype: Precision of the computation; weights are always float32.
+        compute_dtype: Precision of the computation; weights are always float32.
         recompute_blocks: Keep only the blocks' inputs for the backward pass and run the blocks
             again there: about a third more time, a fraction of the memory.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"dtype": "compute_dtype"}
 
     kind: Literal["small", "large"] = "small"
     layers: int = 4
@@ -52,7 +54,7 @@ class DiscriminatorConfig:
     local_head: bool = False
     stddev_group: int = 4
     stddev_grouping: Literal["consecutive", "strided"] = "consecutive"
-    dtype: ComputeDtype = "float32"
+    compute_dtype: ComputeDtype = "float32"
     recompute_blocks: bool = False
 
     def __post_init__(self) -> None:
@@ -131,8 +133,8 @@ class Discriminator(nn.Module):
         """Return the activated last features, [B, 8 base_channels, H', W']."""
         config = self.config
         time = timestep_features(t, config.embedding_dim)
-        time = self.t_embed(cast_input(time, config.dtype, self.end_linear.weight))
-        pair = cast_input(torch.cat([y_t, y_tp1], 1), config.dtype, self.end_linear.weight)
+        time = self.t_embed(cast_input(time, config.compute_dtype, self.end_linear.weight))
+        pair = cast_input(torch.cat([y_t, y_tp1], 1), config.compute_dtype, self.end_linear.weight)
         h = self.start_conv(F.pixel_unshuffle(pair, config.patch_size))
         for index in range(1, config.layers + 1):
             block = self.get_submodule(f"conv{index}")

@@ -86,9 +86,9 @@ class Generator(nn.Module):
         modules: Iterable[Layer] = self.all_modules
         layers = iter(map(recomputed, self.all_modules) if config.recompute_blocks else modules)
         weight = next(self.parameters())
-        x = fold_patches(cast_input(y, config.dtype, weight), config.patch_size)
+        x = fold_patches(cast_input(y, config.compute_dtype, weight), config.patch_size)
         x = x if config.centered else 2 * x - 1
-        latent = self.z_transform(cast_input(z, config.dtype, weight))
+        latent = self.z_transform(cast_input(z, config.compute_dtype, weight))
         time = self._embed_time(layers, t, x.dtype)
         h, stack, details = self._descend(layers, x, time, latent)
         h = self._bottleneck(layers, h, time, latent)

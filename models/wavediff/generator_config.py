@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.layers import ComputeDtype, norm_groups
 
@@ -36,10 +36,12 @@ class GeneratorConfig:
         output_pyramid: Sum an image of every level (`skip`), or make it from the last one.
         centered: Inputs are in [-1, 1]; else in [0, 1].
         tanh: Bound the output to [-1, 1].
-        dtype: Precision of the computation; weights are always float32.
+        compute_dtype: Precision of the computation; weights are always float32.
         recompute_blocks: Keep only the layers' inputs for the backward pass and run the layers
             again there: about a third more time, a fraction of the memory.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"dtype": "compute_dtype"}
 
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -61,7 +63,7 @@ class GeneratorConfig:
     output_pyramid: Literal["none", "skip"] = "none"
     centered: bool = True
     tanh: bool = True
-    dtype: ComputeDtype = "float32"
+    compute_dtype: ComputeDtype = "float32"
     recompute_blocks: bool = False
 
     def __post_init__(self) -> None:

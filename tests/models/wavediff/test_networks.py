@@ -68,7 +68,7 @@ def test_untrained_output_is_almost_zero_and_weights_start_as_specified():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_keeps_float32_weights_and_close_results(dtype):
     exact = lively(Generator(TINY, 12, 8))
-    low = lively(Generator(dataclasses.replace(TINY, dtype=dtype), 12, 8))
+    low = lively(Generator(dataclasses.replace(TINY, compute_dtype=dtype), 12, 8))
     with torch.no_grad():
         wanted, found = exact(*inputs(TINY)), low(*inputs(TINY))
     assert found.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_low_precision_keeps_float32_weights_and_close_results(dtype):
 
 
 def test_r1_works_in_low_precision():
-    config = dataclasses.replace(TINY_CRITIC, dtype="bfloat16", stddev_group=2)
+    config = dataclasses.replace(TINY_CRITIC, compute_dtype="bfloat16", stddev_group=2)
     critic = lively(Discriminator(config, 12))
     y = torch.randn(2, 12, 8, 8, requires_grad=True)
     logits = critic(y, torch.tensor([0, 1]), torch.randn(2, 12, 8, 8))

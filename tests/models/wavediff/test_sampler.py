@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from models.config_io import ConfigError
 from models.sampler import sample
 from models.snapshot import SnapshotError, load_sampler, read_snapshot, write_snapshot
 from models.wavediff.config import WaveDiffConfig
@@ -61,7 +62,20 @@ def test_other_steps_and_spaces_than_trained_are_refused(tmp_path, change):
     path = snapshot_of(lively_pair()["generator"], tmp_path / "snapshot").path
     with pytest.raises(SnapshotError, match=f"{change.split('.')[0]} cannot be changed afterwards"):
         read_snapshot(path, [change])
-    assert read_snapshot(path, ["diffusion.steps=4", "generator.dtype=bfloat16"])
+    assert read_snapshot(path, ["diffusion.steps=4", "generator.compute_dtype=bfloat16"])
+
+
+def test_snapshots_from_before_compute_dtype_are_read(tmp_path):
+    """The settings of both networks were called `dtype`; overrides must use the new name."""
+    path = snapshot_of(lively_pair()["generator"], tmp_path / "snapshot").path
+    text = (path / "snapshot.json").read_text()
+    old = text.replace('"compute_dtype": "float32"', '"dtype": "bfloat16"')
+    assert old.count('"dtype"') == 2
+    (path / "snapshot.json").write_text(old)
+    objective = read_snapshot(path).objective
+    assert objective.generator.compute_dtype == objective.discriminator.compute_dtype == "bfloat16"
+    with pytest.raises(ConfigError, match=r"write generator\.compute_dtype="):
+        read_snapshot(path, ["generator.dtype=float32"])
 
 
 def test_labels_and_relays_are_refused():
