@@ -1,4 +1,4 @@
-"""A real Slurm for the tests of this folder: four nodes on this machine, see `up`."""
+"""A real Slurm for the tests of this directory: four nodes on this machine, see `up`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+
+from slurm.jobs.interpreter import SOURCE
+from tests.slurm.project import make_foreign_modules
 
 HERE = Path(__file__).parent
 PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -32,7 +36,10 @@ def why_not() -> str:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Start Slurm; yields a folder that its nodes see, with the site profile `site.toml`."""
+    """Start Slurm; yields a directory that its nodes see, with the site profile `site.toml`.
+
+    Everything is submitted from a directory whose modules are called as ours.
+    """
     reason = why_not()
     if reason and os.environ.get("CI"):
         pytest.fail(f"continuous integration must test on a real Slurm, but {reason}")
@@ -41,13 +48,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(f"REAL SLURM NOT TESTED: {reason}")
     root = tmp_path_factory.mktemp("shared")
     state = root / "slurm"
-    before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH", "RELAYWAVE_SITE")}
+    before = {
+        name: os.environ.get(name)
+        for name in ("SLURM_CONF", "PATH", "RELAYWAVE_SITE", "PYTHONPATH")
+    }
     subprocess.run([HERE / "up", state], check=True, stdout=subprocess.DEVNULL)
     (root / "site.toml").write_text(SITE.format(root=root))
     os.environ["SLURM_CONF"] = str(state / "slurm.conf")
     os.environ["RELAYWAVE_SITE"] = str(root / "site.toml")
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    yield root
+    os.environ["PYTHONPATH"] = str(SOURCE)
+    with chdir(make_foreign_modules(root / "foreign")):
+        yield root
     subprocess.run([HERE / "down", state], check=True)
     for name, value in before.items():
         if value is None:

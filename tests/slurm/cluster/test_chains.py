@@ -119,7 +119,7 @@ def test_an_array_packs_what_one_process_packs(
     workflow_root: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ["pack", "images", str(pictures), str(tmp_path / "one"), "--resolution", "64"]
-    subprocess.run([sys.executable, "-m", "data_pipelines", *words], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "data_pipelines", *words], check=True)
     ours, theirs = read_manifest(workflow_root / "data"), read_manifest(tmp_path / "one")
     assert ours.digest == theirs.digest
     assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]
@@ -155,8 +155,8 @@ def test_every_snapshot_is_evaluated_exactly_once(
         best="quick:fd_effnet_lite0_block4.distance",
     )  # fmt: skip
     write_plan(run_dir, plan)
-    watcher = [sys.executable, "-m", "slurm", "reconcile", str(run_dir)]
-    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(run_dir)])
+    watcher = [sys.executable, "-P", "-m", "slurm", "reconcile", str(run_dir)]
+    killed = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(run_dir)])
     assert killed.wait(60) == -signal.SIGKILL  # between its claim and its submission
     assert main(["reconcile", str(run_dir), "--every=1", *ONE_TASK]) == 0
     both = [subprocess.Popen(watcher) for _ in range(2)]
