@@ -1,6 +1,6 @@
 """relaywave's commands as Slurm jobs: `python -m slurm COMMAND --help`.
 
-Exit codes: 0 done, 2 refused after one line about what is wrong; then nothing was queued.
+Exit codes: 0 done; 2 invalid, after one line about what is wrong: then nothing was queued.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "pack": (add_pack, "submit the packing of an image set as an array"),
     "resume": (add_resume, "submit stopped runs again"),
     "workflow": (add_workflow, "submit an experiment as a graph of jobs"),
-    "reconcile": (add_reconcile, "submit what is missing of scheduled evaluation"),
+    "reconcile": (add_reconcile, "submit the due evaluations of runs"),
     "status": (add_status, "show where runs and their jobs stand"),
     "logs": (add_logs, "show what the tasks of a job print"),
     "history": (add_history, "show what runs have cost, and their goodput"),
     "doctor": (add_doctor, "check whether a site is fit for training"),
-    "cancel": (add_cancel, "end jobs; training saves its state first"),
+    "cancel": (add_cancel, "cancel jobs; training saves its state first"),
 }
 ALIASES = {"pipeline": "workflow"}
 """Former names of commands, which scripts may still use."""
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> in
     args, passed_on = parser.parse_known_args(words[1:])
     if "passed_on" in args:
         args.passed_on = passed_on
-    elif passed_on:  # options and positional words in any order
+    elif passed_on:  # options and positional arguments in any order
         args = parser.parse_intermixed_args(words[1:])
     try:
         args.command(args)

@@ -1,6 +1,7 @@
-"""`python -m slurm doctor`: is this site fit for training? Each check is a line: ok, warning, bad.
+"""`python -m slurm doctor`: whether a site is fit for training.
 
-Some is asked of Slurm; the rest is tried by a job of a minute on the nodes themselves.
+Each check prints a line: ok, warning or bad. Some ask Slurm; the others are made on the nodes, by a
+job of a minute.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from slurm.jobs.records import JobRecord, write_json
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.slurm_cli import COMMANDS, SlurmError, have_slurm, queued, run_slurm
-from slurm.submit.arguments import Target, add_resources, resources_of, target_of
+from slurm.submit.arguments import Target, add_submit_options, submit_options
 from slurm.submit.launcher import Submission, submit
 from slurm.submit.preflight import partitions
 
 NEEDED_KILL_WAIT = 30
 """Seconds between SIGTERM and SIGKILL in which a preempted run saves its state."""
 VALUES = 1 << 24
-"""Floats that the all-reduce adds up (64 MiB)."""
+"""Number of floats in the all-reduce (64 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -40,71 +41,72 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class ProbeJob:
-    """Look around on a node, and add up numbers with all other ranks.
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """What to check.
 
     Attributes:
-        folder: Shared folder; every rank writes its findings there.
-        token: What the login node has written to `<folder>/token`.
+        shared_dir: Shared directory to try; the probe writes to `doctor-<token>/` there.
+        submit_probe: Whether to try the nodes too, where Slurm can be asked.
+        patience: Seconds to wait for the probe.
+        resources: What the probe requests.
+        target: The site, and where to submit to.
     """
 
-    folder: Path
-    token: str
+    shared_dir: Path
+    submit_probe: bool
+    patience: float
+    resources: Resources
+    target: Target
 
-    @property
-    def title(self) -> str:
-        """What it does, in a few words, for people."""
-        return "look around on the nodes"
 
-    def finished(self) -> bool:
-        """Never: a site may change."""
-        return False
+def examine(request: DoctorRequest) -> None:
+    """Check the site and print the findings.
 
-    def __call__(self) -> str:
-        """Look around in this rank."""
-        task = this_task()
-        enter_rank(task)
-        seen = {"rank": task.rank, "host": task.hosts[0], "name": socket.gethostname(),
-                "sees_token": self._sees_token(), "cores": len(os.sched_getaffinity(0)),
-                "interface": os.environ.get("GLOO_SOCKET_IFNAME", "")}  # fmt: skip
-        write_json(self.folder / f"rank-{task.rank}.json", seen)
-        seen |= _all_reduce()
-        write_json(self.folder / f"rank-{task.rank}.json", seen)
-        return "finished"
-
-    def checkpoint(self) -> None:
-        """Say, for submitit, that it is not run again."""
+    Raises:
+        SlurmError: A finding is bad.
+    """
+    target, resources = request.target, request.resources
+    if target.dry_run:
+        target.launch(probe_submission(request.shared_dir, "TOKEN", resources, target.site))
         return
+    found = list(site_findings(target.site))
+    if request.submit_probe and have_slurm() and target.executor == "slurm":
+        target.check(resources, request.shared_dir)
+        found += _probe(request)
+    for finding in found:
+        print(f"{finding.verdict:8} {finding.text}")
+    bad = [finding for finding in found if finding.verdict == "bad"]
+    if bad:
+        raise SlurmError(f"{len(bad)} of {len(found)} checks found something bad")
 
-    def _sees_token(self) -> bool:
-        try:
-            return (self.folder / "token").read_text() == self.token
-        except OSError:
-            return False
+
+def _probe(request: DoctorRequest) -> Iterator[Finding]:
+    token, patience = secrets.token_hex(8), request.patience
+    submission = probe_submission(request.shared_dir, token, request.resources, request.target.site)
+    submission.root.mkdir(parents=True)
+    (submission.root / "token").write_text(token)
+    record = submit(submission)
+    if _wait(record, patience):
+        yield from job_findings(submission.root, request.resources)
+        return
+    job = queued([record.job_id]).get(record.job_id)
+    run_slurm(["scancel", record.job_id])
+    why = f"{job.state}, {job.reason}" if job else "gone"
+    yield Finding("bad", f"the job did not end in {patience:.0f} s ({why}); logs: {record.logs}")
 
 
-def _all_reduce() -> dict[str, Any]:
-    """Add up a known tensor over all ranks; returns whether it is right, and how fast it was."""
-    import torch
-
-    from dist_train.runtime.world import init_world
-
-    world = init_world()
-    ones = torch.ones(VALUES, device=world.device)
-    world.all_reduce_sum(ones)
-    world.barrier()
-    began = time.monotonic()
-    total = world.all_reduce_sum(ones)
-    right = bool((total == world.size).all())
-    seconds = time.monotonic() - began
-    world.close()
-    return {"sum_is_right": right, "device": str(world.device), "seconds": seconds,
-            "gpus": torch.cuda.device_count(), "ranks": world.size}  # fmt: skip
+def probe_submission(shared_dir: Path, token: str, resources: Resources, site: Site) -> Submission:
+    """Return the job that inspects the nodes and writes to `<shared_dir>/doctor-<token>/`."""
+    probe_dir = shared_dir / f"doctor-{token}"
+    return Submission(
+        kind="doctor", name="doctor", root=probe_dir, jobs=[ProbeJob(probe_dir, token)],
+        resources=resources, site=site,
+    )  # fmt: skip
 
 
 def site_findings(site: Site) -> Iterator[Finding]:
-    """Yield what Slurm itself says."""
+    """Yield the checks that ask Slurm."""
     missing = [command for command in COMMANDS if shutil.which(command) is None]
     if missing:
         yield Finding("bad", f"commands are missing here: {', '.join(missing)}")
@@ -130,16 +132,16 @@ def site_findings(site: Site) -> Iterator[Finding]:
         yield Finding("ok", f"{name} is {settings.get(name, 'unknown')}")
 
 
-def job_findings(folder: Path, resources: Resources) -> Iterator[Finding]:
-    """Yield what the ranks of the probe saw."""
-    seen = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+def job_findings(shared_dir: Path, resources: Resources) -> Iterator[Finding]:
+    """Yield the checks that the ranks of the probe made."""
+    seen = [json.loads(path.read_text()) for path in sorted(shared_dir.glob("rank-*.json"))]
     if len(seen) < resources.world_size:
-        yield Finding("bad", f"{len(seen)} of {resources.world_size} ranks wrote to {folder}:"
+        yield Finding("bad", f"{len(seen)} of {resources.world_size} ranks wrote to {shared_dir}:"
                              " is it shared by all nodes? See the logs of the job")  # fmt: skip
     for rank in seen:
         who = f"rank {rank['rank']} on {rank['name']}"
         if not rank["sees_token"]:
-            yield Finding("bad", f"{who} does not see what the login node wrote to {folder}")
+            yield Finding("bad", f"{who} does not see what the login node wrote to {shared_dir}")
         if "sum_is_right" not in rank:
             yield Finding("bad", f"{who} could not reach rank 0 at {rank['host']}, or failed"
                                  f" (interface {rank['interface'] or 'unknown'})")  # fmt: skip
@@ -149,7 +151,7 @@ def job_findings(folder: Path, resources: Resources) -> Iterator[Finding]:
             yield Finding("bad", f"{who}: the all-reduce gave a wrong sum")
         if resources.gpus_per_node and not rank["gpus"]:
             yield Finding(
-                "bad", f"{who} sees no GPU, although {resources.gpus_per_node} were asked"
+                "bad", f"{who} sees no GPU, although {resources.gpus_per_node} were requested"
             )
         size = VALUES * 4 / 1e9
         yield Finding("bad" if wrong else "ok",
@@ -158,52 +160,67 @@ def job_findings(folder: Path, resources: Resources) -> Iterator[Finding]:
                       f" over {rank['ranks']} ranks in {rank['seconds']:.2f} s")  # fmt: skip
 
 
-def doctor_command(args: argparse.Namespace) -> None:
-    """Check the site and print the findings.
+@dataclass(frozen=True)
+class ProbeJob:
+    """Inspect a node, and all-reduce with the other ranks.
 
-    Raises:
-        SlurmError: A finding is bad.
+    Attributes:
+        shared_dir: Shared directory; every rank writes its findings there.
+        token: What the login node has written to `<shared_dir>/token`.
     """
-    target, folder = target_of(args), args.folder.absolute()
-    resources = resources_of(args, minutes=5)
-    if target.dry_run:
-        target.launch(probe_submission(folder, "TOKEN", resources, target.site))
+
+    shared_dir: Path
+    token: str
+
+    @property
+    def title(self) -> str:
+        """What it does, for people."""
+        return "inspect the nodes"
+
+    def finished(self) -> bool:
+        """Never: a site may change."""
+        return False
+
+    def __call__(self) -> str:
+        """Inspect the node of this rank."""
+        task = this_task()
+        enter_rank(task)
+        seen = {"rank": task.rank, "host": task.hosts[0], "name": socket.gethostname(),
+                "sees_token": self._sees_token(), "cores": len(os.sched_getaffinity(0)),
+                "interface": os.environ.get("GLOO_SOCKET_IFNAME", "")}  # fmt: skip
+        write_json(self.shared_dir / f"rank-{task.rank}.json", seen)
+        seen |= _all_reduce()
+        write_json(self.shared_dir / f"rank-{task.rank}.json", seen)
+        return "finished"
+
+    def checkpoint(self) -> None:
+        """Tell submitit that it is not run again."""
         return
-    found = list(site_findings(target.site))
-    if not args.no_job and have_slurm() and target.cluster == "slurm":
-        target.check(resources, folder)
-        found += _probe(folder, resources, target, args.patience)
-    for finding in found:
-        print(f"{finding.verdict:8} {finding.text}")
-    bad = [finding for finding in found if finding.verdict == "bad"]
-    if bad:
-        raise SlurmError(f"{len(bad)} of {len(found)} checks found something bad")
+
+    def _sees_token(self) -> bool:
+        try:
+            return (self.shared_dir / "token").read_text() == self.token
+        except OSError:
+            return False
 
 
-def probe_submission(folder: Path, token: str, resources: Resources, site: Site) -> Submission:
-    """Return the job that looks around on the nodes and writes to `doctor-<token>/` in a folder."""
-    place = folder / f"doctor-{token}"
-    return Submission(
-        kind="doctor", name="doctor", folder=place, jobs=[ProbeJob(place, token)],
-        resources=resources, site=site,
-    )  # fmt: skip
+def _all_reduce() -> dict[str, Any]:
+    """All-reduce a known tensor; returns whether the sum is right, and how long it took."""
+    import torch
 
+    from dist_train.runtime.world import init_world
 
-def _probe(
-    folder: Path, resources: Resources, target: Target, patience: float
-) -> Iterator[Finding]:
-    token = secrets.token_hex(8)
-    submission = probe_submission(folder, token, resources, target.site)
-    submission.folder.mkdir(parents=True)
-    (submission.folder / "token").write_text(token)
-    record = submit(submission)
-    if _wait(record, patience):
-        yield from job_findings(submission.folder, resources)
-        return
-    job = queued([record.job_id]).get(record.job_id)
-    run_slurm(["scancel", record.job_id])
-    why = f"{job.state}, {job.reason}" if job else "gone"
-    yield Finding("bad", f"the job did not end in {patience:.0f} s ({why}); logs: {record.logs}")
+    world = init_world()
+    ones = torch.ones(VALUES, device=world.device)
+    world.all_reduce_sum(ones)
+    world.barrier()
+    start = time.monotonic()
+    total = world.all_reduce_sum(ones)
+    right = bool((total == world.size).all())
+    seconds = time.monotonic() - start
+    world.close()
+    return {"sum_is_right": right, "device": str(world.device), "seconds": seconds,
+            "gpus": torch.cuda.device_count(), "ranks": world.size}  # fmt: skip
 
 
 def _wait(record: JobRecord, patience: float) -> bool:
@@ -222,12 +239,26 @@ def _settings() -> dict[str, str]:
     return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
 
+def doctor_command(args: argparse.Namespace) -> None:
+    """Check the site."""
+    options = submit_options(args)
+    examine(
+        DoctorRequest(
+            shared_dir=args.folder.absolute(),
+            submit_probe=not args.no_job,
+            patience=args.patience,
+            resources=options.resources(minutes=5),
+            target=options.target,
+        )
+    )
+
+
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="shared folder to try (default: this one)"
+        "--folder", type=Path, default=Path(), help="shared directory to try (default: this one)"
     )
     parser.add_argument("--no-job", action="store_true", help="only ask Slurm, submit nothing")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for the job")
-    add_resources(parser)
+    add_submit_options(parser)
     parser.set_defaults(command=doctor_command)

@@ -1,4 +1,4 @@
-"""What a job asks of the scheduler, and how often it is run again."""
+"""What a job requests from the scheduler, and the limits of running it again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """One job's request; empty text and 0 leave a thing to the site profile or to Slurm.
+    """The request of a job; empty text and 0 leave a value to the site profile or to Slurm.
 
     Attributes:
         nodes: Number of nodes.
         tasks_per_node: Ranks on each of them, one per GPU.
-        gpus_per_node: GPUs on each of them; 0 on a CPU cluster.
+        gpus_per_node: GPUs on each of them; 0 without GPUs.
         minutes: Time limit.
-        min_minutes: Shortest time limit that will do, if that lets the job start sooner (before a
-            maintenance reservation); 0 wants all of `minutes`.
+        min_minutes: Shortest acceptable time limit, if that lets the job start sooner (before a
+            maintenance reservation); 0 insists on `minutes`.
         dependency: Jobs to wait for, as Slurm writes it (`afterok:12`).
         begin: Earliest start, as Slurm writes it (`now+6hours`).
         array_parallelism: How many tasks of an array run at once.
         nice: Lowers the priority.
-        fallback_nodes: Fewer nodes that will do if the wanted ones are long in coming, in order.
-        shrink_minutes: How long each number of nodes is waited for.
+        fallback_nodes: Smaller numbers of nodes to try in order if the full one stays pending.
+        shrink_minutes: How long each number of nodes may stay pending.
     """
 
     nodes: int = 1
@@ -91,7 +91,7 @@ class Resources:
             "nice": self.nice,
             "time_min": self.min_minutes,
         }
-        if self.dependency:  # else a job whose predecessor failed would wait for ever
+        if self.dependency:  # otherwise a job whose predecessor failed would wait forever
             further["kill_on_invalid_dep"] = "yes"
         return {
             "time": self.minutes,
@@ -109,11 +109,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Policy:
-    """How often a job is run again.
+    """The limits of running a job again.
 
     Attributes:
-        max_stalled: Starts in a row that save nothing new, after which it stops.
-        max_crashes: Crashes in all, after which it stops.
+        max_stalled: Stop after this many starts in a row that save nothing new.
+        max_crashes: Stop after this many crashes in all.
         backoff_seconds: Wait after the first crash; doubles with each in a row, up to an hour.
     """
 
@@ -123,9 +123,9 @@ class Policy:
 
 
 def parse_minutes(text: str) -> int:
-    """Parse Slurm's ways to write a time limit into whole minutes, rounded up.
+    """Parse a time limit as Slurm writes it; returns minutes, rounded up.
 
-    `90`, `90:00`, `1:30:00`, `2-12`, `2-12:00` and `2-12:00:00` are known.
+    `90`, `90:00`, `1:30:00`, `2-12`, `2-12:00` and `2-12:00:00` are valid.
 
     Raises:
         ValueError: The text is none of them, or zero.
@@ -147,7 +147,7 @@ def parse_minutes(text: str) -> int:
 
 
 def check_job_name(name: str) -> str:
-    """Return a job name that is safe everywhere. Raises ValueError otherwise."""
+    """Return a job name if it is safe everywhere. Raises ValueError otherwise."""
     if not JOB_NAME.fullmatch(name):
         raise ValueError(
             f"the job name {name!r} may only have letters, digits, '.', '_' and '-', and starts"

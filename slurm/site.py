@@ -1,4 +1,4 @@
-"""The site profile (TOML): what a cluster wants of every job, so that recipes need not know it.
+"""The site profile (TOML): facts of a cluster that hold for every job, kept out of recipes.
 
     partition = "gpu"
     account = "diffusion"
@@ -6,8 +6,8 @@
     setup = ["module load cuda/12.4"] # lines of the batch script, before the job
     network_interface = "ib0"
 
-Looked for in `--site FILE`, $RELAYWAVE_SITE, and ~/.config/relaywave/site.toml; without any of them
-Slurm's own defaults hold. Every key is an attribute of `Site`; an unknown one is refused.
+It is `--site FILE`, else $RELAYWAVE_SITE, else ~/.config/relaywave/site.toml; without any of them
+Slurm's own defaults hold. Every key is an attribute of `Site`; an unknown one is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Container:
     Attributes:
         image: Image file or reference; "" runs without a container.
         runtime: `pyxis` (options of srun) or `apptainer` (a command around Python).
-        mounts: Folders seen inside, as `/outside:/inside`.
+        mounts: Directories to mount, as `/outside:/inside`.
         python: Python inside the container.
     """
 
@@ -40,10 +40,10 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Facts of a cluster.
+    """The site profile.
 
     Attributes:
-        partition: Partition of jobs that name none; "" is Slurm's default.
+        partition: Partition of jobs that request none; "" is Slurm's default.
         account: Account likewise.
         qos: Quality of service likewise.
         constraint: Node features likewise.
@@ -56,15 +56,15 @@ class Site:
         open_files: Limit on open files per process; 0 leaves it.
         setup: Lines of the batch script before the job (modules, proxies).
         environment: Variables of every task.
-        network_interface: Interface of NCCL and gloo; "" takes the one that leads to rank 0.
-        scratch: Folder on each node's own disk for temporary files and caches; variables such as
-            $SLURM_JOB_ID are filled in there. "" is the system's.
-        shared: Roots of the file systems that all nodes see; run folders must lie in one of them.
-            Empty: only folders that are certainly local (such as /tmp) are refused.
-        signal_seconds: How long before the time limit a job is told to save.
+        network_interface: Interface of NCCL and gloo; "" takes the one that reaches rank 0.
+        scratch: Directory on each node's own disk for temporary files and caches; variables such
+            as $SLURM_JOB_ID are expanded there. "" is the system's.
+        shared: Roots of the file systems that all nodes see; run directories must be in one of
+            them. Empty: only directories that are certainly local (such as /tmp) are rejected.
+        signal_seconds: How long before the time limit a job gets the signal to save.
         container: What tasks run in.
-        array_parallelism: How many tasks of an array run at once.
-        source: The file that this was read from, for jobs that submit others; not to be set.
+        array_parallelism: How many tasks of an array may run at once.
+        source: The file that this was read from, for jobs that submit others; do not set it.
     """
 
     partition: str = ""
@@ -94,16 +94,16 @@ class Site:
             raise ValueError(f"array_parallelism={self.array_parallelism} must be positive")
         for root in self.shared:
             if not root.startswith("/"):
-                raise ValueError(f"shared={root!r} must be an absolute folder")
+                raise ValueError(f"shared={root!r} must be an absolute directory")
 
 
 def read_site(path: Path | None = None) -> Site:
-    """Read the site profile of a file, or of the usual places.
+    """Read the site profile from a file, or from the default places.
 
     Raises:
-        ConfigError: The file cannot be read, is not TOML, or has an unknown or unfit key.
+        ConfigError: The file cannot be read, is not TOML, or has an unknown key or wrong value.
     """
-    found = path or _usual_place()
+    found = path or _default_place()
     if found is None:
         return Site()
     try:
@@ -113,9 +113,9 @@ def read_site(path: Path | None = None) -> Site:
     return replace(from_json(Site, document, found.name), source=str(found.absolute()))
 
 
-def _usual_place() -> Path | None:
+def _default_place() -> Path | None:
     named = os.environ.get("RELAYWAVE_SITE")
     if named:
         return Path(named)
-    usual = Path.home() / ".config" / "relaywave" / "site.toml"
-    return usual if usual.exists() else None
+    default = Path.home() / ".config" / "relaywave" / "site.toml"
+    return default if default.exists() else None

@@ -1,4 +1,4 @@
-"""Slurm's commands, asked and answered in plain types. Nothing here goes through a shell."""
+"""Slurm's own commands, called without a shell; answers are parsed into plain types."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ MAINTENANCE = "MaintenanceHasBegun"
 """Our reason of a running job whose nodes are under maintenance; Slurm leaves it alone."""
 REASONS = {
     MAINTENANCE: "on nodes that it runs on: `scancel --signal=USR2 ID` saves and requeues it now,"
-    " else it goes on until they are taken",
+    " otherwise it runs until they are taken down",
     "reserv": "its time limit reaches into a reservation, such as a maintenance: it starts after"
     " that, or before with a --time or --time-min that ends sooner",
-    "JobArrayTaskLimit": "its array runs as many tasks at once as it may",
+    "JobArrayTaskLimit": "its array runs as many tasks at once as allowed",
     "DependencyNeverSatisfied": "a job that it waits for failed: cancel it, and submit it again",
     "Dependency": "it waits for other jobs",
-    "BeginTime": "it starts later, as asked, or as after each requeue",
-    "Held": "it is held: `scontrol release ID` lets it go on",
+    "BeginTime": "it starts later, as requested, or as after each requeue",
+    "Held": "it is held: `scontrol release ID` releases it",
     "held": "it could not be started and is held: look at its nodes, then `scontrol release ID`",
-    "Partition": "its partition is down, or does not allow so many nodes or so much time",
-    "QOS": "a limit of the QOS is reached: it waits for other jobs of it, or asks for too much",
-    "Assoc": "a limit of the account is reached: it waits for other jobs of it, or asks too much",
+    "Partition": "its partition is down, or does not allow that many nodes or that much time",
+    "QOS": "a limit of the QOS is reached: it waits for its other jobs, or requests too much",
+    "Assoc": "a limit of the account is reached: it waits for its other jobs, or requests too much",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved: see `sinfo -R`, and"
     " `scontrol show reservation`",
-    "BadConstraints": "no nodes are as it asks: compare --constraint, --mem and --gpus-per-node",
+    "BadConstraints": "no nodes match its request: compare --constraint, --mem and --gpus-per-node",
     "Licenses": "it waits for licenses",
 }
-"""What Slurm's reasons of pending jobs mean, by a part of their text; the first that fits holds."""
+"""What Slurm's reasons of pending jobs mean, by a part of their text; the first match counts."""
 
 
 class SlurmError(ValueError):
-    """Slurm is not here, does not answer, or refuses; the message is one line."""
+    """Slurm is missing, does not answer, or rejects a request; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class QueuedJob:
 
 
 def explain(reason: str) -> str:
-    """Return what a pending job's reason means and what to do, "" if that is plain."""
+    """Return what a pending job's reason means and what to do, "" if that is clear."""
     return next((text for part, text in REASONS.items() if part in reason), "")
 
 
@@ -101,9 +101,9 @@ def queued(job_ids: Iterable[str] | None = None) -> dict[str, QueuedJob]:
 
 
 def describe(job_id: str) -> dict[str, str]:
-    """Return what slurmctld knows of a job (`scontrol show job`), by field name."""
-    words = run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    """Return what slurmctld knows about a job (`scontrol show job`), by field name."""
+    fields = run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split()
+    return dict(field.split("=", 1) for field in fields if "=" in field)
 
 
 def idle_nodes(partition: str) -> int:
@@ -122,7 +122,7 @@ def under_maintenance() -> set[str]:
     return set(run_slurm(command).split())
 
 
-def nodes_are_away() -> bool:
+def nodes_are_unavailable() -> bool:
     """Whether any node is down, drained or reserved now, or will be reserved."""
     states = run_slurm(["sinfo", "--noheader", "--Node", "--format=%T"]).split()
     if set(states) - {"idle", "mixed", "allocated", "completing"}:
@@ -131,7 +131,7 @@ def nodes_are_away() -> bool:
 
 
 def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:
-    """Return sacct's rows of whole allocations, one for each time that a job ran."""
+    """Return sacct's rows of allocations (not steps), one for each time that a job ran."""
     ids = sorted(set(job_ids))
     if not ids:
         return []
@@ -142,11 +142,11 @@ def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, 
 
 
 def submission_problem(script: str) -> str:
-    """Return why Slurm would refuse a batch script, "" if it would not; queues nothing."""
+    """Return why Slurm would reject a batch script, "" if it would not; queues nothing."""
     done = subprocess.run(
         ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         return ""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("allocation failure: ") if lines else "sbatch refuses it"
+    return lines[-1].removeprefix("allocation failure: ") if lines else "sbatch rejects it"

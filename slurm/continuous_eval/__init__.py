@@ -1,8 +1,8 @@
 """Scheduled evaluation of the snapshots of runs, each exactly once.
 
-command.py    `python -m slurm reconcile`: the command around `slurm.continuous_eval.reconcile`
-leases.py     Who evaluates a snapshot
-plan.py       What is evaluated of a run while it trains: `evaluation/plan.json` in its folder
-reconcile.py  `python -m slurm reconcile RUNS`
-results.py    Results of scheduled evaluation, and what follows
+command.py    `python -m slurm reconcile`: submit due evaluations, once or every few minutes
+schedule.py   The evaluation schedule of a run (`evaluation/plan.json`), and the job that evaluates
+reconcile.py  Which evaluations are due, and their submission
+leases.py     Claims: which caller submits an evaluation, and which job runs it
+results.py    Results: loggers, the best snapshot, early stop, removal of old snapshots
 """

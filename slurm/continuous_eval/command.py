@@ -1,63 +1,101 @@
-"""`python -m slurm reconcile`: the command around `slurm.continuous_eval.reconcile`."""
+"""`python -m slurm reconcile`: submit due evaluations, once or every few minutes."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.config_io import ConfigError, read_config
-from slurm.continuous_eval.plan import EvaluationPlan, total_images, write_plan
 from slurm.continuous_eval.reconcile import (
     ReconcileJob,
     Report,
-    bring_about,
     due,
-    needed_plan,
+    maintain,
+    required_schedule,
     submission_of,
 )
+from slurm.continuous_eval.schedule import EvaluationSchedule, total_images, write_schedule
 from slurm.jobs.interpreter import code_variables, slurm_command
-from slurm.resources import check_job_name
 from slurm.site import Site
 from slurm.slurm_cli import SlurmError, have_slurm, queued
-from slurm.submit.arguments import Target, add_resources, resources_of, target_of
+from slurm.submit.arguments import SubmitOptions, Target, add_submit_options, submit_options
 from slurm.submit.check_arguments import check_protocol
 
 
-def reconcile_command(args: argparse.Namespace) -> None:
-    """Submit what is missing of scheduled evaluation, once or every few minutes."""
-    target = target_of(args)
-    runs = tuple(run.absolute() for run in args.runs)
-    for run_dir in runs:
-        total_images(run_dir)
-    if args.every is not None and args.every < 1:
-        raise ValueError(f"--every={args.every} must be at least 1 minute")
-    if args.print_scrontab:
-        print(scrontab_line(runs, args.every or 30, target.site))
-        return
-    plan = read_checked(args.plan) if args.plan else None
-    if plan is not None and not args.dry_run:
-        for run_dir in runs:
-            write_plan(run_dir, plan)
-    if not (have_slurm() or args.dry_run):
+@dataclass(frozen=True, kw_only=True)
+class ReconcileRequest:
+    """Runs whose due evaluations are to be submitted.
+
+    Attributes:
+        run_dirs: The run directories.
+        schedule: The schedule to give them; None leaves theirs.
+        every_minutes: Time between the jobs of a series; None reconciles once, in this process.
+        submit: Where to, and what each job of a series requests.
+
+    Raises:
+        ValueError: The interval is not positive, or a run directory has no configuration.
+    """
+
+    run_dirs: tuple[Path, ...]
+    schedule: EvaluationSchedule | None
+    every_minutes: int | None
+    submit: SubmitOptions
+
+    def __post_init__(self) -> None:
+        if self.every_minutes is not None and self.every_minutes < 1:
+            raise ValueError(f"--every={self.every_minutes} must be at least 1 minute")
+        for run_dir in self.run_dirs:
+            total_images(run_dir)
+
+
+def submit_due(request: ReconcileRequest) -> None:
+    """Write the schedule, if there is a new one, and submit what is due, or a series that does."""
+    target, schedule = request.submit.target, request.schedule
+    if schedule is not None and not target.dry_run:
+        for run_dir in request.run_dirs:
+            write_schedule(run_dir, schedule)
+    if not (have_slurm() or target.dry_run):
         raise SlurmError("there is no Slurm on this machine: log in to the cluster")
-    if args.every:
-        _submit_series(args, runs, target)
+    if request.every_minutes:
+        _submit_series(request, request.every_minutes)
         return
-    for run_dir in runs:
-        if args.dry_run:
-            _show(run_dir, plan or needed_plan(run_dir), target)
+    for run_dir in request.run_dirs:
+        if target.dry_run:
+            _show(run_dir, schedule or required_schedule(run_dir), target)
             continue
-        for told in bring_about(run_dir, target.site):
-            print(f"{run_dir.name}: {told}")
+        for message in maintain(run_dir, target.site):
+            print(f"{run_dir.name}: {message}")
 
 
-def scrontab_line(runs: Sequence[Path], minutes: int, site: Site) -> str:
+def _submit_series(request: ReconcileRequest, minutes: int) -> None:
+    """Submit the first of the jobs that reconcile and submit themselves again."""
+    target, runs = request.submit.target, request.run_dirs
+    job = ReconcileJob(
+        runs, minutes, target.site, request.submit.resources(minutes=15),
+        request.submit.job_name(f"reconcile-{runs[0].name}"),
+    )  # fmt: skip
+    queue = {} if target.dry_run else queued()
+    if any(other.name == job.name for other in queue.values()):
+        raise SlurmError(f"a job {job.name} is in the queue already; cancel it first")
+    target.check(job.resources, *runs)
+    target.launch(job.submission())
+
+
+def _show(run_dir: Path, schedule: EvaluationSchedule, target: Target) -> None:
+    """Print the batch script of what would be submitted; claims and writes nothing."""
+    jobs = due(run_dir, schedule, Report())
+    if jobs:
+        target.launch(submission_of(jobs, run_dir, schedule, target.site))
+
+
+def scrontab_line(run_dirs: Sequence[Path], minutes: int, site: Site) -> str:
     """Return the line of a crontab that reconciles runs every few minutes.
 
     Raises:
-        ValueError: A crontab cannot say it: it counts within an hour, or whole hours.
+        ValueError: A crontab cannot express it: it counts within an hour, or in whole hours.
     """
     hours, rest = divmod(minutes, 60)
     if hours and (rest or hours > 23):
@@ -65,54 +103,49 @@ def scrontab_line(runs: Sequence[Path], minutes: int, site: Site) -> str:
     when = f"0 */{hours} * * *" if hours else f"*/{minutes} * * * *"
     variables = [f"{name}={value}" for name, value in code_variables().items()]
     options = ["--site", site.source] if site.source else []
-    command = ["env", *variables, *slurm_command("reconcile", *map(str, runs), *options)]
+    command = ["env", *variables, *slurm_command("reconcile", *map(str, run_dirs), *options)]
     return f"{when} cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
 
 
-def read_checked(path: Path) -> EvaluationPlan:
-    """Read a plan, and check that its protocols can be evaluated.
+def read_checked(path: Path) -> EvaluationSchedule:
+    """Read a schedule, and check that its protocols can be evaluated.
 
     Raises:
-        ValueError: It does not parse, or a protocol's words would be refused.
+        ValueError: It does not parse, or the arguments of a protocol are invalid.
     """
-    plan = read_config(EvaluationPlan, path)
-    for protocol in plan.protocols:
+    schedule = read_config(EvaluationSchedule, path)
+    for protocol in schedule.protocols:
         try:
             check_protocol(protocol.words)
         except (ValueError, OSError) as error:
             raise ConfigError(f"{path}, protocol {protocol.name}: {error}") from None
-    return plan
+    return schedule
 
 
-def _submit_series(args: argparse.Namespace, runs: tuple[Path, ...], target: Target) -> None:
-    """Submit the first of the jobs that reconcile and submit themselves again."""
-    job = ReconcileJob(
-        runs, args.every, target.site, resources_of(args, minutes=15),
-        check_job_name(args.name or f"reconcile-{runs[0].name}"),
-    )  # fmt: skip
-    waiting = {} if args.dry_run else queued()
-    if any(other.name == job.name for other in waiting.values()):
-        raise SlurmError(f"a job {job.name} is in the queue already; cancel it first")
-    target.check(job.resources, *runs)
-    target.launch(job.submission())
-
-
-def _show(run_dir: Path, plan: EvaluationPlan, target: Target) -> None:
-    """Print the batch script of what would be submitted; claims and writes nothing."""
-    jobs = due(run_dir, plan, Report())
-    if jobs:
-        target.launch(submission_of(jobs, run_dir, plan, target.site))
+def reconcile_command(args: argparse.Namespace) -> None:
+    """Submit due evaluations, or print the line of a crontab that does."""
+    request = ReconcileRequest(
+        run_dirs=tuple(run_dir.absolute() for run_dir in args.runs),
+        schedule=read_checked(args.plan) if args.plan and not args.print_scrontab else None,
+        every_minutes=args.every,
+        submit=submit_options(args),
+    )
+    if args.print_scrontab:
+        site = request.submit.target.site
+        print(scrontab_line(request.run_dirs, request.every_minutes or 30, site))
+        return
+    submit_due(request)
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:
     """Add the options of `reconcile`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--plan", type=Path, help="evaluation plan (JSON) to give the runs")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--plan", type=Path, help="evaluation schedule (JSON) to give the runs")
     parser.add_argument(
         "--every", type=int, metavar="MINUTES", help="as a Slurm job that submits itself again"
     )
     parser.add_argument(
-        "--print-scrontab", action="store_true", help="print the line for scrontab and stop"
+        "--print-scrontab", action="store_true", help="print the line for scrontab and exit"
     )
-    add_resources(parser)
+    add_submit_options(parser)
     parser.set_defaults(command=reconcile_command)

@@ -1,14 +1,14 @@
-"""Who evaluates a snapshot: exactly once, however many ask for it and whoever is killed.
+"""Claims: each evaluation runs exactly once, however many callers there are.
 
-Beside a result `evaluation/<images>/<protocol>.json` lie, for each attempt n,
+In the directory of a result `evaluation/<images>/<protocol>.json` there are, for each attempt n,
 
-.<protocol>.<n>.claim   a caller of `reconcile` wants to submit it; made by one caller only
-.<protocol>.<n>.job     the job that it became
-.<protocol>.<n>.start   the job that has begun it, or "" if it was given up before; made once only
+.<protocol>.<n>.claim   a caller of `reconcile` will submit it; created by one caller only
+.<protocol>.<n>.job     the job that was submitted
+.<protocol>.<n>.start   the job that runs it, or "" if the claim expired before; created once only
 
-All are made by hard links, which exist or not as a whole, on network file systems too. A caller
-that is killed between its claim and its submission is replaced after a while; should its job come
-after all, it finds that it was given up, and does nothing.
+All are created by hard links, which is atomic on network file systems too. If a caller is killed
+before its submission, its claim expires after a while; if its job starts anyway, it sees that its
+claim expired and exits.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ class Work:
     protocol: str
 
     @property
-    def folder(self) -> Path:
-        """Folder of the snapshot's results."""
+    def result_dir(self) -> Path:
+        """Directory of the snapshot's results."""
         return self.run_dir / "evaluation" / f"{self.images:012d}"
 
     @property
     def result(self) -> Path:
-        """The result; it exists when all of it is there."""
-        return self.folder / f"{self.protocol}.json"
+        """The result; it exists once it is complete."""
+        return self.result_dir / f"{self.protocol}.json"
 
     @property
     def unfinished(self) -> Path:
-        """The result as long as metrics are missing."""
-        return self.folder / f"{self.protocol}.working.json"
+        """The result while metrics are missing."""
+        return self.result_dir / f"{self.protocol}.working.json"
 
     @property
     def attempts(self) -> int:
-        """How often the work was claimed."""
-        claims = self.folder.glob(f".{self.protocol}.*.claim")
+        """How often it was claimed."""
+        claims = self.result_dir.glob(f".{self.protocol}.*.claim")
         return max((int(claim.name.split(".")[-2]) for claim in claims), default=0)
 
     @property
     def failures(self) -> int:
-        """How many attempts became a job; of a work without result or live attempt, all failed."""
+        """How many attempts became a job; without a result or a live attempt, all have failed."""
         return sum(1 for n in range(1, self.attempts + 1) if self.job_of(n))
 
     def claim(self, attempt: int) -> bool:
@@ -64,17 +64,17 @@ class Work:
         return create(self._file(attempt, "claim"), {"time": time.time(), "pid": os.getpid()})
 
     def submitted(self, attempt: int, job_id: str) -> None:
-        """Note the job that an attempt became."""
+        """Note the job that an attempt was submitted as."""
         write_json(self._file(attempt, "job"), {"job": job_id})
 
     def start(self, attempt: int, job_id: str) -> bool:
-        """Begin an attempt, in each of its tasks; returns whether it is this job's to do."""
+        """Start an attempt, in each task; returns whether this job is the one to run it."""
         mark = self._file(attempt, "start")
         create(mark, {"time": time.time(), "job": job_id})
         return bool(json.loads(mark.read_text())["job"] == job_id)
 
     def job_of(self, attempt: int) -> str:
-        """Return the job that began an attempt, or was submitted for it; "" if none is known."""
+        """Return the job that runs an attempt, or was submitted for it; "" if none is known."""
         for kind in ("start", "job"):
             noted = self._read(attempt, kind)
             if noted and noted["job"]:
@@ -88,34 +88,34 @@ class Work:
         patience: float,
         ask: Callable[[], Collection[str]] = tuple,
     ) -> bool:
-        """Whether an attempt may still come to an end; gives it up if it cannot.
+        """Whether an attempt may still produce a result; if not, its claim expires for good.
 
         Args:
             attempt: Its number.
             queue: Ids of the jobs in Slurm's queue, asked *before* the result was looked for.
-            patience: Seconds that a claim without a job stands.
-            ask: Asks for the queue anew: one that was asked for before a job was submitted does
-                not know it. A job that is in neither has ended, perhaps with a result just now.
+            patience: Seconds after which a claim without a job expires.
+            ask: Asks for the queue again: one from before a job was submitted does not list it. A
+                job in neither has ended, perhaps with a result just now.
         """
         started = self._read(attempt, "start")
         if started is not None:
-            begun = started["job"]
-            return bool(begun) and (begun in queue or begun in ask())
+            running = started["job"]
+            return bool(running) and (running in queue or running in ask())
         job_id, claimed = self.job_of(attempt), self._read(attempt, "claim") or {"time": 0.0}
         if job_id in queue or (not job_id and time.time() - claimed["time"] < patience):
             return True
         if job_id and job_id in ask():
             return True
-        given_up = create(self._file(attempt, "start"), {"time": time.time(), "job": ""})
-        return not given_up
+        expired = create(self._file(attempt, "start"), {"time": time.time(), "job": ""})
+        return not expired
 
     def ended(self, attempt: int) -> float:
-        """Return when a dead attempt was begun or given up, in Unix time."""
+        """Return when a dead attempt started or expired, in Unix time."""
         started = self._read(attempt, "start")
         return float(started["time"]) if started else 0.0
 
     def finish(self) -> None:
-        """Make the result count."""
+        """Commit the result."""
         try:
             os.link(self.unfinished, self.result)
         except FileExistsError:
@@ -130,11 +130,11 @@ class Work:
         return content
 
     def _file(self, attempt: int, kind: str) -> Path:
-        return self.folder / f".{self.protocol}.{attempt}.{kind}"
+        return self.result_dir / f".{self.protocol}.{attempt}.{kind}"
 
 
 def create(path: Path, content: dict[str, Any]) -> bool:
-    """Make a file with its content, unless it exists; returns whether it was made."""
+    """Create a file with its content, unless it exists; returns whether it was created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(content))

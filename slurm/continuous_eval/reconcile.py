@@ -1,8 +1,8 @@
-"""`python -m slurm reconcile RUNS`: scheduled evaluation, brought to the wanted state.
+"""Which evaluations of a run are due, and their submission.
 
-Wanted are committed snapshots x protocols; missing is what has neither a result nor a live attempt;
-the missing are submitted as one throttled array. Anyone may call it at any time, also several at
-once: rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user. See leases.py.
+Every committed snapshot is evaluated by every protocol that wants it. Those that have neither a
+result nor a live attempt are submitted as one throttled array. Several callers may run at once
+(rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user); see leases.py.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm.continuous_eval.leases import Work
-from slurm.continuous_eval.plan import EvalJob, EvaluationPlan, read_plan, snapshots, total_images
-from slurm.continuous_eval.results import mark_best, mirror, prune, stop_early
-from slurm.jobs.exit_reason import last_words
+from slurm.continuous_eval.results import log_results, mark_best, prune, stop_early
+from slurm.continuous_eval.schedule import (
+    EvalJob,
+    EvaluationSchedule,
+    read_schedule,
+    snapshots,
+    total_images,
+)
+from slurm.jobs.exit_reason import reason_in_logs
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.slurm_cli import queued
@@ -30,7 +36,7 @@ Submit = Callable[[Submission], JobRecord]
 
 @dataclass
 class Report:
-    """What a call of `reconcile` found and did, in numbers and names of evaluations."""
+    """What a call of `reconcile` found and did: counts and titles of evaluations."""
 
     wanted: int = 0
     done: int = 0
@@ -52,50 +58,50 @@ class Report:
 
 
 def reconcile(run_dir: Path, site: Site, submit_jobs: Submit = submit) -> Report:
-    """Submit what is missing of a run's evaluation plan, and note what follows from the results.
+    """Submit the due evaluations of a run, and apply what follows from its results.
 
     Raises:
-        ConfigError: The run has no plan, or it does not parse.
+        ConfigError: The run has no schedule, or it does not parse.
         SlurmError: Slurm does not answer; nothing was claimed.
     """
-    plan, report = needed_plan(run_dir), Report()
-    jobs = [job for job in due(run_dir, plan, report) if job.work.claim(job.attempt)]
+    schedule, report = required_schedule(run_dir), Report()
+    jobs = [job for job in due(run_dir, schedule, report) if job.work.claim(job.attempt)]
     if jobs:
-        record = submit_jobs(submission_of(jobs, run_dir, plan, site))
+        record = submit_jobs(submission_of(jobs, run_dir, schedule, site))
         for job, job_id in zip(jobs, record.task_ids, strict=True):
             job.work.submitted(job.attempt, job_id)
         report.submitted = [job.title for job in jobs]
-    report.best = mark_best(run_dir, plan)
-    mirror(run_dir)
-    stop_early(run_dir, plan, report.best)
-    prune(run_dir, plan, total_images(run_dir), report.best)
+    report.best = mark_best(run_dir, schedule)
+    log_results(run_dir)
+    stop_early(run_dir, schedule, report.best)
+    prune(run_dir, schedule, total_images(run_dir), report.best)
     return report
 
 
-def needed_plan(run_dir: Path) -> EvaluationPlan:
-    """Return the plan of a run. Raises ValueError if it has none."""
-    plan = read_plan(run_dir)
-    if plan is None:
-        raise ValueError(f"{run_dir} has no evaluation plan; give one with --plan FILE")
-    return plan
+def required_schedule(run_dir: Path) -> EvaluationSchedule:
+    """Return the schedule of a run. Raises ValueError if it has none."""
+    schedule = read_schedule(run_dir)
+    if schedule is None:
+        raise ValueError(f"{run_dir} has no evaluation schedule; give one with --plan FILE")
+    return schedule
 
 
-def due(run_dir: Path, plan: EvaluationPlan, report: Report) -> list[EvalJob]:
-    """Return the attempts that are to be submitted now; counts all evaluations in the report."""
+def due(run_dir: Path, schedule: EvaluationSchedule, report: Report) -> list[EvalJob]:
+    """Return the attempts to submit now; counts all evaluations in the report."""
     queue = queued()  # before results are looked for: see Work.alive
     total = total_images(run_dir)
     wanted = (
         EvalJob(Work(run_dir, images, protocol.name), protocol, 0)
         for images in snapshots(run_dir)
-        for protocol in plan.protocols
+        for protocol in schedule.protocols
         if protocol.wants(images, total)
     )
-    found = (_next(job, plan, queue, report) for job in wanted)
+    found = (_next(job, schedule, queue, report) for job in wanted)
     return [job for job in found if job is not None]
 
 
 def _next(
-    job: EvalJob, plan: EvaluationPlan, queue: Collection[str], report: Report
+    job: EvalJob, schedule: EvaluationSchedule, queue: Collection[str], report: Report
 ) -> EvalJob | None:
     """Count one evaluation, and return the attempt at it that is due, if any."""
     work, last = job.work, job.work.attempts
@@ -103,51 +109,53 @@ def _next(
     report.wanted += 1
     if work.result.exists():
         report.done += 1
-    elif last and work.alive(last, queue, plan.claim_seconds, queued):
+    elif last and work.alive(last, queue, schedule.claim_seconds, queued):
         report.alive += 1
-    elif work.result.exists():  # it has ended meanwhile
+    elif work.result.exists():  # it ended in the meantime
         report.done += 1
-    elif failures >= plan.max_attempts:
-        report.failed.append(f"{job.title} ({_in_vain(work, failures, work.job_of(last))})")
-    elif failures and time.time() < work.ended(last) + plan.backoff_seconds * 2 ** (failures - 1):
+    elif failures >= schedule.max_attempts:
+        report.failed.append(f"{job.title} ({_last_failure(work, failures, work.job_of(last))})")
+    elif failures and time.time() < work.ended(last) + schedule.backoff_seconds * 2 ** (
+        failures - 1
+    ):
         report.waiting += 1
     else:
         return dataclasses.replace(job, attempt=last + 1)
     return None
 
 
-def _in_vain(work: Work, failures: int, job_id: str) -> str:
-    why = last_words(JobFolder(work.run_dir).jobs, job_id)
+def _last_failure(work: Work, failures: int, job_id: str) -> str:
+    why = reason_in_logs(JobDir(work.run_dir).jobs, job_id)
     return f"tried {failures} times, last as {job_id}{f': {why}' if why else ''}"
 
 
 def submission_of(
-    jobs: Sequence[EvalJob], run_dir: Path, plan: EvaluationPlan, site: Site
+    jobs: Sequence[EvalJob], run_dir: Path, schedule: EvaluationSchedule, site: Site
 ) -> Submission:
     """Return attempts as one throttled array of low priority."""
     resources = dataclasses.replace(
-        plan.resources,
-        partition=plan.resources.partition or site.evaluation_partition,
-        qos=plan.resources.qos or site.evaluation_qos,
-        nice=plan.resources.nice or 100,
+        schedule.resources,
+        partition=schedule.resources.partition or site.evaluation_partition,
+        qos=schedule.resources.qos or site.evaluation_qos,
+        nice=schedule.resources.nice or 100,
     )
     return Submission(
-        kind="eval", name=f"eval-{run_dir.name}", folder=run_dir, jobs=jobs,
+        kind="eval", name=f"eval-{run_dir.name}", root=run_dir, jobs=jobs,
         resources=resources, site=site,
     )  # fmt: skip
 
 
-def bring_about(run_dir: Path, site: Site) -> list[str]:
-    """Do all that is due for a run, evaluation and fewer nodes; returns what is to be told.
+def maintain(run_dir: Path, site: Site) -> list[str]:
+    """Do all that is due for a run, evaluation and fewer nodes; returns lines for the user.
 
     Raises:
-        ValueError: There is nothing that could be due.
+        ValueError: It is neither elastic nor has an evaluation schedule.
     """
-    told = resize_waiting(run_dir, queued())
-    elastic = any(record.resources.fallback_nodes for record in JobFolder(run_dir).records())
-    if read_plan(run_dir) is not None or not elastic:
-        told.append(str(reconcile(run_dir, site)))
-    return told or ["nothing to do"]
+    messages = resize_waiting(run_dir, queued())
+    elastic = any(record.resources.fallback_nodes for record in JobDir(run_dir).records())
+    if read_schedule(run_dir) is not None or not elastic:
+        messages.append(str(reconcile(run_dir, site)))
+    return messages or ["nothing to do"]
 
 
 @dataclass(frozen=True)
@@ -155,10 +163,10 @@ class ReconcileJob:
     """Reconcile runs now and, by submitting itself again, every few minutes until all is done.
 
     Attributes:
-        runs: Run folders.
+        runs: Run directories.
         minutes: Time between calls.
         site: The site profile.
-        resources: What each call asks for.
+        resources: What each call requests.
         name: Job name; Slurm runs one job of the name at a time.
     """
 
@@ -170,41 +178,43 @@ class ReconcileJob:
 
     @property
     def title(self) -> str:
-        """What it does, in a few words, for people."""
+        """What it does, for people."""
         return f"reconcile every {self.minutes} minutes"
 
     def finished(self) -> bool:
-        """Whether all runs have ended and everything wanted of them is evaluated."""
+        """Whether all runs have ended and are evaluated."""
         return all(self._finished(run_dir) for run_dir in self.runs)
 
     def __call__(self) -> str:
-        """Submit the next call, then do this one: a failure does not end the series."""
+        """Submit the next call, then do this one, so that a failure does not end the series."""
         if self.finished():
             return "finished"
         submit(self.submission(begin=f"now+{self.minutes}minutes"))
         for run_dir in self.runs:
-            for told in bring_about(run_dir, self.site):
-                print(f"{run_dir.name}: {told}", flush=True)
-        return "goes on"
+            for message in maintain(run_dir, self.site):
+                print(f"{run_dir.name}: {message}", flush=True)
+        return "continues"
 
     def submission(self, begin: str = "") -> Submission:
         """Return the submission of a call."""
         resources = dataclasses.replace(self.resources, begin=begin, dependency="singleton")
         return Submission(
-            kind="reconcile", name=self.name, folder=self.runs[0], jobs=[self],
+            kind="reconcile", name=self.name, root=self.runs[0], jobs=[self],
             resources=resources, site=self.site,
         )  # fmt: skip
 
     def _finished(self, run_dir: Path) -> bool:
-        plan, total = read_plan(run_dir), total_images(run_dir)
-        stopped = (JobFolder(run_dir).path / STOP).exists()
+        schedule, total = read_schedule(run_dir), total_images(run_dir)
+        stopped = (JobDir(run_dir).path / STOP).exists()
         existing = snapshots(run_dir)
-        if plan is None or not (stopped or (existing and existing[-1] >= total)):
-            return plan is None
+        if schedule is None or not (stopped or (existing and existing[-1] >= total)):
+            return schedule is None
         wanted = (
             Work(run_dir, images, protocol.name)
             for images in existing
-            for protocol in plan.protocols
+            for protocol in schedule.protocols
             if protocol.wants(images, total)
         )
-        return all(work.result.exists() or work.failures >= plan.max_attempts for work in wanted)
+        return all(
+            work.result.exists() or work.failures >= schedule.max_attempts for work in wanted
+        )

@@ -1,4 +1,8 @@
-"""Results of scheduled evaluation, and what follows: mirrors, the best snapshot, stop, pruning."""
+"""Results of scheduled evaluation, and what follows from them.
+
+They go to the run's loggers; the best snapshot is marked; training stops early; old snapshots are
+removed.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from slurm.continuous_eval.leases import Work
-from slurm.continuous_eval.plan import EvaluationPlan, snapshots
+from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobFolder, write_json
+from slurm.jobs.records import JobDir, write_json
 from slurm.slurm_cli import queued, run_slurm
 
 
@@ -31,7 +35,7 @@ def all_values(run_dir: Path) -> dict[tuple[int, str], dict[str, float]]:
     found = {}
     for path in sorted(run_dir.glob("evaluation/[0-9]*/*.json")):
         protocol = path.name.removesuffix(".json")
-        if "." in protocol:  # unfinished, or a mark
+        if "." in protocol:  # unfinished, or a claim
             continue
         result: dict[str, Any] = json.loads(path.read_text())
         found[int(path.parent.name), protocol] = {
@@ -42,26 +46,26 @@ def all_values(run_dir: Path) -> dict[tuple[int, str], dict[str, float]]:
     return found
 
 
-def mirror(run_dir: Path) -> int:
-    """Copy new results to where the run's metrics are mirrored; returns how many there were.
+def log_results(run_dir: Path) -> int:
+    """Send new results to the run's loggers, such as wandb; returns how many there were.
 
-    There is one writer at a time, in a record of its own beside that of training (which has
-    another writer), with images seen as its axis. A result is never copied twice.
+    One writer at a time sends them to a record of their own, `<run>-evaluation` (training writes
+    to the run's own), by images seen. No result is sent twice.
     """
     config = json.loads((run_dir / "config.json").read_text())
     if not (config.get("wandb_project") or config.get("tensorboard")):
         return 0
-    folder = run_dir / "evaluation"
-    with open(folder / ".mirror.lock", "w") as lock:
+    evaluation = run_dir / "evaluation"
+    with open(evaluation / ".mirror.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return 0  # the other writer finds them, or the next call
-        return _mirror(run_dir, folder)
+            return 0  # the other writer sends them, or the next call
+        return _log_new_results(run_dir, evaluation)
 
 
-def _mirror(run_dir: Path, folder: Path) -> int:
-    noted = folder / ".mirrored.json"
+def _log_new_results(run_dir: Path, evaluation: Path) -> int:
+    noted = evaluation / ".mirrored.json"
     done = {tuple(key) for key in json.loads(noted.read_text())} if noted.exists() else set()
     rows = all_values(run_dir)
     new = [key for key in rows if key not in done]
@@ -71,58 +75,58 @@ def _mirror(run_dir: Path, folder: Path) -> int:
     from dist_train.monitoring.loggers import start_mirrors
     from models.config_io import read_config
 
-    place = folder / "mirror" / f"{run_dir.name}-evaluation"
-    place.mkdir(parents=True, exist_ok=True)
-    mirrors = start_mirrors(read_config(RunConfig, run_dir / "config.json"), place)
-    if not mirrors:
+    log_dir = evaluation / "mirror" / f"{run_dir.name}-evaluation"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    loggers = start_mirrors(read_config(RunConfig, run_dir / "config.json"), log_dir)
+    if not loggers:
         return 0
     for images, protocol in new:
-        for each in mirrors:
-            each.write({"images_seen": images, **rows[images, protocol]})
-    for each in mirrors:
-        each.close()
+        for logger in loggers:
+            logger.write({"images_seen": images, **rows[images, protocol]})
+    for logger in loggers:
+        logger.close()
     write_json(noted, sorted([*done, *new]))
     return len(new)
 
 
-def mark_best(run_dir: Path, plan: EvaluationPlan) -> int | None:
+def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
     """Note the best snapshot in `evaluation/best.json`; returns its images seen."""
-    found = values(run_dir, plan.best) if plan.best else {}
+    found = values(run_dir, schedule.best) if schedule.best else {}
     if not found:
         return None
-    best = (max if plan.highest else min)(found, key=lambda images: (found[images], images))
+    best = (max if schedule.highest else min)(found, key=lambda images: (found[images], images))
     write_json(
         run_dir / "evaluation" / "best.json",
-        {"images_seen": best, "key": plan.best, "value": found[best], "of": len(found)},
+        {"images_seen": best, "key": schedule.best, "value": found[best], "of": len(found)},
     )
     return best
 
 
-def stop_early(run_dir: Path, plan: EvaluationPlan, best: int | None) -> None:
+def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) -> None:
     """Stop training for good if its last evaluated snapshots were not better."""
-    stop = JobFolder(run_dir).path / STOP
-    if not plan.patience or best is None or stop.exists():
+    stop = JobDir(run_dir).path / STOP
+    if not schedule.patience or best is None or stop.exists():
         return
-    later = [images for images in values(run_dir, plan.best) if images > best]
-    if len(later) < plan.patience:
+    later = [images for images in values(run_dir, schedule.best) if images > best]
+    if len(later) < schedule.patience:
         return
     why = f"{len(later)} snapshots after the one at {best:,} images were not better"
     write_json(stop, {"why": why, "time": time.time()})
-    records = JobFolder(run_dir).records()
+    records = JobDir(run_dir).records()
     ids = [r.job_id for r in records if r.kind == "train" and r.cluster == "slurm"]
     for job_id, job in (queued(ids) if ids else {}).items():
-        if job.state == "RUNNING":  # saves, sees the file, and does not go back to the queue
+        if job.state == "RUNNING":  # saves, sees the file, and does not requeue itself
             run_slurm(["scancel", "--signal=USR2", job_id])
         else:
             run_slurm(["scancel", job_id])
 
 
-def prune(run_dir: Path, plan: EvaluationPlan, total: int, best: int | None) -> None:
-    """Remove old snapshots that nothing needs; those with missing results are pinned."""
-    if not plan.keep_snapshots:
+def prune(run_dir: Path, schedule: EvaluationSchedule, total: int, best: int | None) -> None:
+    """Remove old snapshots that nothing needs; those with missing results are kept."""
+    if not schedule.keep_snapshots:
         return
-    for images in snapshots(run_dir)[: -plan.keep_snapshots]:
-        wanted = [p for p in plan.protocols if p.wants(images, total)]
+    for images in snapshots(run_dir)[: -schedule.keep_snapshots]:
+        wanted = [p for p in schedule.protocols if p.wants(images, total)]
         milestone = any(p.every_images for p in wanted)
         missing = any(not Work(run_dir, images, p.name).result.exists() for p in wanted)
         if not (milestone or missing or images == best):

@@ -1,10 +1,10 @@
 """Jobs: what they do, as which ranks, how they end and whether they are run again.
 
+jobs.py         The jobs: training, and any other command of relaywave
+ranks.py        Each task's rank, rendezvous address and port, network interface and scratch
+requeue.py      Whether a training job that stopped is run again; the end of its batch script
 exit_reason.py  How jobs that have left the queue ended, and in one line why
+records.py      The records of jobs on disk: what was submitted, each start and end
+throughput.py   Measured throughput: to check time limits, and for goodput
 interpreter.py  Python processes that jobs start: with our code in any directory
-jobs.py         What jobs do
-ranks.py        Making a Slurm
-records.py      Where jobs live
-requeue.py      Whether a training job that stopped is run again, decided from what it noted abo
-throughput.py   What runs have measured of themselves
 """

@@ -1,6 +1,7 @@
 """How jobs that have left the queue ended, and in one line why.
 
-Slurm knows the state and the exit code; why is what the job itself noted or printed last.
+State and exit code come from Slurm's accounting; the reason is what the job itself noted or printed
+last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.slurm_cli import SlurmError, accounting, have_slurm
 
 REASONS = (
@@ -22,14 +23,14 @@ REASONS = (
         r"|Bus error|DUE TO (?!JOB REQUEUE)).*)"
     ),
 )
-"""Lines of a log that say why a job ended: its own; or else Slurm's, which follow any end."""
+"""Lines of a log that say why a job ended: its own, or else Slurm's, which any failure adds."""
 START = re.compile(r"start \d+ of job \S+")
-"""The line with which a rank begins again (slurm.ranks.enter_rank)."""
+"""The first line that a restarted rank prints (slurm.jobs.ranks.enter_rank)."""
 TAIL = 1 << 16
-"""Bytes of a log that are searched, from its end."""
+"""How many bytes of a log are searched, from its end."""
 
 
-def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+def exit_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return {job id: (state, exit code)} of jobs' last starts; nothing without accounting."""
     try:
         fields = ("JobID", "State", "ExitCode")
@@ -47,17 +48,17 @@ def exit_code(text: str) -> str:
     return "" if code == "0" else code
 
 
-def why_ended(folder: JobFolder, record: JobRecord, job_id: str) -> str:
-    """Return why a job that did not end well did so, "" if nobody has said."""
-    exits = [a for a in folder.attempts(job_id) if a["event"] in ("exit", "crash", "signal")]
+def exit_reason(jobs: JobDir, record: JobRecord, job_id: str) -> str:
+    """Return why a job failed, "" if the reason is unknown."""
+    exits = [a for a in jobs.attempts(job_id) if a["event"] in ("exit", "crash", "signal")]
     last = exits[-1] if exits else {"event": ""}
-    given_up = last["event"] == "exit" or (last["event"] == "crash" and not last["requeue"])
-    if given_up and last.get("why"):
+    final = last["event"] == "exit" or (last["event"] == "crash" and not last["requeue"])
+    if final and last.get("why"):
         return ": ".join(filter(None, (last["why"], last.get("said"))))
-    return last_words(Path(record.logs), job_id)
+    return reason_in_logs(Path(record.logs), job_id)
 
 
-def last_words(logs: Path, job_id: str) -> str:
+def reason_in_logs(logs: Path, job_id: str) -> str:
     """Return the last line of a job's logs that says why it ended, "" if none does."""
     printed = [_since_its_start(path) for path in error_logs(logs, job_id)]
     for reason in REASONS:
@@ -69,12 +70,12 @@ def last_words(logs: Path, job_id: str) -> str:
 
 
 def _since_its_start(path: Path) -> list[str]:
-    """Return the last lines that a rank printed, those of earlier starts left out."""
+    """Return the last lines that a rank printed since its newest start."""
     with open(path, "rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
         lines = file.read().decode(errors="replace").splitlines()
-    begun = [number for number, line in enumerate(lines) if START.fullmatch(line)]
-    return [line.strip() for line in lines[begun[-1] if begun else 0 :]]
+    starts = [number for number, line in enumerate(lines) if START.fullmatch(line)]
+    return [line.strip() for line in lines[starts[-1] if starts else 0 :]]
 
 
 def error_logs(logs: Path, job_id: str) -> list[Path]:
@@ -88,28 +89,28 @@ def _rank(path: Path, job_id: str) -> str:
 
 
 def log_of(record: JobRecord, job_id: str) -> str:
-    """Return the log to look at first: rank 0's errors, or the folder of logs without any."""
+    """Return the log to look at first: rank 0's errors, else the directory of logs."""
     return str(next(iter(error_logs(Path(record.logs), job_id)), record.logs))
 
 
-def ended_well(state: str) -> bool:
-    """Whether a state of sacct needs no reason: done, or not known."""
+def succeeded(state: str) -> bool:
+    """Whether a state of sacct is no failure: completed, or unknown."""
     return state in ("", "COMPLETED")
 
 
-def in_words(state: str, code: str, why: str) -> str:
-    """Return how a job ended, in a line."""
+def format_exit(state: str, code: str, why: str) -> str:
+    """Return how a job ended as one line."""
     text = state + (f", exit code {code}" if code and not code.startswith("signal") else "")
     text += f", {code}" if code.startswith("signal") else ""
     return text + (f": {why}" if why else "")
 
 
-def how_tasks_ended(
-    folder: JobFolder, record: JobRecord, states: Mapping[str, tuple[str, str]]
+def task_exits(
+    jobs: JobDir, record: JobRecord, states: Mapping[str, tuple[str, str]]
 ) -> tuple[str, str]:
-    """Return how the tasks of a job that did not end well ended, and why the first of them did."""
-    bad = [task for task in record.task_ids if not ended_well(states.get(task, ("", ""))[0])]
-    if not bad:
+    """Return the states of a job's failed tasks, and why the first of them failed."""
+    failed = [task for task in record.task_ids if not succeeded(states.get(task, ("", ""))[0])]
+    if not failed:
         return "", ""
-    kinds = sorted({states[task][0].lower() for task in bad})
-    return ", ".join(kinds), why_ended(folder, record, bad[0])
+    kinds = sorted({states[task][0].lower() for task in failed})
+    return ", ".join(kinds), exit_reason(jobs, record, failed[0])

@@ -1,8 +1,9 @@
-"""Making a Slurm (or submitit local) task a rank: who it is, where rank 0 listens, which network.
+"""Making a Slurm (or submitit local) task a rank: its number, rank 0's address, the network.
 
-All of it follows from what Slurm tells each task, so that tasks need not speak to each other first.
-Only whether a port is free can be tried on rank 0's node alone, which is where the batch script
-runs: it asks `python -m slurm.jobs.ranks` for one, and hands it to all tasks in RELAYWAVE_PORT.
+All of it follows from the task's environment, so that tasks need not communicate first. Only on
+rank 0's node can it be tried whether a port is free. The batch script runs there: it calls
+`python -m slurm.jobs.ranks`, which prints a free port, and exports it to all tasks as
+RELAYWAVE_PORT.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class Task:
-    """What the launcher says about this task."""
+    """A task, as its launcher describes it."""
 
     rank: int
     local_rank: int
@@ -49,12 +50,12 @@ class Task:
 
 
 def this_task() -> Task:
-    """Return what submitit's environment (Slurm, local or debug) says about this process."""
+    """Return the task that this process is, from submitit's environment (Slurm, local or debug)."""
     import submitit
 
     try:
         job = submitit.JobEnvironment()
-    except RuntimeError:  # the debug executor runs here, in a process of its own making
+    except RuntimeError:  # the debug executor, which runs jobs in the process that submits them
         return Task(0, 0, 1, ("localhost",), str(os.getpid()), 0)
     return Task(
         rank=job.global_rank,
@@ -75,9 +76,9 @@ def own_job_id() -> str:
 def enter_rank(task: Task) -> None:
     """Set this process' environment so that it is a rank of its job's world."""
     os.environ.update(task.environment)
-    if task.restart:  # logs are continued; see slurm.endings
+    if task.restart:  # logs are appended to; see exit_reason.START
         print(f"start {task.restart + 1} of job {task.job_id}", file=sys.stderr, flush=True)
-    _clear_torn_files(task)
+    _remove_partial_files(task)
     threads = os.environ.get("SLURM_CPUS_PER_TASK")
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", threads)
@@ -90,11 +91,11 @@ def enter_rank(task: Task) -> None:
     _use_scratch()
 
 
-def _clear_torn_files(task: Task) -> None:
+def _remove_partial_files(task: Task) -> None:
     """Remove what this rank was writing when an earlier start was killed.
 
-    submitit refuses to write a file again whose temporary one is there, so that a rank that had
-    been killed at that moment would end with an error ever after.
+    submitit does not overwrite a temporary file: a rank that was killed while it wrote one would
+    fail at every later start.
     """
     if "SUBMITIT_FOLDER" not in os.environ:  # the debug executor writes nothing
         return
@@ -108,7 +109,7 @@ def _clear_torn_files(task: Task) -> None:
 def _use_scratch() -> None:
     """Point temporary files, builds and copies of remote shards at the node's own disk.
 
-    That is the site profile's `scratch`, or what the site itself names to jobs.
+    That is the site profile's `scratch`, or the directory that the site sets for jobs.
     """
     names = ("RELAYWAVE_SCRATCH", "SLURM_TMPDIR", "TMPDIR")
     named = next((os.environ[name] for name in names if os.environ.get(name)), "")
@@ -121,14 +122,14 @@ def _use_scratch() -> None:
     except OSError:
         if os.environ.get("RELAYWAVE_SCRATCH"):
             raise
-        return  # the login node's own folder was handed on, and cannot be had here
+        return  # a directory of the login node, inherited, which does not exist here
     os.environ["TMPDIR"] = str(scratch)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ours / "torch_extensions"))
     os.environ.setdefault("RELAYWAVE_CACHE", str(ours / "shards"))
 
 
 def rendezvous_ports(job_id: str, restart: int) -> Iterator[int]:
-    """Yield the ports that a job's rendezvous may have, in order; others when it is run again."""
+    """Yield the ports that a job's rendezvous may use, in order; others for each restart."""
     job, _, task = job_id.removeprefix("DEBUG_").partition("_")
     number = int(job) + 101 * int(task or 0) + 1009 * restart
     for step in range(PORT_TRIES):
@@ -136,7 +137,7 @@ def rendezvous_ports(job_id: str, restart: int) -> Iterator[int]:
 
 
 def free_port(job_id: str, restart: int) -> int:
-    """Return the first of a job's ports that nothing on this machine listens at.
+    """Return the first of a job's ports on which nothing listens on this machine.
 
     Raises:
         OSError: All of them are taken.
@@ -149,7 +150,7 @@ def free_port(job_id: str, restart: int) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server can listen at a port, for IPv4 and, where the machine has it, IPv6."""
+    """Whether a server can listen on a port, for IPv4 and, where the machine has it, IPv6."""
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -165,7 +166,7 @@ def is_free(port: int) -> bool:
 
 
 def interface_towards(host: str) -> str:
-    """Return the network interface whose address reaches `host`, "" if that cannot be told.
+    """Return the network interface whose address reaches `host`, "" if it is unknown.
 
     gloo by itself takes the address that the machine's own name resolves to, which on machines with
     several networks, or with 127.0.1.1 in the hosts file, the other nodes cannot reach.

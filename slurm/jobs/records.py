@@ -1,9 +1,12 @@
-"""Where jobs live: `slurm/` in the folder that they work for. It is all that any command reads.
+"""Records of jobs: `slurm/` in the directory that they work for, and nowhere else.
+
+Jobs may run older code than the commands that read this, and the other way round: keys stay as
+they are.
 
 <root>/slurm/code/<digest>/          the code that the jobs run
 <root>/slurm/jobs/<id>.json          what was submitted
 <root>/slurm/jobs/<id>.attempts.jsonl  every start and end of a training job, and why
-<root>/slurm/jobs/<id>_<task>_log.out, .err   what tasks printed (submitit's names)
+<root>/slurm/jobs/<id>_<task>_log.out, .err   what tasks print (submitit's names)
 """
 
 from __future__ import annotations
@@ -24,17 +27,17 @@ class JobRecord:
     """A submitted job.
 
     Attributes:
-        job_id: Slurm's id; of an array, that of the whole; of a local job, its process.
+        job_id: Slurm's id; of an array, that of all its tasks; of a local job, its process.
         kind: Command that submitted it: `train`, `eval`, ...
         name: Job name.
-        cluster: `slurm`, `local` or `debug`.
+        cluster: The executor: `slurm`, `local` or `debug`.
         submitted: Unix time.
-        cwd: Folder that it was submitted from.
-        code: Folder of its code.
-        resources: What it asked for.
-        logs: Folder of what its tasks print.
-        tasks: What each array task does, in words; one entry if it is no array.
-        policy: How often it is run again, of training.
+        cwd: Directory that it was submitted from.
+        code: Directory of its code.
+        resources: What it requested.
+        logs: Directory of what its tasks print.
+        tasks: Title of each array task; one entry if it is no array.
+        policy: How often it is run again; for training only.
     """
 
     job_id: str
@@ -58,19 +61,19 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class JobFolder:
-    """The jobs of a folder, usually a run folder."""
+class JobDir:
+    """The jobs of a directory, such as a run directory."""
 
     root: Path
 
     @property
     def path(self) -> Path:
-        """Folder of all that is about jobs."""
+        """Directory of all that belongs to jobs."""
         return self.root / "slurm"
 
     @property
     def jobs(self) -> Path:
-        """Folder of records and logs."""
+        """Directory of records and logs."""
         return self.path / "jobs"
 
     def write(self, record: JobRecord) -> None:
@@ -79,13 +82,15 @@ class JobFolder:
         write_json(self.jobs / f"{record.job_id}.json", to_json(record))
 
     def records(self) -> list[JobRecord]:
-        """Return the folder's jobs, oldest first."""
+        """Return the records of all jobs, oldest first."""
         found: list[JobRecord] = []
         for path in self.jobs.glob("*.json"):
             try:
                 found.append(from_json(JobRecord, json.loads(path.read_text()), path.name))
             except json.JSONDecodeError as error:
-                raise ConfigError(f"{path} cannot be read as a job's record: {error}") from None
+                raise ConfigError(
+                    f"{path} cannot be read as the record of a job: {error}"
+                ) from None
         return sorted(found, key=lambda record: (record.submitted, record.job_id))
 
     def attempts(self, job_id: str) -> list[dict[str, Any]]:
@@ -106,14 +111,14 @@ class JobFolder:
 def images_saved(run_dir: Path) -> int:
     """Return the images seen of the newest committed checkpoint, 0 without any.
 
-    This and all of the module avoids torch: it is also called from batch scripts and status.
+    This module does not import torch: batch scripts and `status` use it too.
     """
     markers = run_dir.glob("checkpoints/[0-9]*/checkpoint.json")
     return max((int(marker.parent.name) for marker in markers), default=0)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON lines of a file that may not exist; a line torn by a kill is left out."""
+    """Return the JSON lines of a file that may not exist; skips a line cut off by a kill."""
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
     for line in lines:
@@ -125,7 +130,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that readers see the old file or the whole new one."""
+    """Write JSON so that readers see the old file or all of the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     temporary.replace(path)

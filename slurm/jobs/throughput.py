@@ -1,4 +1,4 @@
-"""What runs have measured of themselves: the speed to judge a time limit by, productive time."""
+"""Measured throughput of runs: to check time limits, and for goodput."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.jobs.records import JobFolder, read_lines
+from slurm.jobs.records import JobDir, read_lines
 from slurm.resources import Resources
 from slurm.site import Site
 
@@ -16,8 +16,8 @@ RATE = "speed/images_per_second"
 
 
 @dataclass(frozen=True)
-class Speed:
-    """A speed in images per second, and how it is known."""
+class Throughput:
+    """A throughput in images per second, and where it is from."""
 
     images_per_second: float
     source: str
@@ -27,18 +27,18 @@ class Speed:
             raise ValueError(f"images per second={self.images_per_second} must be positive")
 
 
-def known_speed(run_dir: Path, recipe: str, ranks: int) -> Speed | None:
-    """Return the speed that a run last had, or else one of its recipe beside it; None without any.
+def known_throughput(run_dir: Path, recipe: str, ranks: int) -> Throughput | None:
+    """Return the throughput of a run, or else of one of its recipe in the same parent directory.
 
-    One that was measured on another number of ranks is taken to grow with it.
+    It is scaled in proportion to the number of ranks. None if nothing was measured.
     """
-    beside = sorted(path.parent for path in run_dir.parent.glob("*/metrics.jsonl"))
-    for folder in (run_dir, *beside):
-        rates = [line[RATE] for line in read_lines(folder / "metrics.jsonl") if line.get(RATE)]
-        if rates and _recipe_of(folder) == recipe:
-            records = [r for r in JobFolder(folder).records() if r.kind == "train"]
+    siblings = sorted(path.parent for path in run_dir.parent.glob("*/metrics.jsonl"))
+    for other in (run_dir, *siblings):
+        rates = [line[RATE] for line in read_lines(other / "metrics.jsonl") if line.get(RATE)]
+        if rates and _recipe_of(other) == recipe:
+            records = [r for r in JobDir(other).records() if r.kind == "train"]
             measured_on = records[-1].resources.world_size if records else ranks
-            return Speed(rates[-1] * ranks / measured_on, f"measured by {folder.name}")
+            return Throughput(rates[-1] * ranks / measured_on, f"measured by {other.name}")
     return None
 
 
@@ -50,18 +50,18 @@ def _recipe_of(run_dir: Path) -> str:
 
 
 def check_time(
-    resources: Resources, site: Site, checkpoint_images: int, speed: Speed | None
+    resources: Resources, site: Site, checkpoint_images: int, throughput: Throughput | None
 ) -> float:
-    """Check that a start of the job gets at least one checkpoint further.
+    """Check that a start of the job reaches at least its next checkpoint.
 
     Args:
-        resources: The request; the shortest time limit that it would take counts.
+        resources: The request; its shortest acceptable time limit counts.
         site: The site profile.
         checkpoint_images: Interval of checkpoints in images.
-        speed: Measured or expected; None if nothing is known.
+        throughput: Measured or expected; None if unknown.
 
     Returns:
-        The seconds that a start has for it.
+        The seconds that a start has before it is stopped.
 
     Raises:
         ValueError: The time limit is too short.
@@ -74,21 +74,21 @@ def check_time(
             f"{option}={limit} minutes: the site's signal_seconds={site.signal_seconds}"
             " before the limit leave no time to train"
         )
-    if speed and checkpoint_images / speed.images_per_second > seconds:
-        needed = checkpoint_images / speed.images_per_second + site.signal_seconds
+    if throughput and checkpoint_images / throughput.images_per_second > seconds:
+        needed = checkpoint_images / throughput.images_per_second + site.signal_seconds
         raise ValueError(
             f"{option}={limit} minutes is below one checkpoint interval:"
-            f" {checkpoint_images:,} images at {speed.images_per_second:.4g} images/s"
-            f" ({speed.source}) and the margin before the limit take {needed / 60:.0f} minutes;"
-            " ask for more time, or lower checkpoint_images"
+            f" {checkpoint_images:,} images at {throughput.images_per_second:.4g} images/s"
+            f" ({throughput.source}) and the margin before the limit take"
+            f" {needed / 60:.0f} minutes; ask for more time, or lower checkpoint_images"
         )
     return seconds
 
 
 def productive_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Return the time that the steps of a run took that count: those in its metrics.
+    """Return the seconds of the steps in a run's metrics.
 
-    Steps that were lost and done again are in the metrics once, so their first time is no progress.
+    Steps that were lost and repeated are in the metrics once, so lost time does not count.
     """
     seconds, before = 0.0, 0
     for line in lines:

@@ -1,5 +1,5 @@
-"""What is seen of runs and their jobs: status, logs, history.
+"""Where runs and their jobs stand: status, logs, history, cancel.
 
 commands.py  `python -m slurm status | logs | history | cancel`
-status.py    What runs and their jobs are doing, from run folders and Slurm's own commands
+status.py    The status of runs and jobs, from run directories and Slurm's own commands
 """

@@ -8,128 +8,156 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slurm.jobs.exit_reason import ended_states, exit_code, in_words
-from slurm.jobs.records import JobFolder, JobRecord, read_lines
+from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
+from slurm.jobs.records import JobDir, JobRecord, read_lines
 from slurm.jobs.throughput import productive_seconds
-from slurm.monitor import commands
 from slurm.monitor.status import (
-    find_folders,
+    exited_states,
+    find_job_dirs,
     format_status,
     is_alive,
-    queue_or_nothing,
+    queue_or_empty,
     run_status,
-    states_of_ended,
 )
 from slurm.slurm_cli import accounting, queued, run_slurm
 
-
-def status_command(args: argparse.Namespace) -> None:
-    """Show where runs and their jobs stand."""
-    queue, folders = queue_or_nothing(), find_folders(args.folders)
-    ended = states_of_ended(folders, queue)
-    found = [run_status(folder, queue, ended) for folder in folders]
-    print(json.dumps(found, indent=1) if args.json else "\n".join(map(format_status, found)))
-
-
-def history_command(args: argparse.Namespace) -> None:
-    """Show what runs have cost."""
-    found = [run_history(folder) for folder in find_folders(args.folders)]
-    print(json.dumps(found, indent=1) if args.json else "\n".join(map(format_history, found)))
-
-
-def logs_command(args: argparse.Namespace) -> None:
-    """Show what the newest job of a folder, or a given one, prints."""
-    records = JobFolder(args.folder.absolute()).records()
-    choices = [(record, job_id) for record in records for job_id in record.task_ids]
-    if args.job is not None:
-        choices = [choice for choice in choices if choice[1] == args.job]
-    if not choices:
-        known = ", ".join(job_id for record in records for job_id in record.task_ids)
-        raise ValueError(f"{args.folder} has no such job; known are {known or 'none'}")
-    commands.show(*choices[-1], follow=args.follow)
-    _say_how_it_ended(args.folder.absolute(), *choices[-1])
-
-
-def _say_how_it_ended(folder: Path, record: JobRecord, job_id: str) -> None:
-    """Print a last line about a job that did not end well."""
-    status = run_status(folder, queue_or_nothing(), ended_states([job_id]))
-    job = next(job for job in status["jobs"] if job["job_id"] == job_id)
-    if job["why"] or job["exit_code"]:
-        print(f"job {job_id} {in_words(job['state'], job['exit_code'], job['why'])}")
-
-
-def cancel_command(args: argparse.Namespace) -> None:
-    """End the jobs of folders; training saves its state first."""
-    for folder in find_folders(args.folders):
-        ended = [record.job_id for record in JobFolder(folder).records() if cancel(record)]
-        print(f"{folder.name}: {'cancelled ' + ', '.join(ended) if ended else 'nothing to cancel'}")
-
-
-def cancel(record: JobRecord) -> bool:
-    """End a job, if it is still there; returns whether it was."""
-    if record.cluster == "slurm":
-        if not queued([record.job_id]):
-            return False
-        run_slurm(["scancel", record.job_id])
-        return True
-    process = Path("/proc", record.job_id)
-    if not process.exists() or b"submitit" not in (process / "cmdline").read_bytes():
-        return False
-    os.kill(int(record.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
-    return True
+POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
+"""How often `logs --follow` looks for new lines, and whether the job is still there."""
+SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
+"""Fields of accounting that `history` shows."""
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     """Add the options of `status`."""
-    _add_folders(parser)
+    _add_paths(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    parser.set_defaults(command=status_command)
+    parser.set_defaults(command=lambda args: show_status(args.paths, as_json=args.json))
 
 
-def add_history(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `history`."""
-    _add_folders(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    parser.set_defaults(command=history_command)
+def show_status(paths: Iterable[Path], *, as_json: bool) -> None:
+    """Print where runs and their jobs stand."""
+    queue, roots = queue_or_empty(), find_job_dirs(paths)
+    exited = exited_states(roots, queue)
+    found = [run_status(root, queue, exited) for root in roots]
+    print(json.dumps(found, indent=1) if as_json else "\n".join(map(format_status, found)))
 
 
 def add_logs(parser: argparse.ArgumentParser) -> None:
     """Add the options of `logs`."""
-    parser.add_argument("folder", type=Path, help="run folder, or another folder of jobs")
-    parser.add_argument("--job", help="id of the job (default: the newest)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-    parser.set_defaults(command=logs_command)
-
-
-def add_cancel(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cancel`."""
-    _add_folders(parser)
-    parser.set_defaults(command=cancel_command)
-
-
-def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders of them"
+        "path", type=Path, metavar="DIR", help="run directory, or another with jobs"
+    )
+    parser.add_argument("--job", help="id of the job (default: the newest)")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the job ends")
+    parser.set_defaults(
+        command=lambda args: show_logs(args.path.absolute(), args.job, follow=args.follow)
     )
 
 
-SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
+def show_logs(root: Path, job_id: str | None, *, follow: bool) -> None:
+    """Print the logs of a job, by default the newest of a directory, and how it ended.
+
+    Raises:
+        ValueError: There is no such job; names those that there are.
+    """
+    records = JobDir(root).records()
+    known = [(record, task_id) for record in records for task_id in record.task_ids]
+    found = [(record, task_id) for record, task_id in known if job_id in (None, task_id)]
+    if not found:
+        names = ", ".join(task_id for _, task_id in known)
+        raise ValueError(f"{root} has no such job; known are {names or 'none'}")
+    print_logs(*found[-1], follow=follow)
+    _print_exit(root, found[-1][1])
 
 
-def run_history(folder: Path) -> dict[str, Any]:
-    """Return what a folder's jobs have cost, by sacct, and how much of it was progress."""
-    records = [r for r in JobFolder(folder).records() if r.cluster == "slurm"]
+def print_logs(record: JobRecord, job_id: str, *, follow: bool) -> None:
+    """Print a job's logs; with `follow`, until it has left the queue."""
+    logs = TaskLogs(record, job_id)
+    _print(logs.new_lines(flush=not follow))
+    checked = time.monotonic()
+    while follow:
+        time.sleep(POLL_SECONDS)
+        _print(logs.new_lines())
+        if time.monotonic() - checked > STATE_SECONDS:
+            checked = time.monotonic()
+            follow = is_alive(record, job_id, queue_or_empty())
+    _print(logs.new_lines(flush=True))
+
+
+class TaskLogs:
+    """The log files of a job, each read from where the last call ended.
+
+    Args:
+        record: The job.
+        job_id: Its id, or that of one task of an array.
+    """
+
+    def __init__(self, record: JobRecord, job_id: str) -> None:
+        self._log_dir, self._job_id = Path(record.logs), job_id
+        self._read: dict[Path, int] = {}
+        self._partial: dict[Path, str] = {}
+
+    def new_lines(self, *, flush: bool = False) -> Iterator[str]:
+        """Yield the complete lines written since the last call; `flush` also a partial last one."""
+        for path in sorted(self._log_dir.glob(f"{self._job_id}_*_log.*")):
+            rank = path.name.removeprefix(f"{self._job_id}_").partition("_")[0]
+            if not rank.isdigit() or path.suffix not in (".out", ".err"):
+                continue
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = self._partial.pop(path, "") + file.read().decode(errors="replace")
+                self._read[path] = file.tell()
+            *lines, rest = text.split("\n")
+            if rest:
+                if flush:
+                    lines.append(rest)
+                else:
+                    self._partial[path] = rest
+            mark = "!" if path.suffix == ".err" else " "
+            yield from (f"[{rank}]{mark} {line}" for line in lines)
+
+
+def _print(lines: Iterator[str]) -> None:
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+
+
+def _print_exit(root: Path, job_id: str) -> None:
+    """Print a last line about a job that failed."""
+    status = run_status(root, queue_or_empty(), exit_states([job_id]))
+    job = next(job for job in status["jobs"] if job["job_id"] == job_id)
+    if job["why"] or job["exit_code"]:
+        print(f"job {job_id} {format_exit(job['state'], job['exit_code'], job['why'])}")
+
+
+def add_history(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `history`."""
+    _add_paths(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    parser.set_defaults(command=lambda args: show_history(args.paths, as_json=args.json))
+
+
+def show_history(paths: Iterable[Path], *, as_json: bool) -> None:
+    """Print what runs have cost."""
+    found = [run_history(root) for root in find_job_dirs(paths)]
+    print(json.dumps(found, indent=1) if as_json else "\n".join(map(format_history, found)))
+
+
+def run_history(root: Path) -> dict[str, Any]:
+    """Return what the jobs of a directory have cost, by sacct, and how much of it was progress."""
+    records = [r for r in JobDir(root).records() if r.cluster == "slurm"]
     kinds = {job_id: record.kind for record in records for job_id in record.task_ids}
     rows = accounting((record.job_id for record in records), SACCT)
     runs = [row | {"kind": kinds[row["JobID"]]} for row in rows if row["JobID"] in kinds]
     training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
-    productive = productive_seconds(read_lines(folder / "metrics.jsonl"))
+    productive = productive_seconds(read_lines(root / "metrics.jsonl"))
     return {
-        "folder": str(folder),
+        "folder": str(root),
         "runs": runs,
         "gpu_hours": sum(_gpus(row) * float(row["ElapsedRaw"]) for row in runs) / 3600,
         "node_hours": sum(int(row["NNodes"]) * float(row["ElapsedRaw"]) for row in runs) / 3600,
@@ -148,15 +176,11 @@ def _gpus(row: Mapping[str, str]) -> int:
     return 0
 
 
-def _ended(row: Mapping[str, str]) -> str:
-    return in_words(row["State"].split()[0], exit_code(row["ExitCode"]), "")
-
-
 def format_history(history: Mapping[str, Any]) -> str:
-    """Return a folder's history as a table and a line of totals."""
+    """Return the history of a directory as a table and a line of totals."""
     lines = [Path(history["folder"]).name]
     lines += [
-        f"  {row['kind']:12} {row['JobID']:12} {_ended(row):24}"
+        f"  {row['kind']:12} {row['JobID']:12} {_exit(row):24}"
         f" {row['Start']:20} {int(row['ElapsedRaw']):8,} s  {row['NNodes']} nodes"
         for row in history["runs"]
     ]
@@ -167,57 +191,38 @@ def format_history(history: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
+def _exit(row: Mapping[str, str]) -> str:
+    return format_exit(row["State"].split()[0], exit_code(row["ExitCode"]), "")
 
 
-class TaskLogs:
-    """The log files of a job, read on from where the last look ended.
-
-    Args:
-        record: The job.
-        job_id: Its id, or that of one task of an array.
-    """
-
-    def __init__(self, record: JobRecord, job_id: str) -> None:
-        self._folder, self._job_id = Path(record.logs), job_id
-        self._read: dict[Path, int] = {}
-        self._torn: dict[Path, str] = {}
-
-    def new_lines(self, *, flush: bool = False) -> Iterator[str]:
-        """Yield the whole lines written since the last call; `flush` also a torn last one."""
-        for path in sorted(self._folder.glob(f"{self._job_id}_*_log.*")):
-            rank = path.name.removeprefix(f"{self._job_id}_").partition("_")[0]
-            if not rank.isdigit() or path.suffix not in (".out", ".err"):
-                continue
-            with open(path, "rb") as file:
-                file.seek(self._read.get(path, 0))
-                text = self._torn.pop(path, "") + file.read().decode(errors="replace")
-                self._read[path] = file.tell()
-            *lines, rest = text.split("\n")
-            if rest:
-                if flush:
-                    lines.append(rest)
-                else:
-                    self._torn[path] = rest
-            mark = "!" if path.suffix == ".err" else " "
-            yield from (f"[{rank}]{mark} {line}" for line in lines)
+def add_cancel(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cancel`."""
+    _add_paths(parser)
+    parser.set_defaults(command=lambda args: cancel_jobs(args.paths))
 
 
-def show(record: JobRecord, job_id: str, *, follow: bool) -> None:
-    """Print a job's logs; with `follow`, until it has left the queue."""
-    commands = TaskLogs(record, job_id)
-    _print(commands.new_lines(flush=not follow))
-    checked = time.monotonic()
-    while follow:
-        time.sleep(POLL_SECONDS)
-        _print(commands.new_lines())
-        if time.monotonic() - checked > STATE_SECONDS:
-            checked = time.monotonic()
-            follow = is_alive(record, job_id, queue_or_nothing())
-    _print(commands.new_lines(flush=True))
+def cancel_jobs(paths: Iterable[Path]) -> None:
+    """Cancel the jobs of directories; training saves its state first."""
+    for root in find_job_dirs(paths):
+        cancelled = [record.job_id for record in JobDir(root).records() if cancel(record)]
+        print(f"{root.name}: cancelled {', '.join(cancelled) or 'nothing'}")
 
 
-def _print(lines: Iterator[str]) -> None:
-    for line in lines:
-        print(line)
-    sys.stdout.flush()
+def cancel(record: JobRecord) -> bool:
+    """Cancel a job; returns whether it was still there."""
+    if record.cluster == "slurm":
+        if not queued([record.job_id]):
+            return False
+        run_slurm(["scancel", record.job_id])
+        return True
+    process = Path("/proc", record.job_id)
+    if not process.exists() or b"submitit" not in (process / "cmdline").read_bytes():
+        return False
+    os.kill(int(record.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
+    return True
+
+
+def _add_paths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="DIR", help="run directories, or parents of some"
+    )

@@ -1,4 +1,4 @@
-"""What runs and their jobs are doing, from run folders and Slurm's own commands."""
+"""The status of runs and their jobs, from run directories and Slurm's own commands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slurm.continuous_eval.plan import read_plan
 from slurm.continuous_eval.results import values
-from slurm.jobs.exit_reason import ended_states, ended_well, in_words, log_of, why_ended
+from slurm.continuous_eval.schedule import read_schedule
+from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobFolder, JobRecord, read_lines
+from slurm.jobs.records import JobDir, JobRecord, read_lines
 from slurm.slurm_cli import (
     MAINTENANCE,
     QueuedJob,
@@ -25,44 +25,44 @@ from slurm.slurm_cli import (
 )
 
 ENDED, GONE = "ENDED", "NOT QUEUED"
-"""States of a job without Slurm, and of one that neither the queue nor accounting knows."""
+"""States of an ended local job, and of one that neither the queue nor accounting lists."""
 
 
-def find_folders(paths: Iterable[Path]) -> list[Path]:
-    """Return the folders at or below `paths` (two levels) that have runs or jobs.
+def find_job_dirs(paths: Iterable[Path]) -> list[Path]:
+    """Return the directories at or below `paths` (two levels) that have runs or jobs.
 
     Raises:
         ValueError: A path has none.
     """
     found: dict[Path, None] = {}
     for path in paths:
-        places = [path, *sorted(path.glob("*/")), *sorted(path.glob("*/*/"))]
-        here = [p for p in places if (p / "slurm" / "jobs").is_dir() or _is_run(p)]
+        candidates = [path, *sorted(path.glob("*/")), *sorted(path.glob("*/*/"))]
+        here = [p for p in candidates if (p / "slurm" / "jobs").is_dir() or _is_run(p)]
         if not here:
             raise ValueError(f"{path} has neither a run nor a job")
-        found |= dict.fromkeys(folder.absolute() for folder in here)
+        found |= dict.fromkeys(root.absolute() for root in here)
     return list(found)
 
 
 def run_status(
-    folder: Path,
+    root: Path,
     queue: Mapping[str, QueuedJob],
-    ended: Mapping[str, tuple[str, str]] | None = None,
+    exited: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Return where a folder stands, as JSON.
+    """Return the status of a directory, as JSON.
 
     Args:
-        folder: A run folder, or another folder of jobs.
+        root: A run directory, or another directory with jobs.
         queue: The jobs in the queue.
-        ended: State and exit code of others, as `slurm.jobs.exit_reason.ended_states` gives them.
+        exited: State and exit code of others, as `slurm.jobs.exit_reason.exit_states` returns.
     """
-    jobs = JobFolder(folder)
-    status: dict[str, Any] = {"folder": str(folder), "jobs": []}
-    if _is_run(folder):
-        status |= _progress(folder)
+    jobs = JobDir(root)
+    status: dict[str, Any] = {"folder": str(root), "jobs": []}
+    if _is_run(root):
+        status |= _progress(root)
     for record in jobs.records():
         status["jobs"] += [
-            _job(jobs, record, job_id, queue, ended or {}) for job_id in record.task_ids
+            _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
         ]
     stop = jobs.path / STOP
     if stop.exists():
@@ -70,12 +70,12 @@ def run_status(
     return status
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").exists()
 
 
 def _progress(run_dir: Path) -> dict[str, Any]:
-    """Return how far training and evaluation are."""
+    """Return the progress of training and evaluation."""
     config = json.loads((run_dir / "config.json").read_text())
     lines = read_lines(run_dir / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -90,28 +90,28 @@ def _progress(run_dir: Path) -> dict[str, Any]:
         "seconds_left": (total - seen) / rate if rate else None,
         "losses": {key: value for key, value in last.items() if key.endswith("/loss")},
     }
-    plan = read_plan(run_dir)
-    if plan is not None and plan.best:
-        found = values(run_dir, plan.best)
+    schedule = read_schedule(run_dir)
+    if schedule is not None and schedule.best:
+        found = values(run_dir, schedule.best)
         if found:
             newest, best = max(found), run_dir / "evaluation" / "best.json"
-            progress["evaluated"] = {"key": plan.best, "images_seen": newest,
+            progress["evaluated"] = {"key": schedule.best, "images_seen": newest,
                                      "value": found[newest]}  # fmt: skip
             progress["best"] = json.loads(best.read_text()) if best.exists() else None
     return progress
 
 
-def states_of_ended(
-    folders: Iterable[Path], queue: Mapping[str, QueuedJob]
+def exited_states(
+    roots: Iterable[Path], queue: Mapping[str, QueuedJob]
 ) -> dict[str, tuple[str, str]]:
-    """Return how the jobs of folders that are not in the queue ended, by Slurm's accounting."""
-    records = [record for folder in folders for record in JobFolder(folder).records()]
+    """Return how jobs that are not in the queue ended, by Slurm's accounting."""
+    records = [record for root in roots for record in JobDir(root).records()]
     ids = {
         record.job_id
         for record in records
         if record.cluster == "slurm" and not set(record.task_ids) <= queue.keys()
     }
-    return ended_states(ids)
+    return exit_states(ids)
 
 
 def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> bool:
@@ -123,63 +123,63 @@ def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> 
 
 
 def _job(
-    folder: JobFolder,
+    jobs: JobDir,
     record: JobRecord,
     job_id: str,
     queue: Mapping[str, QueuedJob],
-    ended: Mapping[str, tuple[str, str]],
+    exited: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
     alive = is_alive(record, job_id, queue)
     gone = GONE if record.cluster == "slurm" else ENDED
     state, code = (
-        ("RUNNING", "") if alive else ended.get(job_id, (gone, _noted_code(folder, job_id)))
+        ("RUNNING", "") if alive else exited.get(job_id, (gone, _noted_code(jobs, job_id)))
     )
-    wrong = not alive and not _ended_well(folder, record, job_id, state)
-    waiting = queue.get(job_id)
-    tells = waiting and (waiting.state == "PENDING" or waiting.reason == MAINTENANCE)
-    reason = waiting.reason if waiting and tells else ""
-    attempts = folder.attempts(job_id)
+    failed = not alive and not _succeeded(jobs, record, job_id, state)
+    entry = queue.get(job_id)
+    has_reason = entry and (entry.state == "PENDING" or entry.reason == MAINTENANCE)
+    reason = entry.reason if entry and has_reason else ""
+    attempts = jobs.attempts(job_id)
     ends = [a for a in attempts if a["event"] in ("signal", "crash", "exit") and a.get("why")]
     return {
         "job_id": job_id,
         "kind": record.kind,
         "name": record.name,
-        "state": waiting.state if waiting else state,
+        "state": entry.state if entry else state,
         "in_queue": alive,
         "exit_code": code,
-        "why": why_ended(folder, record, job_id) if wrong else "",
+        "why": exit_reason(jobs, record, job_id) if failed else "",
         "log": log_of(record, job_id),
         "reason": reason,
         "advice": explain(reason),
-        "starts_at": waiting.start if waiting and waiting.state == "PENDING" else "",
-        "nodes": waiting.nodes if waiting else "",
-        "elapsed": waiting.elapsed if waiting else "",
+        "starts_at": entry.start if entry and entry.state == "PENDING" else "",
+        "nodes": entry.nodes if entry else "",
+        "elapsed": entry.elapsed if entry else "",
         "starts": sum(1 for a in attempts if a["event"] == "start"),
         "crashes": sum(1 for a in attempts if a["event"] == "crash"),
-        "last_end": _end_in_words(ends[-1]) if ends else "",
+        "last_end": _format_end(ends[-1]) if ends else "",
     }
 
 
-def _end_in_words(end: Mapping[str, Any]) -> str:
+def _format_end(end: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (end["why"], end.get("said"))))
 
 
-def _ended_well(folder: JobFolder, record: JobRecord, job_id: str, state: str) -> bool:
-    """Whether a job that is gone needs no reason; without accounting, by what it noted."""
+def _succeeded(jobs: JobDir, record: JobRecord, job_id: str, state: str) -> bool:
+    """Whether a job that left the queue succeeded; without accounting, by what it noted."""
     if state not in (GONE, ENDED):
-        return ended_well(state)
-    noted = any(a["event"] == "exit" for a in folder.attempts(job_id))
-    return not _noted_code(folder, job_id) if noted else record.cluster == "debug"
+        return succeeded(state)
+    noted = any(a["event"] == "exit" for a in jobs.attempts(job_id))
+    return not _noted_code(jobs, job_id) if noted else record.cluster == "debug"
 
 
-def _noted_code(folder: JobFolder, job_id: str) -> str:
-    """Return the exit code that a training job's ranks noted last, "" of success or none."""
-    codes = [a["code"] for a in folder.attempts(job_id) if a["event"] == "exit"]
+def _noted_code(jobs: JobDir, job_id: str) -> str:
+    """Return the exit code that a training job's ranks noted last, "" for success or none."""
+    codes = [a["code"] for a in jobs.attempts(job_id) if a["event"] == "exit"]
     return str(codes[-1]) if codes and codes[-1] else ""
 
 
-def queue_or_nothing() -> dict[str, QueuedJob]:
-    """Return this user's queue; nothing, after a warning, where Slurm does not answer."""
+def queue_or_empty() -> dict[str, QueuedJob]:
+    """Return this user's queue; empty, after a warning, if Slurm does not answer."""
     try:
         if not have_slurm():
             return {}
@@ -188,12 +188,12 @@ def queue_or_nothing() -> dict[str, QueuedJob]:
             queue[job_id] = replace(queue[job_id], reason=MAINTENANCE)
         return queue
     except SlurmError as error:
-        print(f"slurm: {error}; what is in the queue is not known", file=sys.stderr)
+        print(f"slurm: {error}; the queue is unknown", file=sys.stderr)
         return {}
 
 
 def format_status(status: Mapping[str, Any]) -> str:
-    """Return a folder's status as a small tree."""
+    """Return the status of a directory as a small tree."""
     lines = [Path(status["folder"]).name]
     if "recipe" in status:
         lines.append(f"  {_describe_progress(status)}")
@@ -205,12 +205,12 @@ def format_status(status: Mapping[str, Any]) -> str:
         lines.append(text)
     if "stopped" in status:
         lines.append(f"  stopped: {status['stopped']}")
-    lines += [line for job in _worth_showing(status["jobs"]) for line in _describe_job(job)]
+    lines += [line for job in _shown(status["jobs"]) for line in _describe_job(job)]
     return "\n".join(lines)
 
 
-def _worth_showing(jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the jobs in the queue, and of those that are not the newest of each name."""
+def _shown(jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the jobs in the queue, and of all others the newest of each name."""
     newest = {job["name"]: job["job_id"].partition("_")[0] for job in jobs}
     return [
         job
@@ -220,7 +220,7 @@ def _worth_showing(jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _describe_job(job: Mapping[str, Any]) -> list[str]:
-    text = f"  └ {job['kind']} {job['job_id']}  {in_words(job['state'], job['exit_code'], '')}"
+    text = f"  └ {job['kind']} {job['job_id']}  {format_exit(job['state'], job['exit_code'], '')}"
     text += f" ({job['reason']})" if job["reason"] else ""
     text += f"  from {job['starts_at']}" if job["starts_at"] not in ("", "N/A") else ""
     text += f"  {job['elapsed']} on {job['nodes']}" if job["nodes"] else ""

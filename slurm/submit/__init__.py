@@ -1,12 +1,12 @@
 """Submitting: options, validation before anything is queued, and the launcher.
 
-arguments.py           Options that all submitting commands share, and what they resolve to
-check_arguments.py     Judging at submission the words that a job will hand to another of relayw
-code_copy.py           A copy of the code in the folder of its jobs
-elastic.py             Going on with fewer nodes when the wanted number is not to be had
-eval_pack_commands.py  `python -m slurm sample | eval | reference | pack`
-launcher.py            Submitting jobs through submitit
-preflight.py           What is refused before anything is queued
-sweep_command.py       `python -m slurm sweep`
 train_command.py       `python -m slurm train | resume`: runs as jobs
+sweep_command.py       `python -m slurm sweep`: a grid of runs as one array
+eval_pack_commands.py  `python -m slurm sample | eval | reference | pack`
+arguments.py           Options that all submitting commands share, and what they resolve to
+preflight.py           Checks before anything is queued: run, time limit, request to Slurm
+check_arguments.py     Validation of arguments that a job passes on to another command
+elastic.py             Fewer nodes for pending jobs when the requested number is unavailable
+launcher.py            Submission through submitit: batch script, environment, job records
+code_copy.py           A copy of the code beside the records of its jobs
 """

@@ -1,4 +1,4 @@
-"""A copy of the code in the folder of its jobs: a requeued job runs what was submitted.
+"""A copy of the code beside the records of its jobs: a requeued job runs what was submitted.
 
 Copies are named by a digest of their content, so that jobs of unchanged code share one.
 """
@@ -10,41 +10,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from models.config_io import ConfigError
 from slurm.jobs.interpreter import SOURCE
 
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 MODULES = ("relaywave.py",)
-"""Modules beside the packages, where there are such."""
+"""Modules beside the packages, where they exist."""
+ENTRY = Path("slurm", "jobs", "jobs.py")
+"""The file that a job starts in: what is submitted today can run only code that has it."""
 
 
-def code_files(source: Path = SOURCE) -> list[Path]:
-    """Return the files of our packages and modules, relative to `source`, in order."""
-    found = [path for package in PACKAGES for path in (source / package).rglob("*")]
-    found += [source / module for module in MODULES]
-    return sorted(
-        path.relative_to(source)
-        for path in found
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-    )
-
-
-def code_digest(source: Path = SOURCE) -> str:
-    """Return a digest of the names and contents of our packages."""
-    digest = hashlib.sha256()
-    for file in code_files(source):
-        content = (source / file).read_bytes()
-        digest.update(f"{file}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:12]
-
-
-def code_folder(folder: Path, source: Path = SOURCE) -> Path:
-    """Return where the present code is, or would be, copied to."""
-    return folder / "code" / code_digest(source)
-
-
-def copy_code(folder: Path, source: Path = SOURCE) -> Path:
-    """Copy the present code below `folder`, unless it is there, and return the copy."""
-    copy = code_folder(folder, source)
+def copy_code(slurm_dir: Path, source: Path = SOURCE) -> Path:
+    """Copy the present code below `slurm_dir`, unless it is there, and return the copy."""
+    copy = code_dir(slurm_dir, source)
     if copy.exists():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -58,3 +36,42 @@ def copy_code(folder: Path, source: Path = SOURCE) -> Path:
     except OSError:  # another submission was first
         shutil.rmtree(temporary)
     return copy
+
+
+def code_dir(slurm_dir: Path, source: Path = SOURCE) -> Path:
+    """Return the directory that the present code is, or would be, copied to."""
+    return slurm_dir / "code" / code_digest(source)
+
+
+def check_code(copy: Path) -> None:
+    """Check that a job that is submitted now can run the code of an earlier submission.
+
+    Raises:
+        ConfigError: The copy is gone, or its modules have other names than today's.
+    """
+    if not (copy / ENTRY).exists():
+        problem = "has the modules of an older version" if copy.exists() else "does not exist"
+        raise ConfigError(
+            f"the code of the last submission, {copy}, {problem}; add --update-code to run the"
+            " present code"
+        )
+
+
+def code_digest(source: Path = SOURCE) -> str:
+    """Return a digest of the names and contents of our packages."""
+    digest = hashlib.sha256()
+    for file in code_files(source):
+        content = (source / file).read_bytes()
+        digest.update(f"{file}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def code_files(source: Path = SOURCE) -> list[Path]:
+    """Return the files of our packages and modules, relative to `source`, in order."""
+    found = [path for package in PACKAGES for path in (source / package).rglob("*")]
+    found += [source / module for module in MODULES]
+    return sorted(
+        path.relative_to(source)
+        for path in found
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    )

@@ -1,8 +1,9 @@
-"""Going on with fewer nodes when the wanted number is not to be had: `train --min-nodes M`.
+"""Elastic jobs: continue on fewer nodes when the requested number is unavailable.
 
-A pending job's request is changed in place, so its id, its dependencies and its place in the queue
-stay. It is done by whoever calls `reconcile`. The run takes up its state on any number of ranks.
-When a job that has run on fewer nodes is back in the queue, and more are idle, it asks for those.
+These are runs submitted by `train --min-nodes M`. Each call of `reconcile` changes a pending job's
+request in place, so that its id, its dependencies and its place in the queue stay. A run resumes on
+any number of ranks. When a job that has run on fewer nodes is back in the queue, and more nodes are
+idle, its request grows again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.slurm_cli import QueuedJob, describe, idle_nodes, run_slurm
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from dist_train.config import RunConfig
 
 WAITS_FOR_NODES = frozenset({"Resources", "Priority", "ReqNodeNotAvail", "BadConstraints"})
-"""Reasons of a pending job that fewer nodes may cure."""
+"""Reasons for which a job is pending that fewer nodes may resolve."""
 
 
 def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tuple[int, ...]:
-    """Return the numbers of nodes below the wanted one that the run can use, largest first.
+    """Return the numbers of nodes below the requested one that the run can use, largest first.
 
     Raises:
-        ConfigError: `min_nodes` is not below the wanted number, or no such number divides the
+        ConfigError: `min_nodes` is not below the requested number, or no such number divides the
             batch.
     """
     from dist_train.trainer import plan_batches
@@ -52,42 +53,42 @@ def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tupl
 
 
 def resize_waiting(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[str]:
-    """Change the requests of a run's waiting jobs where it is time; returns what was done."""
-    folder = JobFolder(run_dir)
-    told = []
-    for record in folder.records():
+    """Change the requests of a run's pending jobs where it is due; returns a line for each."""
+    jobs = JobDir(run_dir)
+    messages = []
+    for record in jobs.records():
         job = queue.get(record.job_id)
         if job is None or job.state != "PENDING" or not record.resources.fallback_nodes:
             continue
         shown = describe(record.job_id)
         now = int(shown["NumNodes"].partition("-")[0])
-        nodes = _more_nodes(folder, record, shown["Partition"], now)
+        nodes = _more_nodes(jobs, record, shown["Partition"], now)
         if not nodes and job.reason.strip("()") in WAITS_FOR_NODES:
-            nodes = _fewer_nodes(folder, record, shown["EligibleTime"], now)
+            nodes = _fewer_nodes(jobs, record, shown["EligibleTime"], now)
         if nodes:
             size = [f"NumNodes={nodes}", f"NumTasks={nodes * record.resources.tasks_per_node}"]
             run_slurm(["scontrol", "update", f"JobId={record.job_id}", *size])
-            folder.note(record.job_id, "resize", nodes=nodes)
+            jobs.note(record.job_id, "resize", nodes=nodes)
             only = " only" if nodes < now else " again"
-            told.append(f"job {record.job_id} now waits for {nodes} nodes{only}")
-    return told
+            messages.append(f"job {record.job_id} now waits for {nodes} nodes{only}")
+    return messages
 
 
-def _fewer_nodes(folder: JobFolder, record: JobRecord, eligible: str, now: int) -> int:
-    """Return the next lower number of nodes if the present one was waited for, else 0."""
+def _fewer_nodes(jobs: JobDir, record: JobRecord, eligible: str, now: int) -> int:
+    """Return the next lower number of nodes if the present one was pending for long, else 0."""
     lower = [nodes for nodes in record.resources.fallback_nodes if nodes < now]
     since = time.mktime(time.strptime(eligible, "%Y-%m-%dT%H:%M:%S"))
-    resized = [a["time"] for a in folder.attempts(record.job_id) if a["event"] == "resize"]
+    resized = [a["time"] for a in jobs.attempts(record.job_id) if a["event"] == "resize"]
     waited = time.time() - max([since, *resized])
     return lower[0] if lower and waited >= record.resources.shrink_minutes * 60 else 0
 
 
-def _more_nodes(folder: JobFolder, record: JobRecord, partition: str, now: int) -> int:
+def _more_nodes(jobs: JobDir, record: JobRecord, partition: str, now: int) -> int:
     """Return the largest useful number of nodes that are idle if it is above the present one.
 
-    Only once after each start: idle nodes that the job cannot have would else hold it for ever.
+    Only once after each start: otherwise idle nodes that the job cannot get would hold it forever.
     """
-    events = [a["event"] for a in folder.attempts(record.job_id)]
+    events = [a["event"] for a in jobs.attempts(record.job_id)]
     started_last = "start" in events and "resize" not in events[_last(events, "start") :]
     useful = (record.resources.nodes, *record.resources.fallback_nodes)
     if not started_last or now >= record.resources.nodes:

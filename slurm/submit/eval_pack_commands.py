@@ -1,85 +1,129 @@
-"""`python -m slurm sample | eval | reference | pack`: commands that share their work, as jobs.
+"""`python -m slurm sample | eval | reference | pack`: commands whose ranks or tasks share the work.
 
-All words that are not options of ours are passed on to `python -m evaluation` or
-`python -m data_pipelines`, which judge them before anything is queued. With --dependency, what they
-read may be made by the jobs that are waited for.
+Arguments that are not options of ours are passed on to `python -m evaluation` or
+`python -m data_pipelines`, and validated by that command at submission. With --dependency, what
+they read may be made by the jobs that are waited for.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm.jobs.jobs import CommandJob
-from slurm.resources import check_job_name
-from slurm.submit.arguments import add_resources, resources_of, target_of
-from slurm.submit.check_arguments import check_words
+from slurm.submit.arguments import SubmitOptions, add_submit_options, submit_options
+from slurm.submit.check_arguments import check_arguments
 from slurm.submit.launcher import Submission
 
 EVALUATION = {"sample": "sample", "eval": "run", "reference": "reference"}
 """Our commands, and those of `python -m evaluation` that they run."""
+DEFAULT_MINUTES = 12 * 60
 
 
-def evaluation_command(args: argparse.Namespace) -> None:
-    """Submit a command of `python -m evaluation`."""
-    target, out = target_of(args), args.out.absolute()
-    resources = resources_of(args, minutes=12 * 60)
-    name = check_job_name(args.name or f"{args.kind}-{out.stem}")
-    place = [str(out)] if args.kind == "reference" else ["--out", str(out)]
-    words = (EVALUATION[args.kind], *args.passed_on, *place)
-    check_words("evaluation", words, inputs=not resources.dependency)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """A command of `python -m evaluation` to submit.
+
+    Attributes:
+        kind: `sample`, `eval` or `reference`.
+        passed_on: Its arguments, without where the product goes.
+        out: The product: a directory of images, a result, or statistics.
+        submit: Where to, and what the job requests.
+    """
+
+    kind: str
+    passed_on: Sequence[str]
+    out: Path
+    submit: SubmitOptions
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of `python -m evaluation`."""
+        product = [str(self.out)] if self.kind == "reference" else ["--out", str(self.out)]
+        return (EVALUATION[self.kind], *self.passed_on, *product)
+
+
+def submit_evaluation(request: EvaluationRequest) -> None:
+    """Check and submit a command of `python -m evaluation`."""
+    target, out = request.submit.target, request.out
+    resources = request.submit.resources(minutes=DEFAULT_MINUTES)
+    name = request.submit.job_name(f"{request.kind}-{out.stem}")
+    check_arguments("evaluation", request.arguments, inputs=not resources.dependency)
     target.check(resources, out)
     target.launch(
         Submission(
-            kind=args.kind, name=name, folder=folder_of(out),
-            jobs=[CommandJob("evaluation", words)],
-            resources=resources, site=target.site, cluster=target.cluster,
+            kind=request.kind, name=name, root=job_root(out),
+            jobs=[CommandJob("evaluation", request.arguments)],
+            resources=resources, site=target.site, executor=target.executor,
         )
     )  # fmt: skip
 
 
-def pack_command(args: argparse.Namespace) -> None:
-    """Submit a pack: an array of shares, and a job that joins them."""
-    target, out = target_of(args), args.destination.absolute()
-    resources = resources_of(args, minutes=12 * 60)
-    name = check_job_name(args.name or f"pack-{out.name}")
-    source = [str(args.source.absolute())] if args.source else []
-    words = ("pack", args.pack_kind, *source, str(out), *args.passed_on)
-    if args.tasks < 1:
-        raise ValueError(f"--tasks={args.tasks} must be at least 1")
-    check_words("data_pipelines", words, inputs=not resources.dependency)
+@dataclass(frozen=True, kw_only=True)
+class PackRequest:
+    """A set to pack by jobs.
+
+    Attributes:
+        kind: Kind of the source.
+        source: What to pack; None for kinds that need none.
+        passed_on: Further arguments of `python -m data_pipelines pack`.
+        destination: Directory of the set.
+        tasks: Array tasks that share the work.
+        submit: Where to, and what each job requests.
+    """
+
+    kind: str
+    source: Path | None
+    passed_on: Sequence[str]
+    destination: Path
+    tasks: int
+    submit: SubmitOptions
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise ValueError(f"--tasks={self.tasks} must be at least 1")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of `python -m data_pipelines`."""
+        source = [str(self.source)] if self.source else []
+        return ("pack", self.kind, *source, str(self.destination), *self.passed_on)
+
+
+def submit_pack(request: PackRequest) -> None:
+    """Check and submit a pack: an array that shares the work, and a job that joins its parts."""
+    target, out, arguments = request.submit.target, request.destination, request.arguments
+    resources = request.submit.resources(minutes=DEFAULT_MINUTES)
+    name = request.submit.job_name(f"pack-{out.name}")
+    check_arguments("data_pipelines", arguments, inputs=not resources.dependency)
     target.check(resources, out)
-    shares = [(*words, "--shard", f"{number}/{args.tasks}") for number in range(args.tasks)]
-    if target.cluster != "slurm":
-        shares = [words]
+    parts = [(*arguments, "--shard", f"{n}/{request.tasks}") for n in range(request.tasks)]
+    if target.executor != "slurm":
+        parts = [arguments]
     first = Submission(
-        kind="pack", name=name, folder=folder_of(out),
-        jobs=[CommandJob("data_pipelines", share) for share in shares],
-        resources=resources, site=target.site, cluster=target.cluster,
+        kind="pack", name=name, root=job_root(out),
+        jobs=[CommandJob("data_pipelines", part) for part in parts],
+        resources=resources, site=target.site, executor=target.executor,
     )  # fmt: skip
     record = target.launch(first)
-    if target.cluster != "slurm":
+    if target.executor != "slurm":
         return
     dependency = f"afterok:{record.job_id if record else 'JOB_OF_THE_SHARES'}"
-    target.launch(finishing(first, name, (*words, "--finish"), dependency))
+    target.launch(
+        replace(
+            first, kind="pack-finish", name=f"{name}-finish",
+            jobs=[CommandJob("data_pipelines", (*arguments, "--finish"))],
+            resources=replace(resources, dependency=dependency),
+        )
+    )  # fmt: skip
 
 
-def finishing(first: Submission, name: str, words: tuple[str, ...], dependency: str) -> Submission:
-    """Return the submission that joins what an array of shares wrote."""
-    return replace(
-        first,
-        kind="pack-finish",
-        name=f"{name}-finish",
-        jobs=[CommandJob("data_pipelines", words)],
-        resources=replace(first.resources, dependency=dependency),
-    )
+def job_root(product: Path) -> Path:
+    """Return the directory whose `slurm/` holds the jobs of a product.
 
-
-def folder_of(product: Path) -> Path:
-    """Return the folder whose `slurm/` has the jobs of a product.
-
-    It is the run folder that the product lies in, or else a folder beside the product.
+    It is the run directory that contains the product, or else `<product>.jobs`.
     """
     for parent in product.parents:
         if (parent / "config.json").exists() and (parent / "snapshots").is_dir():
@@ -87,9 +131,35 @@ def folder_of(product: Path) -> Path:
     return product.with_name(f"{product.name}.jobs")
 
 
+def evaluation_command(args: argparse.Namespace) -> None:
+    """Submit a command of `python -m evaluation`."""
+    submit_evaluation(
+        EvaluationRequest(
+            kind=args.kind,
+            passed_on=args.passed_on,
+            out=args.out.absolute(),
+            submit=submit_options(args),
+        )
+    )
+
+
+def pack_command(args: argparse.Namespace) -> None:
+    """Submit the packing of a set."""
+    submit_pack(
+        PackRequest(
+            kind=args.pack_kind,
+            source=args.source.absolute() if args.source else None,
+            passed_on=args.passed_on,
+            destination=args.destination.absolute(),
+            tasks=args.tasks,
+            submit=submit_options(args),
+        )
+    )
+
+
 def add_sample(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sample`."""
-    _add_evaluation(parser, "sample", "folder of the images")
+    _add_evaluation(parser, "sample", "directory of the images")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -102,19 +172,21 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     _add_evaluation(parser, "reference", "the statistics (.npz)")
 
 
-def _add_evaluation(parser: argparse.ArgumentParser, kind: str, what: str) -> None:
-    parser.description = f"Runs `python -m evaluation {EVALUATION[kind]}` with all further words."
-    parser.add_argument("--out", type=Path, required=True, help=what)
-    add_resources(parser)
+def _add_evaluation(parser: argparse.ArgumentParser, kind: str, product: str) -> None:
+    command = f"python -m evaluation {EVALUATION[kind]}"
+    parser.description = f"Runs `{command}`; arguments that are not listed here are passed on."
+    parser.add_argument("--out", type=Path, required=True, help=product)
+    add_submit_options(parser)
     parser.set_defaults(command=evaluation_command, kind=kind, passed_on=[])
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pack`."""
-    parser.description = "Runs `python -m data_pipelines pack` with all further words."
+    command = "python -m data_pipelines pack"
+    parser.description = f"Runs `{command}`; arguments that are not listed here are passed on."
     parser.add_argument("pack_kind", metavar="KIND", help="kind of the source")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack")
-    parser.add_argument("destination", type=Path, help="folder of the set")
+    parser.add_argument("destination", type=Path, help="directory of the set")
     parser.add_argument("--tasks", type=int, default=16, help="array tasks that share the work")
-    add_resources(parser)
+    add_submit_options(parser)
     parser.set_defaults(command=pack_command, passed_on=[])

@@ -14,118 +14,116 @@ from typing import Any, Literal
 from slurm.jobs.interpreter import PYTHON, code_variables, outside_environment
 from slurm.jobs.jobs import Job, TrainJob
 from slurm.jobs.ranks import free_port
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.requeue import epilogue
 from slurm.resources import Policy, Resources, check_job_name
 from slurm.site import Container, Site
 from slurm.slurm_cli import SlurmError
-from slurm.submit.code_copy import code_folder, copy_code
+from slurm.submit.code_copy import code_dir, copy_code
 
-Cluster = Literal["slurm", "local", "debug"]
+Executor = Literal["slurm", "local", "debug"]
 TIMEOUT_REQUEUES = 100_000
-"""submitit's own bound on requeues after a time limit; ours (jobs/requeue.py) looks at progress."""
+"""submitit's own limit on requeues after a time limit; ours (jobs/requeue.py) counts progress."""
 
 _started: list[Any] = []
-"""What this process has submitted: a local job's process must not be forgotten while it runs."""
+"""What this process has submitted: kept, as the process of a local job runs on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What is to be submitted.
+    """A job, or an array of jobs, to submit.
 
     Attributes:
         kind: The command: `train`, `eval`, ...
         name: Job name.
-        folder: Folder that the job works for; its files go to `slurm/` there.
+        root: The directory whose `slurm/` holds the job's records: a run directory, for instance.
         jobs: The job, or the tasks of an array.
-        resources: What each of them asks for.
+        resources: What each of them requests.
         site: The site profile.
-        cluster: Where it runs.
-        code: Code to run; None copies the present code.
-        cwd: Folder that relative paths are of; None is the present one.
+        executor: Slurm, processes of this machine, or this process.
+        code: Directory of the code to run; None copies the present code.
+        cwd: Directory that relative paths start from; None is the current one.
     """
 
     kind: str
     name: str
-    folder: Path
+    root: Path
     jobs: Sequence[Job]
     resources: Resources
     site: Site
-    cluster: Cluster = "slurm"
+    executor: Executor = "slurm"
     code: Path | None = None
     cwd: Path | None = None
 
     def __post_init__(self) -> None:
         check_job_name(self.name)
         if not self.jobs:
-            raise ValueError(f"{self.name} has nothing to do")
+            raise ValueError(f"{self.name} has no job")
 
 
 def submit(submission: Submission) -> JobRecord:
     """Submit, write the record, and return it.
 
     Raises:
-        SlurmError: Slurm refuses it.
+        SlurmError: Slurm rejects it.
     """
-    folder = JobFolder(submission.folder.absolute())
-    folder.jobs.mkdir(parents=True, exist_ok=True)
-    code = submission.code or copy_code(folder.path)
-    executor = _executor(submission, folder, code)
+    jobs = JobDir(submission.root.absolute())
+    jobs.jobs.mkdir(parents=True, exist_ok=True)
+    code = submission.code or copy_code(jobs.path)
+    executor = _submitit_executor(submission, jobs, code)
     with _environment_of_jobs(submission, code):
         submitted = _submit_all(executor, submission.jobs)
         _started.extend(submitted)
         record = JobRecord(
-            job_id=_whole_id(submitted[0].job_id, submission.cluster),
+            job_id=_array_id(submitted[0].job_id, submission.executor),
             kind=submission.kind,
             name=submission.name,
-            cluster=submission.cluster,
+            cluster=submission.executor,
             submitted=time.time(),
             cwd=str(submission.cwd or Path.cwd()),
             code=str(code),
             resources=submission.resources,
-            logs=str(folder.jobs),
+            logs=str(jobs.jobs),
             tasks=tuple(job.title for job in submission.jobs),
             policy=getattr(submission.jobs[0], "policy", Policy()),
         )
-        _write_records(folder, record, submission.jobs)
-        if submission.cluster == "debug":
+        _write_records(jobs, record, submission.jobs)
+        if submission.executor == "debug":
             for job in submitted:
                 job.results()
     return record
 
 
-def _whole_id(job_id: str, cluster: Cluster) -> str:
-    """Return the id of a job, or of the whole array that it is a task of."""
-    return job_id.partition("_")[0] if cluster == "slurm" else job_id
+def _array_id(job_id: str, executor: Executor) -> str:
+    """Return the id of a job, or of the array that it is a task of."""
+    return job_id.partition("_")[0] if executor == "slurm" else job_id
 
 
-def _write_records(folder: JobFolder, record: JobRecord, jobs: Sequence[Job]) -> None:
-    """Write the record, and into each run folder of an array of runs that of its task."""
-    folder.write(record)
+def _write_records(job_dir: JobDir, record: JobRecord, jobs: Sequence[Job]) -> None:
+    """Write the record, and into each run directory of an array of runs that of its task."""
+    job_dir.write(record)
     if len(jobs) > 1:
         for job_id, job in zip(record.task_ids, jobs, strict=True):
             if isinstance(job, TrainJob):
                 own = replace(record, job_id=job_id, kind="train", tasks=(job.title,))
-                JobFolder(job.run_dir).write(own)
+                JobDir(job.run_dir).write(own)
 
 
 def batch_script(submission: Submission) -> str:
     """Return the exact batch script that `submit` would give to sbatch; writes nothing."""
     from submitit.slurm import slurm as submitit_slurm
 
-    folder = JobFolder(submission.folder.absolute())
-    code = submission.code or code_folder(folder.path)
-    command = f"{_python(submission)} -u -m submitit.core._submit {shlex.quote(str(folder.jobs))}"
-    parameters = slurm_parameters(submission, folder, code)
+    jobs = JobDir(submission.root.absolute())
+    code = submission.code or code_dir(jobs.path)
+    command = f"{_python(submission)} -u -m submitit.core._submit {shlex.quote(str(jobs.jobs))}"
+    parameters = slurm_parameters(submission, code)
     if len(submission.jobs) > 1:
         parameters["map_count"] = len(submission.jobs)
-    text: str = submitit_slurm._make_sbatch_string(
-        command=command, folder=folder.jobs, **parameters
-    )
+    text: str = submitit_slurm._make_sbatch_string(command=command, folder=jobs.jobs, **parameters)
     return text
 
 
-def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> dict[str, Any]:
+def slurm_parameters(submission: Submission, code: Path) -> dict[str, Any]:
     """Return all parameters of submitit's Slurm executor."""
     site, resources = submission.site, submission.resources
     parameters = resources.parameters(site)
@@ -133,7 +131,7 @@ def slurm_parameters(submission: Submission, folder: JobFolder, code: Path) -> d
     return {
         **parameters,
         "job_name": submission.name,
-        "setup": [*_setup(site, code), *_rendezvous(resources), *_shrunk(resources)],
+        "setup": [*_setup(site, code), *_rendezvous(resources), *_task_count(resources)],
         "teardown": _teardown(submission),
         "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
     }
@@ -146,7 +144,7 @@ def _setup(site: Site, code: Path) -> list[str]:
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **site.environment,
     }
-    if site.source:  # of jobs that submit others: rank 0 has snapshots evaluated
+    if site.source:  # for jobs that submit others: rank 0 submits evaluations
         variables["RELAYWAVE_SITE"] = site.source
     if site.network_interface:
         variables["RELAYWAVE_INTERFACE"] = site.network_interface
@@ -158,16 +156,16 @@ def _setup(site: Site, code: Path) -> list[str]:
 
 
 def _rendezvous(resources: Resources) -> list[str]:
-    """Return what finds a port for all tasks, where the batch script runs: on rank 0's node."""
+    """Return what finds a port for all tasks; the batch script runs it on rank 0's node."""
     if resources.world_size == 1:
         return []
     return [f"RELAYWAVE_PORT=$({PYTHON} -m slurm.jobs.ranks) || exit 1", "export RELAYWAVE_PORT"]
 
 
-def _shrunk(resources: Resources) -> list[str]:
-    """Return what tells srun the number of tasks when the job got fewer nodes than it was for.
+def _task_count(resources: Resources) -> list[str]:
+    """Return what sets the number of tasks if the job got fewer nodes than it first requested.
 
-    Slurm keeps that of the submission in the environment, whatever the request was lowered to.
+    Slurm keeps the number of the submission in the environment when a request is lowered.
     """
     if not resources.fallback_nodes:
         return []
@@ -183,9 +181,9 @@ def _teardown(submission: Submission) -> list[str] | None:
     run_dir = '"$RUN_DIR"' if len(submission.jobs) > 1 else shlex.quote(str(job.run_dir))
     lines = epilogue(PYTHON, run_dir, job.policy)
     if len(submission.jobs) > 1:
-        folders = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
+        run_dirs = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
                            if isinstance(job, TrainJob))  # fmt: skip
-        lines.insert(0, f"code=$?; folders=({folders}); RUN_DIR=${{folders[$SLURM_ARRAY_TASK_ID]}}")
+        lines.insert(0, f"code=$?; runs=({run_dirs}); RUN_DIR=${{runs[$SLURM_ARRAY_TASK_ID]}}")
         lines[1] = lines[1].replace("$?", "$code", 1)
     return lines
 
@@ -193,7 +191,7 @@ def _teardown(submission: Submission) -> list[str] | None:
 def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[str]:
     container = submission.site.container
     arguments = ["--kill-on-bad-exit=1"]
-    if cpus_per_task:  # since Slurm 22.05, srun does not take it over from the batch script
+    if cpus_per_task:  # since Slurm 22.05, srun does not inherit it from the batch script
         arguments.append(f"--cpus-per-task={cpus_per_task}")
     if submission.site.cpu_bind:
         arguments.append(f"--cpu-bind={submission.site.cpu_bind}")
@@ -205,7 +203,7 @@ def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[s
 
 
 def _python(submission: Submission) -> str:
-    """Return the shell words that start Python in a task."""
+    """Return the command that starts Python in a task, for a shell."""
     container = submission.site.container
     if not container.image:
         return PYTHON
@@ -219,21 +217,23 @@ def _binds(container: Container) -> list[str]:
     return [f"--bind={mount}" for mount in container.mounts]
 
 
-def _executor(submission: Submission, folder: JobFolder, code: Path) -> Any:
+def _submitit_executor(submission: Submission, jobs: JobDir, code: Path) -> Any:
     import submitit
 
     resources = submission.resources
-    if submission.cluster == "slurm":
+    if submission.executor == "slurm":
         executor = submitit.SlurmExecutor(
-            folder.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=_python(submission)
+            jobs.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=_python(submission)
         )
-        executor.update_parameters(**slurm_parameters(submission, folder, code))
+        executor.update_parameters(**slurm_parameters(submission, code))
         return executor
     if resources.nodes > 1:
-        raise ValueError(f"--nodes={resources.nodes}: without Slurm there is this machine only")
-    if submission.cluster == "debug":
-        return submitit.DebugExecutor(folder.jobs)
-    local = submitit.LocalExecutor(folder.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=PYTHON)
+        raise ValueError(
+            f"--nodes={resources.nodes}: without Slurm there is only this machine; set it to 1"
+        )
+    if submission.executor == "debug":
+        return submitit.DebugExecutor(jobs.jobs)
+    local = submitit.LocalExecutor(jobs.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=PYTHON)
     local.update_parameters(
         tasks_per_node=resources.tasks_per_node,
         gpus_per_node=resources.gpus_per_node,
@@ -255,18 +255,18 @@ def _submit_all(executor: Any, jobs: Sequence[Job]) -> list[Any]:
         return submitted
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise SlurmError(f"Slurm refused the job: {lines[-1] if lines else error}") from None
+        raise SlurmError(f"Slurm rejected the job: {lines[-1] if lines else error}") from None
 
 
 @contextmanager
 def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
     """Let jobs start from a clean environment, also when a job submits them.
 
-    Processes without Slurm get the variables that the batch script would set.
+    Without Slurm, processes get the variables that the batch script would set.
     """
     before = dict(os.environ)
     clean = outside_environment()
-    if submission.cluster == "local":
+    if submission.executor == "local":
         port = str(free_port(str(os.getpid()), 0))
         clean |= {**code_variables(code), "RELAYWAVE_PORT": port, **submission.site.environment}
     for name in before.keys() - clean.keys():

@@ -1,4 +1,7 @@
-"""What is refused before anything is queued: each check raises one clear line."""
+"""What is checked before anything is queued: a run, its time limit, and the request to Slurm.
+
+Every check raises an error of one line that says what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError
-from slurm.jobs.records import JobFolder
-from slurm.jobs.throughput import Speed, check_time, known_speed
+from slurm.jobs.records import JobDir
+from slurm.jobs.throughput import Throughput, check_time, known_throughput
 from slurm.resources import Resources, parse_minutes
 from slurm.site import Site
 from slurm.slurm_cli import (
     SlurmError,
     have_slurm,
-    nodes_are_away,
+    nodes_are_unavailable,
     queued,
     run_slurm,
     submission_problem,
@@ -27,21 +30,115 @@ if TYPE_CHECKING:
 LOCAL_ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
-@dataclass(frozen=True)
-class Partition:
-    """A partition: its name, whether it is the default, its nodes, and its time limit."""
+@dataclass(frozen=True, kw_only=True)
+class RunChecks:
+    """How a run is checked at submission.
 
-    name: str
-    default: bool
-    nodes: int
-    max_minutes: int | None
+    Attributes:
+        allow_changes: Whether harmless settings may differ from those that it was started with.
+        correct: Whether settings of a run that has not made its first step may be corrected.
+        data_later: Whether its sets are only on the nodes' own disks, or made by a job that it
+            waits for: then they are not checked.
+        images_per_second: Expected throughput; None takes what was measured.
+    """
+
+    allow_changes: bool = False
+    correct: bool = False
+    data_later: bool = False
+    images_per_second: float | None = None
+
+
+def check_run(
+    config: RunConfig, run_dir: Path, resources: Resources, site: Site, checks: RunChecks
+) -> list[Path]:
+    """Check all that the ranks of a run would reject before their first step.
+
+    Args:
+        config: The run's configuration.
+        run_dir: The run directory, which may not exist yet.
+        resources: The request, which sets the number of ranks.
+        site: The site profile; inside a container the data backend cannot be checked here.
+        checks: What is allowed to differ or to be missing.
+
+    Returns:
+        The directories of local sets, which nodes must see.
+
+    Raises:
+        ValueError: They would reject it.
+    """
+    from data_pipelines.backends.build import import_backend
+    from data_pipelines.packed.remote import Unreachable, is_remote
+    from dist_train import build
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.runtime.run_dir import judge_config
+
+    judge_config(run_dir, config, checks.allow_changes, correct=checks.correct)
+    if not site.container.image:
+        import_backend(config.data.backend)
+    try:
+        build.check_run(config, run_dir, resources.world_size, data_later=checks.data_later)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    except Unreachable as error:
+        raise ConfigError(f"{error}; if nodes can read it, add --data-on-nodes") from None
+    paths = [config.data.path, *(other.path for other in config.data.mix)]
+    if checks.data_later or config.data.backend == "synthetic":
+        return []
+    return [Path(path) for path in paths if not is_remote(path)]
+
+
+def check_time_limit(
+    config: RunConfig,
+    run_dir: Path,
+    resources: Resources,
+    site: Site,
+    images_per_second: float | None = None,
+) -> str:
+    """Check the time limit against the expected throughput, or else what runs have measured.
+
+    Returns:
+        A note for the user if no throughput is known, "" otherwise.
+
+    Raises:
+        ValueError: The time limit is below one checkpoint interval.
+    """
+    throughput = known_throughput(run_dir, config.recipe, resources.world_size)
+    if images_per_second is not None:
+        throughput = Throughput(images_per_second, "by --images-per-second")
+    seconds = check_time(resources, site, config.checkpoint_images, throughput)
+    if throughput is not None:
+        return ""
+    return (
+        f"the time limit was not checked, as no run of {config.recipe} has been timed in"
+        f" {run_dir.parent}: {config.checkpoint_images:,} images to each checkpoint in"
+        f" {seconds / 60:.0f} minutes need {config.checkpoint_images / seconds:.3g} images/s;"
+        " set --images-per-second to what you expect;"
+        f" `python -m dist_train plan {config.recipe}` estimates it"
+    )
+
+
+def check_idle(run_dir: Path) -> None:
+    """Check that no process trains a run, and no job of it is queued. Raises SlurmError."""
+    from dist_train.runtime.run_dir import RunLock
+
+    records = JobDir(run_dir).records()
+    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
+    for job_id, job in (queued(ids) if ids else {}).items():
+        raise SlurmError(
+            f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
+            f" `python -m slurm cancel {run_dir}` first"
+        )
+    if owner := RunLock.owner(run_dir):
+        raise SlurmError(
+            f"{run_dir} is in use by {owner}; stop it, or choose another run directory"
+        )
 
 
 def check_request(resources: Resources, site: Site, paths: Sequence[Path]) -> None:
     """Check that Slurm is here and has what is asked for, and that nodes see the paths.
 
     Raises:
-        SlurmError: Something is not to be had; names what is.
+        SlurmError: Something does not exist or is above a limit; names what does, or the limit.
     """
     if not have_slurm():
         raise SlurmError(
@@ -56,14 +153,25 @@ def check_request(resources: Resources, site: Site, paths: Sequence[Path]) -> No
 
 
 def check_script(script: str) -> None:
-    """Have Slurm itself judge the batch script. Raises SlurmError if it would refuse it.
+    """Have Slurm itself validate the batch script; raises SlurmError if it would reject it.
 
-    `sbatch --test-only` also refuses what has to wait for nodes that are down or reserved, which
-    sbatch takes: while there are such nodes, only sbatch can say what is not to be had for ever.
+    `sbatch --test-only` also rejects what has to wait for nodes that are down or reserved, which
+    sbatch accepts: while there are such nodes, only sbatch can tell which requests can never be
+    satisfied.
     """
     problem = submission_problem(script)
-    if problem and not ("not available" in problem and nodes_are_away()):
-        raise SlurmError(f"Slurm would refuse this job: {problem}")
+    if problem and not ("not available" in problem and nodes_are_unavailable()):
+        raise SlurmError(f"Slurm would reject this job: {problem}")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition: its name, whether it is the default, its nodes, and its time limit."""
+
+    name: str
+    default: bool
+    nodes: int
+    max_minutes: int | None
 
 
 def partitions() -> list[Partition]:
@@ -77,7 +185,7 @@ def partitions() -> list[Partition]:
 
 
 def _merged(found: Sequence[Partition]) -> list[Partition]:
-    """Sinfo has a line for each state of nodes: add their counts up."""
+    """Add up the counts of a partition's lines: sinfo has one for each state of nodes."""
     names = dict.fromkeys(partition.name for partition in found)
     rows = {name: [p for p in found if p.name == name] for name in names}
     return [
@@ -111,7 +219,7 @@ def _check_name(entity: str, field: str, wanted: str) -> None:
         return
     try:
         answer = run_slurm(["sacctmgr", "-nP", "show", entity, f"format={field}"])
-    except SlurmError:  # no accounting here: sbatch itself will say
+    except SlurmError:  # no accounting here: sbatch itself will tell
         return
     known = sorted({line for line in answer.splitlines() if line})
     if wanted not in known:
@@ -120,9 +228,9 @@ def _check_name(entity: str, field: str, wanted: str) -> None:
 
 
 def check_shared(path: Path, site: Site) -> None:
-    """Check that compute nodes see a folder, as far as its name and the site profile tell.
+    """Check that compute nodes see a directory, as far as its name and the site profile tell.
 
-    `python -m slurm doctor` tries it on nodes. Raises SlurmError if they cannot.
+    `python -m slurm doctor` tries it on the nodes. Raises SlurmError if they cannot.
     """
     real = path.absolute()
     if site.shared:
@@ -136,94 +244,5 @@ def check_shared(path: Path, site: Site) -> None:
         if real.is_relative_to(root):
             raise SlurmError(
                 f"compute nodes cannot see {real}: {root} is local to each machine; choose a"
-                " shared folder, or name it under `shared` in the site profile if it is one"
+                " shared directory, or list it under `shared` in the site profile if it is one"
             )
-
-
-def check_run(
-    config: RunConfig,
-    run_dir: Path,
-    resources: Resources,
-    site: Site,
-    *,
-    allow_changes: bool = False,
-    correct: bool = False,
-    data_later: bool = False,
-) -> list[Path]:
-    """Judge a run as its ranks will before their first step, by the same functions.
-
-    Args:
-        config: The resolved configuration.
-        run_dir: The run folder, which may exist.
-        resources: What the run asks for.
-        site: Its container has packages of its own.
-        allow_changes: Whether harmless settings may differ from those that the run began with.
-        correct: Whether settings may be put right of a run that has not made its first step.
-        data_later: Whether sets are only where and when the job runs; then they are not judged.
-
-    Returns:
-        The folders of local sets, which nodes must see.
-
-    Raises:
-        ValueError: It would be refused.
-    """
-    from data_pipelines.backends.build import import_backend
-    from data_pipelines.packed.remote import Unreachable, is_remote
-    from dist_train import build
-    from dist_train.checkpoint.format import CheckpointError
-    from dist_train.runtime.run_dir import judge_config
-
-    judge_config(run_dir, config, allow_changes, correct=correct)
-    if not site.container.image:
-        import_backend(config.data.backend)
-    try:
-        build.check_run(config, run_dir, resources.world_size, data_later=data_later)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
-    except Unreachable as error:
-        raise ConfigError(f"{error}; if nodes can read it, add --data-on-nodes") from None
-    paths = [config.data.path, *(other.path for other in config.data.mix)]
-    if data_later or config.data.backend == "synthetic":
-        return []
-    return [Path(path) for path in paths if not is_remote(path)]
-
-
-def check_speed(
-    config: RunConfig, run_dir: Path, resources: Resources, site: Site, expected: float | None
-) -> str:
-    """Check the time limit against the speed that is expected, or that runs have measured.
-
-    Returns:
-        What the user is to be told if no speed is known, "" otherwise.
-
-    Raises:
-        ValueError: The time limit is below one checkpoint interval.
-    """
-    speed = known_speed(run_dir, config.recipe, resources.world_size)
-    if expected is not None:
-        speed = Speed(expected, "by --images-per-second")
-    seconds = check_time(resources, site, config.checkpoint_images, speed)
-    if speed is not None:
-        return ""
-    return (
-        f"no run of {config.recipe} has been timed in {run_dir} or beside it, so the time limit"
-        f" was not judged: {config.checkpoint_images:,} images to each checkpoint in"
-        f" {seconds / 60:.0f} minutes need {config.checkpoint_images / seconds:.3g} images/s;"
-        " --images-per-second says what you expect,"
-        f" `python -m dist_train plan {config.recipe}` estimates it"
-    )
-
-
-def check_idle(run_dir: Path) -> None:
-    """Check that nobody trains the run, and no job of it is queued. Raises SlurmError otherwise."""
-    from dist_train.runtime.run_dir import RunLock
-
-    records = JobFolder(run_dir).records()
-    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
-    for job_id, job in (queued(ids) if ids else {}).items():
-        raise SlurmError(
-            f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
-            f" `python -m slurm cancel {run_dir}` first"
-        )
-    if owner := RunLock.owner(run_dir):
-        raise SlurmError(f"{run_dir} is in use by {owner}; stop it, or choose another run folder")

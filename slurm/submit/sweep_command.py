@@ -8,59 +8,87 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.config_io import ConfigError
 from slurm.jobs.jobs import TrainJob
-from slurm.resources import check_job_name
-from slurm.submit.arguments import target_of
+from slurm.jobs.requeue import policy_of
+from slurm.resources import Policy
+from slurm.submit.arguments import SubmitOptions, submit_options
 from slurm.submit.launcher import Submission
+from slurm.submit.preflight import RunChecks
 from slurm.submit.train_command import (
-    add_training,
-    advise,
-    judge_run,
-    policy_of,
-    prepare,
+    add_training_options,
+    check_new_run,
+    print_note,
     resolve,
     resources_for,
+    run_checks,
+    write_run_config,
 )
 
 
-def sweep_command(args: argparse.Namespace) -> None:
-    """Submit a run for each point of a grid of overrides, as one array."""
-    target, out = target_of(args), args.out.absolute()
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """A grid of runs to submit.
+
+    Attributes:
+        recipe: Name of the recipe.
+        overrides: Settings of all runs, as `key=value`.
+        grid: Axes of the grid, see `grid_points`.
+        out_dir: The directory of the run directories.
+        parallel: How many runs may run at once; 0 is the site's limit.
+        checks: What to check before they are queued.
+        policy: How often each is run again.
+        submit: Where to, and what each job requests.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    grid: Sequence[str]
+    out_dir: Path
+    parallel: int
+    checks: RunChecks
+    policy: Policy
+    submit: SubmitOptions
+
+
+def submit_sweep(request: SweepRequest) -> None:
+    """Submit the runs of a grid that are not finished, as one array."""
+    target, out_dir = request.submit.target, request.out_dir
     runs = {
-        out / name: resolve(args.recipe, [*args.overrides, *point])
-        for name, point in grid_points(args.grid).items()
+        out_dir / name: resolve(request.recipe, [*request.overrides, *point])
+        for name, point in grid_points(request.grid).items()
     }
-    some = next(iter(runs.values()))
-    resources = dataclasses.replace(resources_for(args, some), array_parallelism=args.parallel or 0)
-    name = check_job_name(args.name or out.name)
+    requested = resources_for(next(iter(runs.values())), request.submit)
+    resources = dataclasses.replace(requested, array_parallelism=request.parallel)
+    name = request.submit.job_name(out_dir.name)
     sets: dict[Path, None] = {}
-    advice: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for run_dir, config in runs.items():
         target.check_idle(run_dir)
         try:
-            found, told = judge_run(config, run_dir, resources, target, args)
+            found, note = check_new_run(config, run_dir, resources, target, request.checks)
         except ValueError as error:
             raise ConfigError(f"{run_dir.name}: {error}") from None
         sets |= dict.fromkeys(found)
-        advice[told] = None
-    target.check(resources, out, *sets)
-    jobs = [TrainJob(run_dir, policy_of(args)) for run_dir in runs]
-    waiting = [job for job in jobs if not job.finished()]
-    if not waiting:
-        print(f"all {len(jobs)} runs of {out} are finished")
+        notes[note] = None
+    target.check(resources, out_dir, *sets)
+    jobs = [TrainJob(run_dir, request.policy) for run_dir in runs]
+    unfinished = [job for job in jobs if not job.finished()]
+    if not unfinished:
+        print(f"all {len(jobs)} runs of {out_dir} are finished")
         return
     submission = Submission(
-        kind="sweep", name=name, folder=out, jobs=waiting, resources=resources,
-        site=target.site, cluster=target.cluster,
+        kind="sweep", name=name, root=out_dir, jobs=unfinished, resources=resources,
+        site=target.site, executor=target.executor,
     )  # fmt: skip
-    target.judge(submission)
+    target.check_script(submission)
     for run_dir, config in runs.items():
-        prepare(config, run_dir, target, args.allow_changes)
+        write_run_config(config, run_dir, target, request.checks)
     target.launch(submission)
-    advise(next(iter(advice)))
+    print_note(next(iter(notes)))
 
 
 def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
@@ -75,8 +103,8 @@ def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
     axes = [_parse_axis(text) for text in grid]
     points = {}
     for choice in itertools.product(*axes):
-        words = (f"{key.rpartition('.')[2]}_{value}" for key, value in choice)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))
+        parts = (f"{key.rpartition('.')[2]}_{value}" for key, value in choice)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
         points[name] = [f"{key}={value}" for key, value in choice]
     if len(points) < len(list(itertools.product(*axes))):
         raise ConfigError("two points of the grid have the same name; give distinct values")
@@ -96,14 +124,30 @@ def _parse_axis(text: str) -> list[tuple[str, str]]:
     return [(key, value) for value in values.split(",")]
 
 
+def sweep_command(args: argparse.Namespace) -> None:
+    """Submit a run for each point of a grid of overrides."""
+    submit_sweep(
+        SweepRequest(
+            recipe=args.recipe,
+            overrides=args.overrides,
+            grid=args.grid,
+            out_dir=args.out.absolute(),
+            parallel=args.parallel or 0,
+            checks=run_checks(args),
+            policy=policy_of(args),
+            submit=submit_options(args),
+        )
+    )
+
+
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sweep`."""
     parser.add_argument("recipe", help="name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the run directories")
     parser.add_argument(
         "--grid", action="append", required=True, metavar="key=a,b,...", help="an axis of the grid"
     )
-    parser.add_argument("--parallel", type=int, help="runs at once")
-    add_training(parser)
+    parser.add_argument("--parallel", type=int, help="how many runs may run at once")
+    add_training_options(parser)
     parser.set_defaults(command=sweep_command)

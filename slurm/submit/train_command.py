@@ -5,109 +5,125 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.config_io import ConfigError, override, read_config
 from slurm.jobs.jobs import STOP, TrainJob
-from slurm.jobs.records import JobFolder
-from slurm.jobs.requeue import add_policy
-from slurm.resources import Policy, Resources, check_job_name
-from slurm.submit.arguments import Target, add_resources, given_resources, resources_of, target_of
+from slurm.jobs.records import JobDir
+from slurm.jobs.requeue import add_policy_options, policy_of
+from slurm.resources import Policy, Resources
+from slurm.submit.arguments import SubmitOptions, Target, add_submit_options, submit_options
+from slurm.submit.code_copy import check_code
 from slurm.submit.elastic import node_counts
 from slurm.submit.launcher import Submission
-from slurm.submit.preflight import check_run, check_speed
+from slurm.submit.preflight import RunChecks, check_run, check_time_limit
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
 
 
-def train_command(args: argparse.Namespace) -> None:
-    """Submit a run."""
-    config = resolve(args.recipe, args.overrides)
-    target, run_dir = target_of(args), args.run_dir.absolute()
-    resources = resources_for(args, config)
-    name = check_job_name(args.name or run_dir.name)
-    if args.min_nodes is not None:
-        fallback = node_counts(config, resources, args.min_nodes)
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """A run to submit.
+
+    Attributes:
+        recipe: Name of the recipe.
+        overrides: Its changed settings, as `key=value`.
+        run_dir: The run directory.
+        min_nodes: Fewest nodes that it may run on; None insists on the full number.
+        checks: What to check before it is queued.
+        policy: How often it is run again.
+        submit: Where to, and what the job requests.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    run_dir: Path
+    min_nodes: int | None
+    checks: RunChecks
+    policy: Policy
+    submit: SubmitOptions
+
+
+def submit_run(request: TrainRequest) -> None:
+    """Check a run, write its configuration, and submit it."""
+    config = resolve(request.recipe, request.overrides)
+    run_dir, target = request.run_dir, request.submit.target
+    resources = resources_for(config, request.submit)
+    name = request.submit.job_name(run_dir.name)
+    if request.min_nodes is not None:
+        fallback = node_counts(config, resources, request.min_nodes)
         resources = dataclasses.replace(resources, fallback_nodes=fallback)
     target.check_idle(run_dir)
-    sets, advice = judge_run(config, run_dir, resources, target, args)
+    sets, note = check_new_run(config, run_dir, resources, target, request.checks)
     target.check(resources, run_dir, *sets)
     submission = Submission(
-        kind="train", name=name, folder=run_dir, jobs=[TrainJob(run_dir, policy_of(args))],
-        resources=resources, site=target.site, cluster=target.cluster,
+        kind="train", name=name, root=run_dir, jobs=[TrainJob(run_dir, request.policy)],
+        resources=resources, site=target.site, executor=target.executor,
     )  # fmt: skip
-    target.judge(submission)
-    prepare(config, run_dir, target, args.allow_changes)
+    target.check_script(submission)
+    write_run_config(config, run_dir, target, request.checks)
     target.launch(submission)
-    advise(advice)
+    print_note(note)
 
 
-def resume_command(args: argparse.Namespace) -> None:
-    """Submit runs again as they were submitted, with the same code unless told otherwise."""
-    target, changes = target_of(args), given_resources(args)
-    for run_dir in args.runs:
-        resume(
-            run_dir.absolute(), target, changes, update_code=args.update_code,
-            data_later=_data_later(args),
-        )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest:
+    """Stopped runs to submit again.
+
+    Attributes:
+        run_dirs: The run directories.
+        update_code: Whether to run the present code instead of that of the last submission.
+        checks: What to check before they are queued.
+        submit: Where to, and what each job requests otherwise than at its last submission.
+    """
+
+    run_dirs: Sequence[Path]
+    update_code: bool
+    checks: RunChecks
+    submit: SubmitOptions
 
 
-def resume(
-    run_dir: Path,
-    target: Target,
-    changes: Mapping[str, Any],
-    *,
-    update_code: bool = False,
-    data_later: bool = False,
-) -> None:
-    """Submit a run again.
-
-    Args:
-        run_dir: The run folder.
-        target: Where to.
-        changes: What is asked for otherwise than at its last submission.
-        update_code: Whether the present code takes the place of the run's.
-        data_later: Whether its sets are only where and when the job runs.
+def resume_run(run_dir: Path, request: ResumeRequest) -> None:
+    """Submit a run again as it was last submitted.
 
     Raises:
-        ConfigError: It has never been submitted, or its ranks would refuse it.
+        ConfigError: It has never been submitted, or its ranks would reject it.
         SlurmError: A job of it is still in the queue.
     """
     from dist_train.config import RunConfig
 
-    records = [record for record in JobFolder(run_dir).records() if record.kind == "train"]
+    records = [record for record in JobDir(run_dir).records() if record.kind == "train"]
     if not records:
         raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
-    last = records[-1]
-    free = dataclasses.replace(last.resources, dependency="", begin="")  # that was for its first
-    resources = dataclasses.replace(free, **changes)
+    last, target = records[-1], request.submit.target
+    # what the first submission waited for is over
+    free = dataclasses.replace(last.resources, dependency="", begin="")
+    resources = dataclasses.replace(free, **request.submit.requested)
     config = read_config(RunConfig, run_dir / "config.json")
     target.check_idle(run_dir)
-    sets = check_run(config, run_dir, resources, target.site, data_later=data_later)
-    advice = check_speed(config, run_dir, resources, target.site, None)
+    sets = check_run(config, run_dir, resources, target.site, request.checks)
+    note = check_time_limit(config, run_dir, resources, target.site)
     target.check(resources, run_dir, *sets)
     job = TrainJob(run_dir, last.policy)
     if job.trained():
         print(f"{run_dir.name}: is finished")
         return
+    code = None if request.update_code else Path(last.code)
+    if code is not None and not target.dry_run:
+        check_code(code)
     submission = Submission(
-        kind="train", name=last.name, folder=run_dir, jobs=[job], resources=resources,
-        site=target.site, cluster=target.cluster,
-        code=None if update_code else Path(last.code), cwd=Path(last.cwd),
+        kind="train", name=last.name, root=run_dir, jobs=[job], resources=resources,
+        site=target.site, executor=target.executor, code=code, cwd=Path(last.cwd),
     )  # fmt: skip
-    target.judge(submission)
+    target.check_script(submission)
     if not target.dry_run:
-        (JobFolder(run_dir).path / STOP).unlink(missing_ok=True)
+        (JobDir(run_dir).path / STOP).unlink(missing_ok=True)
     target.launch(submission)
-    advise(advice)
-
-
-def policy_of(args: argparse.Namespace) -> Policy:
-    """Return the limits of running again that the command line sets."""
-    return Policy(args.max_stalled, args.max_crashes, args.backoff_seconds)
+    print_note(note)
 
 
 def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
@@ -117,82 +133,125 @@ def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return override(find_recipe(recipe)(), overrides)
 
 
-def resources_for(args: argparse.Namespace, config: RunConfig) -> Resources:
-    """Take nodes and GPUs from the recipe where the command line leaves them open."""
-    return resources_of(
-        args, nodes=config.nodes, gpus_per_node=config.gpus_per_node, minutes=24 * 60
+def resources_for(config: RunConfig, options: SubmitOptions) -> Resources:
+    """Return a run's request: nodes and GPUs are the recipe's where the options leave them open."""
+    return options.resources(
+        nodes=config.nodes, gpus_per_node=config.gpus_per_node, minutes=24 * 60
     )
 
 
-def judge_run(
-    config: RunConfig, run_dir: Path, resources: Resources, target: Target, args: argparse.Namespace
+def check_new_run(
+    config: RunConfig, run_dir: Path, resources: Resources, target: Target, checks: RunChecks
 ) -> tuple[list[Path], str]:
-    """Judge a run that is to be submitted; returns its sets' folders, and what is to be told."""
-    sets = check_run(
-        config, run_dir, resources, target.site,
-        allow_changes=args.allow_changes, correct=True, data_later=_data_later(args),
-    )  # fmt: skip
-    advice = check_speed(config, run_dir, resources, target.site, args.images_per_second)
-    return sets, advice if target.cluster == "slurm" else ""
+    """Check a run before it is submitted; returns its sets' directories, and a note for the user.
+
+    The note says what could not be checked; "" if there is nothing.
+    """
+    sets = check_run(config, run_dir, resources, target.site, checks)
+    note = check_time_limit(config, run_dir, resources, target.site, checks.images_per_second)
+    return sets, note if target.executor == "slurm" else ""
 
 
-def advise(text: str) -> None:
-    """Say what could not be judged, where the user sees it last."""
-    if text:
-        print(f"slurm: note: {text}", file=sys.stderr)
-
-
-def _data_later(args: argparse.Namespace) -> bool:
-    """Whether the images are on the nodes' own disks, or made by a job that is waited for."""
-    return bool(args.data_on_nodes or args.dependency)
-
-
-def prepare(config: RunConfig, run_dir: Path, target: Target, allow_changes: bool) -> None:
+def write_run_config(config: RunConfig, run_dir: Path, target: Target, checks: RunChecks) -> None:
     """Write the run's configuration, which is all that its job reads."""
     from dist_train.runtime.run_dir import settle_config
 
     if not target.dry_run:
-        settle_config(run_dir, config, allow_changes, correct=True)
+        settle_config(run_dir, config, checks.allow_changes, correct=True)
+
+
+def print_note(text: str) -> None:
+    """Print what could not be checked, last, so that it is seen."""
+    if text:
+        print(f"slurm: note: {text}", file=sys.stderr)
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """Submit a run."""
+    submit_run(
+        TrainRequest(
+            recipe=args.recipe,
+            overrides=args.overrides,
+            run_dir=args.run_dir.absolute(),
+            min_nodes=args.min_nodes,
+            checks=run_checks(args),
+            policy=policy_of(args),
+            submit=submit_options(args),
+        )
+    )
+
+
+def resume_command(args: argparse.Namespace) -> None:
+    """Submit stopped runs again."""
+    data_later = bool(args.data_on_nodes or args.dependency)
+    request = ResumeRequest(
+        run_dirs=[run_dir.absolute() for run_dir in args.runs],
+        update_code=args.update_code,
+        checks=RunChecks(data_later=data_later),
+        submit=submit_options(args),
+    )
+    for run_dir in request.run_dirs:
+        resume_run(run_dir, request)
+
+
+def run_checks(args: argparse.Namespace) -> RunChecks:
+    """Return what the options of `train` and `sweep` say about checking a new run."""
+    return RunChecks(
+        allow_changes=args.allow_changes,
+        correct=True,
+        data_later=bool(args.data_on_nodes or args.dependency),
+        images_per_second=args.images_per_second,
+    )
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     parser.add_argument("recipe", help="name of a recipe (`python -m dist_train list`)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--min-nodes", type=int, help="if nodes are long in coming, fewer will do")
+    parser.add_argument("--run-dir", type=Path, required=True, help="run directory")
     parser.add_argument(
-        "--shrink-minutes", type=int, help="how long each number of nodes is waited for (360)"
+        "--min-nodes",
+        type=int,
+        help="minimum number of nodes; shrink the request if the full number stays pending",
     )
-    add_training(parser)
+    parser.add_argument(
+        "--shrink-minutes",
+        type=int,
+        help="minutes that each number of nodes may stay pending (360)",
+    )
+    add_training_options(parser)
     parser.set_defaults(command=train_command)
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
     """Add the options of `resume`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
     parser.add_argument(
-        "--update-code", action="store_true", help="run the present code, not that of the run"
+        "--update-code",
+        action="store_true",
+        help="run the present code instead of that of the last submission",
     )
     _add_data_on_nodes(parser)
-    add_resources(parser)
+    add_submit_options(parser)
     parser.set_defaults(command=resume_command)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `train` and `sweep` share."""
     parser.add_argument(
-        "--allow-changes", action="store_true", help="go on with changed settings that are harmless"
+        "--allow-changes", action="store_true", help="resume with changed settings if harmless"
     )
     parser.add_argument(
-        "--images-per-second", type=float, help="expected speed, to judge the time limit by"
+        "--images-per-second", type=float, help="expected throughput, to check the time limit"
     )
     _add_data_on_nodes(parser)
-    add_policy(parser)
-    add_resources(parser)
+    add_policy_options(parser)
+    add_submit_options(parser)
 
 
 def _add_data_on_nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-on-nodes", action="store_true", help="do not look here for the set: nodes have it"
+        "--data-on-nodes",
+        action="store_true",
+        help="do not check the set here: only the nodes have it",
     )

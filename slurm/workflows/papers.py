@@ -1,7 +1,7 @@
 """The two papers' experiments, from the downloaded images to the table of results.
 
-Each is a documented function of what the command line gives, like a recipe. Both stages of RDM
-train side by side: stage 2 learns from blurred real images, so it needs no stage-1 samples.
+Like a recipe, each is a documented function. Both stages of RDM train at the same time: stage 2
+learns from blurred real images, so it needs no stage-1 samples.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def celebahq256(inputs: Inputs) -> Workflow:
 
 
 def _rdm(inputs: Inputs, name: str, kind: str, stage1: str, stage2: str) -> Workflow:
-    """Return the steps of an RDM experiment; its protocol has the workflow's name."""
+    """Return the steps of an RDM experiment; its protocol has the name of the workflow."""
     data, both = inputs.root / "data", ("stage1", "stage2")
     return with_table(
         name,

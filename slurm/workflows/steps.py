@@ -1,4 +1,4 @@
-"""The parts that workflows are made of, each a step or two."""
+"""The steps that workflows are made of, each a function of what the command line says."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PACK_TASKS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a workflow is given on the command line.
+    """What the command line says about a workflow.
 
     Attributes:
-        root: Folder of everything that it makes.
-        source: The image set as downloaded; None where none is needed.
-        weights: Weights file of the detector; None takes the offline one.
-        resources: What holds for all jobs: partition, account, time, ...; nodes and ranks are
-            those of the recipes unless `same_size`.
-        same_size: Whether nodes and ranks of `resources` hold for training too.
+        root: Directory of everything that it makes.
+        source: The image set as downloaded; None if it needs none.
+        weights: Weights file of the detector; None uses the offline one.
+        resources: The request of every job: partition, account, time, ...; for training, nodes
+            and ranks are the recipe's unless `same_size`.
+        same_size: Whether training uses nodes and ranks of `resources` too.
         overrides: `key=value` for all training steps, or `step:key=value` for one.
-        images: Number of samples that are evaluated; None is what the protocol says.
+        images: Number of samples to evaluate; None is the protocol's.
         tasks: Array tasks of packing.
     """
 
@@ -46,6 +46,9 @@ class Inputs:
             raise ValueError(f"--tasks={self.tasks} must be at least 1")
         if self.images is not None and self.images < 2:
             raise ValueError(f"--images={self.images}: at least 2 can be evaluated")
+        for path in (self.source, self.weights):
+            if path is not None and not path.exists():
+                raise FileNotFoundError(f"{path} does not exist")
 
     def step_overrides(self, step: str) -> list[str]:
         """Return the overrides of one training step."""
@@ -71,24 +74,24 @@ class Inputs:
 def pack_steps(
     inputs: Inputs, kind: str, resolutions: Sequence[int], *options: str
 ) -> tuple[Step, Step]:
-    """Pack the source: an array of shares, and the step `data` that joins them.
+    """Pack the source: an array that shares the work, and the step `data` that joins its parts.
 
     Sets are in `data/`, or in `data/<resolution>/` if there are several.
     """
     source = [str(inputs.source.absolute())] if inputs.source else []
     sizes = ",".join(map(str, resolutions))
-    words = ("pack", kind, *source, str(inputs.root / "data"), "--resolution", sizes, *options)
+    arguments = ("pack", kind, *source, str(inputs.root / "data"), "--resolution", sizes, *options)
     done = inputs.root / "slurm" / "done"
     shares = [
         CommandJob(
             "data_pipelines",
-            (*words, "--shard", f"{number}/{inputs.tasks}"),
+            (*arguments, "--shard", f"{number}/{inputs.tasks}"),
             done / f"share-{number}-of-{inputs.tasks}",
         )
         for number in range(inputs.tasks)
     ]
-    joined = CommandJob("data_pipelines", (*words, "--finish"), done / "data")
-    common = {"kind": "pack", "folder": inputs.root, "resources": inputs.single}
+    joined = CommandJob("data_pipelines", (*arguments, "--finish"), done / "data")
+    common = {"kind": "pack", "root": inputs.root, "resources": inputs.single}
     return (
         Step(name="shares", jobs=shares, until=joined.done, **common),  # type: ignore[arg-type]
         Step(name="data", jobs=[joined], after=("shares",), **common),  # type: ignore[arg-type]
@@ -96,7 +99,7 @@ def pack_steps(
 
 
 def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: str) -> Step:
-    """Train a recipe on a packed set, in the run folder `<name>`."""
+    """Train a recipe on a packed set, in the run directory `<name>`."""
     config = override(
         find_recipe(recipe)(), [f"data.path={data}", *overrides, *inputs.step_overrides(name)]
     )
@@ -110,23 +113,23 @@ def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: s
         )
     run_dir = inputs.root / name
     return Step(
-        name=name, kind="train", folder=run_dir, jobs=[TrainJob(run_dir)], resources=resources,
+        name=name, kind="train", root=run_dir, jobs=[TrainJob(run_dir)], resources=resources,
         after=("data",), config=config,
     )  # fmt: skip
 
 
 def sample_step(inputs: Inputs, name: str, runs: Sequence[str]) -> Step:
-    """Draw a grid of 64 samples of a model (a relay's runs in order) to `<name>.png`."""
-    words = ["sample", *(str(inputs.root / run) for run in runs), "--seeds", "0-63"]
-    places = ["--out", str(inputs.root / name), "--grid", str(inputs.root / f"{name}.png")]
-    return _evaluation_step(inputs, name, "sample", [*words, *places], tuple(runs))
+    """Sample a grid of 64 images from a model (a relay's runs in order) to `<name>.png`."""
+    arguments = ["sample", *(str(inputs.root / run) for run in runs), "--seeds", "0-63"]
+    products = ["--out", str(inputs.root / name), "--grid", str(inputs.root / f"{name}.png")]
+    return _evaluation_step(inputs, name, "sample", [*arguments, *products], tuple(runs))
 
 
 def reference_step(inputs: Inputs, data: Path, *options: str) -> Step:
     """Compute the reference statistics of a packed set, in `reference.npz`."""
-    words = ["reference", str(data), str(inputs.root / "reference.npz"), *options]
+    arguments = ["reference", str(data), str(inputs.root / "reference.npz"), *options]
     return _evaluation_step(
-        inputs, "reference", "reference", [*words, *_weights(inputs)], ("data",)
+        inputs, "reference", "reference", [*arguments, *_weights(inputs)], ("data",)
     )
 
 
@@ -134,18 +137,18 @@ def evaluate_step(
     inputs: Inputs, name: str, runs: Sequence[str], title: str, *options: str
 ) -> Step:
     """Evaluate a model against the reference, to `evaluation/<name>.json`."""
-    words = ["run", *(str(inputs.root / run) for run in runs), "--title", title, *options]
-    words += ["--reference", str(inputs.root / "reference.npz"), *_weights(inputs)]
-    words += ["--seeds", f"0-{inputs.images - 1}"] if inputs.images else []
-    words += ["--out", str(inputs.root / "evaluation" / f"{name}.json")]
-    return _evaluation_step(inputs, name, "eval", words, ("reference", *runs))
+    arguments = ["run", *(str(inputs.root / run) for run in runs), "--title", title, *options]
+    arguments += ["--reference", str(inputs.root / "reference.npz"), *_weights(inputs)]
+    arguments += ["--seeds", f"0-{inputs.images - 1}"] if inputs.images else []
+    arguments += ["--out", str(inputs.root / "evaluation" / f"{name}.json")]
+    return _evaluation_step(inputs, name, "eval", arguments, ("reference", *runs))
 
 
 def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
     """Return the workflow of these steps and a last one, `table`, which reports on all of them.
 
-    It runs when the others have ended, whether well or not: it shows what failed beside the results
-    that there are.
+    It runs when the others have ended, even if some failed, and shows what failed and which results
+    exist.
     """
     waited_for = {before for step in steps for before in step.after}
     results = tuple(
@@ -153,19 +156,19 @@ def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
     )
     report = ReportJob(name, steps, results, inputs.root / "slurm" / "done" / "table")
     table = Step(
-        name="table", kind="table", folder=inputs.root, jobs=[report], resources=inputs.single,
+        name="table", kind="table", root=inputs.root, jobs=[report], resources=inputs.single,
         after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",
     )  # fmt: skip
     return Workflow(name, inputs.root, (*steps, table))
 
 
 def _evaluation_step(
-    inputs: Inputs, name: str, kind: str, words: Sequence[str], after: tuple[str, ...]
+    inputs: Inputs, name: str, kind: str, arguments: Sequence[str], after: tuple[str, ...]
 ) -> Step:
     done = inputs.root / "slurm" / "done" / name
     return Step(
-        name=name, kind=kind, folder=inputs.root, after=after, resources=inputs.resources,
-        jobs=[CommandJob("evaluation", tuple(words), done)],
+        name=name, kind=kind, root=inputs.root, after=after, resources=inputs.resources,
+        jobs=[CommandJob("evaluation", tuple(arguments), done)],
     )  # fmt: skip
 
 

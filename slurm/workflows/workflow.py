@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slurm.jobs.exit_reason import ended_states, how_tasks_ended
+from slurm.jobs.exit_reason import exit_states, task_exits
 from slurm.jobs.jobs import Job, run_command
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.slurm_cli import QueuedJob, queued
 from slurm.submit.arguments import Target
@@ -32,18 +32,18 @@ class Step:
     Attributes:
         name: Name within the workflow.
         kind: The command that it is: `train`, `eval`, `pack`, ...
-        folder: Folder that its jobs work for.
-        jobs: What is done.
-        resources: What each of them asks for.
+        root: The directory whose `slurm/` holds its jobs: for training, the run directory.
+        jobs: The job, or the tasks of an array.
+        resources: What each of them requests.
         after: Names of the steps that it waits for.
-        when: Whether those must end well (`afterok`) or just end (`afterany`).
-        config: Configuration of the run, of a training step.
-        until: File of a later step that makes this one needless, whatever is left of it.
+        when: Whether those must succeed (`afterok`) or just end (`afterany`).
+        config: Configuration of the run; for training steps only.
+        until: File of a later step; once it exists, this one is not needed any more.
     """
 
     name: str
     kind: str
-    folder: Path
+    root: Path
     jobs: Sequence[Job]
     resources: Resources
     after: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class Workflow:
 
 def newest_record(workflow: str, step: Step) -> JobRecord | None:
     """Return the record of a step's newest job, None if it was never submitted."""
-    records = JobFolder(step.folder).records()
+    records = JobDir(step.root).records()
     return next((r for r in reversed(records) if r.name == job_name(workflow, step)), None)
 
 
@@ -111,13 +111,13 @@ def submit_workflow(
         prepare: Called for each step before its submission.
 
     Raises:
-        SlurmError: Slurm would refuse a step; then nothing was submitted.
+        SlurmError: Slurm would reject a step; then nothing was submitted.
     """
     missing = [step for step in workflow.steps if not step.finished()]
     alive = {step.name: job_in_queue(workflow.name, step, queue) for step in missing}
     due = [step for step in missing if not alive[step.name]]
     for step in due:
-        target.judge(_submission(workflow, step, target, {}))
+        target.check_script(_submission(workflow, step, target, {}))
     ids = {name: job_id for name, job_id in alive.items() if job_id}
     for step in due:
         if not target.dry_run:
@@ -133,28 +133,26 @@ def _submission(
     return Submission(
         kind=step.kind,
         name=job_name(workflow.name, step),
-        folder=step.folder,
+        root=step.root,
         jobs=step.jobs,
         resources=dataclasses.replace(step.resources, dependency=",".join(waits)),
         site=target.site,
-        cluster=target.cluster,
+        executor=target.executor,
     )
 
 
 def format_tree(name: str, steps: Sequence[Step], queue: Mapping[str, QueuedJob]) -> str:
-    """Return the steps of a workflow as a tree, with where each stands."""
+    """Return the steps of a workflow as a tree, with the state of each."""
     depths: dict[str, int] = {}
     lines = [name]
     for step in steps:
         depths[step.name] = 1 + max((depths[before] for before in step.after), default=0)
         waits = f"  after {', '.join(step.after)}" if step.after else ""
-        lines.append(
-            f"{'  ' * depths[step.name]}└ {step.name}: {_standing(name, step, queue)}{waits}"
-        )
+        lines.append(f"{'  ' * depths[step.name]}└ {step.name}: {_state(name, step, queue)}{waits}")
     return "\n".join(lines)
 
 
-def _standing(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
+def _state(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     if step.finished():
         return "finished"
     record = newest_record(workflow, step)
@@ -163,21 +161,21 @@ def _standing(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
     if states:
         return f"job {record.job_id} {', '.join(sorted(states)).lower()}"
-    folder = JobFolder(step.folder)
-    state, why = how_tasks_ended(folder, record, ended_states([record.job_id]))
+    jobs = JobDir(step.root)
+    state, why = task_exits(jobs, record, exit_states([record.job_id]))
     text = f"STOPPED: job {record.job_id} {f'was {state}' if state else 'has ended'}"
     return f"{text}{f' ({why})' if why else ''}; logs in {record.logs}"
 
 
 @dataclass(frozen=True)
 class ReportJob:
-    """The end of a workflow, whatever became of it: its tree, and a table of the results there are.
+    """The report of a workflow, even if steps failed: its tree, and a table of existing results.
 
     Attributes:
         workflow: Name of the workflow.
         steps: All steps before this one.
         results: Results of evaluation, in the order of the table.
-        done: File that is written when no result is missing.
+        done: File that is written once no result is missing.
     """
 
     workflow: str
@@ -187,7 +185,7 @@ class ReportJob:
 
     @property
     def title(self) -> str:
-        """What it does, in a few words, for people."""
+        """What it does, for people."""
         return f"report on {self.workflow}"
 
     def finished(self) -> bool:
@@ -195,22 +193,20 @@ class ReportJob:
         return self.done.exists()
 
     def __call__(self) -> str:
-        """Report; ends with exit code 1 if a result is missing, so that it is not finished."""
+        """Report; exits with code 1 if a result is missing, so that it counts as unfinished."""
         print(format_tree(self.workflow, self.steps, queued()), flush=True)
-        there = [str(path) for path in self.results if path.exists()]
-        if there:
-            run_command("evaluation", ["table", *there])
-        if len(there) < len(self.results):
+        existing = [str(path) for path in self.results if path.exists()]
+        if existing:
+            run_command("evaluation", ["table", *existing])
+        if len(existing) < len(self.results):
             missing = [path.stem for path in self.results if not path.exists()]
-            sys.exit(
-                f"error: no result of {', '.join(missing)}; mend it and submit the workflow again"
-            )
+            sys.exit(f"error: no result of {', '.join(missing)}; fix the cause and submit again")
         self.done.parent.mkdir(parents=True, exist_ok=True)
         self.done.touch()
         return "finished"
 
     def checkpoint(self) -> Any:
-        """Say, for submitit, what is to be run after a requeue: the same."""
+        """Return what submitit runs after the requeue: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

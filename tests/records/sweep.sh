@@ -39,6 +39,6 @@ srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /p
 
 
 # teardown
-code=$?; folders=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${folders[$SLURM_ARRAY_TASK_ID]}
+code=$?; runs=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${runs[$SLURM_ARRAY_TASK_ID]}
 python -P -m slurm.jobs.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
 exit $?

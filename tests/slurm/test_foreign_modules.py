@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from slurm.continuous_eval.command import scrontab_line
-from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, write_plan
+from slurm.continuous_eval.schedule import EvaluationSchedule, ScheduledProtocol, write_schedule
 from slurm.jobs.interpreter import SOURCE, code_variables
 from slurm.jobs.jobs import TrainJob
-from slurm.jobs.records import JobFolder
+from slurm.jobs.records import JobDir
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.submit.code_copy import copy_code
@@ -55,9 +55,9 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_batch_script_finds_our_modules(foreign: Path, tmp_path: Path) -> None:
     """The port before the job, a task, and the end that requeues it, as bash runs them."""
     run_dir = make_run(tmp_path / "run")
-    jobs = JobFolder(run_dir)
+    jobs = JobDir(run_dir)
     submission = Submission(
-        kind="train", name="run", folder=run_dir, jobs=[TrainJob(run_dir)], site=Site(),
+        kind="train", name="run", root=run_dir, jobs=[TrainJob(run_dir)], site=Site(),
         resources=Resources(tasks_per_node=2), code=copy_code(jobs.path),
     )  # fmt: skip
     programs = tmp_path / "bin"
@@ -80,12 +80,12 @@ def test_a_batch_script_finds_our_modules(foreign: Path, tmp_path: Path) -> None
 def test_a_local_job_and_what_it_starts_find_our_modules(foreign: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     protocol = ScheduledProtocol(name="quick", words=("--reference", "none.npz"))
-    write_plan(run_dir, EvaluationPlan(protocols=(protocol,)))
+    write_schedule(run_dir, EvaluationSchedule(protocols=(protocol,)))
     options = ["--nodes=1", "--gpus-per-node=0", "--tasks-per-node=2", "--time=10"]
     command = [sys.executable, "-P", "-m", "slurm", "train", *TINY, *options, "--cluster=local",
                "--run-dir", str(run_dir)]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    reconciled = JobFolder(run_dir).jobs / "reconcile.log"
+    reconciled = JobDir(run_dir).jobs / "reconcile.log"
     deadline = time.monotonic() + 240
     while not (reconciled.exists() and reconciled.read_text()):
         logs = [path.read_text() for path in run_dir.glob("slurm/jobs/*.err")]
@@ -105,5 +105,5 @@ def test_the_line_of_a_crontab_finds_our_modules(foreign: Path, tmp_path: Path) 
     done = subprocess.run(["bash", "-c", f"cd {command}"], env=environment, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("slurm: "), "no Slurm, or no evaluation plan"
+    assert done.stderr.startswith("slurm: "), "no Slurm, or no evaluation schedule"
     assert code_variables()["PYTHONPATH"] in command

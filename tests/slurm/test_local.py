@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slurm.__main__ import main
-from slurm.jobs.records import JobFolder, read_lines
+from slurm.jobs.records import JobDir, read_lines
 
 TRAIN = [
     "train",
@@ -47,17 +47,17 @@ def _children(pid: int) -> list[int]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_local_job_is_stopped_and_goes_on(tmp_path: Path) -> None:
+def test_a_local_job_is_stopped_and_resumes(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = ["--cluster=local", "--tasks-per-node=2", "--run-dir", str(run_dir)]
-    assert main([*TRAIN, "total_images=400", "snapshot_images=400", *words]) == 0
-    record = JobFolder(run_dir).records()[0]
+    options = ["--cluster=local", "--tasks-per-node=2", "--run-dir", str(run_dir)]
+    assert main([*TRAIN, "total_images=400", "snapshot_images=400", *options]) == 0
+    record = JobDir(run_dir).records()[0]
     assert record.cluster == "local"
     _wait_for(lambda: _images(run_dir) >= 40)
     for pid in _children(int(record.job_id)):
         os.kill(pid, signal.SIGUSR2)
     _wait_for(lambda: (run_dir / "snapshots" / f"{400:012d}" / "snapshot.json").exists())
-    starts = [a for a in JobFolder(run_dir).attempts(record.job_id) if a["event"] == "start"]
+    starts = [a for a in JobDir(run_dir).attempts(record.job_id) if a["event"] == "start"]
     assert [start["ranks"] for start in starts] == [2, 2]
     assert starts[1]["images_seen"] >= 40
     assert [line["images_seen"] for line in read_lines(run_dir / "metrics.jsonl")] == [
@@ -69,8 +69,8 @@ def test_a_local_job_is_stopped_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_job_runs_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    words = ["--cluster=debug", "--tasks-per-node=1", "--run-dir", str(run_dir)]
-    assert main([*TRAIN, "total_images=16", "snapshot_images=16", *words]) == 0
+    options = ["--cluster=debug", "--tasks-per-node=1", "--run-dir", str(run_dir)]
+    assert main([*TRAIN, "total_images=16", "snapshot_images=16", *options]) == 0
     assert (run_dir / "snapshots" / f"{16:012d}" / "snapshot.json").exists()
     assert "RANK" not in os.environ
     assert main(["status", str(run_dir)]) == 0
@@ -78,6 +78,12 @@ def test_a_job_runs_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_several_nodes_need_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cluster=local", "--tasks-per-node=1", "--nodes=2", "--run-dir", str(tmp_path / "r")]
-    assert main([*TRAIN, *words]) == 2
-    assert "without Slurm there is this machine only" in capsys.readouterr().err
+    options = [
+        "--cluster=local",
+        "--tasks-per-node=1",
+        "--nodes=2",
+        "--run-dir",
+        str(tmp_path / "r"),
+    ]
+    assert main([*TRAIN, *options]) == 2
+    assert "without Slurm there is only this machine" in capsys.readouterr().err

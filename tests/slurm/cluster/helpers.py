@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slurm.__main__ import main
-from slurm.jobs.records import JobFolder, read_lines
+from slurm.jobs.records import JobDir, read_lines
 from slurm.slurm_cli import QueuedJob, SlurmError, queued
 
 Wait = tuple[str, Callable[[], object]]
@@ -43,7 +43,7 @@ def train(run_dir: Path, *options: str) -> str:
 
 
 def last_job(folder: Path) -> str:
-    return JobFolder(folder).records()[-1].job_id
+    return JobDir(folder).records()[-1].job_id
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 240.0) -> None:
@@ -109,7 +109,7 @@ def states(job_id: str) -> list[str]:
 
 def starts(run_dir: Path, job_id: str) -> list[int]:
     """Return the saved progress with which each start of a run began."""
-    attempts = JobFolder(run_dir).attempts(job_id)
+    attempts = JobDir(run_dir).attempts(job_id)
     return [a["images_seen"] for a in attempts if a["event"] == "start"]
 
 

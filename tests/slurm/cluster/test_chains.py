@@ -17,8 +17,8 @@ from PIL import Image
 
 from data_pipelines.packed.manifest import read_manifest
 from slurm.__main__ import main
-from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, write_plan
-from slurm.jobs.records import JobFolder
+from slurm.continuous_eval.schedule import EvaluationSchedule, ScheduledProtocol, write_schedule
+from slurm.jobs.records import JobDir
 from slurm.resources import Resources
 from slurm.slurm_cli import queued
 from tests.dist_train.test_trainer import whole_tensors
@@ -78,7 +78,7 @@ def test_a_workflow_ends_in_tables(
     assert main([*words, "--tree"]) == 0
     tree = capsys.readouterr().out
     assert tree.count("finished") == 11, tree
-    table = [r for r in JobFolder(workflow_root).records() if r.kind == "table"]
+    table = [r for r in JobDir(workflow_root).records() if r.kind == "table"]
     assert len(table) == 1
     assert main(["logs", str(workflow_root), "--job", table[0].job_id]) == 0
     printed = capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_a_workflow_reports_what_failed_and_goes_on_when_it_is_mended(
         (workflow_root / name).unlink()
     assert main(words) == 0
     helpers.wait_for("the workflow", lambda: not queued(), 120)
-    report = JobFolder(workflow_root).records()[-1]
+    report = JobDir(workflow_root).records()[-1]
     assert report.kind == "table"
     assert report.resources.dependency.startswith("afterany:")
     capsys.readouterr()
@@ -150,11 +150,11 @@ def test_every_snapshot_is_evaluated_exactly_once(
         ScheduledProtocol(name=name, words=(*words, "--seeds", seeds))
         for name, seeds in (("quick", "0-3"), ("full", "4-9"))
     )
-    plan = EvaluationPlan(
+    plan = EvaluationSchedule(
         protocols=protocols, resources=Resources(minutes=10), claim_seconds=1.0,
         best="quick:fd_effnet_lite0_block4.distance",
     )  # fmt: skip
-    write_plan(run_dir, plan)
+    write_schedule(run_dir, plan)
     watcher = [sys.executable, "-P", "-m", "slurm", "reconcile", str(run_dir)]
     killed = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(run_dir)])
     assert killed.wait(60) == -signal.SIGKILL  # between its claim and its submission
@@ -169,7 +169,7 @@ def test_every_snapshot_is_evaluated_exactly_once(
 
     helpers.wait_for("all evaluations", all_done, 200)
     helpers.wait_for("the series to end", lambda: hurry(run_dir) or not queued(), 60)
-    series = [r.job_id for r in JobFolder(run_dir).records() if r.kind == "reconcile"]
+    series = [r.job_id for r in JobDir(run_dir).records() if r.kind == "reconcile"]
     assert len(series) >= 2, "it has submitted itself again"
     assert {state for job_id in series for state in helpers.states(job_id)} == {"COMPLETED"}
     for name in ("quick", "full"):
@@ -193,7 +193,7 @@ def test_rank_0_has_its_snapshots_evaluated(cluster: Path, workflow_root: Path) 
     run_dir = cluster / "scheduled"
     words = ("--reference", str(workflow_root / "reference.npz"), "--metrics", "fd:block4")
     quick = ScheduledProtocol(name="quick", words=(*words, "--seeds", "0-3"))
-    write_plan(run_dir, EvaluationPlan(protocols=(quick,), resources=Resources(minutes=10)))
+    write_schedule(run_dir, EvaluationSchedule(protocols=(quick,), resources=Resources(minutes=10)))
     helpers.train(run_dir, "total_images=16", "snapshot_images=8", "objective.sampling.steps=2")
     results = [run_dir / "evaluation" / f"{images:012d}" / "quick.json" for images in (8, 16)]
     helpers.wait_for("the results", lambda: all(path.exists() for path in results), 200)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from slurm.__main__ import main
-from slurm.jobs.records import JobFolder, images_saved
-from slurm.monitor.status import format_status, queue_or_nothing, run_status
+from slurm.jobs.records import JobDir, images_saved
+from slurm.monitor.status import format_status, queue_or_empty, run_status
 from slurm.slurm_cli import describe, queued, under_maintenance
 from tests.dist_train.test_trainer import whole_tensors
 from tests.slurm.cluster import helpers
@@ -137,7 +137,7 @@ def signals_preemption_a_killed_rank_and_cancelling(cluster: Path) -> Scenario:
     yield "the restart", lambda: len(helpers.starts(run_dir, job_id)) == 4
     assert not helpers.alive(killed.values()), "the other rank ends too"
     assert helpers.starts(run_dir, job_id)[3] >= 320, "a checkpoint each 80 images"
-    crash = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "crash"]
+    crash = [a for a in JobDir(run_dir).attempts(job_id) if a["event"] == "crash"]
     assert [(a["requeue"], a["why"]) for a in crash] == [(True, "it crashed")]
 
     yield helpers.reaches(run_dir, 456)
@@ -160,7 +160,7 @@ def a_lost_node(cluster: Path) -> Scenario:
     with helpers.frozen(lost, thaw=signal.SIGKILL):
         yield "the requeue onto others", lambda: len(helpers.starts(run_dir, job_id)) == 2
         assert "NODE_FAIL" in helpers.states(job_id)
-        second = [a for a in JobFolder(run_dir).attempts(job_id) if a["event"] == "start"][1]
+        second = [a for a in JobDir(run_dir).attempts(job_id) if a["event"] == "start"][1]
         assert "n2" not in second["hosts"]
     yield "the end of all that was on it", lambda: not helpers.alive(lost)
     helpers.restart_daemons(cluster)
@@ -176,7 +176,7 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
         seen = helpers.images(run_dir)
         helpers.reserve("overtaking", "n3,n4", start="now")
         yield "the maintenance", lambda: job_id in under_maintenance()
-        shown = format_status(run_status(run_dir, queue_or_nothing()))
+        shown = format_status(run_status(run_dir, queue_or_empty()))
         assert "RUNNING (MaintenanceHasBegun)" in shown
         assert "saves and requeues it now" in shown
     yield helpers.reaches(run_dir, seen + 16)

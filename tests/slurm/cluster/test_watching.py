@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.__main__ import main
-from slurm.jobs.records import JobFolder
+from slurm.jobs.records import JobDir
 from slurm.slurm_cli import idle_nodes, queued
 from tests.slurm.cluster import helpers
 
@@ -85,7 +85,7 @@ def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming_and_more_later(
     assert main(["reconcile", str(run_dir)]) == 0
     assert f"job {job_id} now waits for 4 nodes again" in capsys.readouterr().out
     helpers.wait_for_end(job_id)
-    attempts = JobFolder(run_dir).attempts(job_id)
+    attempts = JobDir(run_dir).attempts(job_id)
     assert [a["ranks"] for a in attempts if a["event"] == "start"] == [2, 4]
     assert helpers.states(job_id)[-1] == "COMPLETED"
     helpers.assert_no_orphans(run_dir)

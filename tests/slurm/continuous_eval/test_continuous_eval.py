@@ -12,11 +12,16 @@ import pytest
 
 from models.config_io import write_config
 from slurm.continuous_eval import reconcile as module
-from slurm.continuous_eval.plan import EvaluationPlan, ScheduledProtocol, read_plan, write_plan
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
-from slurm.continuous_eval.results import mirror
+from slurm.continuous_eval.results import log_results
+from slurm.continuous_eval.schedule import (
+    EvaluationSchedule,
+    ScheduledProtocol,
+    read_schedule,
+    write_schedule,
+)
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.slurm_cli import QueuedJob
@@ -54,28 +59,30 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 def _run(root: Path, snapshots: tuple[int, ...], **settings: Any) -> Path:
     (root / "config.json").write_text('{"total_images": 400}')
     for images in snapshots:
-        folder = root / "snapshots" / f"{images:012d}"
-        folder.mkdir(parents=True)
-        (folder / "snapshot.json").touch()
+        snapshot = root / "snapshots" / f"{images:012d}"
+        snapshot.mkdir(parents=True)
+        (snapshot / "snapshot.json").touch()
     protocols = (
         ScheduledProtocol(name="quick", words=("--reference", "r.npz")),
         ScheduledProtocol(name="full", words=("--reference", "r.npz"), every_images=200),
     )
-    write_plan(root, EvaluationPlan(protocols=protocols, **settings))
+    write_schedule(root, EvaluationSchedule(protocols=protocols, **settings))
     return root
 
 
 def _finish(run_dir: Path, images: int, protocol: str, distance: float) -> None:
-    folder = run_dir / "evaluation" / f"{images:012d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    result_dir = run_dir / "evaluation" / f"{images:012d}"
+    result_dir.mkdir(parents=True, exist_ok=True)
     result = {"metrics": {"fd": {"values": {"distance": distance}}}}
-    (folder / f"{protocol}.json").write_text(json.dumps(result))
+    (result_dir / f"{protocol}.json").write_text(json.dumps(result))
 
 
-def test_the_missing_are_submitted_once_as_one_array(tmp_path: Path, queue: Queue) -> None:
+def test_due_evaluations_are_submitted_once_as_one_array(tmp_path: Path, queue: Queue) -> None:
     run_dir = _run(tmp_path, (0, 100, 200, 400))
     report = reconcile(run_dir, Site(evaluation_partition="cheap"), queue.submit)
-    assert report.wanted == 5, "quick of 100, 200, 400 and full of 200, 400; never the untrained"
+    assert report.wanted == 5, (
+        "quick of 100, 200, 400 and full of 200, 400; never the untrained one"
+    )
     assert len(report.submitted) == 5
     assert len(queue.submissions) == 1
     assert queue.submissions[0].resources.partition == "cheap"
@@ -84,7 +91,7 @@ def test_the_missing_are_submitted_once_as_one_array(tmp_path: Path, queue: Queu
     assert (again.alive, again.submitted) == (5, [])
 
 
-def test_failures_are_tried_again_later_and_then_reported(tmp_path: Path, queue: Queue) -> None:
+def test_failures_are_retried_and_then_reported(tmp_path: Path, queue: Queue) -> None:
     run_dir = _run(tmp_path, (100,), max_attempts=2, backoff_seconds=0.0)
     for _ in range(2):
         assert len(reconcile(run_dir, Site(), queue.submit).submitted) == 1
@@ -95,7 +102,7 @@ def test_failures_are_tried_again_later_and_then_reported(tmp_path: Path, queue:
     assert "tried 2 times, last as 2" in str(report) or "tried 2 times" in str(report)
 
 
-def test_failures_wait(tmp_path: Path, queue: Queue) -> None:
+def test_failures_are_retried_after_a_delay(tmp_path: Path, queue: Queue) -> None:
     run_dir = _run(tmp_path, (100,), backoff_seconds=1000.0)
     reconcile(run_dir, Site(), queue.submit)
     queue.jobs.clear()
@@ -128,12 +135,12 @@ def test_snapshots_are_pinned_until_they_are_evaluated(tmp_path: Path, queue: Qu
     assert left == [50, 150, 200, 250, 300], "the best, missing results, milestones, the newest"
 
 
-def test_results_are_mirrored_once_by_images_seen(
+def test_results_go_to_loggers_once_by_images_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[dict[str, float]] = []
 
-    class Mirror:
+    class Logger:
         def write(self, line: dict[str, float]) -> None:
             written.append(line)
 
@@ -141,22 +148,22 @@ def test_results_are_mirrored_once_by_images_seen(
             written.append({})
 
     monkeypatch.setattr(
-        "dist_train.monitoring.loggers.start_mirrors", lambda config, place: [Mirror()]
+        "dist_train.monitoring.loggers.start_mirrors", lambda config, log_dir: [Logger()]
     )
     write_config(replace(tiny_edm(), wandb_project="p"), tmp_path / "config.json")
     for images in (200, 100):
         _finish(tmp_path, images, "quick", float(images))
-    assert mirror(tmp_path) == 2
-    assert mirror(tmp_path) == 0
+    assert log_results(tmp_path) == 2
+    assert log_results(tmp_path) == 0
     _finish(tmp_path, 300, "quick", 1.0)
-    assert mirror(tmp_path) == 1
+    assert log_results(tmp_path) == 1
     assert [line.get("images_seen") for line in written] == [100, 200, None, 300, None]
     assert written[0]["quick/fd.distance"] == 100.0
     write_config(tiny_edm(), tmp_path / "config.json")
-    assert mirror(tmp_path) == 0, "the run is mirrored nowhere"
+    assert log_results(tmp_path) == 0, "the run has no logger"
 
 
-def test_a_job_that_waits_long_gets_along_with_fewer_nodes(
+def test_a_job_that_stays_pending_shrinks_to_fewer_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(tiny_edm(), global_batch_size=8)
@@ -164,11 +171,11 @@ def test_a_job_that_waits_long_gets_along_with_fewer_nodes(
     assert counts == (4, 2, 1), "the numbers that divide the batch"
     with pytest.raises(ValueError, match="must be positive and below 8"):
         elastic.node_counts(config, Resources(nodes=8), 8)
-    asked = Resources(nodes=8, fallback_nodes=counts, shrink_minutes=60)
-    folder = JobFolder(tmp_path)
-    folder.write(
+    requested = Resources(nodes=8, fallback_nodes=counts, shrink_minutes=60)
+    jobs = JobDir(tmp_path)
+    jobs.write(
         JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
-                  code="", logs="", resources=asked)
+                  code="", logs="", resources=requested)
     )  # fmt: skip
     shown = {"NumNodes": "8-8", "EligibleTime": time.strftime("%Y-%m-%dT%H:%M:%S"),
              "Partition": "main"}  # fmt: skip
@@ -183,17 +190,19 @@ def test_a_job_that_waits_long_gets_along_with_fewer_nodes(
     assert elastic.resize_waiting(tmp_path, {"7": pending}) == ["job 7 now waits for 4 nodes only"]
     assert commands == [["scontrol", "update", "JobId=7", "NumNodes=4", "NumTasks=4"]]
     shown["NumNodes"] = "4"
-    assert elastic.resize_waiting(tmp_path, {"7": pending}) == [], "each number has its time"
+    assert elastic.resize_waiting(tmp_path, {"7": pending}) == [], (
+        "each number of nodes may stay pending for as long"
+    )
 
 
-def test_a_job_that_ran_on_fewer_nodes_asks_for_more_when_they_are_idle(
+def test_a_job_that_ran_on_fewer_nodes_requests_more_when_they_are_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Resources(nodes=8, fallback_nodes=(4, 2, 1), shrink_minutes=60)
-    folder = JobFolder(tmp_path)
-    folder.write(
+    requested = Resources(nodes=8, fallback_nodes=(4, 2, 1), shrink_minutes=60)
+    jobs = JobDir(tmp_path)
+    jobs.write(
         JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
-                  code="", logs="", resources=asked)
+                  code="", logs="", resources=requested)
     )  # fmt: skip
     shown = {"NumNodes": "2", "EligibleTime": "2020-01-01T00:00:00", "Partition": "main"}
     idle = {"main": 3}
@@ -202,15 +211,15 @@ def test_a_job_that_ran_on_fewer_nodes_asks_for_more_when_they_are_idle(
     monkeypatch.setattr(elastic, "run_slurm", commands.append)
     monkeypatch.setattr(elastic, "idle_nodes", idle.get)
     queue = {"7": QueuedJob("7", "x", "PENDING", "BeginTime", "", "", "", "")}
-    folder.note("7", "resize", nodes=2)
+    jobs.note("7", "resize", nodes=2)
     assert elastic.resize_waiting(tmp_path, queue) == [], "it has not run yet"
-    folder.note("7", "start", images_seen=0)
+    jobs.note("7", "start", images_seen=0)
     assert elastic.resize_waiting(tmp_path, queue) == [], "too few are idle"
     idle["main"] = 6
     assert elastic.resize_waiting(tmp_path, queue) == ["job 7 now waits for 4 nodes again"]
     shown["NumNodes"], idle["main"] = "4", 8
     assert elastic.resize_waiting(tmp_path, queue) == [], "once after each start"
-    folder.note("7", "start", images_seen=0)
+    jobs.note("7", "start", images_seen=0)
     assert elastic.resize_waiting(tmp_path, queue) == ["job 7 now waits for 8 nodes again"]
     assert len(commands) == 2
 
@@ -222,14 +231,14 @@ def test_a_job_that_ran_on_fewer_nodes_asks_for_more_when_they_are_idle(
         ({"patience": 2}, "patience needs `best`"),
     ],
 )
-def test_plans_that_are_wrong(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_schedules(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _run(tmp_path, (), **settings)
 
 
-def test_plans_survive_json(tmp_path: Path) -> None:
+def test_schedules_round_trip_through_json(tmp_path: Path) -> None:
     run_dir = _run(tmp_path, (), best=KEY)
-    plan = read_plan(run_dir)
-    assert plan is not None
-    assert plan.best == KEY
-    assert plan.protocols[1].every_images == 200
+    schedule = read_schedule(run_dir)
+    assert schedule is not None
+    assert schedule.best == KEY
+    assert schedule.protocols[1].every_images == 200

@@ -1,4 +1,4 @@
-"""Running again, leases, rendezvous: everything that is decided without asking Slurm."""
+"""Requeue, claims, rendezvous: everything that is decided without asking Slurm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from slurm.jobs.ranks import (
     is_free,
     rendezvous_ports,
 )
-from slurm.jobs.records import JobFolder, JobRecord, images_saved
+from slurm.jobs.records import JobDir, JobRecord, images_saved
 from slurm.jobs.requeue import Decision, decide
 from slurm.jobs.throughput import productive_seconds
 from slurm.monitor.commands import TaskLogs
@@ -82,15 +82,15 @@ class FakeSlurm:
 
 def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = FakeSlurm(monkeypatch)
-    folder = JobFolder(tmp_path)
+    jobs = JobDir(tmp_path)
     assert requeue.main([str(tmp_path), "0"]) == 0
-    folder.note("7", "exit", restart=0, rank=0, code=3)  # of an earlier start
+    jobs.note("7", "exit", restart=0, rank=0, code=3)  # of an earlier start
     assert requeue.main([str(tmp_path), "137", "--backoff-seconds=5"]) == 137
     assert slurm.commands == [
         ["scontrol", "requeue", "7"],
         ["scontrol", "update", "JobId=7", "StartTime=now+5"],
     ]
-    folder.note("7", "exit", restart=1, rank=0, code=3)
+    jobs.note("7", "exit", restart=1, rank=0, code=3)
     assert requeue.main([str(tmp_path), "137"]) == 3, "a diverged run is not run again"
     assert len(slurm.commands) == 2
 
@@ -110,20 +110,20 @@ def test_what_may_be_requeued(
 ) -> None:
     FakeSlurm(monkeypatch)
     monkeypatch.setattr(requeue, "describe", lambda job_id: job)
-    assert requeue.goes_on("7") is expected
+    assert requeue.may_requeue("7") is expected
 
 
-def test_a_shortened_time_limit_is_for_one_start(
+def test_a_shortened_time_limit_is_restored_after_one_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = FakeSlurm(monkeypatch)
-    folder = JobFolder(tmp_path)
+    jobs = JobDir(tmp_path)
     for job_id, least in (("7", 30), ("8", 0)):
-        folder.write(
+        jobs.write(
             JobRecord(job_id=job_id, kind="train", name="x", cluster="slurm", submitted=0.0,
                       cwd="", code="", logs="", resources=Resources(minutes=90, min_minutes=least))
         )  # fmt: skip
-        requeue.ask_for_whole_time(folder, job_id)
+        requeue.restore_time_limit(jobs, job_id)
     assert slurm.commands == [["scontrol", "update", "JobId=7", "TimeLimit=90"]]
 
 
@@ -152,14 +152,14 @@ def test_ranks_that_had_all_finished_are_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, code: int
 ) -> None:
     FakeSlurm(monkeypatch)
-    folder = JobFolder(tmp_path)
-    folder.note("7", "start", restart=1, images_seen=0, ranks=ranks)
+    jobs = JobDir(tmp_path)
+    jobs.note("7", "start", restart=1, images_seen=0, ranks=ranks)
     for rank in range(2):
-        folder.note("7", "exit", restart=1, rank=rank, code=0)
+        jobs.note("7", "exit", restart=1, rank=rank, code=0)
     assert requeue.main([str(tmp_path), "143"]) == code
 
 
-def test_what_a_killed_rank_was_writing_does_not_stop_the_next(
+def test_the_partial_file_of_a_killed_rank_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """submitit never writes a file whose temporary one is there."""
@@ -170,14 +170,14 @@ def test_what_a_killed_rank_was_writing_does_not_stop_the_next(
         for path in (paths.result_pickle, paths.submitted_pickle):
             path.with_name(f"{path.name}.save_tmp").touch()
         task = Task(rank, rank, 2, ("n1", "n2"), "7", 1)
-        ranks._clear_torn_files(task)
+        ranks._remove_partial_files(task)
         assert [path.name for path in tmp_path.iterdir()] == left
         with temporary_save_path(paths.result_pickle) as path:
             path.touch()
         paths.result_pickle.unlink()
 
 
-def test_only_one_caller_claims_and_only_one_job_begins(tmp_path: Path) -> None:
+def test_only_one_caller_claims_and_only_one_job_starts(tmp_path: Path) -> None:
     work = Work(tmp_path, 80, "quick")
     claims: list[bool] = []
     callers = [threading.Thread(target=lambda: claims.append(work.claim(1))) for _ in range(8)]
@@ -192,18 +192,18 @@ def test_only_one_caller_claims_and_only_one_job_begins(tmp_path: Path) -> None:
     assert work.alive(1, ["12_0"], patience=0.0)
     assert work.alive(1, [], 0.0, lambda: ["12_0"]), "submitted after the queue was asked"
     assert work.start(1, "12_0")
-    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "begun after the queue was asked"
+    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "started after the queue was asked"
     assert work.start(1, "12_0"), "all tasks of the job, and its requeue"
     assert not work.start(1, "13"), "another job"
     assert not work.alive(1, [], patience=60.0)
 
 
-def test_a_caller_that_was_killed_is_replaced_and_its_job_does_nothing(tmp_path: Path) -> None:
+def test_the_claim_of_a_killed_caller_expires_and_its_job_exits(tmp_path: Path) -> None:
     work = Work(tmp_path, 80, "quick")
     assert work.claim(1)
-    assert not work.alive(1, [], patience=0.0), "given up"
+    assert not work.alive(1, [], patience=0.0), "its claim expired"
     assert work.claim(2)
-    assert not work.start(1, "12"), "the job of the first caller comes after all"
+    assert not work.start(1, "12"), "the job of the first caller starts anyway"
     assert work.start(2, "13")
     work.unfinished.write_text("{}")
     work.finish()
@@ -232,7 +232,7 @@ def test_rendezvous_is_derived_from_the_job() -> None:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_port_that_is_taken_is_passed_over(
+def test_a_port_that_is_taken_is_skipped(
     family: socket.AddressFamily,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -326,7 +326,7 @@ def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path
     assert printed.split() == [scratch, f"{scratch}/relaywave-{os.getuid()}/shards"]
 
 
-def test_a_scratch_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_scratch_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, code in (("TMPDIR", 0), ("RELAYWAVE_SCRATCH", 1)):
         environment = {**os.environ, name: f"{tmp_path}/file/below"}
@@ -344,7 +344,7 @@ def test_time_limits(text: str, minutes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "1h", "-5", "1:2:3:4"])
-def test_time_limits_that_are_none(text: str) -> None:
+def test_invalid_time_limits(text: str) -> None:
     with pytest.raises(ValueError, match="time limit"):
         parse_minutes(text)
 
@@ -360,10 +360,10 @@ def test_jobs_run_the_code_that_was_submitted(tmp_path: Path) -> None:
     printed = subprocess.run(
         command, env=environment, cwd=SOURCE, capture_output=True, text=True, check=True
     ).stdout
-    assert printed.strip().startswith(str(copy)), "also from the folder of the edited code"
+    assert printed.strip().startswith(str(copy)), "also from the directory of the edited code"
 
 
-def test_a_job_hands_nothing_of_its_own_to_jobs_that_it_submits(
+def test_a_job_passes_nothing_of_its_own_to_jobs_that_it_submits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK", "SLURM_CONF", "SOMETHING"):
@@ -384,7 +384,7 @@ def test_progress_and_productive_time(tmp_path: Path) -> None:
     assert productive_seconds(lines) == pytest.approx(4.0)
 
 
-def test_logs_have_ranks_and_whole_lines(tmp_path: Path) -> None:
+def test_logs_have_ranks_and_complete_lines(tmp_path: Path) -> None:
     record = JobRecord(
         job_id="5", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="", code="",
         resources=Resources(), logs=str(tmp_path),

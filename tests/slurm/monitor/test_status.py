@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from slurm.jobs.records import JobFolder, JobRecord
-from slurm.monitor.status import find_folders, format_status, run_status
+from slurm.jobs.records import JobDir, JobRecord
+from slurm.monitor.status import find_job_dirs, format_status, run_status
 from slurm.resources import Resources
 from slurm.slurm_cli import QueuedJob, explain
 
 
-def _submit(folder: Path, job_id: str, name: str, submitted: float) -> None:
-    JobFolder(folder).write(
+def _submit(root: Path, job_id: str, name: str, submitted: float) -> None:
+    JobDir(root).write(
         JobRecord(job_id=job_id, kind=name.partition("-")[0], name=name, cluster="slurm",
-                  submitted=submitted, cwd="", code="", logs=str(JobFolder(folder).jobs),
+                  submitted=submitted, cwd="", code="", logs=str(JobDir(root).jobs),
                   resources=Resources())
     )  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_reasons(reason: str, part: str) -> None:
     assert bool(part) == bool(explain(reason))
 
 
-def test_jobs_that_later_ones_have_replaced_are_left_out(tmp_path: Path) -> None:
+def test_only_the_newest_job_of_each_name_is_shown(tmp_path: Path) -> None:
     for number in range(1, 4):
         _submit(tmp_path, str(number), "reconcile-x", float(number))
     _submit(tmp_path, "9", "train-x", 0.0)
@@ -63,7 +63,7 @@ def test_jobs_that_later_ones_have_replaced_are_left_out(tmp_path: Path) -> None
 
 
 LOGS = {
-    "refused": ["dist_train: label_dim=8, but /set has 9 classes; set it to 9",
+    "rejected": ["dist_train: label_dim=8, but /set has 9 classes; set it to 9",
                 "srun: error: n1: task 0: Exited with exit code 2"],
     "raised": ["  File loop.py, line 3", "torch.OutOfMemoryError: CUDA out of memory.",
                "srun: error: n1: task 0: Exited with exit code 1"],
@@ -75,7 +75,7 @@ LOGS = {
     "silent": ["warning: nothing that matters"],
 }  # fmt: skip
 WHY = {
-    "refused": "label_dim=8, but /set has 9 classes; set it to 9",
+    "rejected": "label_dim=8, but /set has 9 classes; set it to 9",
     "raised": "torch.OutOfMemoryError: CUDA out of memory.",
     "killed": "n2: task 1: Killed",
     "ended by Slurm": "the set is damaged",
@@ -87,7 +87,7 @@ WHY = {
 @pytest.mark.parametrize("how", LOGS)
 def test_a_job_that_failed_says_why_and_where_its_log_is(tmp_path: Path, how: str) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    jobs = JobFolder(tmp_path).jobs
+    jobs = JobDir(tmp_path).jobs
     (jobs / "7_0_log.err").write_text("\n".join(LOGS[how]) + "\n")
     status = run_status(tmp_path, {}, {"7": ("FAILED", "2")})
     assert status["jobs"][0]["why"] == WHY[how]
@@ -97,22 +97,22 @@ def test_a_job_that_failed_says_why_and_where_its_log_is(tmp_path: Path, how: st
     assert lines[1:] == [*expected, f"      log: {jobs / '7_0_log.err'}"]
 
 
-def test_a_job_that_was_given_up_says_what_it_noted(tmp_path: Path) -> None:
+def test_a_job_that_is_not_run_again_says_what_it_noted(tmp_path: Path) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    (JobFolder(tmp_path).jobs / "7_0_log.err").write_text("dist_train: something older\n")
-    JobFolder(tmp_path).note("7", "crash", requeue=False, why="it crashed 11 times", said="boom")
+    (JobDir(tmp_path).jobs / "7_0_log.err").write_text("dist_train: something older\n")
+    JobDir(tmp_path).note("7", "crash", requeue=False, why="it crashed 11 times", said="boom")
     status = run_status(tmp_path, {}, {"7": ("FAILED", "4")})
     assert status["jobs"][0]["why"] == "it crashed 11 times: boom"
 
 
-def test_jobs_that_ended_well_need_no_reason(tmp_path: Path) -> None:
+def test_jobs_that_succeeded_have_no_reason(tmp_path: Path) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    (JobFolder(tmp_path).jobs / "7_0_log.err").write_text("dist_train: of an earlier start\n")
+    (JobDir(tmp_path).jobs / "7_0_log.err").write_text("dist_train: of an earlier start\n")
     assert run_status(tmp_path, {}, {"7": ("COMPLETED", "")})["jobs"][0]["why"] == ""
-    JobFolder(tmp_path).note("7", "exit", rank=0, code=0)
+    JobDir(tmp_path).note("7", "exit", rank=0, code=0)
     assert run_status(tmp_path, {})["jobs"][0]["why"] == "", "nor without accounting"
 
 
-def test_folders_without_a_job_are_refused(tmp_path: Path) -> None:
+def test_directories_without_a_job_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a run nor a job"):
-        find_folders([tmp_path])
+        find_job_dirs([tmp_path])

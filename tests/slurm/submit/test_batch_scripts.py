@@ -19,7 +19,7 @@ from PIL import Image
 from slurm.__main__ import COMMANDS as COMMAND_TABLE
 from slurm.__main__ import main
 from slurm.continuous_eval import reconcile
-from slurm.jobs.records import JobFolder, JobRecord
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.submit.code_copy import code_digest
 from tests.paths import RECORDS
@@ -67,7 +67,7 @@ COMMANDS = {
     "reconcile_every": ["reconcile", "{root}/run", "--every=30", "--partition=preempt"],
     "doctor": ["doctor", "--nodes=2", "--gpus-per-node=8", "--folder", "{root}"],
 }  # fmt: skip
-PLAN = {
+SCHEDULE = {
     "protocols": [
         {"name": "quick", "words": ["--reference", "ref.npz", "--seeds", "0-9999"]},
         {"name": "full", "words": ["--reference", "ref.npz"], "every_images": 8},
@@ -78,19 +78,19 @@ PLAN = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a project's folder: a run of one snapshot that was submitted once, data, a plan."""
+    """Make a project: a run of one snapshot that was submitted once, data, a schedule."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reconcile, "queued", lambda: {})
     (tmp_path / "data").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "data" / "image.png")
     run_dir = make_run(tmp_path / "run", "global_batch_size=32")
-    JobFolder(run_dir).write(
+    JobDir(run_dir).write(
         JobRecord(job_id="1", kind="train", name="run", cluster="slurm", submitted=0.0,
                   cwd=str(tmp_path), code="/project/run/slurm/code/OLD", logs="",
                   resources=Resources(nodes=2, tasks_per_node=8, gpus_per_node=8, minutes=1440,
                                       dependency="afterok:12", begin="now+6hours"))
     )  # fmt: skip
-    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    (tmp_path / "plan.json").write_text(json.dumps(SCHEDULE))
     make_reference(tmp_path / "ref.npz")
     return tmp_path
 
@@ -103,8 +103,8 @@ def test_batch_scripts_are_as_recorded(
     container = CONTAINER.format(runtime=runtime) if runtime in ("pyxis", "apptainer") else ""
     site.write_text(SITE + container)
     before = {path for path in project.rglob("*") if path.is_file()}
-    words = [word.format(root=project) for word in COMMANDS[name]]
-    assert main([*words, "--site", str(site), "--dry-run"]) == 0
+    arguments = [text.format(root=project) for text in COMMANDS[name]]
+    assert main([*arguments, "--site", str(site), "--dry-run"]) == 0
     text = _normal(capsys.readouterr().out, project)
     record = RECORDS / f"{name}.sh"
     if os.environ.get("RELAYWAVE_RENEW_RECORDS"):
@@ -115,11 +115,13 @@ def test_batch_scripts_are_as_recorded(
 
 def test_every_command_that_submits_has_a_record() -> None:
     submit_nothing = {"status", "logs", "history", "cancel"}
-    assert {words[0] for words in COMMANDS.values()} == COMMAND_TABLE.keys() - submit_nothing
+    assert {
+        arguments[0] for arguments in COMMANDS.values()
+    } == COMMAND_TABLE.keys() - submit_nothing
 
 
 def _normal(text: str, root: Path) -> str:
-    """Take out what differs between machines and versions of the code."""
+    """Replace what differs between machines and versions of the code."""
     text = text.replace(str(root), "/project").replace(sys.executable, "python")
     text = text.replace(code_digest(), "CODE")
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).rstrip() + "\n"

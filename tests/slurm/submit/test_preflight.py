@@ -1,4 +1,4 @@
-"""What ranks refuse before their first step is refused at submission, in the same words."""
+"""What ranks would reject before their first step is rejected at submission, in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALONE = ["--nodes=1", "--gpus-per-node=0", "--cluster=local"]
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pack sets: `three` classes, others that do not go with it, and damaged ones."""
+    """Pack sets: `three` classes, others that do not match it, and damaged ones."""
     root = tmp_path_factory.mktemp("sets")
     source = write_class_dirs(root / "source", classes=3, per_class=6)
     for name in ("three", "cut", "lost"):
@@ -59,20 +59,20 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("relay64", ["grid_previous={sets}/stage"], "the previous stage has 4 classes"),
     ],
 )
-def test_in_the_same_words(
+def test_with_the_same_message(
     sets: Path, tmp_path: Path, recipe: str, overrides: list[str], message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     data = sets / ("sixty-four" if recipe == "relay64" else "three")
-    usual = [f"quickstart_{recipe}", f"data.path={data}", "objective.unet.label_dim=3", *SMALL]
-    words = [*usual, *(text.format(sets=sets) for text in overrides), "--run-dir"]
-    assert main(["train", *words, str(tmp_path / "submitted"), *ALONE]) == 2
+    settings = [f"quickstart_{recipe}", f"data.path={data}", "objective.unet.label_dim=3", *SMALL]
+    arguments = [*settings, *(text.format(sets=sets) for text in overrides), "--run-dir"]
+    assert main(["train", *arguments, str(tmp_path / "submitted"), *ALONE]) == 2
     ours = capsys.readouterr().err
     assert not (tmp_path / "submitted").exists(), "nothing is written"
     assert any(part in ours for part in message.split("|")), ours
     assert ours.count("\n") == 1
 
-    assert training.main([*words, str(tmp_path / "trained")]) == 2
+    assert training.main([*arguments, str(tmp_path / "trained")]) == 2
     theirs = capsys.readouterr().err
     assert ours.removeprefix("slurm: ") == theirs.removeprefix("dist_train: ")
     assert not committed(tmp_path / "trained")
@@ -82,20 +82,26 @@ def test_each_point_of_a_sweep(
     sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = ["--grid=objective.unet.label_dim=3,2", "--out", str(tmp_path / "sweep")]
-    words = ["quickstart_edm16", f"data.path={sets}/three", *SMALL, *grid]
-    assert main(["sweep", *words, *ALONE]) == 2
+    arguments = ["quickstart_edm16", f"data.path={sets}/three", *SMALL, *grid]
+    assert main(["sweep", *arguments, *ALONE]) == 2
     assert "slurm: label_dim_2: label_dim=2, but" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_set_that_only_nodes_have_is_judged_there(sets: Path, tmp_path: Path) -> None:
-    words = ["quickstart_edm16", "data.path=/nowhere", *SMALL, "--run-dir", str(tmp_path / "run")]
-    assert main(["train", *words, "--nodes=1", "--gpus-per-node=0", "--dry-run"]) == 2
+def test_a_set_that_only_nodes_have_is_not_checked_here(sets: Path, tmp_path: Path) -> None:
+    arguments = [
+        "quickstart_edm16",
+        "data.path=/nowhere",
+        *SMALL,
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *arguments, "--nodes=1", "--gpus-per-node=0", "--dry-run"]) == 2
     elsewhere = ["--data-on-nodes", "--dry-run", "--nodes=1", "--gpus-per-node=0"]
-    assert main(["train", *words, *elsewhere]) == 0
+    assert main(["train", *arguments, *elsewhere]) == 0
 
 
-def test_settings_are_put_right_of_a_run_that_has_not_begun(
+def test_settings_of_a_run_without_steps_can_be_corrected(
     sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = make_run(tmp_path / "run")
@@ -122,15 +128,15 @@ def test_the_classes_of_a_source_that_a_workflow_packs(
     sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, source = ["--root", str(tmp_path / "all")], ["--source", str(sets / "source")]
-    words = ["workflow", "quickstart", *root, "--gpus-per-node=0", "--dry-run", *source]
-    assert main([*words, "edm16:objective.unet.label_dim=2"]) == 2
+    arguments = ["workflow", "quickstart", *root, "--gpus-per-node=0", "--dry-run", *source]
+    assert main([*arguments, "edm16:objective.unet.label_dim=2"]) == 2
     assert "edm16: label_dim=2, but " in capsys.readouterr().err
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["{sets}/three", "{new}"], "three holds no image"),
         (["{sets}/source", "{sets}/three"], "three holds another set: "),
@@ -139,42 +145,46 @@ def test_the_classes_of_a_source_that_a_workflow_packs(
         (["{sets}/source", "{new}", "--workers=0"], "workers=0 must be at least 1"),
     ],
 )
-def test_packs_that_their_tasks_would_refuse(
-    sets: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_packs_that_their_tasks_would_reject(
+    sets: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chosen = [word.format(sets=sets, new=tmp_path / "new") for word in words]
+    chosen = [text.format(sets=sets, new=tmp_path / "new") for text in arguments]
     assert main(["pack", "folder", *chosen, "--resolution=16", "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_evaluations_that_their_ranks_would_refuse(
+def test_evaluations_that_their_ranks_would_reject(
     sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_reference(tmp_path / "ref.npz")
-    words = ["eval", str(sets / "stage"), "--reference", str(tmp_path / "ref.npz"), "--dry-run"]
-    words += ["--out", str(tmp_path / "result.json"), "--gpus-per-node=0"]
+    arguments = ["eval", str(sets / "stage"), "--reference", str(tmp_path / "ref.npz"), "--dry-run"]
+    arguments += ["--out", str(tmp_path / "result.json"), "--gpus-per-node=0"]
 
-    def refused(*options: str) -> str:
-        assert main([*words, *options]) == 2
+    def rejection(*options: str) -> str:
+        assert main([*arguments, *options]) == 2
         return capsys.readouterr().err
 
-    assert main(words) == 0
-    assert "1 image(s) are too few" in refused("--seeds=0")
-    assert "the detector has the taps block4," in refused("--metrics=fd:nowhere")
-    assert "was made differently" in refused("--reference", str(other_reference(tmp_path)))
+    assert main(arguments) == 0
+    assert "1 image(s) are too few" in rejection("--seeds=0")
+    assert "the detector has the taps block4," in rejection("--metrics=fd:nowhere")
+    assert "was made differently" in rejection("--reference", str(other_reference(tmp_path)))
     weights = next((sets / "stage").glob("snapshots/*/weights.safetensors"))
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1])
-    assert "the file is damaged or was replaced" in refused()
-    weights.write_bytes(whole)
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    assert "the file is damaged or was replaced" in rejection()
+    weights.write_bytes(content)
 
 
-def other_reference(folder: Path) -> Path:
+def other_reference(directory: Path) -> Path:
     """Write statistics that another detector made."""
     gaussian = Gaussian(np.zeros(2), np.eye(2), 9)
     meta = {"detector": {"name": "inception", "pipeline": "tf1", "weights_sha256": ""}}
-    path = folder / "other.npz"
+    path = directory / "other.npz"
     write_reference(path, FeatureSet(meta, 9, {"pool": gaussian}, {}, [], None), 0)
     return path

@@ -1,4 +1,4 @@
-"""What is refused at submission: one clear line, exit code 2, nothing queued or written."""
+"""What is rejected at submission: one clear line, exit code 2, nothing queued or written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from dist_train.recipes import find_recipe
 from dist_train.runtime.run_dir import settle_config
 from slurm import slurm_cli
 from slurm.__main__ import main
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.submit import preflight, sweep_command
-from slurm.submit.preflight import Partition
+from slurm.submit.preflight import Partition, RunChecks
 from tests.slurm.project import make_reference, make_run
 from tests.tiny import tiny_edm
 
@@ -72,7 +73,7 @@ def test_requests_that_cannot_run(
     assert not (tmp_path / "run").exists()
 
 
-WORDS = {
+ARGUMENTS = {
     "eval {run} --reference {root}/no.npz": "no.npz cannot be read as npz",
     "eval {root}/no --reference {root}/ref.npz": "no does not exist",
     "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
@@ -105,9 +106,9 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("words", WORDS)
-def test_words_that_another_command_would_refuse(
-    words: str, site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("text", ARGUMENTS)
+def test_arguments_that_another_command_would_reject(
+    text: str, site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = make_run(tmp_path / "trained")
     make_reference(tmp_path / "ref.npz")
@@ -116,13 +117,14 @@ def test_words_that_another_command_would_refuse(
     plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     before = sorted(tmp_path.rglob("*"))
-    chosen = words.format(run=run_dir, root=tmp_path).split()
+    arguments = text.format(run=run_dir, root=tmp_path).split()
     product = {"workflow": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
-    place = [product[chosen[0]], str(tmp_path / "product")] if chosen[0] in product else []
-    small = [] if chosen[0] in ("reconcile", "resume") else ["--gpus-per-node=0"]
-    assert main([*chosen, *place, *small, *site[:2]]) == 2
+    command = arguments[0]
+    place = [product[command], str(tmp_path / "product")] if command in product else []
+    small = [] if command in ("reconcile", "resume") else ["--gpus-per-node=0"]
+    assert main([*arguments, *place, *small, *site[:2]]) == 2
     error = capsys.readouterr().err
-    assert WORDS[words].format(root=tmp_path) in error
+    assert ARGUMENTS[text].format(root=tmp_path) in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
 
@@ -135,29 +137,29 @@ def test_what_an_earlier_job_makes_need_not_be_there(
     assert "#SBATCH --dependency=afterok:12" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("beside", ["run", "other"])
+@pytest.mark.parametrize("measured_run", ["run", "other"])
 def test_a_time_limit_below_one_checkpoint_interval(
-    site: list[str], tmp_path: Path, beside: str, capsys: pytest.CaptureFixture[str]
+    site: list[str], tmp_path: Path, measured_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the speed that the run itself had, or one of its recipe in a folder beside it."""
-    measured = tmp_path / beside
+    """By the throughput of the run itself, or of one of its recipe in the same directory."""
+    measured = tmp_path / measured_run
     measured.mkdir()
     (measured / "metrics.jsonl").write_text('{"speed/images_per_second": 0.001}\n')
     settle_config(measured, find_recipe("rdm_debug_edm16")())
     assert main([*RUN, *site, "--time=60", "--time-min=10"]) == 2
     error = capsys.readouterr().err
     assert "--time-min=10 minutes is below one checkpoint interval" in error
-    assert f"measured by {beside}" in error
+    assert f"measured by {measured_run}" in error
 
 
-def test_a_time_limit_that_nobody_can_judge_yet_is_spoken_of(
+def test_a_note_says_that_a_time_limit_was_not_checked(
     site: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*site, "--dry-run", "checkpoint_images=5800"]
-    assert main([*RUN, *words, "--time=60"]) == 0
-    told = capsys.readouterr().err
-    assert "5,800 images to each checkpoint in 58 minutes need 1.67 images/s" in told
-    assert main([*RUN, *words, "--time=60", "--images-per-second=2"]) == 0
+    options = [*site, "--dry-run", "checkpoint_images=5800"]
+    assert main([*RUN, *options, "--time=60"]) == 0
+    note = capsys.readouterr().err
+    assert "5,800 images to each checkpoint in 58 minutes need 1.67 images/s" in note
+    assert main([*RUN, *options, "--time=60", "--images-per-second=2"]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -170,27 +172,27 @@ def test_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize(
-    ("nodes", "reservations", "refused"),
+    ("nodes", "reservations", "rejected"),
     [
         ("idle\nmixed", "No reservations in the system", True),
         ("idle\ndown*", "No reservations in the system", False),
         ("idle", "ReservationName=maintenance StartTime=2030-01-01T00:00:00", False),
     ],
 )
-def test_what_slurm_refuses_only_for_now_is_for_sbatch_to_judge(
-    nodes: str, reservations: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_only_sbatch_can_tell_what_unavailable_nodes_will_allow_later(
+    nodes: str, reservations: str, rejected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = "Requested node configuration is not available"
     monkeypatch.setattr(preflight, "submission_problem", lambda script: problem)
     monkeypatch.setattr(
-        slurm_cli, "run_slurm", lambda words: nodes if words[0] == "sinfo" else reservations
+        slurm_cli, "run_slurm", lambda command: nodes if command[0] == "sinfo" else reservations
     )
-    expected = pytest.raises(ValueError, match=problem) if refused else nullcontext()
+    expected = pytest.raises(ValueError, match=problem) if rejected else nullcontext()
     with expected:
         preflight.check_script("")
 
 
-def test_folders_that_are_local_to_a_machine(
+def test_directories_that_are_local_to_a_machine(
     site: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(site[1]).write_text("")
@@ -198,7 +200,7 @@ def test_folders_that_are_local_to_a_machine(
     assert "/tmp is local to each machine" in capsys.readouterr().err
 
 
-def test_a_run_folder_of_another_recipe(
+def test_a_run_directory_of_another_recipe(
     site: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settle_config(tmp_path / "run", tiny_edm())
@@ -208,13 +210,13 @@ def test_a_run_folder_of_another_recipe(
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
-def test_the_same_words_again_once_training_has_settled_the_precision(
+def test_the_same_arguments_again_once_training_has_settled_the_precision(
     site: list[str], tmp_path: Path
 ) -> None:
     config = find_recipe("rdm_debug_edm16")()
     settle_config(tmp_path / "run", config, device=torch.device("cpu"))
     assert config.precision == "auto"
-    preflight.check_run(config, tmp_path / "run", Resources(), Site())
+    preflight.check_run(config, tmp_path / "run", Resources(), Site(), RunChecks())
 
 
 @pytest.mark.parametrize(
@@ -222,16 +224,16 @@ def test_the_same_words_again_once_training_has_settled_the_precision(
     [
         ("partitoin = 'gpu'", "unknown setting site.toml.partitoin: Site has account"),
         ("signal_seconds = 'soon'", "is not of type int"),
-        ("shared = ['home']", "shared='home' must be an absolute folder"),
+        ("shared = ['home']", "shared='home' must be an absolute directory"),
         ("= 3", "cannot be read as a site profile"),
     ],
 )
-def test_site_profiles_that_are_wrong(
+def test_invalid_site_profiles(
     profile: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "site.toml").write_text(profile)
-    words = ["--site", str(tmp_path / "site.toml"), "--run-dir", str(tmp_path / "run")]
-    assert main([*RUN, *words]) == 2
+    options = ["--site", str(tmp_path / "site.toml"), "--run-dir", str(tmp_path / "run")]
+    assert main([*RUN, *options]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -239,7 +241,7 @@ def test_site_profiles_that_are_wrong(
     ("axis", "message"),
     [("seed", "is not like key=value"), ("seed=1,1", "have the same name")],
 )
-def test_grids_that_are_wrong(axis: str, message: str) -> None:
+def test_invalid_grids(axis: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sweep_command.grid_points([axis])
 
@@ -256,3 +258,21 @@ def test_grids() -> None:
 def test_the_former_name_of_workflow_is_still_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pipeline", "list"]) == 0
     assert "quickstart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("copy", ["gone", "old"])
+def test_resume_rejects_code_that_a_present_job_cannot_run(
+    copy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies of before the modules moved have `slurm/jobs.py`, which knows no `slurm.jobs.jobs`."""
+    run_dir, code = make_run(tmp_path / "run"), tmp_path / copy
+    if copy == "old":
+        (code / "slurm").mkdir(parents=True)
+        (code / "slurm" / "jobs.py").touch()
+    JobDir(run_dir).write(
+        JobRecord(job_id="1", kind="train", name="run", cluster="local", submitted=0.0,
+                  cwd=str(tmp_path), code=str(code), logs="", resources=Resources())
+    )  # fmt: skip
+    assert main(["resume", str(run_dir), "--cluster=local"]) == 2
+    assert "add --update-code to run the present code" in capsys.readouterr().err
+    assert len(JobDir(run_dir).records()) == 1

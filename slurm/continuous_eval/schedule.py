@@ -1,4 +1,7 @@
-"""What is evaluated of a run while it trains: `evaluation/plan.json` in its folder."""
+"""The evaluation schedule of a run, `evaluation/plan.json`: what is evaluated while it trains.
+
+Keys and file name stay as they are: jobs may run older code.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ class ScheduledProtocol:
 
     Attributes:
         name: Name of its results.
-        words: Options of `python -m evaluation run`, such as `--reference R.npz --seeds 0-9999`.
-        before: Snapshots, or run folders (their newest), of earlier stages of a relay.
+        words: Arguments of `python -m evaluation run`, such as `--reference R.npz --seeds 0-9999`.
+        before: Snapshots, or run directories (their newest), of earlier stages of a relay.
         every_images: Only snapshots at multiples of this, and the last one, are evaluated:
             milestones; 0 is all.
     """
@@ -42,20 +45,20 @@ class ScheduledProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """The protocols of a run, and how their jobs run.
+class EvaluationSchedule:
+    """The protocols by which the snapshots of a run are evaluated, and what follows from results.
 
     Attributes:
         protocols: Usually two tiers: a quick one for each snapshot, a full one for milestones.
-        resources: What each job asks for.
-        best: What decides the best snapshot, as `protocol:metric.value`; "" marks none.
+        resources: What each job requests.
+        best: The value that decides the best snapshot, as `protocol:metric.value`; "" for none.
         highest: Whether the best is the highest value instead of the lowest.
-        patience: Stop training when so many newer evaluated snapshots are not better; 0 never.
-        keep_snapshots: Keep so many newest snapshots, the best one, and all that any protocol has
-            still to evaluate; 0 keeps all.
+        patience: Stop training when this many newer evaluated snapshots are not better; 0 never.
+        keep_snapshots: Keep this many newest snapshots, the best one, milestones, and all that
+            still have to be evaluated; 0 keeps all.
         max_attempts: How often an evaluation is tried.
         backoff_seconds: Wait after a failure; doubles with each.
-        claim_seconds: How long a caller has from claiming work to submitting it.
+        claim_seconds: How long a caller may take from a claim to its submission.
     """
 
     protocols: tuple[ScheduledProtocol, ...]
@@ -75,12 +78,12 @@ class EvaluationPlan:
         if self.best and (":" not in self.best or self.best.split(":")[0] not in names):
             raise ValueError(f"best={self.best!r} is not like {names[0]}:metric.value")
         if self.patience and not self.best:
-            raise ValueError("patience needs `best`, to know which snapshot is better")
+            raise ValueError("patience needs `best`, to tell which snapshot is better")
 
 
 @dataclass(frozen=True)
 class EvalJob:
-    """Evaluate one snapshot by one protocol, if it is still this attempt's to do.
+    """Evaluate one snapshot by one protocol, unless the claim of this attempt expired.
 
     Attributes:
         work: What is evaluated.
@@ -94,11 +97,11 @@ class EvalJob:
 
     @property
     def title(self) -> str:
-        """What it does, in a few words, for people."""
+        """What it does, for people."""
         return f"{self.protocol.name} of {self.work.run_dir.name} at {self.work.images:,} images"
 
     def finished(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result exists."""
         return self.work.result.exists()
 
     def __call__(self) -> str:
@@ -108,29 +111,29 @@ class EvalJob:
         if self.finished() or not self.work.start(self.attempt, task.job_id):
             return "left to another job"
         snapshot = self.work.run_dir / "snapshots" / f"{self.work.images:012d}"
-        words = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
-        run_command("evaluation", [*words, "--out", str(self.work.unfinished)])
+        arguments = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
+        run_command("evaluation", [*arguments, "--out", str(self.work.unfinished)])
         if task.rank == 0:
             self.work.finish()
         return "finished"
 
     def checkpoint(self) -> object:
-        """Say, for submitit, what is to be run after the requeue: the same."""
+        """Return what submitit runs after the requeue: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def read_plan(run_dir: Path) -> EvaluationPlan | None:
-    """Return the plan of a run, None without one. Raises ConfigError if it does not parse."""
+def read_schedule(run_dir: Path) -> EvaluationSchedule | None:
+    """Return the schedule of a run, None without one. Raises ConfigError if it does not parse."""
     path = run_dir / "evaluation" / "plan.json"
-    return read_config(EvaluationPlan, path) if path.exists() else None
+    return read_config(EvaluationSchedule, path) if path.exists() else None
 
 
-def write_plan(run_dir: Path, plan: EvaluationPlan) -> None:
-    """Give a run a plan."""
+def write_schedule(run_dir: Path, schedule: EvaluationSchedule) -> None:
+    """Give a run a schedule."""
     (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
-    write_config(plan, run_dir / "evaluation" / "plan.json")
+    write_config(schedule, run_dir / "evaluation" / "plan.json")
 
 
 def total_images(run_dir: Path) -> int:
@@ -138,7 +141,7 @@ def total_images(run_dir: Path) -> int:
     try:
         return int(json.loads((run_dir / "config.json").read_text())["total_images"])
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{run_dir} is not a run folder: {error}") from None
+        raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
 
 
 def snapshots(run_dir: Path) -> list[int]:
