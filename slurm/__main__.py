@@ -45,8 +45,8 @@ ALIASES = {"pipeline": "workflow"}
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> int:
     """Run a command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    words[:1] = [ALIASES.get(word, word) for word in words[:1]]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments[:1] = [ALIASES.get(name, name) for name in arguments[:1]]
     listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
     chooser = relaywave.Parser(
         prog=prog,
@@ -54,15 +54,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> in
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chooser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    command = chooser.parse_args(words[:1]).command
+    command = chooser.parse_args(arguments[:1]).command
     add, text = COMMANDS[command]
     parser = relaywave.Parser(prog=f"{prog} {command}", description=text, allow_abbrev=False)
     add(parser)
-    args, passed_on = parser.parse_known_args(words[1:])
+    args, passed_on = parser.parse_known_args(arguments[1:])
     if "passed_on" in args:
         args.passed_on = passed_on
     elif passed_on:  # options and positional arguments in any order
-        args = parser.parse_intermixed_args(words[1:])
+        args = parser.parse_intermixed_args(arguments[1:])
     try:
         args.command(args)
         sys.stdout.flush()

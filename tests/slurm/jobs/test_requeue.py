@@ -311,7 +311,7 @@ import tempfile
 from slurm.jobs.ranks import Task, enter_rank
 enter_rank(Task(0, 0, 1, ("here",), "1", 0))
 from data_pipelines.packed.reader import DEFAULT_CACHE
-print(tempfile.gettempdir(), DEFAULT_CACHE.folder)
+print(tempfile.gettempdir(), DEFAULT_CACHE.path)
 """
 
 
