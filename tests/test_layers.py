@@ -159,6 +159,6 @@ def test_directories_can_be_taken_in_at_a_glance() -> None:
 
 
 def test_both_model_families_have_the_same_file_names() -> None:
-    for name in ("config", "objective", "presets", "blocks"):
+    for name in ("config", "objective", "sampler", "presets", "blocks"):
         for family in ("rdm", "wavediff"):
             assert f"models.{family}.{name}" in MODULES

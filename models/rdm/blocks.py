@@ -16,6 +16,9 @@ from models.layers import Conv2d, GroupNorm, mean_down, nearest_up
 HEAD_CHANNELS = 64
 EPS = 1e-5
 """Added to the variance in group norms."""
+GOLDEN_RATIO = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
+LAYER_STEP = 0xD1B54A32D192ED03 - (1 << 64)
+LANES = 4  # 16-bit decisions per 64-bit hash
 
 Resample = Literal["up", "down"] | None
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +33,7 @@ class Block(nn.Module):
         emb_channels: Channels of the embedding.
         resample: Halve ("down", 2x2 mean) or double ("up", nearest) the resolution first.
         attention: Attend with one head per 64 output channels (none below 64).
-        dropout: Probability, see models/rdm/blocks.py.
+        dropout: Probability, see `keyed_dropout`.
         layer: Number of the block within its network, for the dropout masks.
     """
 
@@ -102,13 +105,13 @@ def zero_init(layer: M) -> M:
     return layer
 
 
-GOLDEN_RATIO = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer
-LAYER_STEP = 0xD1B54A32D192ED03 - (1 << 64)
-LANES = 4  # 16-bit decisions per 64-bit hash
-
-
 def keyed_dropout(x: Tensor, keys: Tensor, layer: int, p: float) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p).
+
+    Masks are a pure function of (sample, layer, element), a counter-based hash: they are the same
+    on any rank, in any split into micro-batches, on any device, and when a block runs again for its
+    gradients. There is no state to save, nothing waits for the device, and torch.compile fuses the
+    hash into the multiplication.
 
     Args:
         x: [B, ...], any floating dtype.

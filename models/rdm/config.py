@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from models.rdm.augment import LABEL_WIDTH
-from models.rdm.edm_sampler import EdmSampler, EdmSampling, Guidance, NetworkDenoiser
+from models.rdm.edm_sampler import EdmSampler, EdmSampling
 from models.rdm.objective import DenoisingObjective
 from models.rdm.process import EdmProcess, Process, RelayProcess
 from models.rdm.relay_sampler import RelaySampler, RelaySampling
+from models.rdm.sampler import Guidance, NetworkDenoiser
 from models.rdm.unet import UNetConfig
 from models.sampler import Sampler
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.rdm.edm_sampler import Churn, EdmSampling, Guidance
+from models.rdm.edm_sampler import EdmSampling
 from models.rdm.process import RelayProcess
 from models.rdm.relay_sampler import RelaySampling
+from models.rdm.sampler import Churn, Guidance
 
 IMAGENET_PROCESS = RelayProcess(upscale=4, prob_length=0.93, blur_sigma_max=3.0)
 CELEBAHQ_PROCESS = RelayProcess(upscale=4, prob_length=0.89, blur_sigma_max=2.0)

@@ -1,4 +1,7 @@
-"""Stage 2 and later: patch-wise blurring and block noise (docs/reference/rdm.md#5, #6.2)."""
+"""How images are corrupted: EDM's noise in stage 1; blur and block noise in relay stages.
+
+See docs/reference/rdm.md#5, #6.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,74 @@ from models.rdm.dct import attenuation, tile_blur
 from models.sample_rng import Draws
 
 MAX_WEIGHT = 1e5
+"""Largest weight of a squared error in relay stages."""
+
+
+class Process(Protocol):
+    """What distinguishes the stages: the noise levels, the corruption, and the weight."""
+
+    @property
+    def sigma_data(self) -> float:
+        """Assumed standard deviation of the images."""
+
+    def sample_level(self, draws: Draws) -> Level:
+        """Draw one level per sample."""
+
+    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
+        """Return noisy images, float32 [B, C, H, W]."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return the weights of the squared errors, [B]."""
+
+
+class Level(NamedTuple):
+    """How strongly each sample is corrupted.
+
+    Attributes:
+        sigma: Noise level, float32 [B].
+        blur_sigma: Width of the blur in pixels, float32 [B]; None where nothing is blurred.
+    """
+
+    sigma: Tensor
+    blur_sigma: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdmProcess:
+    """Stage 1: Gaussian noise at log-normal levels (docs/reference/rdm.md#6.1).
+
+    Attributes:
+        p_mean: Mean of ln sigma.
+        p_std: Standard deviation of ln sigma.
+        sigma_data: Assumed standard deviation of the images.
+    """
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("p_std", "sigma_data"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    def sample_level(self, draws: Draws) -> Level:
+        """Draw one normal value z per sample: sigma = exp(p_std z + p_mean)."""
+        return Level((draws.randn(()) * self.p_std + self.p_mean).exp(), None)
+
+    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
+        """Add sigma times one normal draw; float32 [B, C, H, W]."""
+        noise = draws.randn(images.shape[1:])
+        return images.addcmul(noise, level.sigma.view(-1, 1, 1, 1))
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return (sigma^2 + d^2) / (sigma d)^2, which gives every level unit weight at init."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelayProcess:
-    """Tiles of the image are blurred while noise with a low-resolution part is added.
+    """Later stages: tiles are blurred while noise with a low-resolution part is added.
 
     With time u ~ U(0, 1): sigma(u) = exp(p_mean + p_std Phi^-1(u p)), b(u) = b_max sin^2(pi u / 2),
     x_u = blur(x; b) + sigma (n + alpha Block(g)). The class follows the official code where that
@@ -128,65 +194,3 @@ class RelayProcess:
         """Return EDM's weight, at most 1e5 (which the default levels never reach)."""
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         return weight.clamp(max=MAX_WEIGHT)
-
-
-class Level(NamedTuple):
-    """How strongly each sample is corrupted.
-
-    Attributes:
-        sigma: Noise level, float32 [B].
-        blur_sigma: Width of the blur in pixels, float32 [B]; None where nothing is blurred.
-    """
-
-    sigma: Tensor
-    blur_sigma: Tensor | None
-
-
-class Process(Protocol):
-    """What distinguishes the stages: the distribution of levels, the corruption, the weight."""
-
-    @property
-    def sigma_data(self) -> float:
-        """Assumed standard deviation of the images."""
-
-    def sample_level(self, draws: Draws) -> Level:
-        """Draw one level per sample."""
-
-    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
-        """Return noisy images, float32 [B, C, H, W]."""
-
-    def weight(self, sigma: Tensor) -> Tensor:
-        """Return the weights of the squared errors, [B]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EdmProcess:
-    """Gaussian noise at log-normal levels.
-
-    Attributes:
-        p_mean: Mean of ln sigma.
-        p_std: Standard deviation of ln sigma.
-        sigma_data: Assumed standard deviation of the images.
-    """
-
-    p_mean: float = -1.2
-    p_std: float = 1.2
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("p_std", "sigma_data"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-
-    def sample_level(self, draws: Draws) -> Level:
-        """Draw one normal value z per sample: sigma = exp(p_std z + p_mean)."""
-        return Level((draws.randn(()) * self.p_std + self.p_mean).exp(), None)
-
-    def corrupt(self, images: Tensor, level: Level, draws: Draws) -> Tensor:
-        """Add sigma times one normal draw; float32 [B, C, H, W]."""
-        noise = draws.randn(images.shape[1:])
-        return images.addcmul(noise, level.sigma.view(-1, 1, 1, 1))
-
-    def weight(self, sigma: Tensor) -> Tensor:
-        """Return (sigma^2 + d^2) / (sigma d)^2, which gives every level unit weight at init."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix, map_tiles
-from models.rdm.edm_sampler import Denoise, LabelledDenoise, SamplingBase, finished
 from models.rdm.process import RelayProcess
+from models.rdm.sampler import Denoise, LabelledDenoise, SamplingBase, finished
 from models.sample_rng import Draws
 from models.sampler import Sampler
 

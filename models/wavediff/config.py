@@ -57,7 +57,16 @@ class WaveDiffConfig:
 
     def build(self) -> WaveDiffObjective:
         """Return the objective."""
-        return WaveDiffObjective(self)
+        return WaveDiffObjective(
+            resolution=self.resolution,
+            space=self.space,
+            generator=self.generator,
+            discriminator=self.discriminator,
+            diffusion=Diffusion(self.diffusion),
+            r1_gamma=self.r1_gamma,
+            r1_interval=self.r1_interval,
+            reconstruction_weight=self.reconstruction_weight,
+        )
 
     def build_sampler(self, network: nn.Module, previous: Sampler | None = None) -> Sampler:
         """Return the sampler of a trained generator.

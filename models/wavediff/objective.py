@@ -7,7 +7,7 @@ reconstruction term.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from models.objective import Example, LossFn, Metrics, Networks, images_to_unit_range
 from models.sample_rng import SampleStreams
+from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diagnostics import diagnose_pair, diversity
 from models.wavediff.diffusion import Diffusion
-from models.wavediff.discriminator import Discriminator
+from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
 from models.wavediff.generator import Generator
-
-if TYPE_CHECKING:
-    from models.wavediff.config import WaveDiffConfig
+from models.wavediff.generator_config import GeneratorConfig
 
 GRID_SIZE = 8
 """Images of the fixed-latent grid whose diversity is watched."""
@@ -29,25 +28,48 @@ GRID_INTERVAL = 50
 """Steps between looks at it."""
 
 
+@dataclass(frozen=True)
 class WaveDiffObjective:
-    """The losses of a pair: first the discriminator's, then the generator's with fresh draws."""
+    """The losses of a pair: first the discriminator's, then the generator's with fresh draws.
+
+    Attributes:
+        resolution: Edge of the images in pixels.
+        space: Where the diffusion takes place.
+        generator: Shape of the generator.
+        discriminator: Shape of the discriminator.
+        diffusion: Forward process and posterior.
+        r1_gamma: Weight of the R1 gradient penalty, 0 for none.
+        r1_interval: Steps between penalties.
+        reconstruction_weight: Weight of the mean absolute error of the predicted y_0.
+    """
+
+    resolution: int
+    space: WaveletSpace | PixelSpace
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    diffusion: Diffusion
+    r1_gamma: float
+    r1_interval: int
+    reconstruction_weight: float
 
     sampled_network = "generator"
 
-    def __init__(self, config: WaveDiffConfig) -> None:
-        self.config = config
-        self.resolution = config.resolution
-        self.batch_multiple = config.discriminator.stddev_group
-        self.second_order = frozenset({"discriminator"} if config.r1_gamma else ())
-        self.diffusion = Diffusion(config.diffusion)
+    @property
+    def batch_multiple(self) -> int:
+        """Samples of a minibatch-stddev group."""
+        return self.discriminator.stddev_group
+
+    @property
+    def second_order(self) -> frozenset[str]:
+        """The discriminator, if R1 differentiates its gradient."""
+        return frozenset({"discriminator"} if self.r1_gamma else ())
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return "generator" and "discriminator" with fresh weights."""
-        config = self.config
-        edge = config.space.edge(config.resolution)
+        channels, edge = self.space.channels, self.space.edge(self.resolution)
         return {
-            "generator": Generator(config.generator, config.space.channels, edge),
-            "discriminator": Discriminator(config.discriminator, config.space.channels),
+            "generator": Generator(self.generator, channels, edge),
+            "discriminator": Discriminator(self.discriminator, channels),
         }
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -62,7 +84,7 @@ class WaveDiffObjective:
                 f"images are {images.shape[-2]}x{images.shape[-1]}, the objective expects"
                 f" resolution={self.resolution}"
             )
-        return self.config.space.pack(images_to_unit_range(images))
+        return self.space.pack(images_to_unit_range(images))
 
     def losses(self) -> dict[str, LossFn]:
         """Return the losses in order: discriminator, generator."""
@@ -73,11 +95,11 @@ class WaveDiffObjective:
     ) -> tuple[Tensor, Metrics]:
         """Return real + fake + R1 (each r1_interval steps) as one sum; G runs without gradient."""
         discriminator = networks["discriminator"]
-        penalised = self.config.r1_gamma > 0 and step % self.config.r1_interval == 0
+        penalised = self.r1_gamma > 0 and step % self.r1_interval == 0
         with torch.no_grad():
             t, y_t, y_tp1, _, fake = self._generate(networks, example, "discriminator")
         y_t.requires_grad_(penalised)
-        if penalised or self.config.discriminator.stddev_grouping == "strided":
+        if penalised or self.discriminator.stddev_grouping == "strided":
             logits_real = discriminator(y_t, t, y_tp1)
             logits_fake = discriminator(fake, t, y_tp1)
         else:  # one pass over both is faster, and consecutive groups do not mix them
@@ -87,7 +109,7 @@ class WaveDiffObjective:
         loss = loss_real + loss_fake
         r1 = torch.full_like(loss_real, torch.nan)
         if penalised:
-            r1 = self.config.r1_gamma / 2 * mean_squared_gradient(logits_real, y_t)
+            r1 = self.r1_gamma / 2 * mean_squared_gradient(logits_real, y_t)
             loss = loss + r1
         metrics = {
             "loss": loss,
@@ -109,7 +131,7 @@ class WaveDiffObjective:
         logits = networks["discriminator"](fake, t, y_tp1)
         adversarial = F.softplus(-logits).mean()
         reconstruction = (prediction - example.x).abs().mean()
-        loss = adversarial + self.config.reconstruction_weight * reconstruction
+        loss = adversarial + self.reconstruction_weight * reconstruction
         metrics = {
             "loss": loss,
             "loss_adversarial": adversarial,
@@ -130,7 +152,7 @@ class WaveDiffObjective:
         noise_tp1 = draws.randn(y0.shape[1:], y0.dtype)
         noise_t = draws.randn(y0.shape[1:], y0.dtype)
         y_t, y_tp1 = self.diffusion.pair(y0, t, noise_tp1, noise_t)
-        z = draws.randn((self.config.generator.latent_dim,), y0.dtype)
+        z = draws.randn((self.generator.latent_dim,), y0.dtype)
         prediction = networks["generator"](y_tp1, t, z)
         noise = draws.randn(y0.shape[1:], y0.dtype)
         return (
@@ -150,7 +172,7 @@ class WaveDiffObjective:
             return x.new_full((), torch.nan)
         draws = SampleStreams(range(GRID_SIZE), x.device)
         y = draws.randn(x.shape[1:]).to(x.dtype)
-        z = draws.randn((self.config.generator.latent_dim,)).to(x.dtype)
+        z = draws.randn((self.generator.latent_dim,)).to(x.dtype)
         t = torch.full((GRID_SIZE,), self.diffusion.steps - 1, device=x.device)
         with torch.no_grad():
             return diversity(generator(y, t, z))

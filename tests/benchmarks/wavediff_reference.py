@@ -104,14 +104,14 @@ def discriminator_backward(
     step: int,
 ) -> None:
     """Accumulate the gradients of real, R1 and fake one after the other, as the official loop."""
-    config, critic = objective.config, networks["discriminator"]
+    critic = networks["discriminator"]
     with torch.no_grad():
         t, y_t, y_tp1, _, fake = objective._generate(networks, example, "discriminator")
     y_t.requires_grad_()
     logits = critic(y_t, t, y_tp1)
     F.softplus(-logits).mean().backward(retain_graph=True)
-    if step % config.r1_interval == 0:
-        (config.r1_gamma / 2 * mean_squared_gradient(logits, y_t)).backward()
+    if step % objective.r1_interval == 0:
+        (objective.r1_gamma / 2 * mean_squared_gradient(logits, y_t)).backward()
     F.softplus(critic(fake, t, y_tp1)).mean().backward()
 
 

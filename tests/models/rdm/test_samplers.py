@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from models.rdm.config import EdmConfig, RelayConfig
-from models.rdm.edm_sampler import Churn, EdmSampling, Guidance
+from models.rdm.edm_sampler import EdmSampling
 from models.rdm.enhance import enhance
 from models.rdm.process import RelayProcess
 from models.rdm.relay_sampler import RelaySampling
+from models.rdm.sampler import Churn, Guidance
 from models.rdm.unet import UNet, UNetConfig
 from models.sample_rng import SampleStreams
 from models.sampler import Sampler, quantise, sample

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from evaluation.samples.postprocess import RETOUCHES
 from models.objective import images_to_unit_range
-from models.rdm.edm_sampler import Churn, EdmSampling, Guidance, edm_sample
+from models.rdm.edm_sampler import EdmSampling, edm_sample
 from models.rdm.enhance import enhance
 from models.rdm.process import RelayProcess
 from models.rdm.relay_sampler import RelaySampling, enlarge, relay_sample
+from models.rdm.sampler import Churn, Guidance
 from models.sample_rng import SampleStreams
 from models.sampler import quantise
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
