@@ -1,17 +1,19 @@
 """Distributed generation and evaluation of snapshots.
 
 arguments.py    The options of the evaluation commands
-dry_run.py      Judging a command line without beginning: launchers ask before they queue jobs
-evaluate.py     One evaluation
-features.py     Feature extraction over ranks
+commands.py     What each sub-command does, once its command line is parsed
+disk.py         Writing that survives kills: atomic files, directories held by one job
+dry_run.py      Dry run: validate a command line so that launchers can reject it before queueing
+evaluate.py     One evaluation: images -> features -> metrics against a reference -> result file
+features.py     Feature extraction over ranks, resumable
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
-protocols.py    Evaluation protocols as named objects: how published numbers came about
-rank_errors.py  Failures of commands that ranks share
-request.py      From command-line arguments to validated requests
-detectors/      Detectors
+protocols.py    Evaluation protocols as named objects: how published numbers were made
+rank_errors.py  Failures of commands that ranks share: one line, printed once
+request.py      What is asked for: from command-line arguments to validated requests
+detectors/      Detectors: networks whose features are compared, their preprocessing and weights
 image_sets/     Sets of images to evaluate: directories, zips, tars, arrays, packed sets
 metrics/        Metrics: one file each, from features or statistics to a value
-reference/      Reference statistics: made, imported, exported
-results/        Results: one JSON each, and the tables and curves made of them
-samples/        Samples: generated from seeds on any number of ranks, kept, post-processed
+reference/      Reference statistics: computed, cached, imported, exported
+results/        Results: one JSON each, and the tables and plots made of them
+samples/        Samples: drawn from seeds on any number of ranks, post-processed, stored
 """

@@ -21,7 +21,14 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, check_finite
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.image_sets.npz import read_npz, write_npz
-from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, Moments, moments_of
+from evaluation.metrics.statistics import (
+    FeatureSet,
+    FloatArray,
+    Gaussian,
+    Moments,
+    evenly_spread,
+    moments_of,
+)
 from evaluation.progress import Progress
 
 STREAMING_IMAGES = 100_000
@@ -30,21 +37,23 @@ STREAMING_IMAGES = 100_000
 
 def extract(
     images: ImageSet,
+    identity: dict[str, Any],
     detector: Detector,
-    folder: Path,
+    work_dir: Path,
     world: World,
     *,
     batch_size: int = 64,
     num_kept: int = 10_000,
     title: str = "features",
 ) -> FeatureSet:
-    """Return the features of a set of images, computing what is missing in `folder`.
+    """Return the features of a set of images, computing what is missing in `work_dir`.
 
     Args:
         images: The set.
+        identity: Its identity, the same on all ranks (computing it reads every file).
         detector: The detector.
-        folder: Working folder; the batches of this set and detector get a sub-folder of their own.
-        world: The ranks that share the work (and the folder).
+        work_dir: The batches of this set and detector get a sub-directory of their own.
+        world: The ranks that share the work (and the directory).
         batch_size: Images per batch.
         num_kept: Features kept, evenly spread, where the set is too large to keep all.
         title: For the progress display.
@@ -52,16 +61,16 @@ def extract(
     Raises:
         ValueError: An image cannot be decoded, or a feature is not finite; the job fails.
     """
-    source = world.broadcast_object(images.identity if world.rank == 0 else None)
-    name = short_hash([source["digest"], detector.identity, list(detector.widths), batch_size])
+    made_of = [identity["digest"], detector.identity, list(detector.widths), batch_size]
+    name = short_hash(made_of)
     store: BatchStore | MomentStore
     if len(images) > STREAMING_IMAGES:
         selected = evenly_spread(len(images), num_kept)
-        store = MomentStore(folder / f"moments-{name}", detector.widths, selected)
+        store = MomentStore(work_dir / f"moments-{name}", detector.widths, selected)
     else:
-        store = BatchStore(folder / f"features-{name}", detector.widths)
+        store = BatchStore(work_dir / f"features-{name}", detector.widths)
     _fill(store, images, detector, world, batch_size, title)
-    features = store.collect(len(images), {"images": source, "detector": detector.identity})
+    features = store.collect(len(images), {"images": identity, "detector": detector.identity})
     return dataclasses.replace(features, labels=images.labels(features.selected))
 
 
@@ -94,16 +103,16 @@ def _fill(
 class BatchStore:
     """One file of features per batch; exact on any number of ranks."""
 
-    def __init__(self, folder: Path, widths: dict[str, int]) -> None:
-        self.folder, self.widths = folder, widths
+    def __init__(self, path: Path, widths: dict[str, int]) -> None:
+        self.dir, self.widths = path, widths
 
     def done(self) -> set[int]:
         """Return the first indices of the batches on disk."""
-        return {int(path.stem) for path in self.folder.glob("[0-9]*.npz")}
+        return {int(path.stem) for path in self.dir.glob("[0-9]*.npz")}
 
     def write(self, start: int, indices: Sequence[int], taps: dict[str, FloatArray]) -> None:
         """Store a batch."""
-        write_npz(self.folder / f"{start:09d}.npz", {"indices": np.array(indices), **taps})
+        write_npz(self.dir / f"{start:09d}.npz", {"indices": np.array(indices), **taps})
 
     def flush(self) -> None:
         """Every batch is on disk at once; nothing to do."""
@@ -112,28 +121,28 @@ class BatchStore:
         """Return the whole set, in index order, after checking that each index is there once."""
         features = {tap: np.empty((n, width), np.float32) for tap, width in self.widths.items()}
         seen = np.zeros(n, np.int64)
-        for path in sorted(self.folder.glob("[0-9]*.npz")):
+        for path in sorted(self.dir.glob("[0-9]*.npz")):
             arrays = read_npz(path)
             indices = arrays.pop("indices")
             np.add.at(seen, indices, 1)
             for tap, values in arrays.items():
                 features[tap][indices] = values
-        check_counts(seen, self.folder)
+        check_counts(seen, self.dir)
         gaussians = {tap: moments_of(values).gaussian() for tap, values in features.items()}
         return FeatureSet(meta, n, gaussians, features, range(n))
 
 
 class MomentStore:
-    """Moments of all batches, features of selected indices: for sets too large to keep whole.
+    """Moments of all batches, features of selected indices: for sets too large to keep completely.
 
     Each process writes one file that grows: which batches it holds, their moments, the selected
     features. Files of killed or finished processes are merged at the end.
     """
 
     def __init__(
-        self, folder: Path, widths: dict[str, int], selected: Sequence[int], every: int = 64
+        self, path: Path, widths: dict[str, int], selected: Sequence[int], every: int = 64
     ) -> None:
-        self.folder, self.widths, self.selected, self.every = folder, widths, set(selected), every
+        self.dir, self.widths, self.selected, self.every = path, widths, set(selected), every
         self._starts: list[int] = []
         self._moments = {tap: Moments.empty(width) for tap, width in widths.items()}
         self._kept: dict[str, list[FloatArray]] = {tap: [] for tap in widths}
@@ -142,7 +151,7 @@ class MomentStore:
 
     def done(self) -> set[int]:
         """Return the first indices of the batches in all files."""
-        files = self.folder.glob("part-*.npz")
+        files = self.dir.glob("part-*.npz")
         return {int(s) for path in files for s in read_npz(path, ["starts"])["starts"]}
 
     def write(self, start: int, indices: Sequence[int], taps: dict[str, FloatArray]) -> None:
@@ -160,7 +169,7 @@ class MomentStore:
         """Write this process' file."""
         if not self._starts:
             return
-        self._path = self._path or self.folder / f"part-{self._starts[0]:09d}.npz"
+        self._path = self._path or self.dir / f"part-{self._starts[0]:09d}.npz"
         arrays = {"starts": np.array(self._starts), "indices": np.array(self._indices)}
         for tap, moments in self._moments.items():
             arrays[f"n_{tap}"] = np.array(moments.n)
@@ -170,7 +179,7 @@ class MomentStore:
 
     def collect(self, n: int, meta: dict[str, Any]) -> FeatureSet:
         """Merge all files and check that every image was counted once."""
-        parts = [read_npz(path) for path in sorted(self.folder.glob("part-*.npz"))]
+        parts = [read_npz(path) for path in sorted(self.dir.glob("part-*.npz"))]
         starts = np.concatenate([part["starts"] for part in parts])
         indices = np.concatenate([part["indices"] for part in parts]).astype(np.int64)
         order = np.argsort(indices)
@@ -182,26 +191,20 @@ class MomentStore:
                 count = int(part[f"n_{tap}"])
                 moments.merge(Moments(count, part[f"mean_{tap}"], part[f"scatter_{tap}"]))
             if moments.n != n or len(set(starts.tolist())) != len(starts):
-                raise ValueError(f"{self.folder} counts {moments.n} of {n} images; delete it")
+                raise ValueError(f"{self.dir} counts {moments.n} of {n} images; delete it")
             gaussians[tap] = moments.gaussian()
             features[tap] = np.concatenate([part[f"features_{tap}"] for part in parts])[order]
         return FeatureSet(meta, n, gaussians, features, indices[order].tolist())
 
 
-def check_counts(seen: NDArray[np.int64], folder: Path) -> None:
+def check_counts(seen: NDArray[np.int64], path: Path) -> None:
     """Raise ValueError unless every index was seen exactly once."""
     if (seen != 1).any():
         index = int(np.flatnonzero(seen != 1)[0])
         raise ValueError(
-            f"{folder} holds image {index} {int(seen[index])} times instead of once; delete the"
-            " folder and run again"
+            f"{path} holds image {index} {int(seen[index])} times instead of once; delete the"
+            " directory and run again"
         )
-
-
-def evenly_spread(total: int, count: int) -> list[int]:
-    """Return `count` ascending indices spread evenly over range(total) (all if there are fewer)."""
-    count = min(count, total)
-    return [i * total // count for i in range(count)]
 
 
 def short_hash(document: Any) -> str:

@@ -1,15 +1,18 @@
-"""Evaluation protocols as named objects: how published numbers came about.
+"""Evaluation protocols as named objects: how published numbers were made.
 
 A protocol fixes everything but the model and the reference file: samples, seeds, retouch, codec,
-detector, pipeline, metrics (docs/reference/evaluation.md#6). Beside each faithful one is a clean
-one: PNG, no retouch, TF1 resizing.
+detector, preprocessing, metrics (docs/reference/evaluation.md#6). Each faithful one has a clean
+variant: PNG, no retouch, TF1 resizing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 
 
@@ -24,13 +27,13 @@ class Protocol:
         repeats: Disjoint seed ranges that are evaluated one after another (EDM: 3).
         per_class: Images of each class with balanced labels, 0 for unconditional models.
         reference: What the reference statistics are made of.
-        num_features: Reference images that precision and recall look at.
+        num_features: Reference images that precision and recall use.
         detector: Name of the detector.
-        pipeline: Its input pipeline.
+        preprocessing: Its preprocessing.
         metrics: What is computed, as `kind:tap`.
         post: Quantisation, retouch and codec.
         published: Value in the paper by metric and value name, e.g. `fid.distance`.
-        note: What else there is to know.
+        note: Anything else to know.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Protocol:
     reference: str
     num_features: int = 10_000
     detector: str = "inception"
-    pipeline: str = "tf1"
+    preprocessing: str = "tf1"
     metrics: tuple[str, ...] = ("fd:pool",)
     post: PostProcess = field(default_factory=PostProcess)
     published: dict[str, float] = field(default_factory=dict)
@@ -54,12 +57,12 @@ class Protocol:
 
     def clean(self) -> Protocol:
         """Return the variant without retouch or lossy files, with TF1 resizing."""
-        resized_alike = self.pipeline == "tf1"
+        same_resizing = self.preprocessing == "tf1"
         return dataclasses.replace(
             self,
             name=f"{self.name}_clean",
-            reference=self.reference if resized_alike else "the training images, TF1 resizing",
-            pipeline="tf1",
+            reference=self.reference if same_resizing else "the training images, TF1 resizing",
+            preprocessing="tf1",
             post=PostProcess(),
             note=f"{self.name} as PNG, not retouched, TF1 resizing: measures the model alone",
         )
@@ -76,7 +79,7 @@ def _wavediff(dataset: str, fid: float, recall: float) -> list[Protocol]:
     faithful = Protocol(
         name=f"wavediff_{dataset}",
         reference=f"shipped {dataset} *_stat.npy: training images, flipped at random, as JPEG",
-        pipeline="pytorch_fid",
+        preprocessing="pytorch_fid",
         post=PostProcess(codec="jpeg"),
         published={"fid.distance": fid},
         note="samples pass through JPEG (Pillow defaults), as in the official script",
@@ -86,7 +89,7 @@ def _wavediff(dataset: str, fid: float, recall: float) -> list[Protocol]:
         reference=f"up to 200,000 {dataset} training images, VGG16 features",
         num_features=200_000,
         detector="vgg16",
-        pipeline="raw",
+        preprocessing="raw",
         metrics=VGG_RECALL,
         published={"pr_vgg16_stylegan.recall": recall},
         note="StyleGAN2-ADA pr50k3_full; the authors' code for it is not public",
@@ -147,7 +150,7 @@ _TOOLS = [
         reference="training images; biased covariances",
         metrics=STYLEGAN_METRICS,
     ),
-    Protocol(name="clean_fid", reference="clean-fid statistics", pipeline="clean"),
+    Protocol(name="clean_fid", reference="clean-fid statistics", preprocessing="clean"),
 ]
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -159,6 +162,13 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def find_protocol(name: str) -> Protocol:
+    """Return a protocol by name. Raises ValueError, listing the known ones."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
 def describe_protocol(protocol: Protocol) -> str:
     """Return a protocol's settings and published values as a few lines of text."""
     post = protocol.post
@@ -166,7 +176,7 @@ def describe_protocol(protocol: Protocol) -> str:
     seeds = f"seeds {protocol.first_seed}-{protocol.first_seed + protocol.num_samples - 1}"
     lines = [
         f"{protocol.name}: {protocol.num_samples} samples ({seeds}), {post.codec}{retouch};"
-        f" {protocol.detector}/{protocol.pipeline}: {', '.join(protocol.metrics)}",
+        f" {protocol.detector}/{protocol.preprocessing}: {', '.join(protocol.metrics)}",
         f"    reference: {protocol.reference}",
     ]
     if protocol.published:
@@ -175,8 +185,41 @@ def describe_protocol(protocol: Protocol) -> str:
     return "\n".join(lines)
 
 
-def find_protocol(name: str) -> Protocol:
-    """Return a protocol by name. Raises ValueError, listing the known ones."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+def record_protocol(
+    protocol: Protocol, preprocessing: str, spec: SampleSpec | None, num_images: int
+) -> dict[str, Any]:
+    """Return what a result records of its protocol: all settings, and the deviations from them.
+
+    Args:
+        protocol: The protocol.
+        preprocessing: Of the detector.
+        spec: Which samples were drawn, None if images were given.
+        num_images: How many images were evaluated.
+    """
+    settings = asdict(protocol)
+    settings["pipeline"] = settings.pop("preprocessing")  # the key that result files have
+    return settings | {"deviations": deviations(protocol, preprocessing, spec, num_images)}
+
+
+def deviations(
+    protocol: Protocol, preprocessing: str, spec: SampleSpec | None, num_images: int
+) -> list[str]:
+    """Say in what an evaluation departs from its protocol; arguments as `record_protocol`."""
+    facts: list[tuple[str, object, object]] = [
+        ("number of images", num_images, protocol.num_samples),
+        ("preprocessing", preprocessing, protocol.preprocessing),
+    ]
+    if spec is None:
+        return [*_unlike(facts), "images were given: seeds, labels and retouch are not checked"]
+    starts = [protocol.seeds(repeat)[0] for repeat in range(protocol.repeats)]
+    first = spec.seeds[0]
+    facts.append(("first seed", first, first if first in starts else starts[0]))
+    if protocol.per_class:
+        facts.append(("labels", spec.labels, "balanced"))
+    post, expected = asdict(spec.post), asdict(protocol.post)
+    facts += [(name, value, expected[name]) for name, value in post.items()]
+    return _unlike(facts)
+
+
+def _unlike(facts: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [f"{what} is {ours}, not {theirs}" for what, ours, theirs in facts if ours != theirs]

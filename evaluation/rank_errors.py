@@ -11,27 +11,27 @@ from dist_train.runtime.watchdog import EXIT_LOST
 from dist_train.runtime.world import World
 from evaluation.features import short_hash
 
-EXIT_REFUSED = 2
+EXIT_REJECTED = 2
 PATIENCE = 1.0
 """Seconds that ranks wait to hear that another one has said the same."""
 
 
-def refuse(error: Exception, world: World | None) -> int:
+def reject(error: Exception, world: World | None) -> int:
     """Print what was wrong, for all ranks that fail alike once; returns the exit code."""
     if world is None or world.store is None:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
-    key = f"refused/{short_hash(str(error))}"
+        return EXIT_REJECTED
+    key = f"rejected/{short_hash(str(error))}"
     others = [f"{key}/{rank}" for rank in range(1, world.size)]
     if world.rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _tell(world, [key, "refused"])
+        _tell(world, [key, "rejected"])
         _heard(world, others)  # the store ends with this process
     else:
-        _tell(world, [f"{key}/{world.rank}", "refused"])
+        _tell(world, [f"{key}/{world.rank}", "rejected"])
         if not _heard(world, [key]):
             print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-    return EXIT_REFUSED
+    return EXIT_REJECTED
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
@@ -42,7 +42,7 @@ def is_lost_contact(error: RuntimeError) -> bool:
 def lose_contact(world: World) -> int:
     """Say that another rank is gone, unless one has said why it ended; returns the exit code."""
     time.sleep(PATIENCE)  # a launcher ends the others meanwhile
-    if not _heard(world, ["refused"]):
+    if not _heard(world, ["rejected"]):
         print(
             f"error: rank {world.rank} lost contact with another rank; what is finished is kept,"
             " run the same command again",

@@ -26,9 +26,9 @@ ORDER = {
     "dist_train": "__main__ > train ema_posthoc > trainer > build > monitoring snapshots"
     " > planning checkpoint ema > engine > runtime > precision > recipes > config"
     " > ema_profiles schedules",
-    "evaluation": "__main__ dry_run > arguments request > evaluate > protocols"
+    "evaluation": "__main__ > commands dry_run > arguments evaluate > request > protocols"
     " > samples reference results > rank_errors > features > metrics > image_sets detectors"
-    " progress",
+    " > progress disk",
     "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
     " > site slurm_cli",
 }

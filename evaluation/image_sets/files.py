@@ -1,4 +1,4 @@
-"""Image files in folders, zips and tars: listing, classes, decoding."""
+"""Image files in directories, zips and tars: listing, classes, decoding."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from data_pipelines.sources.base import is_image_name, label_by_directory
 
 DATASET_LABELS = "dataset.json"
 PLAIN_MODES = {"RGB", "L", "1"}
-NUMBERED_FOLDERS = re.compile(r"\d{2,}000")
-"""Folders of a thousand files each (EDM's layout) are no classes."""
-
+NUMBERED_DIRS = re.compile(r"\d{2,}000")
+"""Directories of a thousand files each (EDM's layout) are no classes."""
+TAR_SUFFIXES = {".tar", ".tgz"}
 
 Classes = dict[str, int]
 """Class indices by the names of members."""
@@ -42,7 +42,7 @@ class EncodedMember(Protocol):
 
 @dataclass(frozen=True)
 class FileMember:
-    """An image file in a folder."""
+    """An image file in a directory."""
 
     name: str
     path: Path
@@ -98,15 +98,34 @@ def decode_image(data: bytes, name: str) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def folder_members(folder: Path) -> tuple[list[EncodedMember], Classes | None]:
-    """Return a folder's image files, at any depth, and their classes if these are known."""
-    files = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-    members = [FileMember(name, path) for path, name in files if _is_image(name) and path.is_file()]
-    table = folder / DATASET_LABELS
-    return list(members), _classes(members, table.read_bytes() if table.exists() else None, folder)
+def encode_image(image: Tensor, codec: str = "png") -> bytes:
+    """Encode a uint8 RGB image [3, H, W] as `png`, or as `jpeg` with Pillow's defaults."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    picture.save(buffer, format=codec.upper())
+    return buffer.getvalue()
 
 
-def zip_members(path: Path) -> tuple[list[EncodedMember], Classes | None]:
+def list_members(path: Path) -> tuple[list[EncodedMember], Classes | None]:
+    """Return the image files of a directory, zip or tar, and their classes if these are known."""
+    if path.suffix == ".zip":
+        return _zip_members(path)
+    if path.suffix in TAR_SUFFIXES:
+        return _tar_members([path]), None
+    if shards := sorted(path.glob("*.tar")):
+        return _tar_members(shards), None
+    return _dir_members(path)
+
+
+def _dir_members(path: Path) -> tuple[list[EncodedMember], Classes | None]:
+    """Return a directory's image files, at any depth, and their classes if these are known."""
+    files = ((file, file.relative_to(path).as_posix()) for file in path.rglob("*"))
+    members = [FileMember(name, file) for file, name in files if _is_image(name) and file.is_file()]
+    table = path / DATASET_LABELS
+    return list(members), _classes(members, table.read_bytes() if table.exists() else None, path)
+
+
+def _zip_members(path: Path) -> tuple[list[EncodedMember], Classes | None]:
     """Return a zip archive's image files, and their classes if these are known."""
     try:
         archive = zipfile.ZipFile(path)
@@ -118,7 +137,7 @@ def zip_members(path: Path) -> tuple[list[EncodedMember], Classes | None]:
     return list(members), _classes(members, table, path)
 
 
-def tar_members(paths: Sequence[Path]) -> list[EncodedMember]:
+def _tar_members(paths: Sequence[Path]) -> list[EncodedMember]:
     """Return the image files of uncompressed tar archives; those of several are taken as shards."""
     members: list[EncodedMember] = []
     for path in paths:
@@ -141,7 +160,7 @@ def _is_image(name: str) -> bool:
 
 
 def _classes(members: Sequence[EncodedMember], table: bytes | None, where: Path) -> Classes | None:
-    """Return the classes that `dataset.json` tells, else those of sub-folders, if all have one."""
+    """Return the classes in `dataset.json`, else those of sub-directories; None if one lacks."""
     names = [member.name for member in members]
     if table is not None:
         try:
@@ -151,7 +170,7 @@ def _classes(members: Sequence[EncodedMember], table: bytes | None, where: Path)
             raise ValueError(f"{where}: {DATASET_LABELS} cannot be read: {error!r}") from None
     elif names:
         listing = label_by_directory([(name, 0, 0) for name in names], where=str(where))
-        if all(NUMBERED_FOLDERS.fullmatch(name) for name in listing.class_names):
+        if all(NUMBERED_DIRS.fullmatch(name) for name in listing.class_names):
             return None
         classes = {entry.name: entry.label for entry in listing.entries}
     else:

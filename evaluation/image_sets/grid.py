@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from evaluation.disk import write_bytes
+from evaluation.image_sets.files import encode_image
+from evaluation.image_sets.image_set import ImageSet
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """A grid picture of the first images of a set.
+
+    Attributes:
+        path: The PNG file.
+        num_images: Images in the grid.
+        upscale: Integer factor of enlargement.
+    """
+
+    path: Path
+    num_images: int = 64
+    upscale: int = 1
+
+
+def write_grid(settings: GridSettings, images: ImageSet) -> None:
+    """Write a grid picture of the first images of a set."""
+    pictures = images.batch(range(min(len(images), settings.num_images)))
+    grid = make_grid(pictures, upscale=settings.upscale)
+    write_bytes(settings.path, encode_image(grid))
 
 
 def make_grid(images: Tensor, columns: int | None = None, upscale: int = 1, gap: int = 2) -> Tensor:
@@ -19,7 +43,7 @@ def make_grid(images: Tensor, columns: int | None = None, upscale: int = 1, gap:
     Args:
         images: The pictures.
         columns: Pictures per row; None gives a nearly square grid.
-        upscale: Whole factor of nearest-neighbour enlargement.
+        upscale: Integer factor of nearest-neighbour enlargement.
         gap: White pixels between pictures, after enlargement.
 
     Raises:
@@ -35,24 +59,3 @@ def make_grid(images: Tensor, columns: int | None = None, upscale: int = 1, gap:
     cells = torch.cat([cells, blank]).reshape(rows, columns, *cells.shape[1:])
     grid = cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
     return grid[:, : grid.shape[1] - gap, : grid.shape[2] - gap]
-
-
-def encode_image(image: Tensor, codec: str = "png") -> bytes:
-    """Encode a uint8 RGB image [3, H, W] as `png`, or as `jpeg` with Pillow's defaults."""
-    buffer = io.BytesIO()
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    picture.save(buffer, format=codec.upper())
-    return buffer.getvalue()
-
-
-def write_image(path: Path, image: Tensor) -> None:
-    """Write a uint8 RGB image [3, H, W] as PNG, atomically."""
-    write_bytes(path, encode_image(image))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -1,7 +1,7 @@
-"""Image sets to evaluate: folders, zips, tars, packed shards and ADM sample batches.
+"""Image sets to evaluate: directories, zips, tars, packed shards and ADM sample batches.
 
-A set knows its length, its identity (a digest of its content) and how to decode image i; which
-indices a process reads is not its business.
+A set knows its length, its identity (a digest of its content) and how to decode image i; callers
+choose which indices a process reads.
 """
 
 from __future__ import annotations
@@ -22,16 +22,10 @@ from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.manifest import MANIFEST
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import IMAGE_EXTENSIONS
-from evaluation.image_sets.files import (
-    EncodedMember,
-    decode_image,
-    folder_members,
-    tar_members,
-    zip_members,
-)
+from evaluation.image_sets.files import TAR_SUFFIXES, EncodedMember, decode_image, list_members
 from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
 
-TAR_SUFFIXES = {".tar", ".tgz"}
+ARCHIVE_SUFFIXES = {".zip", *TAR_SUFFIXES}
 SAMPLES = "samples.json"
 Labels = NDArray[np.int64]
 
@@ -42,6 +36,10 @@ class ImageSet(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """What it is: kind, path, number and digest; goes into every file made from it."""
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What `python -m evaluation sample` recorded of them, None for other images."""
 
     def __len__(self) -> int: ...
 
@@ -57,27 +55,21 @@ class ImageSet(Protocol):
 
 
 def open_images(path: Path) -> ImageSet:
-    """Open a folder, zip, tar, packed set or `.npz` sample batch of images.
+    """Open a directory, zip, tar, packed set or `.npz` sample batch of images.
 
     Raises:
         ValueError: Nothing there, no images in it, or `sample` has not finished writing it.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a folder, zip, tar or npz of images")
+        raise ValueError(f"{path} does not exist; give a directory, zip, tar or npz of images")
     if path.suffix == ".npz":
         return ArrayImages(path)
-    if path.suffix == ".zip":
-        return EncodedImages(path, *zip_members(path))
-    if path.suffix in TAR_SUFFIXES:
-        return EncodedImages(path, tar_members([path]))
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a folder, zip, tar or npz of images")
-    _check_finished(path)
+    if not path.is_dir() and path.suffix not in ARCHIVE_SUFFIXES:
+        raise ValueError(f"{path} is not a directory, zip, tar or npz of images")
+    manifest = _finished_manifest(path)
     if (path / MANIFEST).exists():
-        return PackedImages(path)
-    if shards := sorted(path.glob("*.tar")):
-        return EncodedImages(path, tar_members(shards))
-    return EncodedImages(path, *folder_members(path))
+        return PackedImages(path, manifest)
+    return EncodedImages(path, *list_members(path), manifest)
 
 
 class EncodedImages:
@@ -87,6 +79,7 @@ class EncodedImages:
         path: Where the set lies, for messages and the identity.
         members: The files.
         classes: Class indices by name, None if they are not known.
+        manifest: What `sample` recorded of them, None for other images.
     """
 
     def __init__(
@@ -94,12 +87,14 @@ class EncodedImages:
         path: Path,
         members: Sequence[EncodedMember],
         classes: Mapping[str, int] | None = None,
+        manifest: dict[str, Any] | None = None,
     ) -> None:
         if not members:
             kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
             raise ValueError(f"{path} holds no images (files named *{kinds})")
         self.path = path
         self.members = sorted(members, key=lambda member: member.name)
+        self.manifest = manifest
         self._classes = classes
         self._size: tuple[int, ...] | None = None
 
@@ -141,7 +136,8 @@ class EncodedImages:
 class PackedImages:
     """A set packed by `python -m data_pipelines pack`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any] | None = None) -> None:
+        self.manifest = manifest
         self._images = ShardedImages(path)
         self._size: tuple[int, ...] | None = None
         info = self._images.info
@@ -177,6 +173,8 @@ class PackedImages:
 class ArrayImages:
     """The `arr_0` uint8 [N, H, W, 3] of an ADM reference or sample batch, streamed."""
 
+    manifest = None
+
     def __init__(self, path: Path) -> None:
         self._array = NpzArray(path, "arr_0")
         shape = self._array.shape
@@ -199,7 +197,7 @@ class ArrayImages:
         return self._array.shape[0]
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
-        """Return the classes of these indices, which `arr_1` of a sample batch tells, or None."""
+        """Return the classes of these indices, in `arr_1` of a sample batch, or None."""
         if self._classes is None:
             return None
         return np.asarray(self._classes[list(indices)], np.int64)
@@ -219,13 +217,20 @@ def check_size(image: Tensor, size: tuple[int, ...], name: str) -> None:
         )
 
 
-def _check_finished(folder: Path) -> None:
-    """Refuse a folder that `python -m evaluation sample` is still writing, or left unfinished."""
-    manifest = folder / SAMPLES
-    if not manifest.exists():
-        return
-    if not json.loads(manifest.read_text())["complete"]:
+def _finished_manifest(path: Path) -> dict[str, Any] | None:
+    """Return what `sample` recorded of a directory, None if it made none; it must be finished."""
+    manifest = read_samples_manifest(path)
+    if manifest and not manifest["complete"]:
         raise ValueError(
-            f"{folder} is being written by another job, or that job was interrupted; wait for it,"
+            f"{path} is being written by another job, or that job was interrupted; wait for it,"
             " or finish it with the same `python -m evaluation sample` command"
         )
+    return manifest
+
+
+def read_samples_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a sample directory, None if there is none."""
+    if not (path / SAMPLES).exists():
+        return None
+    document: dict[str, Any] = json.loads((path / SAMPLES).read_text())
+    return document

@@ -49,13 +49,6 @@ def mean_score(logits: FloatArray, splits: int = 10) -> float:
     return float(split_scores(logits, contiguous_splits(len(logits), splits)).mean())
 
 
-def shuffled(logits: FloatArray, seed: int = 2020) -> FloatArray:
-    """Return the rows in torch-fidelity's seeded random order."""
-    order = np.random.RandomState(seed).permutation(len(logits))
-    rows: FloatArray = logits[order]
-    return rows
-
-
 def _log_sum_exp(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     top = rows.max(1, keepdims=True)
     total: NDArray[np.float64] = top + np.log(np.exp(rows - top).sum(1, keepdims=True))

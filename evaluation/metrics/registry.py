@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dist_train.runtime.world import World
+from evaluation.detectors.base import Detector
 from evaluation.metrics.bootstrap import RESAMPLED, interval
 from evaluation.metrics.extrapolate import limit, usual_start
 from evaluation.metrics.fd_per_class import per_class_distances
@@ -39,33 +40,56 @@ Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
 
 
 @dataclass(frozen=True)
+class MetricSettings:
+    """Which metrics are computed.
+
+    Attributes:
+        names: Each `kind` or `kind:tap`; empty takes the detector's defaults.
+        bootstrap: Resamples for 95 % intervals, 0 for none.
+    """
+
+    names: tuple[str, ...] = ()
+    bootstrap: int = 0
+
+    def requests(self, detector: Detector) -> dict[str, MetricRequest]:
+        """Return the metrics of a detector by their names in results.
+
+        Raises:
+            ValueError: One is unknown, or of a tap that the detector lacks.
+        """
+        taps = list(detector.widths)
+        names = self.names or detector.default_metrics
+        requests = [parse_request(text, taps, self.bootstrap) for text in names]
+        return {request.name(detector.identity["name"]): request for request in requests}
+
+
+@dataclass(frozen=True)
 class MetricRequest:
     """One metric of one tap.
 
     Attributes:
         kind: One of KINDS.
         tap: Feature tap; must be one that the detector has.
+        bootstrap: Resamples for a 95 % interval of the first value, 0 for none; only for kinds of
+            RESAMPLED.
     """
 
     kind: str
     tap: str
+    bootstrap: int = 0
 
     def name(self, detector: str) -> str:
         """Return the name in results."""
         known = FIELD_NAMES.get((detector, self.kind, self.tap))
         return known or f"{self.kind}_{detector}_{self.tap}"
 
-    def compute(
-        self, gen: FeatureSet, ref: FeatureSet, world: World, bootstrap: int = 0
-    ) -> dict[str, Any]:
+    def compute(self, gen: FeatureSet, ref: FeatureSet, world: World) -> dict[str, Any]:
         """Return values, sizes and time. All ranks must call it; all get the result.
 
         Args:
             gen: Generated set.
             ref: Reference set.
             world: The ranks.
-            bootstrap: Resamples for a 95 % interval of the first value, 0 for none; only for
-                metrics of RESAMPLED.
         """
         started = time.monotonic()
         values = KINDS[self.kind](gen, ref, self.tap, world)
@@ -75,8 +99,8 @@ class MetricRequest:
             "n_gen": self._size(gen, GEN_MOMENTS),
             "n_ref": self._size(ref, REF_MOMENTS),
         }
-        if bootstrap and self.kind in RESAMPLED:
-            result["interval95"] = self._interval(gen, ref, world, bootstrap, values)
+        if self.bootstrap and self.kind in RESAMPLED:
+            result["interval95"] = self._interval(gen, ref, world, values)
         return result | {"seconds": round(time.monotonic() - started, 3)}
 
     def _size(self, images: FeatureSet, from_moments: Collection[str]) -> int | None:
@@ -89,14 +113,14 @@ class MetricRequest:
         return len(images.features[self.tap]) if self.tap in images.features else None
 
     def _interval(
-        self, gen: FeatureSet, ref: FeatureSet, world: World, count: int, values: Values
+        self, gen: FeatureSet, ref: FeatureSet, world: World, values: Values
     ) -> list[float]:
         rows, statistic = RESAMPLED[self.kind](gen, ref, self.tap, world)
         value = next(iter(values.values()))
-        return list(interval(statistic, rows, value, count=count, world=world))
+        return list(interval(statistic, rows, value, count=self.bootstrap, world=world))
 
 
-def parse_request(text: str, taps: list[str]) -> MetricRequest:
+def parse_request(text: str, taps: list[str], bootstrap: int = 0) -> MetricRequest:
     """Parse `kind` or `kind:tap`; the tap defaults to the detector's first.
 
     Raises:
@@ -108,7 +132,7 @@ def parse_request(text: str, taps: list[str]) -> MetricRequest:
     tap = tap or taps[0]
     if tap not in taps:
         raise ValueError(f"metric {text!r}: the detector has the taps {', '.join(taps)}")
-    return MetricRequest(kind, tap)
+    return MetricRequest(kind, tap, bootstrap)
 
 
 def _on_rank_0(compute: Callable[[], Values], world: World) -> Values:

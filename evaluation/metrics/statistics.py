@@ -6,6 +6,7 @@ Chan's update keeps centred sums, so that features far from zero lose nothing
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +31,7 @@ class Gaussian:
     Attributes:
         mu: Mean, float64 [D].
         sigma: Covariance, float64 [D, D]; unbiased unless said otherwise.
-        n: Number of samples, None if a foreign file does not tell.
+        n: Number of samples, None if a foreign file does not record it.
     """
 
     mu: FloatArray
@@ -142,7 +143,7 @@ def gaussian_of(features: FloatArray) -> Gaussian:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """All that metrics ask of one set of images.
+    """All that metrics need of one set of images.
 
     Attributes:
         meta: Where it comes from: `images`, `detector` identities, and more.
@@ -161,7 +162,7 @@ class FeatureSet:
     labels: NDArray[np.int64] | None = None
 
     def rows(self, tap: str) -> FloatArray:
-        """Return the features of a tap. Raises ValueError if they were not kept."""
+        """Return the features of a tap. Raises ValueError if they were not stored."""
         if tap not in self.features:
             raise ValueError(
                 f"{self.meta.get('source', 'this set')} holds no features of tap {tap!r} (it has"
@@ -178,6 +179,22 @@ class FeatureSet:
             )
         return self.gaussians[tap]
 
+    def thinned(self, count: int) -> FeatureSet:
+        """Return the set with the features of at most `count` images, evenly spread."""
+        rows = evenly_spread(len(self.selected), count)
+        return dataclasses.replace(
+            self,
+            features={tap: values[rows] for tap, values in self.features.items()},
+            selected=[self.selected[row] for row in rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
     def is_complete(self, tap: str) -> bool:
-        """Tell whether the features of all images are at hand."""
+        """Tell whether it holds the features of all images."""
         return tap in self.features and len(self.features[tap]) == self.n
+
+
+def evenly_spread(total: int, count: int) -> list[int]:
+    """Return `count` ascending indices spread evenly over range(total) (all if there are fewer)."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

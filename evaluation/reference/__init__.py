@@ -1,6 +1,7 @@
-"""Reference statistics: made, imported, exported.
+"""Reference statistics: computed, cached, imported, exported.
 
-exporters.py  Writing the field's statistics files from ours, and sample batches from images
-importers.py  Reading the statistics files that the field already has
-reference.py  Reference statistics in our own format, and where to get them from
+exporters.py        Write statistics files of other tools from ours, and sample batches from images
+importers.py        Read statistics files of other tools
+reference.py        Where a reference comes from: a statistics file, or images (computed, cached)
+statistics_file.py  Reference statistics in our own format
 """

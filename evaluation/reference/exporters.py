@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evaluation.detectors.inception import SPATIAL_CHANNELS
-from evaluation.image_sets.grid import write_bytes
+from evaluation.disk import write_bytes
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.image_sets.npz import AnyArray, write_npz
 from evaluation.metrics.statistics import FeatureSet, FloatArray

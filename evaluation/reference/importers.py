@@ -17,6 +17,7 @@ import torch
 from evaluation.detectors.inception import SPATIAL_CHANNELS
 from evaluation.image_sets.npz import AnyArray, NpzArray, npz_names, read_npz
 from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
+from evaluation.reference.statistics_file import read_reference
 from models.convert.pickle_reader import (
     NUMPY_GLOBALS,
     PickleReadError,
@@ -35,40 +36,55 @@ PICKLE_GLOBALS = NUMPY_GLOBALS | {"dnnlib.util.EasyDict": dict}
 
 
 def read_statistics(path: Path, detector: Mapping[str, str]) -> FeatureSet:
-    """Read a foreign statistics or features file.
+    """Read a statistics or features file, our own or foreign.
 
     Args:
         path: The file.
-        detector: Identity (`name`, `pipeline`) of the detector that made it. Only few files tell;
-            what a file's name tells is checked against it.
+        detector: Identity of the detector that made it: `name`, and `pipeline` for its
+            preprocessing ("" if only the file's name may say it). Few files record either; what a
+            file's name says is checked.
 
     Returns:
         Moments and, where the file has them, features, under our names of taps.
 
     Raises:
-        ValueError: The file is damaged, holds objects that are refused, is of no known kind, or
-            contradicts `detector`.
+        ValueError: The file is damaged, holds objects that are rejected, is of no known kind,
+            contradicts `detector`, or its preprocessing is unknown.
     """
     reader = _reader(path)
+    if reader is None:
+        return read_reference(path)
     try:
         gaussians, features, n = reader(path, detector["name"])
     except PickleReadError as error:
         raise ValueError(f"{path}: {error}") from None
-    told = pipeline_of_name(path)
-    if told and told != detector["pipeline"]:
-        raise ValueError(
-            f"{path} was made by the {told} pipeline (its name says so), not {detector['pipeline']}"
-        )
+    preprocessing = _known_preprocessing(path, detector["pipeline"])
     for tap, gaussian in gaussians.items():
         gaussian.check(f"{path} ({tap})")
     meta = {
         "source": str(path),
         "images": {"kind": reader.__name__.removeprefix("_"), "path": str(path), "num_images": n},
-        "detector": dict(detector),
+        "detector": {**detector, "pipeline": preprocessing},
         "weights_sha256": "not recorded in the file",
     }
     rows = len(next(iter(features.values()))) if features else 0
     return FeatureSet(meta, n or rows, gaussians, features, range(rows))
+
+
+def _known_preprocessing(path: Path, stated: str) -> str:
+    """Return the stated preprocessing of a file, or that which tools write into its name."""
+    known = CLEAN_MODES | {"-inception-v3-compat-": "tf1"}
+    named = next((name for mark, name in known.items() if mark in path.name), "")
+    if named and stated and named != stated:
+        raise ValueError(
+            f"{path} was made with the preprocessing {named} (its name says so), not {stated}"
+        )
+    if not (named or stated):
+        raise ValueError(
+            f"{path} does not record how its images were resized; add --reference-pipeline"
+            " (e.g. tf1) if you know"
+        )
+    return named or stated
 
 
 Content = tuple[dict[str, Gaussian], dict[str, FloatArray], int | None]
@@ -86,8 +102,8 @@ def main_tap(detector: str) -> str:
     }.get(detector, "features")
 
 
-def _reader(path: Path) -> Reader:
-    """Return the reader of a file's kind."""
+def _reader(path: Path) -> Reader | None:
+    """Return the reader of a file's kind, None for our own."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if path.suffix == ".npz":
@@ -98,7 +114,9 @@ def _reader(path: Path) -> Reader:
     return readers[path.suffix]
 
 
-def _npz_reader(path: Path, names: set[str]) -> Reader:
+def _npz_reader(path: Path, names: set[str]) -> Reader | None:
+    if "meta" in names:
+        return None
     if "arr_0" in names and "mu" in names:
         return _adm_reference
     if {"mu", "sigma"} <= names:
@@ -244,10 +262,3 @@ def _gaussian(path: Path, arrays: Mapping[str, Any], suffix: str, n: int | None)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has no readable mu{suffix} and sigma{suffix}: {error}") from None
     return Gaussian(np.atleast_1d(mu), np.atleast_2d(sigma), n)
-
-
-def pipeline_of_name(path: Path) -> str:
-    """Return the pipeline that clean-fid and torch-fidelity write into file names, else ""."""
-    name = path.name
-    known = CLEAN_MODES | {"-inception-v3-compat-": "tf1"}
-    return next((pipeline for mark, pipeline in known.items() if mark in name), "")

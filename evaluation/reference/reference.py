@@ -1,191 +1,129 @@
-"""Reference statistics in our own format, and where to get them from.
-
-One uncompressed `.npz` without pickles: `mu`, `sigma` and `n` of the main tap (so that every tool
-that reads those keys still can), `mu_<tap>`, `sigma_<tap>` of the others, `features_<tap>` of the
-selected images, and a JSON string `meta` with the identity of images and detector.
-"""
+"""Where an evaluation's reference comes from: a statistics file, or images (computed, cached)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
-from evaluation.features import evenly_spread, extract, short_hash
+from evaluation.disk import work_dir_of
+from evaluation.features import extract, short_hash
 from evaluation.image_sets.image_set import ImageSet, open_images
-from evaluation.image_sets.npz import AnyArray, npz_names, read_npz, write_npz
-from evaluation.metrics.statistics import FeatureSet, Gaussian
-from evaluation.reference.importers import pipeline_of_name, read_statistics
+from evaluation.image_sets.npz import npz_names
+from evaluation.metrics.statistics import FeatureSet
+from evaluation.reference.importers import read_statistics
+from evaluation.reference.statistics_file import read_reference, write_reference
 
-FORMAT = "relaywave-statistics-1"
+NUM_FEATURES = 10_000
+"""Features that a computed reference stores by default."""
+WORDS = {"pipeline": "preprocessing"}
+"""What keys of a detector's identity are called in messages."""
 STATISTICS_SUFFIXES = {".npz", ".npy", ".pkl", ".pt"}
 
 
-def write_reference(path: Path, features: FeatureSet, num_features: int) -> None:
-    """Write a set's moments, and the features of up to `num_features` images, evenly spread."""
-    main = next(iter(features.gaussians))
-    keep = evenly_spread(len(features.selected), num_features)
-    meta = features.meta | {"format": FORMAT, "main_tap": main, "covariance": "unbiased"}
-    arrays: dict[str, AnyArray] = {"n": np.array(features.n)}
-    for tap, gaussian in features.gaussians.items():
-        suffix = "" if tap == main else f"_{tap}"
-        arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = gaussian.mu, gaussian.sigma
-    for tap, values in features.features.items():
-        arrays[f"features_{tap}"] = np.asarray(values[keep], np.float32)
-    if features.labels is not None:
-        arrays["labels"] = np.asarray(features.labels, np.int64)[keep]
-    arrays["selected"] = np.array([features.selected[i] for i in keep], np.int64)
-    arrays["meta"] = np.array(json.dumps(meta))
-    write_npz(path, arrays)
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """What generated images are compared with.
+
+    Attributes:
+        statistics: Statistics file, ours or foreign, None for a reference that is computed.
+        images: Images that the reference, or the features that a file lacks, are computed of.
+        preprocessing: Preprocessing of a foreign file that does not record it.
+        num_features: Features stored of a computed reference.
+        batch_size: Images per forward pass.
+    """
+
+    statistics: Path | None = None
+    images: ImageSet | None = None
+    preprocessing: str = ""
+    num_features: int = NUM_FEATURES
+    batch_size: int = 64
 
 
-def read_reference(path: Path) -> FeatureSet:
-    """Read and check a file of our own format.
+def open_reference(path: Path) -> tuple[Path | None, ImageSet | None]:
+    """Return the statistics file and the images that a path names: one, or an ADM batch's both."""
+    arrays = npz_names(path) if path.suffix == ".npz" else set()
+    is_file = path.suffix in STATISTICS_SUFFIXES and arrays != {"arr_0"}
+    holds_images = not is_file or "arr_0" in arrays
+    return path if is_file else None, open_images(path) if holds_images else None
+
+
+def load_reference(settings: ReferenceSettings, detector: Detector, world: World) -> FeatureSet:
+    """Return the reference of an evaluation; statistics of images are computed once and cached.
 
     Raises:
-        ValueError: The file is damaged, of another format, or its moments are no moments.
+        ValueError: The file is of no known kind, does not record how its images were resized, or
+            was made by another detector.
     """
-    arrays = read_npz(path)
-    try:
-        meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
-        n, main = int(arrays["n"]), meta["main_tap"]
-        if meta["format"] != FORMAT:
-            raise ValueError(f"{path} has format {meta['format']}, this relaywave reads {FORMAT}")
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not of the format {FORMAT}: {error}") from None
-    gaussians = {}
-    for key in arrays:
-        if key == "mu" or key.startswith("mu_"):
-            tap = key[3:] or main
-            gaussians[tap] = Gaussian(arrays[key], arrays["sigma" + key[2:]], n)
-            gaussians[tap].check(f"{path} ({tap})")
-    prefix = "features_"
-    features = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-    selected = arrays["selected"].tolist()
-    source = meta | {"source": str(path)}
-    return FeatureSet(source, n, gaussians, features, selected, arrays.get("labels"))
+    statistics = load_statistics(settings, detector)
+    if settings.images is None:
+        assert statistics is not None, "a reference is a file, images, or both"
+        return statistics
+    computed = _cached_reference(settings.images, settings, detector, world)
+    if statistics is None:
+        return computed
+    return dataclasses.replace(statistics, features=computed.features, selected=computed.selected)
+
+
+def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureSet | None:
+    """Return the statistics in the reference's file, ours or foreign; None if it has none.
+
+    Raises:
+        ValueError: As `load_reference`.
+    """
+    if settings.statistics is None:
+        return None
+    made_by = {"name": detector.identity["name"], "pipeline": settings.preprocessing}
+    statistics = read_statistics(settings.statistics, made_by)
+    check_comparable(detector, statistics)
+    return statistics
+
+
+def check_comparable(detector: Detector, reference: FeatureSet) -> None:
+    """Reject a reference made by another detector, preprocessing or weights file.
+
+    What a foreign file does not record (its weights) cannot be checked.
+
+    Raises:
+        ValueError: They differ; the message says in what.
+    """
+    source, theirs = reference.meta.get("source", ""), reference.meta["detector"]
+    unlike = [k for k, v in detector.identity.items() if theirs.get(k, v) != v]
+    if unlike:
+        differences = "; ".join(
+            f"{WORDS.get(k, k)} is {theirs[k]}, not {detector.identity[k]}" for k in unlike
+        )
+        raise ValueError(f"the reference {source} was made differently: {differences}")
+    for tap, gaussian in reference.gaussians.items():
+        if detector.widths.get(tap, gaussian.dim) != gaussian.dim:
+            raise ValueError(
+                f"the reference {source} has {gaussian.dim} features at tap {tap}, the detector"
+                f" {detector.identity['name']} gives {detector.widths[tap]}"
+            )
 
 
 def make_reference(
-    images: ImageSet,
-    detector: Detector,
-    path: Path,
-    world: World,
-    *,
-    num_features: int = 10_000,
-    batch_size: int = 64,
+    images: ImageSet, settings: ReferenceSettings, detector: Detector, out: Path, world: World
 ) -> bool:
-    """Compute the reference of a set of images and write it to `path`.
+    """Compute the reference of a set of images and write it to `out`.
 
     Returns:
-        False if the file was there already, made from the same images by the same detector.
+        False if the file existed, made from the same images by the same detector.
 
     Raises:
-        ValueError: The file is there and holds something else.
+        ValueError: The file exists and holds something else.
     """
-    if world.broadcast_object(same_reference(path, images, detector) if world.rank == 0 else None):
-        return False
-    work = path.with_name(path.name + ".work")
-    features = extract(
-        images, detector, work, world,
-        batch_size=batch_size, num_kept=num_features, title="reference",
-    )  # fmt: skip
-    if world.rank == 0:
-        write_reference(path, features, num_features)
-        remove_work(work)
-    world.barrier()
-    return True
-
-
-def remove_work(work: Path) -> None:
-    """Delete a working folder of features."""
-    for folder in work.glob("*"):
-        for file in folder.glob("*"):
-            file.unlink()
-        folder.rmdir()
-    work.rmdir()
-
-
-def cached_reference(
-    images: ImageSet, detector: Detector, world: World, *, num_features: int, batch_size: int
-) -> FeatureSet:
-    """Return the reference of a set of images, computed once per content and detector."""
-    digest = world.broadcast_object(images.identity["digest"] if world.rank == 0 else None)
-    name = short_hash([digest, detector.identity, list(detector.widths), num_features])
-    path = cache_folder() / f"{name}.npz"
-    make_reference(images, detector, path, world, num_features=num_features, batch_size=batch_size)
-    return read_reference(path)
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached references ($RELAYWAVE_CACHE, or ~/.cache/relaywave)."""
-    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
-    return Path(root) / "references"
-
-
-def load_reference(
-    path: Path,
-    detector: Detector,
-    world: World,
-    *,
-    num_features: int = 10_000,
-    batch_size: int = 64,
-    pipeline: str = "",
-) -> FeatureSet:
-    """Return the reference that `path` names: a statistics file, or images (computed, cached).
-
-    Args:
-        path: Our own or a foreign statistics file, or any set of images.
-        detector: The detector that features are compared by.
-        world: The ranks.
-        num_features: Features to keep of a reference that is computed.
-        batch_size: Images per forward pass.
-        pipeline: Pipeline that a foreign file was made by, if its name does not tell.
-
-    Raises:
-        ValueError: The file is of no known kind, or nobody says by which pipeline it was made.
-    """
-    reference = read_statistics_file(path, detector, pipeline)
-    if reference is not None and "arr_0" not in _names(path):
-        return reference
-    images = cached_reference(
-        open_images(path), detector, world, num_features=num_features, batch_size=batch_size
+    exists, identity = world.broadcast_object(
+        (same_reference(out, images, detector), images.identity) if world.rank == 0 else None
     )
-    if reference is None:
-        return images
-    return dataclasses.replace(reference, features=images.features, selected=images.selected)
-
-
-def read_statistics_file(path: Path, detector: Detector, pipeline: str = "") -> FeatureSet | None:
-    """Return the statistics in a file, ours or foreign; None if `path` names images alone.
-
-    Raises:
-        ValueError: As `load_reference`, whose arguments these are.
-    """
-    names = _names(path)
-    if "meta" in names:
-        return read_reference(path)
-    if path.suffix not in STATISTICS_SUFFIXES or names == {"arr_0"}:
-        return None
-    pipeline = pipeline or pipeline_of_name(path)
-    made_by = {"name": detector.identity["name"], "pipeline": pipeline}
-    reference = read_statistics(path, made_by)
-    if not pipeline:
-        raise ValueError(
-            f"{path} does not say how its images were resized; add --reference-pipeline"
-            f" (e.g. {detector.identity['pipeline']}) if you know"
-        )
-    return reference
-
-
-def _names(path: Path) -> set[str]:
-    return npz_names(path) if path.suffix == ".npz" else set()
+    if not exists:
+        _compute(images, identity, settings, detector, out, world)
+    return not exists
 
 
 def same_reference(path: Path, images: ImageSet, detector: Detector) -> bool:
@@ -203,3 +141,52 @@ def same_reference(path: Path, images: ImageSet, detector: Detector) -> bool:
             " delete it or choose another name"
         )
     return True
+
+
+def _cached_reference(
+    images: ImageSet, settings: ReferenceSettings, detector: Detector, world: World
+) -> FeatureSet:
+    """Return the reference of a set of images, computed once per content and detector."""
+    detector = detector.with_taps(detector.reference_taps)
+    path, exists, identity = world.broadcast_object(
+        _find_cached(images, settings, detector) if world.rank == 0 else None
+    )
+    if not exists:
+        _compute(images, identity, settings, detector, path, world)
+    return read_reference(path)
+
+
+def _find_cached(
+    images: ImageSet, settings: ReferenceSettings, detector: Detector
+) -> tuple[Path, bool, dict[str, Any]]:
+    """Return the file of a cached reference, whether it exists, and the images' identity."""
+    made_of = [images.identity["digest"], detector.identity, list(detector.widths)]
+    path = cache_dir() / f"{short_hash([*made_of, settings.num_features])}.npz"
+    return path, path.exists(), images.identity
+
+
+def cache_dir() -> Path:
+    """Return the directory of cached references ($RELAYWAVE_CACHE, or ~/.cache/relaywave)."""
+    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
+    return Path(root) / "references"
+
+
+def _compute(
+    images: ImageSet,
+    identity: dict[str, Any],
+    settings: ReferenceSettings,
+    detector: Detector,
+    out: Path,
+    world: World,
+) -> None:
+    """Compute the statistics of images and write them to `out`."""
+    work_dir = work_dir_of(out)
+    features = extract(
+        images, identity, detector, work_dir, world,
+        batch_size=settings.batch_size, num_kept=settings.num_features, title="reference",
+    )  # fmt: skip
+    features = features.thinned(settings.num_features)
+    if world.rank == 0:
+        write_reference(out, features)
+        shutil.rmtree(work_dir)
+    world.barrier()

@@ -1,6 +1,6 @@
-"""Results: one JSON each, and the tables and curves made of them.
+"""Results: one JSON each, and the tables and plots made of them.
 
 compare.py      Results over training
-result_file.py  Result files
+result_file.py  Result files: one JSON per (model, protocol or detector), with every setting
 table.py        The comparison table of results, and what its numbers may be compared with
 """

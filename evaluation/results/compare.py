@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluation.image_sets.grid import write_bytes
+from evaluation.disk import write_bytes
 from evaluation.results.result_file import Result
 from evaluation.results.table import align, comparability, models_of, short_names
 

@@ -14,13 +14,52 @@ import numpy as np
 import PIL
 import torch
 
+from dist_train.runtime.world import World
+from evaluation.disk import write_bytes
 from evaluation.features import short_hash
-from evaluation.image_sets.grid import write_bytes
+from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.statistics import FeatureSet
 
 FORMAT = "relaywave-result-1"
 
 Result = dict[str, Any]
+
+
+def start_result(
+    out: Path,
+    world: World,
+    *,
+    title: str,
+    images: ImageSet,
+    reference: FeatureSet,
+    detector: Mapping[str, str],
+    protocol: Mapping[str, Any] | None,
+) -> Result:
+    """Return the result to fill: what the file has of the same inputs, or a result without metrics.
+
+    Args:
+        out: The result file, which may exist.
+        world: The ranks; all get the same result.
+        title: Name in tables.
+        images: The evaluated images.
+        reference: What they are compared with.
+        detector: Identity of the detector.
+        protocol: Settings, published values and deviations of the protocol, if one was asked for.
+    """
+    result = None
+    if world.rank == 0:
+        result = new_result(
+            title=title,
+            images=images.identity,
+            samples=images.manifest,
+            reference=reference,
+            detector=detector,
+            protocol=protocol,
+        )
+        if out.exists():
+            result = reused(read_result(out), result)
+    shared: Result = world.broadcast_object(result)
+    return shared
 
 
 def new_result(
@@ -37,8 +76,8 @@ def new_result(
     Args:
         title: Name in tables.
         images: Identity of the evaluated images.
-        samples: Manifest of the folder, if `sample` wrote it.
-        reference: What is compared to.
+        samples: Manifest of their directory, if `sample` wrote it.
+        reference: What they are compared with.
         detector: Identity of the detector.
         protocol: Name, published values and deviations of the protocol, if one was asked for.
     """

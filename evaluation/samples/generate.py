@@ -1,7 +1,7 @@
 """Samples from seeds: the same images on any number of ranks.
 
-Batches are cut at fixed places of the list of seeds and the last one is filled up (with the seeds
-that would follow) and cut, so an image never depends on who makes it.
+Batches are cut at fixed positions in the list of seeds. The last one is padded with the seeds that
+would follow, and the extra images are dropped, so an image never depends on the rank that draws it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LabelPolicy = Literal["balanced", "random"]
 
 
 @dataclass(frozen=True)
-class SamplePlan:
+class SampleSpec:
     """Which samples are drawn.
 
     Attributes:
         seeds: One per image, in order.
         labels: `balanced` (class = seed mod classes) or `random` (a uniform draw from the seed).
         batch_size: Images per forward pass; part of the identity, as kernels may round by it.
-        post: What happens to the samples afterwards.
+        post: Post-processing of the samples.
     """
 
     seeds: tuple[int, ...]
@@ -62,21 +62,23 @@ class SamplePlan:
 
 
 class GeneratedImages:
-    """The samples of a plan as an image set; made when asked for.
+    """The samples of a spec as an image set; drawn on demand.
 
     Args:
         snapshots: The model, or a relay's stages in order.
-        plan: Which samples.
+        spec: Which samples.
         device: Where to sample.
 
     Attributes:
         seconds: Time that this process has spent on sampling.
     """
 
+    manifest = None
+
     def __init__(
-        self, snapshots: Sequence[Snapshot], plan: SamplePlan, device: torch.device | str = "cpu"
+        self, snapshots: Sequence[Snapshot], spec: SampleSpec, device: torch.device | str = "cpu"
     ) -> None:
-        self.snapshots, self.plan, self.device = snapshots, plan, torch.device(device)
+        self.snapshots, self.spec, self.device = snapshots, spec, torch.device(device)
         self._sampler: Sampler | None = None
         self.seconds = 0.0
 
@@ -90,21 +92,21 @@ class GeneratedImages:
     @property
     def identity(self) -> dict[str, Any]:
         """The models' digests and every setting that the images depend on."""
-        plan = self.plan
+        spec = self.spec
         document = {
             "kind": "generated",
             "models": [describe_snapshot(snapshot) for snapshot in self.snapshots],
             "num_images": len(self),
-            "seeds": format_seeds(plan.seeds),
-            "labels": plan.labels,
-            "batch_size": plan.batch_size,
-            "post": asdict(plan.post),
+            "seeds": format_seeds(spec.seeds),
+            "labels": spec.labels,
+            "batch_size": spec.batch_size,
+            "post": asdict(spec.post),
             "device": self.device.type,
         }
         return document | {"digest": short_hash(document | {"models": made_by(document)["models"]})}
 
     def __len__(self) -> int:
-        return len(self.plan.seeds)
+        return len(self.spec.seeds)
 
     @property
     def nfe(self) -> int:
@@ -113,25 +115,25 @@ class GeneratedImages:
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
         """Return the classes of these indices, int64 [B], None for unconditional models."""
-        return self.labels_of([self.plan.seeds[i] for i in indices])
+        return self.labels_of([self.spec.seeds[i] for i in indices])
 
     def labels_of(self, seeds: Sequence[int]) -> Labels | None:
         """Return the classes of samples by their seeds, as `labels` does."""
-        labels = self.plan.labels_of(seeds, self.sampler.label_dim)
+        labels = self.spec.labels_of(seeds, self.sampler.label_dim)
         return None if labels is None else labels.numpy()
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 [B, 3, H, W] on the CPU, post-processed."""
-        return self.plan.post.apply(self.draw(indices))
+        return self.spec.post.apply(self.draw(indices))
 
     def draw(self, indices: Sequence[int]) -> Tensor:
         """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU."""
         started = time.monotonic()
-        seeds = [self.plan.seeds[i] for i in indices]
-        missing = self.plan.batch_size - len(seeds)
+        seeds = [self.spec.seeds[i] for i in indices]
+        missing = self.spec.batch_size - len(seeds)
         filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
-        labels = self.plan.labels_of(filled, self.sampler.label_dim)
-        to_uint8 = QUANTISATIONS[self.plan.post.quantisation]
+        labels = self.spec.labels_of(filled, self.sampler.label_dim)
+        to_uint8 = QUANTISATIONS[self.spec.post.quantisation]
         images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
         self.seconds += time.monotonic() - started
         return images

@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evaluation.image_sets.files import decode_image
-from evaluation.image_sets.grid import encode_image
+from evaluation.image_sets.files import decode_image, encode_image
 from models.rdm.enhance import enhance
 from models.sampler import quantise
 

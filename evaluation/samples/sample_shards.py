@@ -1,8 +1,9 @@
-"""Samples kept as tar shards that are a packed set: read again by evaluation and by training.
+"""Samples stored as tar shards that are a packed set, which evaluation and training can read.
 
-While samples are drawn, each batch is a small tar of its own; what is finished survives a kill. At
-the end the batches are joined to shards of a fixed number of batches, so that the shards' bytes do
-not depend on the ranks, and index and manifest are written as `python -m data_pipelines pack` does.
+While samples are drawn, each batch is a small tar of its own, so finished batches survive a kill.
+At the end the batches are joined into shards of a fixed number of batches, so that the shards'
+bytes do not depend on the ranks, and index and manifest are written as
+`python -m data_pipelines pack` does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing
 from data_pipelines.sources.files import tar_files
 from dist_train.runtime.world import World
-from evaluation.image_sets.grid import encode_image
+from evaluation.image_sets.files import encode_image
 from evaluation.samples.generate import GeneratedImages
 
 PARTS = ".batches"
@@ -34,21 +35,21 @@ class SampleShards:
 
     Args:
         generated: The samples.
-        folder: Where they are kept.
+        sample_dir: Where they are stored.
         shard_images: Images per shard, rounded to whole batches.
     """
 
-    def __init__(self, generated: GeneratedImages, folder: Path, shard_images: int) -> None:
+    def __init__(self, generated: GeneratedImages, sample_dir: Path, shard_images: int) -> None:
         if shard_images < 1:
             raise ValueError(f"--shard-images={shard_images} must be positive")
-        self._generated, self._folder = generated, folder
-        batches = generated.plan.batches()
-        each = max(1, round(shard_images / generated.plan.batch_size))
+        self._generated, self._dir = generated, sample_dir
+        batches = generated.spec.batches()
+        each = max(1, round(shard_images / generated.spec.batch_size))
         self._shards = [batches[i : i + each] for i in range(0, len(batches), each)]
         self._shard_of = {b.start: n for n, shard in enumerate(self._shards) for b in shard}
         self.layout: dict[str, Any] = {
             "kind": "shards",
-            "shard_images": each * generated.plan.batch_size,
+            "shard_images": each * generated.spec.batch_size,
             "seeds": generated.identity["seeds"],
         }
 
@@ -59,18 +60,18 @@ class SampleShards:
     def write(self, batch: range, images: Tensor) -> None:
         """Write a batch as a tar of its own."""
         self._part(batch).parent.mkdir(parents=True, exist_ok=True)
-        codec = self._generated.plan.post.codec
+        codec = self._generated.spec.post.codec
         self._write_tar(self._part(batch), batch, (encode_image(image, codec) for image in images))
 
     def finish(self, world: World) -> None:
         """Join the batches to shards, each on one rank, and write index and manifest."""
-        (self._folder / "shards").mkdir(exist_ok=True)
+        (self._dir / "shards").mkdir(exist_ok=True)
         owned = range(world.rank, len(self._shards), world.size)
         parts = world.gather_objects({number: self._join(number) for number in owned})
         if world.rank == 0:
             records: dict[int, ShardRecord] = {n: r for part in parts for n, r in part.items()}
             self._write_set([records[number] for number in range(len(self._shards))])
-            shutil.rmtree(self._folder / PARTS, ignore_errors=True)
+            shutil.rmtree(self._dir / PARTS, ignore_errors=True)
         world.barrier()
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -79,7 +80,7 @@ class SampleShards:
 
     @functools.cached_property
     def _images(self) -> ShardedImages:
-        return ShardedImages(self._folder)
+        return ShardedImages(self._dir)
 
     def _join(self, number: int) -> ShardRecord:
         """Write a shard from its batches (or, after a kill, again from itself); drop these."""
@@ -103,7 +104,7 @@ class SampleShards:
         return ShardRecord(sizes, {edge: digest}, samples, list(indices), [])
 
     def _write_set(self, records: Sequence[ShardRecord]) -> None:
-        """Write index and manifest; the manifest comes last and makes the set whole."""
+        """Write index and manifest; the manifest comes last and makes the set complete."""
         indices = range(len(self._generated))
         labels = self._labels(indices)
         entries = [Entry(self._key(i), label, 0) for i, label in zip(indices, labels, strict=True)]
@@ -113,26 +114,26 @@ class SampleShards:
             "kind": "samples",
             "source": {"path": identity["models"][-1]["path"], "samples": identity},
             "options": {
-                "image_format": self._generated.plan.post.codec,
+                "image_format": self._generated.spec.post.codec,
                 "shard_images": self.layout["shard_images"],
                 "keep_duplicates": True,
             },
         }
-        folders = {self._generated.sampler.resolution: self._folder}
-        join(records, Listing(entries, names), folders, request, max_skips=None)
+        dirs = {self._generated.sampler.resolution: self._dir}
+        join(records, Listing(entries, names), dirs, request, max_skips=None)
 
     def _labels(self, indices: range) -> list[int]:
         labels = self._generated.labels(indices)
         return [-1] * len(indices) if labels is None else labels.tolist()
 
     def _key(self, index: int) -> str:
-        return f"{self._generated.plan.seeds[index]:06d}"
+        return f"{self._generated.spec.seeds[index]:06d}"
 
     def _path(self, number: int) -> Path:
-        return self._folder / shard_name(number)
+        return self._dir / shard_name(number)
 
     def _part(self, batch: range) -> Path:
-        return self._folder / PARTS / f"{batch.start:09d}.tar"
+        return self._dir / PARTS / f"{batch.start:09d}.tar"
 
 
 def _images_of(paths: Sequence[Path]) -> Iterator[bytes]:

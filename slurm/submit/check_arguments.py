@@ -31,9 +31,9 @@ def check_arguments(
         ValueError: They are invalid; the message is one line.
     """
     if module == "evaluation":
-        from evaluation.dry_run import judge
+        from evaluation.dry_run import dry_run
 
-        in_one_line(lambda: judge(arguments, inputs=inputs))
+        in_one_line(lambda: dry_run(arguments, inputs=inputs))
     elif inputs:
         from data_pipelines.pack.command import check_pack
 
@@ -47,9 +47,9 @@ def check_protocol(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: They are invalid; the message is one line.
     """
-    from evaluation.dry_run import judge
+    from evaluation.dry_run import dry_run
 
-    parsed = in_one_line(lambda: judge(["run", "SNAPSHOT", *arguments], inputs=False))
+    parsed = in_one_line(lambda: dry_run(["run", "SNAPSHOT", *arguments], inputs=False))
     if not parsed.reference.exists():
         raise FileNotFoundError(f"{parsed.reference} does not exist")
 

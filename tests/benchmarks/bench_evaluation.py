@@ -176,7 +176,7 @@ def extract_images(images: Path, work: Path, seconds: Path) -> None:
         assert source.identity
         world.barrier()
         started = time.perf_counter(), time.process_time()
-        extract(source, detector, work, world)
+        extract(source, source.identity, detector, work, world)
         wall = time.perf_counter() - started[0]
         slowest = max(world.gather_objects(time.process_time() - started[1]))
         if world.rank == 0:

@@ -138,7 +138,7 @@ def test_unfinished_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "being written by another job" in capsys.readouterr().err
 
 
-def test_a_reference_of_another_pipeline_is_refused(
+def test_a_reference_of_another_preprocessing_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "images", 3)
@@ -146,7 +146,7 @@ def test_a_reference_of_another_pipeline_is_refused(
     assert cli.main(["reference", str(images), str(reference), "--pipeline", "half_pixel224"]) == 0
     out = str(tmp_path / "o.json")
     assert cli.main(["run", str(images), "--reference", str(reference), "--out", out]) == 2
-    assert "pipeline is half_pixel224, not half_pixel112" in capsys.readouterr().err
+    assert "preprocessing is half_pixel224, not half_pixel112" in capsys.readouterr().err
 
 
 def test_a_tampered_weights_file_shows_its_hash(

@@ -18,13 +18,12 @@ import pytest
 import torch
 
 from evaluation.detectors.inception import SPATIAL_CHANNELS
-from evaluation.detectors.resize import PIPELINES
+from evaluation.detectors.resize import PREPROCESSINGS
 from evaluation.metrics.extrapolate import limit
 from evaluation.metrics.frechet import frechet_distance, frechet_of_features
 from evaluation.metrics.inception_score import (
     chunk_splits,
     contiguous_splits,
-    shuffled,
     split_scores,
 )
 from evaluation.metrics.kid_cmmd import cmmd, kid, kid_subsets
@@ -281,7 +280,7 @@ def check_torch_fidelity_score(
 ) -> None:
     logits = goldens.input("logits")
     if mixed == "1":
-        logits = shuffled(logits, int(seed or 0))
+        logits = logits[np.random.RandomState(int(seed or 0)).permutation(len(logits))]
     values = split_scores(logits, contiguous_splits(len(logits), int(count)))
     close([values.mean(), values.std()], expected, 1e-9, 1e-12)
 
@@ -379,7 +378,7 @@ def check_resize(goldens: Goldens, expected: Array, image: str, tool: str, part:
 
 @functools.lru_cache(maxsize=2)
 def resized(goldens: Goldens, image: str, pipeline: str) -> Array:
-    return PIPELINES[pipeline](goldens.image("resize.npz", image))[0].numpy()
+    return PREPROCESSINGS[pipeline](goldens.image("resize.npz", image))[0].numpy()
 
 
 @rule("resize", r"enh(?P<number>\d+)_(?P<retouch>rdm_\w+)")
@@ -450,7 +449,7 @@ def check_taps(goldens: Goldens, expected: Array, pipeline: str, tap: str) -> No
 
 @functools.cache
 def features(goldens: Goldens, image: int, pipeline: str) -> dict[str, Array]:
-    x = PIPELINES[pipeline](goldens.image("network.npz", f"image{image}"))
+    x = PREPROCESSINGS[pipeline](goldens.image("network.npz", f"image{image}"))
     return {tap: values.numpy() for tap, values in goldens.network()(x).items()}
 
 
@@ -461,5 +460,5 @@ def check_stage(goldens: Goldens, expected: Array, unit: str) -> None:
 
 @functools.cache
 def stages(goldens: Goldens) -> dict[str, Array]:
-    x = PIPELINES["tf1"](goldens.image("network.npz", "image0"))
+    x = PREPROCESSINGS["tf1"](goldens.image("network.npz", "image0"))
     return {name: out[0].mean((1, 2)).numpy() for name, out in goldens.network().stages(x)}

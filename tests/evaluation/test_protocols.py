@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,22 @@ import pytest
 import torch
 
 from dist_train.runtime.world import World
-from evaluation import __main__ as cli
 from evaluation.arguments import parse
 from evaluation.detectors.base import Detector, DetectorConfig
 from evaluation.detectors.registry import DETECTORS
-from evaluation.evaluate import Evaluation, check_comparable, deviations, usual_title
-from evaluation.image_sets.grid import encode_image, make_grid
-from evaluation.metrics.registry import KINDS, MetricRequest, parse_request
+from evaluation.image_sets.files import encode_image
+from evaluation.image_sets.grid import make_grid
+from evaluation.metrics.registry import KINDS, MetricRequest, MetricSettings, parse_request
 from evaluation.metrics.statistics import FeatureSet, gaussian_of
-from evaluation.protocols import PROTOCOLS, find_protocol
+from evaluation.protocols import PROTOCOLS, deviations, find_protocol, record_protocol
+from evaluation.reference.reference import check_comparable
+from evaluation.request import default_title, evaluations_of, spec_of
 from evaluation.results.compare import axis_value, format_comparison, write_plots
 from evaluation.results.result_file import new_result, reused
 from evaluation.results.table import format_repeats, format_table
-from evaluation.samples.generate import SamplePlan, format_seeds, parse_seeds
+from evaluation.samples.generate import SampleSpec, format_seeds, parse_seeds
 from evaluation.samples.postprocess import PostProcess
+from evaluation.samples.sample_dir import SampleRequest
 
 RNG = np.random.default_rng(0)
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -34,7 +35,7 @@ ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 def test_every_protocol_names_metrics_that_exist(name: str) -> None:
     protocol = find_protocol(name)
     kind = DETECTORS[protocol.detector]
-    assert protocol.pipeline in kind.pipelines
+    assert protocol.preprocessing in kind.preprocessings
     for text in protocol.metrics:
         assert text.split(":")[0] in KINDS
     for key in protocol.published:
@@ -52,7 +53,7 @@ def test_rdm_draws_exactly_50_images_of_each_class() -> None:
     protocol = find_protocol("rdm_imagenet256")
     seeds = protocol.seeds()
     assert (seeds[0], seeds[-1]) == (10_000, 59_999)
-    labels = SamplePlan(seeds).labels_of(seeds, 1000)
+    labels = SampleSpec(seeds).labels_of(seeds, 1000)
     assert labels is not None
     assert torch.bincount(labels).eq(protocol.per_class).all()
 
@@ -60,7 +61,7 @@ def test_rdm_draws_exactly_50_images_of_each_class() -> None:
 def test_a_clean_variant_stands_beside_every_faithful_one() -> None:
     for name in ("rdm_imagenet256", "rdm_celebahq256", "wavediff_cifar10", "wavediff_celebahq1024"):
         clean = find_protocol(f"{name}_clean")
-        assert clean.pipeline == "tf1"
+        assert clean.preprocessing == "tf1"
         assert clean.post == PostProcess()
         assert clean.num_samples == find_protocol(name).num_samples
     with pytest.raises(ValueError, match="is not one of rdm_imagenet256"):
@@ -73,31 +74,50 @@ def test_edm_ranges_are_disjoint() -> None:
     assert len(set.union(*ranges)) == 3 * 50_000
 
 
-def test_results_say_in_what_they_depart_from_a_protocol() -> None:
+def test_results_say_in_what_they_deviate_from_a_protocol() -> None:
     protocol = find_protocol("rdm_imagenet256")
-    detector = DetectorConfig("inception", "weights.pth", "tf1")
-    plan = SamplePlan(protocol.seeds(), post=protocol.post)
-    faithful = Evaluation(Path("o"), Path("r"), plan=plan, detector=detector, protocol=protocol)
-    assert deviations(faithful, protocol, 50_000) == []
-    plan = SamplePlan((0, 1), "random")
-    free = dataclasses.replace(
-        faithful, plan=plan, detector=dataclasses.replace(detector, pipeline="clean")
-    )
-    assert deviations(free, protocol, 2) == [
+    spec = SampleSpec(protocol.seeds(), post=protocol.post)
+    assert deviations(protocol, "tf1", spec, 50_000) == []
+    assert deviations(protocol, "clean", SampleSpec((0, 1), "random"), 2) == [
         "number of images is 2, not 50000",
-        "pipeline is clean, not tf1",
+        "preprocessing is clean, not tf1",
         "first seed is 0, not 10000",
         "labels is random, not balanced",
         "retouch is none, not rdm_imagenet",
     ]
+    record = record_protocol(protocol, "tf1", None, 50_000)
+    assert record["pipeline"] == "tf1"  # the key of result files
+    assert record["deviations"] == ["images were given: seeds, labels and retouch are not checked"]
 
 
-def test_options_win_over_a_protocol() -> None:
-    words = ["run", "runs/a", "--reference", "r", "--protocol", "wavediff_cifar10"]
+def test_options_override_a_protocol() -> None:
+    arguments = ["run", "runs/a", "--reference", "r", "--protocol", "wavediff_cifar10"]
     protocol = find_protocol("wavediff_cifar10")
-    assert cli.plan_of(parse(words), protocol).post.codec == "jpeg"
-    plan = cli.plan_of(parse([*words, "--codec", "png", "--seeds", "0-9"]), protocol)
-    assert (plan.post.codec, len(plan.seeds)) == ("png", 10)
+    assert spec_of(parse(arguments), protocol).post.codec == "jpeg"
+    spec = spec_of(parse([*arguments, "--codec", "png", "--seeds", "0-9"]), protocol)
+    assert (spec.post.codec, len(spec.seeds)) == ("png", 10)
+
+
+def test_a_request_is_groups_of_settings_and_one_evaluation_per_range_of_seeds(
+    tmp_path: Path,
+) -> None:
+    arguments = ["run", "runs/a", "--reference", str(tmp_path / "r"), "--protocol", "edm"]
+    options = ["--out", "o.json", "--weights", "w.pth", "--bootstrap", "9", "--batch-size", "8"]
+    requests = evaluations_of(parse([*arguments, *options]), inputs=False)
+    assert [request.out.name for request in requests] == ["o-0.json", "o-1.json", "o-2.json"]
+    first = requests[0]
+    assert first.detector == DetectorConfig("inception", "w.pth", "tf1")
+    assert first.metrics == MetricSettings(("fd:pool",), bootstrap=9)
+    assert (first.reference.preprocessing, first.reference.batch_size) == ("tf1", 8)
+    assert [r.images.spec.seeds[0] for r in requests if isinstance(r.images, SampleRequest)] == [
+        0,
+        50_000,
+        100_000,
+    ]
+    with pytest.raises(ValueError, match=r"1 image\(s\) are too few"):
+        evaluations_of(parse([*arguments, *options, "--seeds", "7"]), inputs=False)
+    with pytest.raises(ValueError, match="does not exist"):
+        evaluations_of(parse([*arguments, *options]))
 
 
 def test_ranges_of_seeds_are_summed_up() -> None:
@@ -127,7 +147,7 @@ def test_bad_seeds_are_refused(text: str) -> None:
 
 
 def test_random_labels_depend_on_the_seed_alone() -> None:
-    plan = SamplePlan(tuple(range(1000)), labels="random")
+    plan = SampleSpec(tuple(range(1000)), labels="random")
     labels = plan.labels_of(range(1000), 10)
     assert labels is not None
     again = plan.labels_of([7, 3], 10)
@@ -183,8 +203,11 @@ def test_runs_are_lines_of_their_own(tmp_path: Path) -> None:
     assert (text.count("<polyline"), text.count("<circle")) == (2, 4)
     assert ">run run0<" in text
     assert ">run run1<" in text
-    assert usual_title(Path("runs/a/snapshots/000000001000")) == "a/1000"
-    assert usual_title(Path("data/images.zip")) == "images.zip"
+
+
+def test_titles_are_run_and_images_seen_or_the_name_of_the_images() -> None:
+    assert default_title(Path("runs/a/snapshots/000000001000")) == "a/1000"
+    assert default_title(Path("data/images.zip")) == "images.zip"
 
 
 def test_the_table_says_what_is_comparable() -> None:

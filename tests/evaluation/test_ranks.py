@@ -21,7 +21,7 @@ from evaluation import __main__ as cli
 from evaluation.features import BatchStore
 from evaluation.image_sets.image_set import EncodedImages, PackedImages, open_images
 from evaluation.metrics.precision_recall import manifold_scores
-from evaluation.samples.generate import GeneratedImages, SamplePlan
+from evaluation.samples.generate import GeneratedImages, SampleSpec
 from evaluation.samples.sample_dir import SampleFiles
 from evaluation.samples.sample_shards import SampleShards
 from models.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -296,7 +296,7 @@ def test_more_seeds_extend_a_folder_and_another_model_is_refused(
 def test_a_batch_of_another_size_changes_isolated_levels_at_most(snapshot: Path) -> None:
     images = []
     for batch_size in (3, 7):
-        plan = SamplePlan(tuple(range(7)), batch_size=batch_size)
+        plan = SampleSpec(tuple(range(7)), batch_size=batch_size)
         generated = GeneratedImages([load(snapshot)], plan)
         batches = [range(i, min(i + batch_size, 7)) for i in range(0, 7, batch_size)]
         images.append(torch.cat([generated.batch(batch) for batch in batches]).int())

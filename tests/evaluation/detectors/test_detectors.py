@@ -31,7 +31,7 @@ from evaluation.detectors.inception_weights import (
     tensors_digest,
 )
 from evaluation.detectors.registry import build_detector
-from evaluation.detectors.resize import PIPELINES
+from evaluation.detectors.resize import PREPROCESSINGS
 from evaluation.detectors.vit import VisionTransformer, VitConfig, load_clip, load_dino
 
 
@@ -274,7 +274,7 @@ def test_effnet_knows_a_cat() -> None:
     image = torch.from_numpy(data.chelsea()[:300, 75:375].copy()).permute(2, 0, 1)[None]
     weights, _ = load_checked(weights_path(), None)
     with torch.inference_mode():
-        logits = load_effnet(weights).logits(PIPELINES["half_pixel224"](image))
+        logits = load_effnet(weights).logits(PREPROCESSINGS["half_pixel224"](image))
     assert 281 <= int(logits.argmax()) <= 285
 
 
@@ -338,7 +338,7 @@ def test_exact_arithmetic_restores_the_settings_of_training() -> None:
 
 def test_unknown_pipelines_and_taps_are_refused() -> None:
     with pytest.raises(ValueError, match="it takes half_pixel112"):
-        build_detector(DetectorConfig(pipeline="tf1"))
+        build_detector(DetectorConfig(preprocessing="tf1"))
     with pytest.raises(ValueError, match="has the taps block4"):
         build_detector(DetectorConfig()).with_taps(("pool",))
     with pytest.raises(ValueError, match="is not one of"):
@@ -347,5 +347,5 @@ def test_unknown_pipelines_and_taps_are_refused() -> None:
 
 def test_tf1_at_its_own_size_is_the_identity() -> None:
     image = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
-    torch.testing.assert_close(PIPELINES["tf1"](image), (image.float() - 128) / 128)
-    assert np.isclose(float(PIPELINES["pytorch_fid"](image).max()), 1, atol=0.02)
+    torch.testing.assert_close(PREPROCESSINGS["tf1"](image), (image.float() - 128) / 128)
+    assert np.isclose(float(PREPROCESSINGS["pytorch_fid"](image).max()), 1, atol=0.02)

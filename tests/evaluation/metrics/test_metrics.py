@@ -172,7 +172,7 @@ def test_the_limit_of_infinitely_many_samples_takes_the_bias_away() -> None:
 def test_precision_has_the_interval_of_a_share() -> None:
     x, y = normal(400, 2, 0.7), normal(300, 2)
     sets = [FeatureSet({}, len(s), {}, {"t": s}, range(len(s))) for s in (x, y)]
-    metric = MetricRequest("pr", "t").compute(*sets, ALONE, bootstrap=400)
+    metric = MetricRequest("pr", "t", bootstrap=400).compute(*sets, ALONE)
     precision = metric["values"]["precision"]
     spread = 1.96 * (precision * (1 - precision) / 400) ** 0.5
     assert metric["interval95"] == pytest.approx([precision - spread, precision + spread], abs=0.01)
@@ -239,7 +239,7 @@ def test_sizes_above_the_cap_are_those_of_the_features_that_were_kept(
     pixels = torch.from_numpy(RNG.integers(0, 256, (60, 3, 2, 2), dtype=np.uint8))
     images = TensorImages(pixels)
     detector = Detector({"name": "mean", "pipeline": "raw"}, {"t": 3}, lambda _: mean_network, CPU)
-    gen = extract(images, detector, tmp_path, ALONE, batch_size=7, num_kept=20)
+    gen = extract(images, images.identity, detector, tmp_path, ALONE, batch_size=7, num_kept=20)
     ref = FeatureSet({}, 60, {"t": gen.gaussian("t")}, {"t": gen.rows("t")}, gen.selected)
     sizes = {
         kind: (metric["n_gen"], metric["n_ref"])
@@ -261,6 +261,8 @@ def test_sizes_above_the_cap_are_those_of_the_features_that_were_kept(
 
 class TensorImages:
     """A set of images in memory."""
+
+    manifest = None
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self.pixels = pixels

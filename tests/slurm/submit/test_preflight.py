@@ -10,7 +10,7 @@ import pytest
 import dist_train.__main__ as training
 from dist_train.checkpoint.format import committed
 from evaluation.metrics.statistics import FeatureSet, Gaussian
-from evaluation.reference.reference import write_reference
+from evaluation.reference.statistics_file import write_reference
 from slurm.__main__ import main
 from tests.data_sets import packed_set, write_class_dirs
 from tests.slurm.project import make_reference, make_run
@@ -186,5 +186,5 @@ def other_reference(directory: Path) -> Path:
     gaussian = Gaussian(np.zeros(2), np.eye(2), 9)
     meta = {"detector": {"name": "inception", "pipeline": "tf1", "weights_sha256": ""}}
     path = directory / "other.npz"
-    write_reference(path, FeatureSet(meta, 9, {"pool": gaussian}, {}, [], None), 0)
+    write_reference(path, FeatureSet(meta, 9, {"pool": gaussian}, {}, [], None))
     return path

@@ -1,0 +1,142 @@
+"""What each sub-command does, once its command line is parsed.
+
+A command checks what it can and returns the work that ranks share, or does its work at once and
+returns None.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from dist_train.runtime.world import World
+from evaluation.detectors.inception_weights import convert_inception
+from evaluation.detectors.registry import build_detector, default_preprocessing
+from evaluation.evaluate import evaluate
+from evaluation.image_sets.grid import write_grid
+from evaluation.image_sets.image_set import open_images
+from evaluation.protocols import PROTOCOLS, describe_protocol
+from evaluation.reference.exporters import export, write_batch
+from evaluation.reference.importers import read_statistics
+from evaluation.reference.reference import make_reference
+from evaluation.reference.statistics_file import read_reference, write_reference
+from evaluation.request import (
+    detector_of,
+    evaluations_of,
+    grid_of,
+    new_reference_of,
+    samples_of,
+    taps_of,
+)
+from evaluation.results.compare import format_comparison, write_plots
+from evaluation.results.result_file import find_results
+from evaluation.results.table import format_repeats, format_table
+from evaluation.samples.sample_dir import SampleRequest, open_samples
+
+Work = Callable[[World], None]
+"""What the ranks do together, after the command line has been checked."""
+
+
+def sample(args: argparse.Namespace) -> Work:
+    """Write samples as image files, and a grid picture."""
+    request, grid = samples_of(args), grid_of(args)
+
+    def work(world: World) -> None:
+        samples = open_samples(request, world)
+        if grid and world.rank == 0:
+            write_grid(grid, samples)
+        _say(world, f"{args.out}: {len(samples)} images{f', grid {grid.path}' if grid else ''}")
+
+    return work
+
+
+def reference(args: argparse.Namespace) -> Work:
+    """Compute the reference statistics of a set of images."""
+    images, settings, config = open_images(args.images), new_reference_of(args), detector_of(args)
+
+    def work(world: World) -> None:
+        detector = build_detector(config, world.device)
+        detector = detector.with_taps(taps_of(args) or detector.reference_taps)
+        made = make_reference(images, settings, detector, args.out, world)
+        _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
+
+    return work
+
+
+def run(args: argparse.Namespace) -> Work:
+    """Evaluate snapshots or images against a reference."""
+    requests, grid = evaluations_of(args), grid_of(args)
+
+    def work(world: World) -> None:
+        results = [evaluate(request, world) for request in requests]
+        if grid and world.rank == 0:
+            images = requests[0].images
+            stored = open_images(args.keep_images) if isinstance(images, SampleRequest) else images
+            write_grid(grid, stored)
+        files = ", ".join(str(request.out) for request in requests)
+        _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
+
+    return work
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print results side by side."""
+    print(format_table(find_results(args.results)))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print and plot results over images seen, NFE and eta."""
+    results = find_results(args.runs)
+    print(format_comparison(results))
+    if args.plots:
+        for path in write_plots(results, args.plots):
+            print(path)
+
+
+def protocols(args: argparse.Namespace) -> None:
+    """List the protocols."""
+    del args
+    print("\n".join(map(describe_protocol, PROTOCOLS.values())))
+
+
+def export_statistics(args: argparse.Namespace) -> None:
+    """Write our statistics, or images, as a file of another tool."""
+    if args.format == "adm_samples":
+        write_batch(open_images(args.source), args.out)
+    else:
+        images = open_images(args.images) if args.images else None
+        export(read_reference(args.source), args.out, args.format, images)
+    print(f"{args.out}: {args.format}")
+
+
+def import_statistics(args: argparse.Namespace) -> None:
+    """Convert another tool's statistics file to ours."""
+    preprocessing = args.pipeline or default_preprocessing(args.detector)
+    made_by = {"name": args.detector, "pipeline": preprocessing}
+    features = read_statistics(args.statistics, made_by)
+    write_reference(args.out, features.thinned(args.features))
+    print(f"{args.out}: {', '.join(features.gaussians)}; preprocessing assumed: {preprocessing}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert Inception weights to safetensors."""
+    digest = convert_inception(args.weights, args.out, args.sha256)
+    print(f"{args.out}: 472 tensors, sha256 of the tensors {digest}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
+    "sample": sample,
+    "reference": reference,
+    "run": run,
+    "table": table,
+    "compare": compare,
+    "protocols": protocols,
+    "export": export_statistics,
+    "import": import_statistics,
+    "convert": convert,
+}
+
+
+def _say(world: World, text: str) -> None:
+    if world.rank == 0:
+        print(text, flush=True)
