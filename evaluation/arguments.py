@@ -89,7 +89,7 @@ def _add_views(commands: Subparsers) -> None:
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|FOLDER")
     compare = commands.add_parser("compare", help="metric against images seen, NFE and eta")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
-    compare.add_argument("--plots", type=Path, help="folder for SVG plots")
+    compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
     commands.add_parser("protocols", help="list the protocols")
 
 

@@ -28,7 +28,8 @@ from evaluation.request import (
     samples_of,
     taps_of,
 )
-from evaluation.results.compare import format_comparison, write_plots
+from evaluation.results.compare import format_comparison
+from evaluation.results.plots import write_plots
 from evaluation.results.result_file import find_results
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dist_train.runtime.world import World
 from evaluation.arguments import parse
@@ -20,7 +22,8 @@ from evaluation.metrics.statistics import FeatureSet, gaussian_of
 from evaluation.protocols import PROTOCOLS, deviations, find_protocol, record_protocol
 from evaluation.reference.reference import check_comparable
 from evaluation.request import default_title, evaluations_of, spec_of
-from evaluation.results.compare import axis_value, format_comparison, write_plots
+from evaluation.results.compare import axis_value, format_comparison
+from evaluation.results.plots import draw, lines_of, published_values, write_plots
 from evaluation.results.result_file import new_result, reused
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.generate import SampleSpec, format_seeds, parse_seeds
@@ -188,21 +191,61 @@ def test_comparison_orders_by_images_seen_and_plots(tmp_path: Path) -> None:
     lines = format_comparison(results).splitlines()
     assert lines[2].startswith("run at 1000")
     assert (axis_value(results[0], "NFE"), axis_value(results[0], "eta")) == (18.0, 0.2)
-    (plot,) = write_plots(results, tmp_path)
-    assert plot.name == "fd_effnet_lite0_block4_by_images_seen.svg"
-    assert plot.read_text().count("<circle") == 2
+    png, svg = write_plots(results, tmp_path / "plots")
+    assert png.name == "fd_effnet_lite0_block4_by_images_seen.png"
+    with Image.open(png) as image:
+        assert image.size == (960, 630)
+    assert "<svg" in svg.read_text()
 
 
-def test_runs_are_lines_of_their_own(tmp_path: Path) -> None:
+FD = ("fd_effnet_lite0_block4", "distance")
+
+
+def test_runs_are_lines_of_their_own() -> None:
     results = [result(seen, 1.0 + seen / 1000) for seen in (1000, 2000, 1000, 2000)]
     for number, entry in enumerate(results):
-        run = f"run{number // 2}"
-        entry["images"]["models"][0]["path"] = f"runs/{run}/snapshots/{number:012d}"
-    (plot,) = write_plots(results, tmp_path)
-    text = plot.read_text()
-    assert (text.count("<polyline"), text.count("<circle")) == (2, 4)
-    assert ">run run0<" in text
-    assert ">run run1<" in text
+        entry["images"]["models"][0]["path"] = f"runs/run{number // 2}/snapshots/{number:012d}"
+    lines = lines_of(results, "images seen", FD)
+    assert {line: [(p.x, p.y) for p in points] for line, points in lines.items()} == {
+        "run run0": [(1000, 2.0), (2000, 3.0)],
+        "run run1": [(1000, 2.0), (2000, 3.0)],
+    }
+
+
+def test_error_bars_are_bootstrap_intervals_or_the_range_over_repeats() -> None:
+    results = [result(1000, 9.0), result(2000, 5.0), result(2000, 6.0)]
+    for entry in results:
+        entry["title"] = "run"
+    results[0]["metrics"][FD[0]]["interval95"] = [8.5, 9.75]
+    (points,) = lines_of(results, "images seen", FD).values()
+    assert [(p.x, p.low, p.y, p.high) for p in points] == [
+        (1000, 8.5, 9.0, 9.75),
+        (2000, 5.0, 5.5, 6.0),
+    ]
+
+
+def test_plots_show_published_values_on_log_axes_where_values_span_decades() -> None:
+    results = [result(seen, distance) for seen, distance in ((100, 90.0), (5000, 3.0))]
+    for entry in results:
+        entry["title"] = "run"
+        entry["protocol"] = {"name": "paper", "published": {".".join(FD): 1.87}}
+    published = published_values(results, FD)
+    (axes,) = draw(lines_of(results, "images seen", FD), "images seen", FD, published).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "published (paper): 1.87",
+        "run",
+    ]
+    (near,) = draw(lines_of(results[:1], "NFE", FD), "NFE", FD).axes
+    assert (near.get_xscale(), near.get_yscale()) == ("linear", "linear")
+
+
+def test_plots_without_matplotlib_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"pip install 'relaywave\[plots\]'"):
+        write_plots([result(2000, 5.0), result(1000, 9.0)], tmp_path)
 
 
 def test_titles_are_run_and_images_seen_or_the_name_of_the_images() -> None:
