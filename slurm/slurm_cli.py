@@ -8,11 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr")
-ACTIVE = frozenset(
-    {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "RESIZING",
-     "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"}
-)  # fmt: skip
-"""States of a job that may still run."""
 
 MAINTENANCE = "MaintenanceHasBegun"
 """Our reason of a running job whose nodes are under maintenance; Slurm leaves it alone."""

@@ -16,7 +16,7 @@ from slurm.jobs.records import JobDir, read_lines
 from slurm.slurm_cli import QueuedJob, SlurmError, queued
 
 Wait = tuple[str, Callable[[], object]]
-"""What is waited for, in words, and whether it has come."""
+"""A description of what is waited for, and whether it has happened."""
 Scenario = Iterator[Wait]
 """A test that yields what it waits for, so that others can run meanwhile."""
 
@@ -37,13 +37,13 @@ TWO_NODES = ["--nodes=2", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"
 
 def train(run_dir: Path, *options: str) -> str:
     """Submit a tiny run on two nodes; returns its job id."""
-    words = [*TINY, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir), *options]
-    assert main(["train", *words]) == 0
+    arguments = [*TINY, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir), *options]
+    assert main(["train", *arguments]) == 0
     return last_job(run_dir)
 
 
-def last_job(folder: Path) -> str:
-    return JobDir(folder).records()[-1].job_id
+def last_job(root: Path) -> str:
+    return JobDir(root).records()[-1].job_id
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 240.0) -> None:
@@ -51,7 +51,7 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 240.0)
 
 
 def run_together(*scenarios: Scenario, seconds: float = 240.0) -> None:
-    """Run scenarios side by side; none may wait longer than `seconds` for one thing."""
+    """Run scenarios at the same time; none may wait longer than `seconds` for one thing."""
     waits = [(scenario, next(scenario), time.monotonic()) for scenario in scenarios]
     while waits:
         scenario, (what, condition), since = waits.pop(0)
@@ -64,7 +64,7 @@ def run_together(*scenarios: Scenario, seconds: float = 240.0) -> None:
 
 
 def _holds(condition: Callable[[], object]) -> bool:
-    """Whether it has come; not while slurmctld does not answer, as when it has just begun."""
+    """Whether it has happened; not while slurmctld does not answer, as when it has just started."""
     try:
         return bool(condition())
     except SlurmError:
@@ -72,7 +72,7 @@ def _holds(condition: Callable[[], object]) -> bool:
 
 
 def _next(scenario: Scenario) -> list[Wait]:
-    """Let a scenario go on; returns what it waits for then, nothing at its end."""
+    """Let a scenario continue; returns what it waits for then, nothing at its end."""
     wait = next(scenario, None)
     return [] if wait is None else [wait]
 
@@ -102,8 +102,8 @@ def job(job_id: str) -> QueuedJob:
 
 def states(job_id: str) -> list[str]:
     """Return how each start of a job ended, by sacct."""
-    words = ["sacct", "-X", "--duplicates", "-nP", "-j", job_id, "-o", "State"]
-    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    command = ["sacct", "-X", "--duplicates", "-nP", "-j", job_id, "-o", "State"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [line.split()[0] for line in output.splitlines()]
 
 
@@ -145,7 +145,7 @@ def _status(pid: int) -> dict[str, str]:
 
 @contextmanager
 def frozen(pids: Collection[int], thaw: signal.Signals = signal.SIGCONT) -> Iterator[None]:
-    """Stop processes for a while, and then let them go on, or kill them."""
+    """Stop processes for a while, and then let them continue, or kill them."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -162,15 +162,15 @@ def restart_daemons(root: Path) -> None:
 
 def reserve(name: str, nodes: str, start: str) -> None:
     """Make a maintenance reservation of half an hour."""
-    words = [f"reservationname={name}", f"starttime={start}", "duration=30", f"nodes={nodes}"]
-    words += ["flags=maint,ignore_jobs", "users=root"]
-    subprocess.run(["scontrol", "create", "reservation", *words], check=True)
+    settings = [f"reservationname={name}", f"starttime={start}", "duration=30", f"nodes={nodes}"]
+    settings += ["flags=maint,ignore_jobs", "users=root"]
+    subprocess.run(["scontrol", "create", "reservation", *settings], check=True)
 
 
 def reschedule(name: str, start: str) -> None:
-    """Give a reservation that has not begun another start."""
-    words = ["scontrol", "update", f"reservationname={name}", f"starttime={start}"]
-    subprocess.run(words, check=True)
+    """Change the start of a reservation that is still ahead."""
+    command = ["scontrol", "update", f"reservationname={name}", f"starttime={start}"]
+    subprocess.run(command, check=True)
 
 
 def end_reservation(name: str) -> None:

@@ -1,7 +1,7 @@
-"""Whatever Slurm does to a run, it ends with the weights of one that was left alone.
+"""Whatever Slurm does to a run, it ends with the weights of an undisturbed one.
 
-The runs are disturbed side by side, each by a scenario; then each is compared. One that has to wait
-until its time is up is stopped (SIGSTOP), as if its steps took long; Slurm's signal wakes it.
+The runs are disturbed at the same time, each by a scenario; then each is compared. One that has to
+wait until its time is up is stopped (SIGSTOP), as if its steps took long; Slurm's signal wakes it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def undisturbed(cluster: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
-    """Disturb runs in every way; returns the folder that they are in."""
+    """Disturb runs in every way; returns their parent directory."""
     late = (cluster / "site.toml").read_text().replace("signal_seconds = 20", "signal_seconds = 5")
     (cluster / "late.toml").write_text(late)
     try:
@@ -83,7 +83,7 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
         yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
     yield "the requeue", lambda: "ReqNodeNotAvail" in helpers.job(job_id).reason
     assert images_saved(run_dir) >= 120, "saved at the step of the signal"
-    assert describe(job_id)["TimeLimit"] == "00:10:00", "the whole time again"
+    assert describe(job_id)["TimeLimit"] == "00:10:00", "the full time again"
     helpers.assert_no_orphans(run_dir)
 
     helpers.end_reservation("maintenance")
@@ -95,8 +95,8 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
 def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
     """Let Slurm's signal ahead of the limit come, and later ask for a stop without slurmctld."""
     run_dir = cluster / "time_limit"
-    words = ["--nodelist=n3,n4", "--time=2", "--site", str(cluster / "late.toml")]
-    job_id = helpers.train(run_dir, *words)
+    options = ["--nodelist=n3,n4", "--time=2", "--site", str(cluster / "late.toml")]
+    job_id = helpers.train(run_dir, *options)
     yield helpers.reaches(run_dir, 120)
     with helpers.frozen(helpers.rank_pids(run_dir).values()):
         yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"

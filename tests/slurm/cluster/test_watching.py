@@ -1,4 +1,4 @@
-"""What is shown agrees with what Slurm says; what cannot run is refused and not queued."""
+"""What is shown agrees with what Slurm says; what cannot run is rejected and not queued."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SHORT = ["total_images=160", "snapshot_images=160"]
 
 
-def _json(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def _json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     capsys.readouterr()
-    assert main([*words, "--json"]) == 0
+    assert main([*arguments, "--json"]) == 0
     found: list[dict[str, object]] = json.loads(capsys.readouterr().out)
     return found[0]
 
@@ -62,7 +62,7 @@ def test_status_logs_and_history_agree_with_slurm(
     assert f"train {job_id}" in text
 
 
-def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming_and_more_later(
+def test_fewer_nodes_while_the_requested_ones_are_unavailable_and_more_later(
     cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocker = subprocess.run(
@@ -73,7 +73,9 @@ def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming_and_more_later(
     run_dir = cluster / "elastic"
     fewer = ["--nodes=4", "--min-nodes=2", "--shrink-minutes=0"]
     job_id = helpers.train(run_dir, *SHORT, *fewer)
-    helpers.wait_for("Slurm to judge it", lambda: helpers.job(job_id).reason == "Resources", 60)
+    helpers.wait_for(
+        "Slurm to say why it is pending", lambda: helpers.job(job_id).reason == "Resources", 60
+    )
     assert main(["reconcile", str(run_dir)]) == 0
     assert f"job {job_id} now waits for 2 nodes only" in capsys.readouterr().out
     helpers.wait_for("the start", lambda: helpers.starts(run_dir, job_id))
@@ -91,11 +93,9 @@ def test_fewer_nodes_when_the_wanted_ones_are_long_in_coming_and_more_later(
     helpers.assert_no_orphans(run_dir)
 
 
-def test_the_doctor_finds_the_cluster_well(
-    cluster: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--nodes=2", "--tasks-per-node=1", "--folder", str(cluster)]
-    assert main(["doctor", *words]) == 0, capsys.readouterr().out
+def test_the_doctor_finds_nothing_bad(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--nodes=2", "--tasks-per-node=1", "--folder", str(cluster)]
+    assert main(["doctor", *options]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
     assert "partitions: main (4 nodes), high (4 nodes)" in printed
     assert "rank 1 on" in printed
@@ -110,8 +110,8 @@ def test_the_doctor_finds_the_cluster_well(
         (["--account=nobody"], "no account 'nobody'; known are relaywave, root"),
         (["--nodes=8"], "--nodes=8: partition main has 4 nodes"),
         (["--time=3-0"], "partition main allows 2880 minutes"),
-        (["--constraint=h100"], "Slurm would refuse this job"),
-        (["--mem=900G"], "Slurm would refuse this job"),
+        (["--constraint=h100"], "Slurm would reject this job"),
+        (["--mem=900G"], "Slurm would reject this job"),
         (["--run-dir=/var/tmp/run"], "compute nodes cannot see /var/tmp/run"),
         (["--name=$(reboot)"], "the job name '$(reboot)'"),
     ],
@@ -119,9 +119,9 @@ def test_the_doctor_finds_the_cluster_well(
 def test_what_slurm_cannot_run_is_not_queued(
     cluster: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = cluster / "refused"
-    words = [*helpers.TINY, *helpers.TWO_NODES, "--run-dir", str(run_dir)]
-    assert main(["train", *words, *options]) == 2
+    run_dir = cluster / "rejected"
+    arguments = [*helpers.TINY, *helpers.TWO_NODES, "--run-dir", str(run_dir)]
+    assert main(["train", *arguments, *options]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

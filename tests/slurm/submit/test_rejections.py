@@ -114,8 +114,8 @@ def test_arguments_that_another_command_would_reject(
     make_reference(tmp_path / "ref.npz")
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (256, 256)).save(tmp_path / "pictures" / "one.png")
-    plan = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    schedule = {"protocols": [{"name": "quick", "words": ["--reference", f"{tmp_path}/no.npz"]}]}
+    (tmp_path / "plan.json").write_text(json.dumps(schedule))
     before = sorted(tmp_path.rglob("*"))
     arguments = text.format(run=run_dir, root=tmp_path).split()
     product = {"workflow": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
