@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, the README's map is complete, commands exist."""
+"""The documents: links and paths lead somewhere, commands exist, the README is complete."""
 
 from __future__ import annotations
 
@@ -69,15 +69,45 @@ def test_commands_exist(document: Path) -> None:
             assert exists, f"{document.name}: python -m {module}"
 
 
-PACKAGE_FOLDERS = sorted(p.parent for name in PACKAGES for p in (ROOT / name).rglob("__init__.py"))
+def test_readme_is_short_and_its_tree_names_every_directory() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    tree = text.partition("## Directories")[2].split("```")[1].strip().splitlines()
+    assert len(tree) <= 30
+    named: set[str] = set()
+    for line in tree:
+        directories = [word for word in line[:24].split() if word.endswith("/")]
+        if not line.startswith(" "):
+            (package,) = directories
+            named.add(package)
+        else:
+            named |= {package + directory for directory in directories}
+    packages = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("__init__.py")
+    }
+    assert named == packages | {"tests/", "docs/"}
 
 
-@pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_packages_say_in_a_line_what_each_file_is(folder: Path) -> None:
-    lines = (ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").splitlines()
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py|\.md|/))`", text)
+    assert len(paths) > 30
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+PACKAGE_DIRS = sorted(p.parent for name in PACKAGES for p in (ROOT / name).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("directory", PACKAGE_DIRS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_say_in_a_line_what_each_file_is(directory: Path) -> None:
+    lines = (
+        ast.get_docstring(ast.parse((directory / "__init__.py").read_text())) or ""
+    ).splitlines()
     listed = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines[2:] if line.strip()}
-    modules = {path.name for path in folder.glob("*.py") if not path.name.startswith("__")}
-    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    modules = {path.name for path in directory.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in directory.glob("*/__init__.py")}
     assert listed.keys() == modules | packages
     assert all(listed.values())
 
@@ -90,7 +120,7 @@ def test_packages_say_in_a_line_what_each_file_is(folder: Path) -> None:
         (["--dat", "x"], "unknown option --dat"),
     ],
 )
-def test_quickstart_refuses_bad_options_at_once(arguments: list[str], message: str) -> None:
+def test_quickstart_rejects_bad_options_at_once(arguments: list[str], message: str) -> None:
     done = subprocess.run(
         ["bash", "quickstart.sh", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
     )
