@@ -13,9 +13,10 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,18 +33,25 @@ class Command:
         package: The package that it belongs to.
         help: What it does.
         is_named: Whether the package itself knows the command by this name, among others.
+        has_parsers: Whether `build_parser(prog, NAME)` of the package makes the parser of a command
+            NAME, and not one parser of all commands.
     """
 
     package: str
     help: str
     is_named: bool = False
+    has_parsers: bool = False
 
 
 COMMANDS = {
     "data": Command("data_pipelines", "pack image sets; check, preview and measure them"),
-    "train": Command("dist_train", "train a recipe; list recipes; status, plan, ema, export"),
+    "train": Command(
+        "dist_train", "train a recipe; list, status, plan, ema, export", has_parsers=True
+    ),
     "eval": Command("evaluation", "sample, compute reference statistics and metrics, make tables"),
-    "slurm": Command("slurm", "all of these as Slurm jobs; status, logs, resume, cancel"),
+    "slurm": Command(
+        "slurm", "submit all of these as jobs; status, logs, cancel", has_parsers=True
+    ),
     "convert": Command("models", "convert official checkpoints to snapshots", is_named=True),
     "spectrum": Command("models", "plot the spectra of images and noise", is_named=True),
 }
@@ -55,16 +63,21 @@ USES = {
     "slurm": ("models", "data_pipelines", "dist_train", "evaluation", "slurm"),
 }
 """Packages that each package imports from, itself included."""
+SHELLS = ("bash", "zsh", "fish")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     if not arguments:
         parser.print_help()
         return 2
     name = parser.parse_args(arguments[:1]).command
+    if name == "completion":
+        return _print_completion(arguments[1:])
     command = COMMANDS[name]
     reject_hidden_packages(command.package, "take its directory off PYTHONPATH")
     run = importlib.import_module(f"{command.package}.__main__").main
@@ -76,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:10} {command.help}" for name, command in COMMANDS.items())
+    helps = {name: command.help for name, command in COMMANDS.items()}
+    helps["completion"] = "print code that lets a shell complete commands, recipes and settings"
+    listing = "\n".join(f"  {name:10} {text}" for name, text in helps.items())
     parser = Parser(
         prog="relaywave",
         description="Train, launch and evaluate Relay Diffusion and WaveDiff image generators.",
@@ -84,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"relaywave {version()}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    parser.add_argument("command", choices=helps, metavar="COMMAND", help="see below")
     return parser
 
 
@@ -142,6 +157,83 @@ def _place(package: str) -> Path | None:
         return Path(next(iter(spec.submodule_search_locations or ()))).resolve()
     origin = Path(spec.origin).resolve()
     return origin.parent if origin.name == "__init__.py" else origin
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    from argcomplete import shellcode  # type: ignore[attr-defined]
+
+    print(shellcode(["relaywave"], shell=_completion_parser().parse_args(arguments).shell))
+    return 0
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="relaywave completion",
+        description="Print code that lets a shell complete commands, recipes and settings.",
+        epilog='Put into ~/.bashrc or ~/.zshrc: eval "$(relaywave completion bash)" (or zsh);'
+        " into ~/.config/fish/config.fish: relaywave completion fish | source",
+    )
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    return parser
+
+
+def complete() -> None:
+    """Write what the shell may insert to where its code from argcomplete reads it, and exit.
+
+    Only the package whose command is on the command line is imported. Its parser starts behind the
+    words of its `prog`: argcomplete takes how many there are from the environment.
+    """
+    from argcomplete.lexers import split_line
+
+    first = int(os.environ["_ARGCOMPLETE"]) - 1
+    line, point = os.environ["COMP_LINE"], int(os.environ["COMP_POINT"])
+    parser = _find_parser(split_line(line, point)[3][first:])
+    os.environ["_ARGCOMPLETE"] = str(first + len(parser.prog.split()))
+    _completion_finder()(parser)
+
+
+def _find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command that a command line begins with."""
+    name = words[1] if len(words) > 1 else ""
+    if name == "completion":
+        return _completion_parser()
+    if name not in COMMANDS:
+        return _parser()
+    command = COMMANDS[name]
+    module = importlib.import_module(f"{command.package}.__main__")
+    prog = "relaywave" if command.is_named else f"relaywave {name}"
+    named = words[2:3] if command.has_parsers else []
+    parser: argparse.ArgumentParser = module.build_parser(prog, *named)
+    actions = {action.dest: action for action in parser._actions}
+    if "recipe" in actions:
+        from dist_train.completion import complete_recipe, complete_setting
+
+        complete_by(actions["overrides"], complete_setting)
+        if not hasattr(actions["recipe"], "completer"):
+            complete_by(actions["recipe"], complete_recipe)
+    return parser
+
+
+def _completion_finder() -> Callable[[argparse.ArgumentParser], None]:
+    from argcomplete import CompletionFinder  # type: ignore[attr-defined]
+
+    class Finder(CompletionFinder):
+        """Completes repeatable arguments behind options too: argcomplete takes them for ended."""
+
+        def collect_completions(self, parsers: Any, arguments: Any, prefix: str) -> list[str]:
+            for parser in parsers:
+                if not parser.active_actions:
+                    positional = parser._get_positional_actions()
+                    parser.active_actions += [a for a in positional if a.nargs in ("*", "+")]
+            found: list[str] = super().collect_completions(parsers, arguments, prefix)
+            return found
+
+    return Finder()
+
+
+def complete_by(action: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:
+    """Have argcomplete ask `completer` for the values of an argument."""
+    action.completer = completer  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

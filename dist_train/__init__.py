@@ -1,7 +1,10 @@
 """Distributed training: one loop for every objective, sharded by DeepSpeed, exactly resumable.
 
 build.py         From a configuration to the parts of a run
+commands.py      What `train RECIPE` and `list` do
+completion.py    What a shell may insert for RECIPE and key=value
 config.py        The configuration of a run: frozen dataclasses that validate themselves
+completion.py   What a shell may insert for RECIPE and key=value
 ema.py           Exponential moving averages of the sampled network, sharded like its optimizer
 ema_posthoc.py   `python -m dist_train ema RUN`: averages of other lengths, made after training
 ema_profiles.py  How an exponential moving average weighs the past, as pure functions of images

@@ -15,10 +15,8 @@ written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import relaywave
@@ -26,11 +24,7 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("dist_train")
 
-from dist_train.checkpoint.format import CheckpointError
-from dist_train.recipes import RECIPES, find_recipe
-from dist_train.runtime.launch import launch_ranks, should_launch
-from dist_train.train import refuse, train
-from models.config_io import ConfigError, did_you_mean, override, to_json
+from dist_train.completion import complete_recipe
 
 COMMANDS = ("list", "status", "plan", "ema", "export")
 
@@ -38,23 +32,28 @@ COMMANDS = ("list", "status", "plan", "ema", "export")
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dist_train") -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(prog, *arguments[:1])
+    is_named = arguments[:1] and arguments[0] in COMMANDS
+    options = parser.parse_intermixed_args(arguments[1:] if is_named else arguments)
+    options.arguments = arguments
+
+    # Imported here, so that --help, and a shell that completes, need not wait for torch.
+    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.train import refuse
+
     try:
-        command, *rest = arguments or [""]
-        if command in COMMANDS:
-            options = build_parser(prog, command).parse_intermixed_args(rest)
-            code: int = options.run_command(options)
-            return code
-        return _train_command(build_parser(prog).parse_intermixed_args(arguments), arguments)
+        code: int = options.run_command(options)
     except (ValueError, OSError, CheckpointError) as error:
         return refuse(error)
+    return code
 
 
 def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
     """Return the parser of one of COMMANDS, else of training; imports what this one needs."""
-    parser = relaywave.Parser(prog=f"{prog} {command}".rstrip())
+    parser = relaywave.Parser(prog=f"{prog} {command}" if command in COMMANDS else prog)
     if command == "list":
         parser.description = "Print all recipes."
-        parser.set_defaults(run_command=_list_recipes)
+        parser.set_defaults(run_command=_list)
     elif command == "status":
         from dist_train.monitoring.status import add_status
 
@@ -82,7 +81,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         " The same command resumes an interrupted run."
         f" Other commands: {', '.join(COMMANDS)}, each with --help."
     )
-    parser.add_argument("recipe", help="name of a recipe")
+    recipe = parser.add_argument("recipe", help="name of a recipe")
+    relaywave.complete_by(recipe, _complete_first)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, help="directory of the run, with all its state")
     parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
@@ -96,41 +96,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile-steps", type=int, default=0, metavar="N", help="trace N steps into profile/"
     )
+    parser.set_defaults(run_command=_train)
 
 
-def _train_command(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    if options.recipe not in RECIPES and (meant := did_you_mean(options.recipe, COMMANDS)):
-        raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
-    config = override(find_recipe(options.recipe)(), options.overrides)
-    if options.deepspeed is not None:
-        config = replace(config, deepspeed=_read_json(options.deepspeed))
-    if options.print_config:
-        print(json.dumps(to_json(config), indent=2))
-        return 0
-    if options.run_dir is None:
-        raise ValueError("--run-dir is missing: name the directory that this run lives in")
-    if should_launch(options.ranks):
-        return launch_ranks("dist_train", arguments, options.ranks)
-    return train(
-        config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
-    )
+def _complete_first(prefix: str, **_: object) -> list[str]:
+    return [*filter(lambda name: name.startswith(prefix), COMMANDS), *complete_recipe(prefix)]
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return document
+def _train(options: argparse.Namespace) -> int:
+    from dist_train.commands import train_command
+
+    return train_command(options, COMMANDS)
 
 
-def _list_recipes(options: argparse.Namespace) -> int:
-    del options
-    for name, recipe in sorted(RECIPES.items()):
-        print(f"{name:40} {(recipe.__doc__ or '').strip().splitlines()[0]}")
-    return 0
+def _list(options: argparse.Namespace) -> int:
+    from dist_train.commands import list_command
+
+    return list_command(options)
 
 
 if __name__ == "__main__":

@@ -19,20 +19,21 @@ import torch
 
 from dist_train.runtime.launch import launch_ranks, should_launch
 from dist_train.runtime.world import init_world
-from evaluation.arguments import parse
+from evaluation.arguments import build_parser, parse
 from evaluation.commands import COMMANDS
 from evaluation.rank_errors import is_lost_contact, lose_contact, reject
 
 TIMEOUT = timedelta(hours=2)
 
 
+@torch.no_grad()
 def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") -> int:
     """Run a command; returns the exit code.
 
     0 is success, 2 follows one line about what was wrong, 76 one about a rank that was lost.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = parse(arguments, prog)
+    args = parse(arguments, build_parser(prog))
     world = None
     try:
         if hasattr(args, "ranks") and "RANK" in os.environ:
@@ -55,5 +56,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") 
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

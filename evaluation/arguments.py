@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def parse(
-    argv: Sequence[str] | None = None, prog: str = "python -m evaluation"
+    argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
     """Parse a command line; `key=value` overrides may stand anywhere behind the command."""
-    parser = build_parser(prog)
+    parser = parser or build_parser()
     args, rest = parser.parse_known_args(argv)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange or (rest and not isinstance(getattr(args, "source", None), list)):
@@ -33,7 +33,7 @@ def parse(
     return args
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str = "python -m evaluation") -> argparse.ArgumentParser:
     """Return the parser; the chosen command's name is the attribute `command`."""
     parser: argparse.ArgumentParser = Parser(
         prog=prog,

@@ -47,17 +47,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> in
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments[:1] = [ALIASES.get(name, name) for name in arguments[:1]]
-    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
-    chooser = relaywave.Parser(
-        prog=prog,
-        description=f"{__doc__}\ncommands:\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    chooser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    command = chooser.parse_args(arguments[:1]).command
-    add, text = COMMANDS[command]
-    parser = relaywave.Parser(prog=f"{prog} {command}", description=text, allow_abbrev=False)
-    add(parser)
+    command = arguments[0] if arguments else ""
+    parser = build_parser(prog, command)
+    if command not in COMMANDS:
+        parser.parse_args(arguments[:1])
     args, passed_on = parser.parse_known_args(arguments[1:])
     if "passed_on" in args:
         args.passed_on = passed_on
@@ -72,6 +65,23 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> in
         print(f"slurm: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
+    """Return the parser of one of COMMANDS, else one that only knows their names."""
+    if command in COMMANDS:
+        add, text = COMMANDS[command]
+        parser = relaywave.Parser(prog=f"{prog} {command}", description=text, allow_abbrev=False)
+        add(parser)
+        return parser
+    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
+    parser = relaywave.Parser(
+        prog=prog,
+        description=f"{__doc__}\ncommands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    return parser
 
 
 if __name__ == "__main__":

@@ -115,3 +115,71 @@ def test_a_checkout_that_is_not_installed_runs_in_its_root(tmp_path: Path) -> No
     done = run(sys.executable, "-m", "dist_train", "list", cwd=ROOT, environment={"PYTHONPATH": ""})
     assert done.returncode == 0
     assert "rdm_imagenet256" in done.stdout
+
+
+def complete(line: str, tmp_path: Path, *first_on_path: str) -> list[str]:
+    """Return what a shell would insert at the end of a command line, by argcomplete's protocol."""
+    found = tmp_path / "found"
+    protocol = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "RELAYWAVE_CACHE": str(tmp_path / "cache"),
+    }
+    protocol["PYTHONPATH"] = os.pathsep.join([*first_on_path, str(ROOT)])
+    command = (sys.executable, "-P", "-m", "relaywave")
+    done = run(*command, cwd=tmp_path, environment=protocol)
+    assert done.returncode == 0, done.stderr
+    return [word.strip() for word in found.read_text().split("\n")]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("relaywave ", {*relaywave.COMMANDS, "completion", "--version"}),
+        ("relaywave tr", {"train"}),
+        ("relaywave completion ", {"bash", "zsh", "fish"}),
+        ("relaywave data pa", {"pack"}),
+        ("relaywave data pack phot", {"photographs"}),
+        ("relaywave eval run images --detector in", {"inception"}),
+        ("relaywave convert rdm", {"rdm-official"}),
+        ("relaywave slurm sw", {"sweep"}),
+        ("relaywave slurm train rdm_debug_e", {"rdm_debug_edm16"}),
+        ("relaywave slurm train rdm_debug_edm16 --run-dir run data.ba", {"data.backend="}),
+        ("relaywave train status --h", {"--help"}),
+    ],
+)
+def test_commands_and_options_are_completed(line: str, expected: set[str], tmp_path: Path) -> None:
+    found = complete(line, tmp_path)
+    assert expected <= {*found}
+    assert len(found) == len(expected) or line.endswith(" ")
+
+
+def test_recipes_and_settings_are_completed_without_torch(tmp_path: Path) -> None:
+    assert {"status", "rdm_debug_edm16"} < {*complete("relaywave train ", tmp_path)}
+    no_torch = tmp_path / "path"
+    no_torch.mkdir()
+    (no_torch / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+    for words, found in (
+        ("rdm_debug_e", {"rdm_debug_edm16"}),
+        ("rdm_debug_edm16 total", {"total_images="}),
+        ("rdm_debug_edm16 optim.denoiser.l", {"optim.denoiser.lr="}),
+        ("rdm_debug_edm16 --run-dir run data.backend=d", {"data.backend=dali"}),
+        ("rdm_debug_edm16 --allow-changes data.flip=", {"data.flip=true", "data.flip=false"}),
+    ):
+        assert {*complete(f"relaywave train {words}", tmp_path, str(no_torch))} == found
+
+
+@pytest.mark.parametrize("shell", relaywave.SHELLS)
+def test_completion_prints_code_for_a_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert relaywave.main(["completion", shell]) == 0
+    assert "_ARGCOMPLETE" in capsys.readouterr().out
+
+
+def test_bash_takes_the_code(tmp_path: Path) -> None:
+    code = run(sys.executable, str(ROOT / "relaywave.py"), "completion", "bash", cwd=tmp_path)
+    done = run("bash", "-c", f"{code.stdout}\ncomplete -p relaywave", cwd=tmp_path)
+    assert done.stdout.endswith("relaywave\n"), done.stderr

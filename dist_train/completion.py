@@ -1,0 +1,106 @@
+"""What a shell may insert for RECIPE and key=value: recipes, their settings, and values of these.
+
+Recipes are read by importing torch, which takes longer than one waits for a shell. What they say is
+kept in a file until the code changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union
+
+CODE = Path(__file__).resolve().parent.parent
+PACKAGES = ("models", "data_pipelines", "dist_train")
+"""Where recipes and the classes of their settings are."""
+
+Settings = dict[str, list[str]]
+"""Dotted names of settings, and the values of those that have a choice of few."""
+
+
+def complete_recipe(prefix: str, **_: object) -> list[str]:
+    """Return the names of recipes."""
+    return [name for name in known_recipes() if name.startswith(prefix)]
+
+
+def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return the settings of the recipe on the command line as `key=`, or their `key=value`."""
+    settings = known_recipes().get(getattr(parsed_args, "recipe", ""), {})
+    key, separator, _value = prefix.partition("=")
+    if separator:
+        return [f"{key}={value}" for value in settings.get(key, ())]
+    return [f"{name}=" for name in settings if name.startswith(prefix)]
+
+
+def known_recipes() -> dict[str, Settings]:
+    """Return all recipes and their settings, from the file if the code is as it was."""
+    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
+    path = Path(root) / "completion.json"
+    code = _state_of_code()
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    if kept.get("code") != code:
+        kept = {"code": code, "recipes": _read_recipes()}
+        _write(path, json.dumps(kept))
+    recipes: dict[str, Settings] = kept["recipes"]
+    return recipes
+
+
+def _state_of_code() -> list[Any]:
+    """Return what is another when the code is at another place or was changed."""
+    times = [path.stat().st_mtime_ns for name in PACKAGES for path in (CODE / name).rglob("*.py")]
+    return [str(CODE), len(times), max(times)]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, if that is possible at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:  # a home that cannot be written to
+        return
+
+
+def _read_recipes() -> dict[str, Settings]:
+    from dist_train.recipes import RECIPES
+
+    return {name: dict(_settings(recipe())) for name, recipe in sorted(RECIPES.items())}
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the dotted name of each setting, and its values if it has a choice of few."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{name}.")
+        elif isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                if dataclasses.is_dataclass(item):
+                    yield from _settings(item, f"{name}.{key}.")
+        else:
+            yield name, _choices(hints[field.name])
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the values of an annotation as they are written in key=value; [] if they are many."""
+    if annotation is bool:
+        return ["true", "false"]
+    if annotation is type(None):
+        return ["null"]
+    if typing.get_origin(annotation) is Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        choices = [_choices(member) for member in typing.get_args(annotation)]
+        return [value for values in choices for value in values] if all(choices) else []
+    return []
