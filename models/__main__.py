@@ -1,10 +1,13 @@
-"""`python -m models convert|spectrum`: take over official checkpoints, and analyse noise."""
+"""`python -m models convert|spectrum`: convert official checkpoints; plot spectra of noise."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import relaywave
 
@@ -14,6 +17,10 @@ if __name__ == "__main__":
 from models.analysis import spectrum
 from models.convert import rdm as rdm_convert
 from models.convert import wavediff as wavediff_convert
+from models.wavediff.presets import PRESETS
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXAMPLES = """examples:
   python -m models convert rdm-official network-snapshot.pkl snapshots/imagenet64
@@ -37,12 +44,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m models") -> i
 
 
 def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
-    """Parse a command line whose key=value settings may stand before or behind the options."""
+    """Parse a command line whose key=value settings may stand before or after the options."""
     parser = build_parser(prog)
     arguments, rest = parser.parse_known_args(argv)
     if "overrides" in arguments:
-        arguments.overrides += [word for word in rest if not word.startswith("-")]
-        rest = [word for word in rest if word.startswith("-")]
+        arguments.overrides += [argument for argument in rest if not argument.startswith("-")]
+        rest = [argument for argument in rest if argument.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
@@ -59,10 +66,107 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     convert = commands.add_parser("convert", help="turn an official checkpoint into a snapshot")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
-    rdm_convert.add_parser(formats)
-    wavediff_convert.add_parser(formats)
-    spectrum.add_parser(commands)
+    _add_rdm_parser(formats)
+    _add_wavediff_parser(formats)
+    _add_spectrum_parser(commands)
     return parser
+
+
+def _add_rdm_parser(formats: Subparsers) -> None:
+    parser = formats.add_parser(
+        "rdm-official",
+        help="an RDM or EDM checkpoint (.pkl or .pt)",
+        description="Convert an official RDM or EDM checkpoint to a snapshot.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="official .pkl or .pt file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="snapshot directory to write")
+    parser.add_argument("--stage", choices=("edm", "relay"), help="default: relay at 256 pixels")
+    parser.add_argument(
+        "--images-seen", type=int, help="training progress, if the file does not record it"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="objective settings")
+    parser.set_defaults(run=_convert_rdm)
+
+
+def _convert_rdm(arguments: argparse.Namespace) -> None:
+    snapshot = rdm_convert.convert_official(
+        arguments.source,
+        arguments.target,
+        stage=arguments.stage,
+        images_seen=arguments.images_seen,
+        overrides=arguments.overrides,
+    )
+    found = snapshot.provenance["official_arguments"]
+    print("found: " + ", ".join(f"{key}={json.dumps(value)}" for key, value in found.items()))
+    print(f"wrote {snapshot.path} ({snapshot.images_seen} images seen)")
+
+
+def _add_wavediff_parser(formats: Subparsers) -> None:
+    parser = formats.add_parser(
+        "wavediff-official",
+        help="netG_<epoch>.pth or content.pth of the official WaveDiff or DDGAN code",
+        description="Convert an official WaveDiff or DDGAN checkpoint to a snapshot.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="netG_<epoch>.pth or content.pth")
+    parser.add_argument("target", type=Path, metavar="OUT", help="snapshot directory to write")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="published configuration of the weights"
+    )
+    parser.add_argument(
+        "--resolution", type=int, help="edge of the images, for weights of no published model"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="take content.pth's raw weights instead of its EMA"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, e.g. diffusion.steps=2"
+    )
+    parser.set_defaults(run=_convert_wavediff)
+
+
+def _convert_wavediff(arguments: argparse.Namespace) -> None:
+    snapshot = wavediff_convert.convert_official(
+        arguments.source,
+        arguments.target,
+        preset=arguments.preset,
+        resolution=arguments.resolution,
+        overrides=arguments.overrides,
+        averaged=not arguments.raw,
+    )
+    print(
+        f"wrote {snapshot.path}: {snapshot.provenance['weights']} weights,"
+        f" {snapshot.images_seen} images seen"
+    )
+
+
+def _add_spectrum_parser(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "spectrum",
+        help="spectra of images, iid noise and block noise at two resolutions",
+        description="Compute DCT power spectra and signal-to-noise ratios (Figure 2 of the RDM"
+        " paper); write spectrum.csv, spectrum.png and spectrum.svg.",
+    )
+    parser.add_argument("images", type=Path, help="directory of images")
+    parser.add_argument("output", type=Path, help="directory to write, created if missing")
+    parser.add_argument("--resolution", type=int, default=256, help="full resolution in pixels")
+    parser.add_argument("--upscale", type=int, default=4, help="ratio of the two resolutions")
+    parser.add_argument("--sigma", type=float, default=0.5, help="noise level")
+    parser.add_argument("--limit", type=int, default=256, help="largest number of images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.set_defaults(run=_plot_spectrum)
+
+
+def _plot_spectrum(arguments: argparse.Namespace) -> None:
+    written = spectrum.analyse(
+        arguments.images,
+        arguments.output,
+        resolution=arguments.resolution,
+        upscale=arguments.upscale,
+        sigma=arguments.sigma,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    print("wrote " + ", ".join(map(str, written)))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ one's noise spectrum, so that a relay can take over at equal levels.
 
 from __future__ import annotations
 
-import argparse
 import csv
-from collections.abc import Iterable, Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from torch import Tensor
 from models.objective import images_to_unit_range
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix
-from models.rdm.figure import Panel, draw_figure
 from models.rdm.relay_sampler import enlarge
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 BATCH = 16
@@ -64,6 +68,51 @@ class Spectra:
             "snr_iid_small_enlarged": self.small / self.iid_small,
             "snr_block_large": self.large / self.block_large,
         }
+
+
+def analyse(
+    image_dir: Path,
+    out_dir: Path,
+    *,
+    resolution: int = 256,
+    upscale: int = 4,
+    sigma: float = 0.5,
+    limit: int = 256,
+    seed: int = 0,
+) -> list[Path]:
+    """Write `spectrum.csv`, `spectrum.png` and `spectrum.svg`; return their paths.
+
+    Args:
+        image_dir: Directory of images, see `read_images`.
+        out_dir: Created if missing.
+        resolution: Full resolution in pixels.
+        upscale: Ratio of the two resolutions.
+        sigma: Noise level.
+        limit: Largest number of images.
+        seed: Seed of the noise.
+
+    Raises:
+        ValueError: A setting is impossible, there are no images, or matplotlib is not installed.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma} must be positive")
+    if upscale < 1 or resolution < 2 * upscale:
+        raise ValueError(
+            f"resolution={resolution} must be at least twice upscale={upscale},"
+            " which must be positive"
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib; pip install 'relaywave[plots]'")
+    batches = read_images(image_dir, resolution, limit)
+    generator = torch.Generator().manual_seed(seed)
+    spectra = compute_spectra(batches, upscale, sigma, generator)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    table, *pictures = (out_dir / f"spectrum.{kind}" for kind in ("csv", "png", "svg"))
+    write_table(spectra, table)
+    figure = plot(spectra, sigma, upscale)
+    for picture in pictures:
+        figure.savefig(picture, dpi=150)
+    return [table, *pictures]
 
 
 def radial_power(images: Tensor) -> Tensor:
@@ -118,20 +167,20 @@ def compute_spectra(
     return Spectra(frequency, *means)
 
 
-def read_images(folder: Path, resolution: int, limit: int) -> Iterator[Tensor]:
-    """Yield batches of a folder's images: centre-cropped, resized (Lanczos), in [-1, 1].
+def read_images(image_dir: Path, resolution: int, limit: int) -> Iterator[Tensor]:
+    """Yield batches of a directory's images: centre-cropped, resized (Lanczos), in [-1, 1].
 
     Args:
-        folder: Searched with its sub-folders, in order of the paths.
+        image_dir: Searched with its subdirectories, in order of the paths.
         resolution: Edge of the images returned; smaller ones are left out.
         limit: Largest number of images.
 
     Raises:
-        ValueError: The folder does not exist, or holds no image of that size.
+        ValueError: The directory does not exist, or holds no image of that size.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not image_dir.is_dir():
+        raise ValueError(f"{image_dir} is not a directory of images")
+    paths = sorted(path for path in image_dir.rglob("*") if path.suffix.lower() in SUFFIXES)
     images = islice(filter(None, (_read_image(path, resolution) for path in paths)), limit)
     found = False
     while batch := list(islice(images, BATCH)):
@@ -140,8 +189,8 @@ def read_images(folder: Path, resolution: int, limit: int) -> Iterator[Tensor]:
         yield images_to_unit_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     if not found:
         raise ValueError(
-            f"{folder} holds no image of at least {resolution}x{resolution} pixels; lower"
-            " --resolution, or give another folder"
+            f"{image_dir} holds no image of at least {resolution}x{resolution} pixels; lower"
+            " --resolution, or choose another directory"
         )
 
 
@@ -159,16 +208,24 @@ def _read_image(path: Path, resolution: int) -> Image.Image | None:
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
-def write_figure(spectra: Spectra, sigma: float, upscale: int, folder: Path) -> None:
-    """Write `spectrum.csv` and `spectrum.png` into a folder, made if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_table(spectra: Spectra, path: Path) -> None:
+    """Write the columns of spectra as CSV."""
     columns = {name: values.tolist() for name, values in spectra.columns().items()}
-    with open(folder / "spectrum.csv", "w", newline="") as file:
+    with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
+
+
+def plot(spectra: Spectra, sigma: float, upscale: int) -> Figure:
+    """Return a figure of powers and of ratios of image to noise power, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    columns = spectra.columns()
     edge = len(spectra.frequency)
     large, small = f"{edge} px", f"{edge // upscale} px enlarged"
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     power = {
         f"images, {large}": columns["power_large"],
         f"images, {small}": columns["power_small_enlarged"],
@@ -176,47 +233,24 @@ def write_figure(spectra: Spectra, sigma: float, upscale: int, folder: Path) -> 
         f"iid noise, {small}": columns["noise_iid_small_enlarged"],
         f"block noise, {large}": columns["noise_block_large"],
     }
+    _draw_curves(left, spectra.frequency, power)
+    left.set_title(f"Power per DCT coefficient, sigma = {sigma:g}")
     ratio = {
         f"iid noise, {large}": columns["snr_iid_large"],
         f"iid noise, {small}": columns["snr_iid_small_enlarged"],
         f"block noise, {large}": columns["snr_block_large"],
     }
-    panels = [
-        Panel(f"Power per DCT coefficient, sigma = {sigma:g}", power),
-        Panel(f"Signal to noise, sigma = {sigma:g}", ratio),
-    ]
-    x = columns["cycles_per_image"]
-    draw_figure(panels, x, "cycles per image").save(folder / "spectrum.png")
+    _draw_curves(right, spectra.frequency, ratio, first_colour=len(power) - len(ratio))
+    right.set_title(f"Signal-to-noise ratio, sigma = {sigma:g}")
+    return figure
 
 
-def add_parser(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `spectrum` command to the parsers of `python -m models`."""
-    parser = parsers.add_parser(
-        "spectrum",
-        help="spectra of images, iid noise and block noise at two resolutions",
-        description="Compute DCT power spectra and signal-to-noise ratios (Figure 2 of the RDM"
-        " paper) and write them as spectrum.csv and spectrum.png.",
-    )
-    parser.add_argument("images", type=Path, help="folder of images")
-    parser.add_argument("output", type=Path, help="folder to write, made if missing")
-    parser.add_argument("--resolution", type=int, default=256, help="full resolution in pixels")
-    parser.add_argument("--upscale", type=int, default=4, help="ratio of the two resolutions")
-    parser.add_argument("--sigma", type=float, default=0.5, help="noise level")
-    parser.add_argument("--limit", type=int, default=256, help="largest number of images")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.set_defaults(run=_run)
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    if not arguments.sigma > 0:
-        raise ValueError(f"--sigma={arguments.sigma} must be positive")
-    if arguments.upscale < 1 or arguments.resolution < 2 * arguments.upscale:
-        raise ValueError(
-            f"--resolution={arguments.resolution} must be at least twice --upscale="
-            f"{arguments.upscale}, which must be positive"
-        )
-    batches = read_images(arguments.images, arguments.resolution, arguments.limit)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    spectra = compute_spectra(batches, arguments.upscale, arguments.sigma, generator)
-    write_figure(spectra, arguments.sigma, arguments.upscale, arguments.output)
-    print(f"wrote {arguments.output}/spectrum.csv and spectrum.png")
+def _draw_curves(
+    axes: Axes, frequency: Tensor, curves: Mapping[str, Tensor], first_colour: int = 0
+) -> None:
+    """Draw curves over all frequencies but 0, which a logarithmic axis does not have."""
+    for number, (name, values) in enumerate(curves.items(), first_colour):
+        axes.loglog(frequency[1:].tolist(), values[1:].tolist(), color=f"C{number}", label=name)
+    axes.set_xlabel("cycles per image")
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(fontsize="small")

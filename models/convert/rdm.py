@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -149,33 +148,3 @@ def network_weights(
     if problems:
         raise SnapshotError(f"{source} does not fit the arguments that it records: {problems}")
     return weights
-
-
-def add_parser(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `rdm-official` command to the parsers of `python -m models convert`."""
-    parser = parsers.add_parser(
-        "rdm-official",
-        help="an RDM or EDM checkpoint (.pkl or .pt)",
-        description="Convert an official RDM or EDM checkpoint to a snapshot.",
-    )
-    parser.add_argument("source", type=Path, metavar="IN", help="official .pkl or .pt file")
-    parser.add_argument("target", type=Path, metavar="OUT", help="snapshot folder to write")
-    parser.add_argument("--stage", choices=("edm", "relay"), help="default: relay at 256 pixels")
-    parser.add_argument(
-        "--images-seen", type=int, help="training progress, if the file does not tell"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="objective settings")
-    parser.set_defaults(run=_run)
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    snapshot = convert_official(
-        arguments.source,
-        arguments.target,
-        stage=arguments.stage,
-        images_seen=arguments.images_seen,
-        overrides=arguments.overrides,
-    )
-    found = snapshot.provenance["official_arguments"]
-    print("found: " + ", ".join(f"{key}={json.dumps(value)}" for key, value in found.items()))
-    print(f"wrote {snapshot.path} ({snapshot.images_seen} images seen)")

@@ -1,4 +1,4 @@
-"""Official WaveDiff and DDGAN checkpoints to snapshots (`models convert wavediff-official`).
+"""Official WaveDiff and DDGAN checkpoints to snapshots.
 
 content.pth says how it was trained. A netG file does not: its sizes are read from the weights, and
 what weights cannot tell comes from a named configuration or from options; both are then compared.
@@ -6,7 +6,6 @@ what weights cannot tell comes from a named configuration or from options; both 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from models.wavediff.presets import PRESETS
 
 def convert_official(
     source: Path,
-    output: Path,
+    target: Path,
     *,
     preset: str | None = None,
     resolution: int | None = None,
@@ -43,7 +42,7 @@ def convert_official(
 
     Args:
         source: netG_<epoch>.pth or content.pth.
-        output: Folder of the snapshot to write.
+        target: Directory of the snapshot to write.
         preset: Name of the published configuration that the weights belong to.
         resolution: Edge of the images, for weights of no published configuration.
         overrides: `key=value` settings of WaveDiffConfig, applied last.
@@ -58,7 +57,7 @@ def convert_official(
     config = override(_configuration(file, preset, resolution), overrides)
     check_weights(config, file.weights)
     return write_snapshot(
-        output,
+        target,
         file.weights,
         objective=config,
         network="generator",
@@ -93,44 +92,6 @@ def check_weights(config: WaveDiffConfig, weights: Mapping[str, Tensor]) -> None
         f"the weights do not fit the configuration: {sizes or mismatch};"
         f" published configurations of their sizes: {fitting}"
     )
-
-
-def add_parser(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `wavediff-official` command to the parsers of `python -m models convert`."""
-    parser = parsers.add_parser(
-        "wavediff-official",
-        help="netG_<epoch>.pth or content.pth of the official WaveDiff or DDGAN code",
-        description="Convert an official WaveDiff or DDGAN checkpoint to a snapshot folder.",
-    )
-    parser.add_argument("source", type=Path, help="netG_<epoch>.pth or content.pth")
-    parser.add_argument("output", type=Path, help="snapshot folder to write")
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="published configuration of the weights"
-    )
-    parser.add_argument(
-        "--resolution", type=int, help="edge of the images, for other weights than published ones"
-    )
-    parser.add_argument(
-        "--raw", action="store_true", help="take content.pth's raw weights instead of its EMA"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, e.g. diffusion.steps=2"
-    )
-    parser.set_defaults(run=run_command)
-
-
-def run_command(arguments: argparse.Namespace) -> None:
-    """Run the command that add_parser describes. Raises ValueError on bad input."""
-    snapshot = convert_official(
-        arguments.source,
-        arguments.output,
-        preset=arguments.preset,
-        resolution=arguments.resolution,
-        overrides=arguments.overrides,
-        averaged=not arguments.raw,
-    )
-    kind = "EMA" if snapshot.provenance["weights"] == "EMA" else "raw"
-    print(f"{snapshot.path}: {kind} weights, {snapshot.images_seen} images seen")
 
 
 def _configuration(

@@ -7,7 +7,6 @@ config.py         Configurations of the two kinds of RDM stage
 dct.py            Cosine transform and blur of image tiles
 edm_sampler.py    The stage-1 sampler
 enhance.py        The 8-bit operations of the official scripts before saving
-figure.py         Line plots with two logarithmic axes, drawn by Pillow alone
 objective.py      The objective of all stages: denoise what a process has corrupted
 precond.py        EDM preconditioning, from the raw network F to the denoiser D
 presets.py        Processes and sampler settings of published runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_radial_power_is_that_of_scipys_transform() -> None:
     assert np.allclose(radial_power(image).numpy(), expected)
 
 
-def test_command_writes_figure_and_table(tmp_path: Path) -> None:
+def test_command_writes_plots_and_table(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -58,23 +59,37 @@ def test_command_writes_figure_and_table(tmp_path: Path) -> None:
     assert len(rows) == 32
     assert float(rows[2]["cycles_per_image"]) == 1.0
     assert float(rows[3]["snr_block_large"]) > 0
-    with Image.open(tmp_path / "out" / "spectrum.png") as figure:
-        assert figure.width > figure.height
+    with Image.open(tmp_path / "out" / "spectrum.png") as picture:
+        assert picture.width > picture.height
+    svg = (tmp_path / "out" / "spectrum.svg").read_text()
+    assert "block noise, 32 px" in svg
+    assert "matplotlib.pyplot" not in sys.modules, "no global state of matplotlib is touched"
+
+
+def test_command_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["spectrum", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "error: plots need matplotlib; pip install 'relaywave[plots]'\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{folder}/missing"], "is not a folder of images"),
-        (["{folder}"], "holds no image of at least 256x256 pixels"),
-        (["{folder}", "--sigma", "0"], "--sigma=0.0 must be positive"),
-        (["{folder}", "--resolution", "6", "--upscale", "4"], "at least twice"),
+        (["{path}/missing"], "is not a directory of images"),
+        (["{path}"], "holds no image of at least 256x256 pixels"),
+        (["{path}", "--sigma", "0"], "sigma=0.0 must be positive"),
+        (["{path}", "--resolution", "6", "--upscale", "4"], "at least twice"),
     ],
 )
-def test_command_refuses_in_one_line(
+def test_command_rejects_bad_input_in_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, *options = (argument.format(folder=tmp_path) for argument in arguments)
+    images, *options = (argument.format(path=tmp_path) for argument in arguments)
     assert main(["spectrum", images, str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error
