@@ -54,7 +54,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     """Open the sets of a configuration.
 
     Raises:
-        ValueError: A set is missing or damaged, or the settings do not fit the sets.
+        ValueError: A set is missing or damaged, or the settings do not match the sets.
         Unreachable: A remote set cannot be read.
     """
     cache = _cache(config.cache, config.cache_gb)

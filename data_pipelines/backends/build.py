@@ -65,7 +65,7 @@ def describe_data(config: DataConfig) -> DatasetInfo:
     """Return what a pipeline of this configuration would deliver, without the backend's package.
 
     Raises:
-        ValueError: The sets are missing or damaged, or the settings do not fit them.
+        ValueError: The sets are missing or damaged, or the settings do not match them.
         Unreachable: A remote set cannot be read.
     """
     if config.backend == "synthetic":

@@ -143,7 +143,7 @@ class DaliPipeline:
         """Record the samples that made a graph fail when batch `number` was requested.
 
         Raises:
-            RuntimeError: Each of them can be decoded by itself; the cause lies elsewhere.
+            RuntimeError: Each of them can be decoded on its own; the cause is another.
         """
         for k in range(number, number + 1 + self._prefetch):  # all that were in flight
             found = self._undecodable(self._share.positions(start, k))
@@ -153,7 +153,7 @@ class DaliPipeline:
             self._by_pillow |= found
             if found:
                 return
-        raise RuntimeError(f"DALI failed, though it can decode each sample by itself: {why}")
+        raise RuntimeError(f"DALI failed, though it can decode each sample on its own: {why}")
 
     def _undecodable(self, positions: range) -> set[int]:
         """Return the indices of the samples that Pillow can decode and DALI cannot."""

@@ -25,60 +25,76 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help="kind of the source, see below")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
     parser.add_argument("destination", type=Path, help="directory of the set, created if missing")
-    parser.add_argument(
+    _add_image_arguments(parser.add_argument_group("what is stored of an image"))
+    _add_selection_arguments(parser.add_argument_group("which images"))
+    _add_source_arguments(parser.add_argument_group("for some kinds of sources"))
+    _add_work_arguments(parser.add_argument_group("how the work is done"))
+    parser.set_defaults(command=_pack)
+
+
+def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--resolution",
         type=_resolutions,
         required=True,
         help="edge of the stored images, or `original` for the files as they are;"
         " several (64,256) write one set each in one pass",
     )
-    parser.add_argument(
+    group.add_argument(
         "--filter",
         choices=("lanczos", "bilinear"),
         default="lanczos",
         help="centre crop, then Lanczos, as RDM's tools do (default); or bilinear, then centre"
         " crop, as WaveDiff's loaders do",
     )
-    parser.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
-    parser.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
-    parser.add_argument("--limit", type=int, help="take only this many items of the source")
-    parser.add_argument(
-        "--subset", type=int, help="take at most this many images, in proportion from each class"
-    )
-    parser.add_argument(
-        "--holdout", type=int, help="put this many images into a separate set, DEST/holdout"
-    )
-    parser.add_argument(
-        "--duplicates",
-        choices=("keep", "skip"),
-        help="images with equal pixels (default: keep in published benchmark sets, else skip)",
-    )
-    parser.add_argument("--min-edge", type=int, default=16, help="skip images with a shorter side")
-    parser.add_argument("--unlabelled", action="store_true", help="do not store the classes")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--max-skips", type=int, help="stop when more than this many items are unusable"
-    )
-    parser.add_argument(
-        "--shard",
-        type=_task,
-        metavar="I/N",
-        help="write only task I of N, from 0 (a Slurm array task); --finish joins them",
-    )
-    parser.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
-    parser.add_argument(
+    group.add_argument("--format", choices=("png", "webp", "jpeg"), default="png")
+    group.add_argument("--quality", type=int, default=95, help="JPEG quality, 1..95")
+    group.add_argument("--unlabelled", action="store_true", help="do not store the classes")
+    group.add_argument(
         "--output",
         choices=("webdataset", "ffcv", "both"),
         default="webdataset",
         help="tar shards (default), FFCV's file, or both",
     )
-    parser.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
-    parser.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
-    parser.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
-    parser.add_argument("--image-column", help="parquet: column of the images")
-    parser.add_argument("--label-column", help="parquet: column of the class indices")
-    parser.set_defaults(command=_pack)
+
+
+def _add_selection_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--limit", type=int, help="take only this many items of the source")
+    group.add_argument(
+        "--subset", type=int, help="take at most this many images, in proportion from each class"
+    )
+    group.add_argument(
+        "--holdout", type=int, help="put this many images into a separate set, DEST/holdout"
+    )
+    group.add_argument(
+        "--duplicates",
+        choices=("keep", "skip"),
+        help="images with equal pixels (default: keep in published benchmark sets, else skip)",
+    )
+    group.add_argument("--min-edge", type=int, default=16, help="skip images with a shorter side")
+
+
+def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
+    group.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
+    group.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
+    group.add_argument("--image-column", help="parquet: column of the images")
+    group.add_argument("--label-column", help="parquet: column of the class indices")
+
+
+def _add_work_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    group.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
+    group.add_argument(
+        "--max-skips", type=int, help="stop when more than this many items are unusable"
+    )
+    group.add_argument(
+        "--shard",
+        type=_task,
+        metavar="I/N",
+        help="write only task I of N, from 0 (a Slurm array task); --finish joins them",
+    )
+    group.add_argument("--finish", action="store_true", help="join what the array tasks wrote")
 
 
 def _pack(arguments: argparse.Namespace) -> None:

@@ -81,7 +81,7 @@ class Packer:
 
     Raises:
         SourceError: The source is missing, damaged or of another kind.
-        PackError: The options do not fit the source.
+        PackError: The options do not match the source.
     """
 
     def __init__(

@@ -140,7 +140,7 @@ def check_beton(path: Path, digest: str) -> Index:
 def _write(
     file: IO[bytes], images: ShardedImages, mode: int, advance: Callable[[int], None]
 ) -> Index:
-    """Write the file and return where each sample lies."""
+    """Write the file and return where each sample is."""
     types = import_ffcv()
     fields = {"image": types.RGBImageField(), "label": types.IntField()}
     metadata = np.zeros(len(images), types.get_metadata_type(list(fields.values())))

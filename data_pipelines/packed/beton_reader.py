@@ -60,7 +60,7 @@ class BetonSamples:
         return self._pages.read(offset, length)
 
     def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
+        """Return where a sample is stored, for messages."""
         return f"sample {index} (at byte {int(self._rows[index]['offset'])} of {BETON})"
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class PageCache:
         self._lock = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes of the file that lie within one page. Raises OSError if it is cut short."""
+        """Return bytes of the file within one page. Raises OSError if it is cut short."""
         number, start = divmod(offset, self._page_size)
         content = self._page(number).content(self._file)
         return bytes(content[start : start + length])

@@ -31,7 +31,7 @@ class Joined(Generic[Stored]):
         return part.read(within)
 
     def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
+        """Return where a sample is stored, for messages."""
         part, within = self._find(index)
         return f"{part.locate(within)} of {part.path}"
 

@@ -3,7 +3,7 @@
     manifest.json    counts, class table, shards with SHA-256, source, options; written last
     index.npy        one row per sample (INDEX_ROW): where its bytes are, its label, its checksum
     shards/*.tar     WebDataset shards: <number>.<png|webp|jpg> and <number>.cls per sample
-    skipped.jsonl    items of the source that were left out, with the reason
+    skipped.jsonl    items of the source that were skipped, with the reason
     set.beton        FFCV's file, next to the shards or instead of them, with an index of its own
 
 A directory with a manifest is complete; one without is an unfinished pack, or no set at all.
@@ -87,7 +87,7 @@ class Manifest:
         class_counts: Images by class index.
         shards: The tar files, in order.
         index_sha256: Checksum of the index file (see `index_name`).
-        skipped: Number of items left out, by reason.
+        skipped: Number of skipped items, by reason.
         digest: SHA-256 over the resolution, class names, and each sample's bytes and label in
             order; does not depend on the shard size.
         shuffle_window: Images within which remote sets are shuffled (see sample_order.py); 0 if
@@ -114,7 +114,7 @@ class Manifest:
 
     @property
     def index_name(self) -> str:
-        """The file that says where the samples lie."""
+        """The file that records where the samples are stored."""
         return BETON_INDEX if self.only_beton else INDEX
 
     @property

@@ -41,7 +41,7 @@ class Samples(Protocol[Stored_co]):
         """Return what is stored of a sample, and its label. Raises BadImage if it is damaged."""
 
     def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages."""
+        """Return where a sample is stored, for messages."""
 
     def close(self) -> None:
         """Close the files."""
@@ -52,7 +52,7 @@ class ShardedImages:
 
     Args:
         path: Directory of the packed set, or its URL (see data_pipelines/packed/remote.py).
-        check_sizes: Compare the shards' sizes with the manifest at once (local sets).
+        check_sizes: Compare the sizes of local shards with the manifest when opening the set.
         cache: Local cache of remote sets.
 
     Raises:
@@ -107,7 +107,7 @@ class ShardedImages:
         return torch.from_numpy(np.ascontiguousarray(self._pixels(stored).transpose(2, 0, 1)))
 
     def locate(self, index: int) -> str:
-        """Return where a sample lies, for messages: shard and number."""
+        """Return where a sample is stored, for messages: shard and number."""
         shard = self.manifest.shards[int(self.index[index]["shard"])]
         return f"sample {index} (at byte {int(self.index[index]['offset'])} of {shard.name})"
 

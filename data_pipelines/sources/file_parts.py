@@ -68,7 +68,7 @@ class _Mark(NamedTuple):
 class Inflated(_Part):
     """A deflated range of a file, read at random.
 
-    States of the decompressor are saved along the way, so that seeking back repeats little work: at
+    States of the decompressor are saved while reading, so that seeking back repeats little work: at
     most 4096 of about 40 KB each.
 
     Args:

@@ -200,7 +200,7 @@ FileSource = DirectorySource | ZipSource | TarSource
 
 
 def detect(path: Path) -> FileSource:
-    """Return the source of a directory, zip or tar of images, whichever `path` is.
+    """Return the source of `path`, which is a directory, zip or tar of images.
 
     Raises:
         SourceError: It is none of them.

@@ -89,7 +89,7 @@ class ImagenetValidationSource:
     published: bool = True
 
     def list_items(self) -> Listing:
-        """Return all images by name. Raises SourceError if the ground truth does not fit."""
+        """Return all images by name. Raises SourceError if the ground truth does not match."""
         entries = replace(detect(self.path), labelled=False).list_items().entries
         stems = [PurePosixPath(entry.name).stem for entry in entries]
         wnids, table = read_ground_truth(self.ground_truth, stems)

@@ -1,8 +1,8 @@
 """Reading an LMDB database file without the LMDB library, which can only map a file on disk.
 
 Here the file may be any seekable stream, such as a member of a zip. It is a tree of pages: two meta
-pages name the root; branch pages lead to leaf pages, which hold the keys in order; a value lies in
-its leaf, or behind the header of a run of overflow pages (the layout in LMDB's own mdb.c).
+pages name the root; branch pages lead to leaf pages, which hold the keys in order; a value is in
+its leaf, or after the header of a run of overflow pages (the layout in LMDB's own mdb.c).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LmdbError(ValueError):
 
 
 class Record(NamedTuple):
-    """A key, and where its value lies in the file."""
+    """A key, and where its value is in the file."""
 
     key: bytes
     offset: int
@@ -95,7 +95,7 @@ def _record(page: bytes, place: int, number: int, file_size: int) -> Record:
         (run,) = PAGE_NUMBER.unpack_from(page, start)
         offset = run * len(page) + HEADER.size
     if offset + size > file_size:
-        raise LmdbError(f"it is cut short: the value of {key!r} ends behind byte {file_size}")
+        raise LmdbError(f"it is cut short: the value of {key!r} ends after byte {file_size}")
     return Record(key, offset, size)
 
 

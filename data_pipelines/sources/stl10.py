@@ -20,7 +20,7 @@ SPLITS = ("train", "test", "unlabeled")
 
 
 class _Place(NamedTuple):
-    """Where one binary file lies: a file on disk, and the range within its decompressed bytes."""
+    """Where a binary file is: a file on disk, and the range within its decompressed bytes."""
 
     path: Path
     offset: int
@@ -49,7 +49,7 @@ class Stl10Source:
             labels = [byte - 1 for byte in _read(places, f"{self.split}_y.bin")]
             names = tuple(_read(places, "class_names.txt").decode().split())
             if len(labels) != count or not all(0 <= label < len(names) for label in labels):
-                raise SourceError(f"{self.path}: {self.split}_y.bin does not fit the images")
+                raise SourceError(f"{self.path}: {self.split}_y.bin does not match the images")
         offsets = range(images.offset, images.offset + images.size, PIXELS)
         rows = enumerate(zip(labels, offsets, strict=True))
         entries = [Entry(f"{self.split}/{n:06d}", lbl, PIXELS, at) for n, (lbl, at) in rows]

@@ -167,7 +167,7 @@ def test_a_failure_that_no_sample_causes_stops(
         return run(self, graph, feed)
 
     monkeypatch.setattr(DaliPipeline, "_run", failing)
-    with pytest.raises(RuntimeError, match="can decode each sample by itself: out of memory"):
+    with pytest.raises(RuntimeError, match="can decode each sample on its own: out of memory"):
         delivered(dataset, Share(0, 1, 8), 8)
 
 
