@@ -14,6 +14,7 @@ from typing import Any
 
 from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
+from models.config_io import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,8 @@ PROTOCOLS: dict[str, Protocol] = {
 def find_protocol(name: str) -> Protocol:
     """Return a protocol by name. Raises ValueError, listing the known ones."""
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}")
+        similar = did_you_mean(name, [*PROTOCOLS])
+        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}{similar}")
     return PROTOCOLS[name]
 
 

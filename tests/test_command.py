@@ -74,7 +74,10 @@ def test_usage_shows_what_was_typed(arguments: str, capsys: pytest.CaptureFixtur
         ("train plan rdm_debug_edm", "rdm_debug_edm"),
         ("eval tabel results", "table"),
         ("eval run x --reference y --detector inceptoin", "inception"),
+        ("eval run x --reference y --protocol rdm_imagnet256", "rdm_imagenet256"),
+        ("train plan rdm_debug_edm16 --gpu a100-40", "a100-40g"),
         ("slurm statsu run", "status"),
+        ("slurm workflow quickstrat --root x", "quickstart"),
         ("convert rdm-oficial a b", "rdm-official"),
     ],
 )

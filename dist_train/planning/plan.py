@@ -18,7 +18,7 @@ from dist_train.planning.flops import Footprint, measure_step
 from dist_train.planning.hardware import GPUS, Gpu
 from dist_train.precision import compute_dtypes, settle_precision
 from dist_train.recipes import find_recipe
-from models.config_io import ConfigError, override
+from models.config_io import ConfigError, did_you_mean, override
 
 FLOAT = 4
 """Bytes of a weight, a gradient, a moment or an average."""
@@ -203,7 +203,8 @@ def plan_command(options: argparse.Namespace) -> int:
         ConfigError: Unknown recipe, setting or GPU, or numbers that make no sense.
     """
     if options.gpu not in GPUS:
-        raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}")
+        similar = did_you_mean(options.gpu, [*GPUS])
+        raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}{similar}")
     for name in ("nodes", "gpus_per_node", "network_gbit", "mfu", "gpu_hours_per_failure"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be positive")

@@ -26,6 +26,7 @@ from evaluation.detectors.inception_weights import (
     tensors_digest,
 )
 from evaluation.detectors.torchscript import ScriptedDetector, load_script
+from models.config_io import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -
         ValueError: The name or the preprocessing is unknown, or the weights are missing or unfit.
     """
     if config.name not in DETECTORS:
-        raise ValueError(f"detector {config.name!r} is not one of {', '.join(DETECTORS)}")
+        similar = did_you_mean(config.name, [*DETECTORS])
+        raise ValueError(f"detector {config.name!r} is not one of {', '.join(DETECTORS)}{similar}")
     kind = DETECTORS[config.name]
     preprocessing = config.preprocessing or kind.preprocessings[0]
     if preprocessing not in kind.preprocessings:

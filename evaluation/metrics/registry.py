@@ -34,6 +34,7 @@ from evaluation.metrics.precision_recall import (
     stylegan_distance,
 )
 from evaluation.metrics.statistics import FeatureSet, FloatArray, gaussian_of
+from models.config_io import did_you_mean
 
 Values = dict[str, float]
 Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
@@ -128,7 +129,8 @@ def parse_request(text: str, taps: list[str], bootstrap: int = 0) -> MetricReque
     """
     kind, _, tap = text.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"metric {kind!r} is not one of {', '.join(KINDS)}")
+        similar = did_you_mean(kind, [*KINDS])
+        raise ValueError(f"metric {kind!r} is not one of {', '.join(KINDS)}{similar}")
     tap = tap or taps[0]
     if tap not in taps:
         raise ValueError(f"metric {text!r}: the detector has the taps {', '.join(taps)}")

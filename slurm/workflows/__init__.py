@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from models.config_io import ConfigError
+from models.config_io import ConfigError, did_you_mean
 from slurm.workflows import papers, quickstart
 from slurm.workflows.steps import Inputs
 from slurm.workflows.workflow import Workflow
@@ -24,5 +24,6 @@ WORKFLOWS: dict[str, Callable[[Inputs], Workflow]] = {
 def find_workflow(name: str) -> Callable[[Inputs], Workflow]:
     """Return the workflow of a name. Raises ConfigError, listing all names, if there is none."""
     if name not in WORKFLOWS:
-        raise ConfigError(f"there is no workflow {name!r}; known are {', '.join(WORKFLOWS)}")
+        similar = did_you_mean(name, [*WORKFLOWS]) or f"; known are {', '.join(WORKFLOWS)}"
+        raise ConfigError(f"there is no workflow {name!r}{similar}")
     return WORKFLOWS[name]
