@@ -4,22 +4,22 @@
 #
 #   bash quickstart.sh [--data PATH] [--out DIR]
 #
-#   --data PATH   your own folder, zip or tar of images (class = sub-folder) instead of the
-#                 photographs inside the scikit-image wheel; at most 6,000 of them are taken
+#   --data PATH   your own directory, zip or tar of images (class = sub-directory) instead of
+#                 the photographs inside the scikit-image wheel; at most 6,000 of them are taken
 #   --out DIR     where everything goes (default: runs/quickstart, or runs/quickstart-NAME)
 #
-# Run it again and it goes on where it was stopped, or shows what is there.
+# The same command resumes where it was stopped, or shows the results.
 set -euo pipefail
 
-refuse() { echo "quickstart.sh: $*" >&2; exit 2; }
+reject() { echo "quickstart.sh: $*" >&2; exit 2; }
 
 data='' out=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --data) data=${2:-} && [ -e "$data" ] || refuse "--data needs a path that exists, not '$data'"; shift 2 ;;
-        --out) out=${2:-} && [ -n "$out" ] || refuse "--out needs a folder"; shift 2 ;;
+        --data) data=${2:-} && [ -e "$data" ] || reject "--data needs a path that exists, not '$data'"; shift 2 ;;
+        --out) out=${2:-} && [ -n "$out" ] || reject "--out needs a directory"; shift 2 ;;
         -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;;
-        *) refuse "unknown option $1 (see --help)" ;;
+        *) reject "unknown option $1 (see --help)" ;;
     esac
 done
 [ -z "$data" ] || data=$(realpath -- "$data")
@@ -37,18 +37,18 @@ seeds=0-191
 export WANDB_SILENT=true
 
 # Runs a command of relaywave; it ends with this script, whatever ends this script.
-relaywave() { setpriv --pdeathsig TERM .venv/bin/python -m "$@"; }
+relaywave() { setpriv --pdeathsig TERM .venv/bin/relaywave "$@"; }
 
 phase() { printf '\n== %s\n' "$*"; }
 
 train() { # train NAME key=value ...
     local name=$1
     shift
-    relaywave dist_train "quickstart_$name" --run-dir "$out/$name" --ranks $ranks \
+    relaywave train "quickstart_$name" --run-dir "$out/$name" --ranks $ranks \
         "data.path=$out/data" "$@"
 }
 
-snapshots() { # snapshots first|last RUN ... : prints the snapshot folders of runs
+snapshots() { # snapshots first|last RUN ... : prints the snapshot directories of runs
     local which=$1 run
     shift
     for run in "$@"; do
@@ -61,25 +61,25 @@ evaluate() { # evaluate TITLE NAME SNAPSHOT ...
     local title=$1 name=$2
     shift 2
     echo "$title"
-    relaywave evaluation run "$@" --ranks $ranks --seeds $seeds --batch-size 32 \
+    relaywave eval run "$@" --ranks $ranks --seeds $seeds --batch-size 32 \
         --keep-images "$out/samples/$name" --grid "$out/$name.png" --grid-upscale 2 \
         --reference "$out/reference.npz" --metrics fd:block4,fd:block10 \
         --title "$title" --out "$out/evaluation/$name.json" >/dev/null
 }
 
-# Whatever stopped it, say how to go on.
-trap 'code=$?; [ $code -eq 0 ] || echo "quickstart.sh stopped (exit code $code); the same command goes on from here." >&2' EXIT
+# Whatever stopped it, say how to resume.
+trap 'code=$?; [ $code -eq 0 ] || echo "quickstart.sh stopped (exit code $code); the same command resumes." >&2' EXIT
 
 started=$SECONDS
 mkdir -p "$out"
 
 phase "Data: 64x64 shards"
 if [ -n "$data" ]; then
-    relaywave data_pipelines pack images "$data" "$out/data" --resolution 64 --subset 6000
+    relaywave data pack images "$data" "$out/data" --resolution 64 --subset 6000
 else
-    relaywave data_pipelines pack photographs "$out/data" --resolution 64
+    relaywave data pack photographs "$out/data" --resolution 64
 fi
-classes=$(relaywave data_pipelines info "$out/data" --classes)
+classes=$(relaywave data info "$out/data" --classes)
 
 phase "RDM stage 1: EDM at 16x16"
 train edm16 "objective.unet.label_dim=$classes"
@@ -89,7 +89,7 @@ phase "WaveDiff: generator and discriminator at 64x64"
 train wavediff64
 
 phase "Reference statistics of the data"
-relaywave evaluation reference "$out/data" "$out/reference.npz" --ranks $ranks
+relaywave eval reference "$out/data" "$out/reference.npz" --ranks $ranks
 
 phase "Samples and Fréchet distances"
 mapfile -t rdm < <(snapshots last edm16 relay64)
@@ -100,7 +100,7 @@ evaluate "WaveDiff, untrained" wavediff_untrained "$(snapshots first wavediff64)
 evaluate "WaveDiff" wavediff "$(snapshots last wavediff64)"
 
 phase "Results"
-relaywave evaluation table "$out"/evaluation/{rdm_untrained,rdm,wavediff_untrained,wavediff}.json
+relaywave eval table "$out"/evaluation/{rdm_untrained,rdm,wavediff_untrained,wavediff}.json
 echo
 echo "Grids: $out/rdm.png $out/wavediff.png   Samples: $out/samples   Runs: $out/{edm16,relay64,wavediff64}"
 echo "Set-up excluded, this took $((SECONDS - started)) s."

@@ -11,7 +11,7 @@ setup_ffcv
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 
-# Written with `=`: before tests/conftest.py is read, pytest takes a folder that stands alone for tests.
+# Written with `=`: before tests/conftest.py is read, pytest takes a separate directory for tests.
 goldens=()
 if [ -d ../shared/goldens ]; then
     goldens=("--goldens=$(cd ../shared/goldens && pwd)")
