@@ -104,13 +104,13 @@ def build_engines(
             network.to(world.device).train(),
             config.optim[name],
             world=world,
-            zero_stage=config.zero_stage,
+            zero_stage=config.sharding.zero_stage,
             micro_batch_size=batches[0],
             accumulation_steps=batches[1],
-            offload=config.offload,
+            offload=config.sharding.offload,
             scale_loss="float16" in compute_dtypes(config.objective),
             explosion=policy.explosion if policy.action == "skip" else None,
-            extra=config.deepspeed,
+            extra=config.sharding.deepspeed,
         )
         for name, network in networks.items()
     }
@@ -123,8 +123,9 @@ def check_networks(config: RunConfig, objective: Objective, names: Collection[st
             f"optim has settings for {sorted(config.optim)}, the objective has the networks"
             f" {sorted(names)}"
         )
+    sharding = config.sharding
     check_stage(
-        config.zero_stage, config.offload, len(names), second_order=bool(objective.second_order)
+        sharding.zero_stage, sharding.offload, len(names), second_order=bool(objective.second_order)
     )
 
 
@@ -151,15 +152,15 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
     check_resolution(config, objective)
     with torch.device("meta"):
         check_networks(config, objective, objective.build_networks())
-    sharded = used_stage(config.zero_stage, config.offload, world_size) > 0
+    sharded = used_stage(config.sharding.zero_stage, config.sharding.offload, world_size) > 0
     for adam in config.optim.values():
         engine_settings(
-            config.deepspeed,
-            zero_stage=config.zero_stage,
+            config.sharding.deepspeed,
+            zero_stage=config.sharding.zero_stage,
             micro_batch_size=micro,
             accumulation_steps=accumulation_steps,
             clip=(adam.max_gradient_norm or 0.0) if sharded else 0.0,
-            offload=config.offload,
+            offload=config.sharding.offload,
         )
     find_newest_whole(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
     if data_later:
@@ -176,7 +177,7 @@ def called_networks(
     """Return the networks as losses call them; R1's double backward cannot be compiled."""
     return {
         name: torch.compile(engine.called, dynamic=False)  # type: ignore[misc]
-        if config.compile and name not in objective.second_order
+        if config.compute.compile and name not in objective.second_order
         else engine.called
         for name, engine in engines.items()
     }

@@ -28,7 +28,8 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
         raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
     config = override(find_recipe(options.recipe)(), options.overrides)
     if options.deepspeed is not None:
-        config = replace(config, deepspeed=_read_json(options.deepspeed))
+        sharding = replace(config.sharding, deepspeed=_read_json(options.deepspeed))
+        config = replace(config, sharding=sharding)
     if options.print_config:
         print(json.dumps(to_json(config), indent=2))
         return 0

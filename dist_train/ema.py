@@ -11,6 +11,14 @@ from dist_train.ema_profiles import EmaProfile
 from dist_train.engine.fragments import Fragment
 from dist_train.runtime.world import World
 
+MAIN = "main"
+"""Name of the average that snapshots hold."""
+
+
+def average_group(network: str, average: str) -> str:
+    """Return the name of an average's tensors in checkpoints; that of the main one is `ema`."""
+    return f"{network}.{'ema' if average == MAIN else average}"
+
 
 class ShardedEma:
     """A float32 average of this rank's own fragments of the master weights.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.config import RunConfig
+from dist_train.ema import MAIN
 from dist_train.ema_profiles import ConstantEma, EmaProfile, HalflifeEma, PowerEma
 from models.config_io import ConfigError, read_config
 from models.snapshot import read_snapshot, write_snapshot
@@ -42,7 +43,7 @@ def add_ema(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Reconstruct an average of other length from those that a run has stored. Have"
         " it store two power profiles from the start:"
-        ' extra_emas={"short": {"type": "PowerEma", "relative_width": 0.05}, "long": ...}'
+        ' ema.short={"type": "PowerEma", "relative_width": 0.05} ema.long=...'
     )
     parser.add_argument("run", type=Path, help="a run folder")
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -86,8 +87,10 @@ def reconstruct_command(options: argparse.Namespace) -> int:
 
 def find_stored(run_dir: Path, config: RunConfig) -> list[Stored]:
     """Return all averages that the run has stored, oldest first."""
-    folders = {"snapshots": config.ema}
-    folders |= {f"ema/{name}": profile for name, profile in config.extra_emas.items()}
+    folders = {
+        "snapshots" if name == MAIN else f"ema/{name}": profile
+        for name, profile in config.ema.items()
+    }
     return sorted(
         (
             Stored(file.parent, profile, int(file.parent.name))

@@ -1,7 +1,7 @@
 """Precision: it belongs to the networks, whose configurations name what they compute in.
 
-`RunConfig.precision` sets them all. `auto` is settled when a run begins and recorded with it, so
-that a run that goes on elsewhere keeps its precision.
+`compute.precision` sets them all. `auto` is settled when a run starts and recorded with it, so that
+a run that continues elsewhere keeps its precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dist_train.config import RunConfig
+from dist_train.config import ComputeConfig, RunConfig
 from models.config_io import ConfigError
 from models.layers import ComputeDtype
 
@@ -30,7 +30,7 @@ def settle_precision(config: RunConfig, bfloat16: bool) -> RunConfig:
         config: Any configuration.
         bfloat16: Whether it is to run on devices that have bfloat16.
     """
-    precision = config.precision
+    precision = config.compute.precision
     if precision == "auto":
         if compute_dtypes(config.objective) != {"float32"}:
             precision = None
@@ -39,7 +39,16 @@ def settle_precision(config: RunConfig, bfloat16: bool) -> RunConfig:
     objective = (
         config.objective if precision is None else _computing_in(precision, config.objective)
     )
-    return replace(config, precision=precision, objective=objective)
+    compute = replace(config.compute, precision=precision)
+    return replace(config, compute=compute, objective=objective)
+
+
+def set_float32_mode(compute: ComputeConfig) -> None:
+    """Set this process' flags of TF32 and of cuDNN's choice of algorithms, before anything runs."""
+    if compute.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = compute.tf32
+        torch.backends.cudnn.allow_tf32 = compute.tf32
+    torch.backends.cudnn.benchmark = compute.cudnn_benchmark
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -76,5 +85,5 @@ def check_precision(config: Any, device: torch.device) -> None:
     if not has_bfloat16(device):
         raise ConfigError(
             f"the networks compute in bfloat16, which {torch.cuda.get_device_name(device)} lacks;"
-            " set precision=float16 or precision=float32"
+            " set compute.precision=float16 or compute.precision=float32"
         )

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from data_pipelines.pipeline import ImagePipeline
 from dist_train.config import RunConfig
-from dist_train.ema import ShardedEma
+from dist_train.ema import MAIN, ShardedEma
 from dist_train.runtime.world import World
+from models.config_io import to_json
 from models.objective import images_to_unit_range
 from models.rdm.config import RelayConfig
 from models.sample_rng import Draws
@@ -47,6 +48,7 @@ class SnapshotWriter:
             "dataset_digest": pipeline.info.digest,
             "class_names": list(pipeline.info.class_names),
             "torch": torch.__version__,
+            "compute": to_json(config.compute),
         }
         self._on_snapshot = on_snapshot
         self._grids = GridDrawer(config, run_dir, world, pipeline)
@@ -58,12 +60,12 @@ class SnapshotWriter:
 
         Args:
             images_seen: The clock.
-            emas: All averages by name; "ema" is the main one.
+            emas: All averages by name.
             shapes: Shape by name of the sampled network's parameters.
         """
         grid = None
         for name, ema in emas.items():
-            folder = "snapshots" if name == "ema" else f"ema/{name}"
+            folder = "snapshots" if name == MAIN else f"ema/{name}"
             path = self._run_dir / folder / f"{images_seen:012d}"
             if self._world.broadcast_object((path / "snapshot.json").exists()):
                 continue
@@ -71,7 +73,7 @@ class SnapshotWriter:
             if self._world.rank == 0:
                 self._write_one(path, weights, images_seen, ema)
             self._world.barrier()
-            if name == "ema":
+            if name == MAIN:
                 grid = self._grids.draw(path)
         return grid
 
@@ -111,13 +113,13 @@ class GridDrawer:
     def __init__(
         self, config: RunConfig, run_dir: Path, world: World, pipeline: ImagePipeline
     ) -> None:
-        self._world, self._count = world, config.grid_seeds
+        self._world, self._count = world, config.logging.grid_seeds
         self._folder = run_dir / "grids"
         self._stages: list[Path] = []
         self._reduced: _Reduced | None = None
         if isinstance(config.objective, RelayConfig) and self._count:
-            if config.grid_previous is not None:
-                self._stages = [Path(config.grid_previous)]
+            if config.logging.grid_previous is not None:
+                self._stages = [Path(config.logging.grid_previous)]
             else:
                 self._reduced = _Reduced(config.objective, pipeline, self._count, world.device)
 
@@ -154,8 +156,9 @@ class GridDrawer:
 
 def check_previous(config: RunConfig) -> None:
     """Refuse a `grid_previous` that grids cannot go on from. Raises ValueError."""
-    if isinstance(config.objective, RelayConfig) and config.grid_seeds and config.grid_previous:
-        stage = read_snapshot(Path(config.grid_previous))
+    logging = config.logging
+    if isinstance(config.objective, RelayConfig) and logging.grid_seeds and logging.grid_previous:
+        stage = read_snapshot(Path(logging.grid_previous))
         check_stages([stage.objective, config.objective])
 
 

@@ -31,6 +31,7 @@ def train(
         profile_steps: Steps to trace.
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
+    from dist_train.precision import set_float32_mode
     from dist_train.runtime.preemption import stop_with_launcher
     from dist_train.runtime.run_dir import RunFolderError, enter_run_folder
     from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
@@ -39,10 +40,11 @@ def train(
 
     stop_with_launcher()
     # Collectives outlast the watchdog, which says more than they do.
-    world = init_world(timedelta(seconds=config.hang_timeout + 30))
+    world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
     lock = None
     try:
         lock, config = enter_run_folder(run_dir, config, world, allow_changes)
+        set_float32_mode(config.compute)
         outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
     except LostRankError as error:
         return refuse(error, EXIT_LOST, always=True)

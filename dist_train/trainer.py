@@ -18,7 +18,7 @@ from dist_train.build import build_data, build_engines, called_networks, plan_ba
 from dist_train.checkpoint.format import CheckpointReader, Retention, TrainState, find_newest_whole
 from dist_train.checkpoint.writer import CheckpointWriter
 from dist_train.config import RunConfig
-from dist_train.ema import ShardedEma
+from dist_train.ema import ShardedEma, average_group
 from dist_train.engine.engine import parameter_lists, updating_only
 from dist_train.engine.fragments import Fragment
 from dist_train.monitoring.divergence import DivergedError
@@ -73,9 +73,8 @@ class Trainer:
         self.networks = {name: engine.network for name, engine in self.engines.items()}
         self._parameters = parameter_lists(self.networks)
         self.losses = self.objective.losses()
-        profiles = {"ema": config.ema, **config.extra_emas}
         owned = self.engines[self.objective.sampled_network].owned()
-        self.emas = {name: ShardedEma(owned, profile) for name, profile in profiles.items()}
+        self.emas = {name: ShardedEma(owned, profile) for name, profile in config.ema.items()}
         self.images_seen = self.step = self.data_offset = 0
         self._called = called_networks(config, self.objective, self.engines)
         self._reporter = Reporter(config, run_dir, world, self.objective, self.engines)
@@ -83,14 +82,14 @@ class Trainer:
             run_dir,
             world,
             Retention(
-                last=config.keep_checkpoints,
-                every_images=config.keep_every_images,
-                best=config.keep_best is not None,
+                last=config.checkpoint.keep_last,
+                every_images=config.checkpoint.keep_every_images,
+                best=config.checkpoint.keep_best is not None,
             ),
         )
         self._snapshots = SnapshotWriter(config, run_dir, world, self.pipeline, on_snapshot)
         self._profiler = StepProfiler(run_dir, world, profile_steps)
-        self._watchdog = Watchdog(run_dir, world, config.hang_timeout)
+        self._watchdog = Watchdog(run_dir, world, config.divergence.hang_timeout)
         self._saved: int | None = None
         self._roll_backs = 0
         self._notes = self._resume()
@@ -114,9 +113,9 @@ class Trainer:
                 self._reporter.timer.read()  # what took time until now was no training
                 while self.images_seen < config.total_images:
                     self._train_step(examples)
-                    saving = self._crossed(config.checkpoint_images)
-                    sampling = self._crossed(config.snapshot_images)
-                    if saving or sampling or self._crossed(config.log_images):
+                    saving = self._crossed(config.checkpoint.every_images)
+                    sampling = self._crossed(config.checkpoint.snapshot_every_images)
+                    if saving or sampling or self._crossed(config.logging.every_images):
                         trouble = self._report()  # before saving: what diverged is never saved
                         if trouble:
                             self._roll_back(trouble)
@@ -169,7 +168,8 @@ class Trainer:
 
     def _examples(self) -> Iterator[Example]:
         """Yield this rank's micro-batches in model space, endlessly, from the current position."""
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        compute = self.config.compute
+        layout = torch.channels_last if compute.channels_last else torch.contiguous_format
         conditional = self.config.objective.label_dim > 0
         for batch in self.pipeline.batches(self.images_seen + self.data_offset):
             x = self.objective.prepare(batch.images).contiguous(memory_format=layout)
@@ -198,7 +198,7 @@ class Trainer:
         """Return all tensors of the run's state that this rank owns, by group."""
         name = self.objective.sampled_network
         groups = {name: engine.owned() for name, engine in self.engines.items()}
-        return groups | {f"{name}.{ema}": self.emas[ema].fragments() for ema in self.emas}
+        return groups | {average_group(name, k): ema.fragments() for k, ema in self.emas.items()}
 
     def _begin_checkpoint(self) -> None:
         state = TrainState(
@@ -257,7 +257,7 @@ class Trainer:
             engine.end_restore()
             engine.loss_scale.load_state(state.loss_scales[name])
         for name, ema in self.emas.items():
-            reader.restore(f"{sampled}.{name}", ema.fragments())
+            reader.restore(average_group(sampled, name), ema.fragments())
         self.images_seen, self.step = state.images_seen, state.step
         self.data_offset = state.data_offset
         self._saved = self.images_seen

@@ -6,7 +6,8 @@ annotations, so reading a configuration can only ever build the classes that a f
 
 A class lists settings that have moved in `RENAMED: ClassVar[dict[str, str]]`, from the old name to
 the new one, which may be dotted (`{"checkpoint_images": "checkpoint.every_images"}`): files written
-with the old names are read, and overrides that use them are rejected with the new name.
+with the old names are read, and overrides that use them are rejected with the new name. What a new
+name alone cannot express, a static method `upgrade` of the class does to what a file holds.
 
 It lives in `models`, the lowest layer, because a snapshot carries its objective's configuration.
 """
@@ -126,6 +127,9 @@ def _assign(document: dict[str, Any], dotted_key: str, value: Any) -> None:
     *parents, last = dotted_key.split(".")
     node: Any = document
     for depth, name in enumerate([*parents, last]):
+        adds = depth == len(parents) and isinstance(value, dict)
+        if adds and isinstance(node, dict) and "type" not in node:
+            break  # another entry of a dict, such as an average or an optimizer
         if not isinstance(node, dict) or name not in node or name == "type":
             known = ", ".join(k for k in node if k != "type") if isinstance(node, dict) else "none"
             place = ".".join(dotted_key.split(".")[:depth]) or "the configuration"
@@ -230,7 +234,10 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     names = {field.name for field in dataclasses.fields(cls)}
     if value.get("type", cls.__name__) != cls.__name__:
         raise ConfigError(f"{where} is of type {value['type']!r}, expected {cls.__name__}")
-    settings = _with_new_names(cls, {k: v for k, v in value.items() if k != "type"}, where)
+    settings = {k: v for k, v in value.items() if k != "type"}
+    if hasattr(cls, "upgrade"):
+        settings = cls.upgrade(settings)
+    settings = _with_new_names(cls, settings, where)
     unknown = sorted(settings.keys() - names)
     if unknown:
         known = ", ".join(sorted(names))

@@ -25,7 +25,7 @@ ORDER = {
     " > sources packed > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc > trainer > build"
     " > monitoring snapshots > planning checkpoint ema > engine > runtime > precision > recipes"
-    " > config > ema_profiles schedules",
+    " > config > config_groups > ema_profiles schedules",
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request > protocols"
     " > samples reference results > rank_errors > features > metrics > image_sets detectors"
     " > progress disk",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import (
     AdamConfig,
+    CheckpointConfig,
     ConstantEma,
     CosineSchedule,
     HalflifeEma,
+    LoggingConfig,
     RunConfig,
     WarmupSchedule,
 )
@@ -39,13 +41,11 @@ def tiny_edm() -> RunConfig:
         objective=EdmConfig(unet=_unet(8), label_dropout=0.2, augment_probability=0.3),
         data=DataConfig(backend="synthetic", resolution=8, flip=True),
         optim={"denoiser": AdamConfig(lr=1e-3, schedule=WarmupSchedule(images=4 * BATCH))},
-        ema=HalflifeEma(halflife_images=3 * BATCH),
+        ema={"main": HalflifeEma(halflife_images=3 * BATCH)},
         total_images=6 * BATCH,
         global_batch_size=BATCH,
-        log_images=BATCH,
-        checkpoint_images=3 * BATCH,
-        snapshot_images=6 * BATCH,
-        grid_seeds=0,
+        checkpoint=CheckpointConfig(every_images=3 * BATCH, snapshot_every_images=6 * BATCH),
+        logging=LoggingConfig(every_images=BATCH, grid_seeds=0),
     )
 
 
@@ -56,13 +56,11 @@ def tiny_relay() -> RunConfig:
         objective=RelayConfig(unet=_unet(16), label_dropout=0.2, augment_probability=0.3),
         data=DataConfig(backend="synthetic", resolution=16, flip=True),
         optim={"denoiser": AdamConfig(lr=1e-3)},
-        ema=HalflifeEma(halflife_images=3 * BATCH, rampup_ratio=None),
+        ema={"main": HalflifeEma(halflife_images=3 * BATCH, rampup_ratio=None)},
         total_images=6 * BATCH,
         global_batch_size=BATCH,
-        log_images=BATCH,
-        checkpoint_images=3 * BATCH,
-        snapshot_images=6 * BATCH,
-        grid_seeds=0,
+        checkpoint=CheckpointConfig(every_images=3 * BATCH, snapshot_every_images=6 * BATCH),
+        logging=LoggingConfig(every_images=BATCH, grid_seeds=0),
     )
 
 
@@ -92,13 +90,11 @@ def tiny_wavediff() -> RunConfig:
         ),
         data=DataConfig(backend="synthetic", resolution=32, flip=True),
         optim={"discriminator": adam, "generator": adam},
-        ema=ConstantEma(decay=0.9),
+        ema={"main": ConstantEma(decay=0.9)},
         total_images=6 * BATCH,
         global_batch_size=BATCH,
-        log_images=BATCH,
-        checkpoint_images=3 * BATCH,
-        snapshot_images=6 * BATCH,
-        grid_seeds=0,
+        checkpoint=CheckpointConfig(every_images=3 * BATCH, snapshot_every_images=6 * BATCH),
+        logging=LoggingConfig(every_images=BATCH, grid_seeds=0),
     )
 
 

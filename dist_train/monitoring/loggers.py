@@ -35,9 +35,9 @@ class Mirror(Protocol):
 def start_mirrors(config: RunConfig, run_dir: Path) -> list[Mirror]:
     """Return the mirrors that the configuration asks for and that could be started."""
     mirrors: list[Mirror | None] = []
-    if config.wandb_project is not None:
-        mirrors.append(_start_wandb(config.wandb_project, run_dir, to_json(config)))
-    if config.tensorboard:
+    if config.logging.wandb_project is not None:
+        mirrors.append(_start_wandb(config.logging.wandb_project, run_dir, to_json(config)))
+    if config.logging.tensorboard:
         mirrors.append(_start_tensorboard(run_dir))
     return [mirror for mirror in mirrors if mirror is not None]
 

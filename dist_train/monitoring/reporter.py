@@ -31,7 +31,7 @@ class Reporter:
 
     Attributes:
         timer: Where the time of a step goes.
-        metric: The last interval's value of `config.keep_best`.
+        metric: The last interval's value of `checkpoint.keep_best`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Reporter:
         self._averages = MetricAverages()
         scales = {name: engine.loss_scale for name, engine in engines.items()}
         self._judge = Judge(config.divergence, objective.diagnose, scales)
-        self._peak_flops = peak_flops(config.peak_tflops, world.device)
+        self._peak_flops = peak_flops(config.logging.peak_tflops, world.device)
         self._flops: float | None = None
         self._first = 0
         self._log: MetricsLog | None = None
@@ -97,7 +97,7 @@ class Reporter:
             return None
         metrics = self._averages.reduce(self._world)
         trouble = self._judge.find_trouble(metrics)
-        self.metric = metrics.get(self._config.keep_best or "")
+        self.metric = metrics.get(self._config.checkpoint.keep_best or "")
         for name, engine in self._engines.items():
             metrics[f"{name}/gradient_norm"] = engine.gradient_norm()
             metrics[f"{name}/learning_rate"] = rates[name]

@@ -85,7 +85,7 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
     everything, largest = FLOAT * sum(sizes.values()), FLOAT * max(sizes.values())
     bucket, part = min(largest, FLOAT * MAX_BUCKET), largest / ranks
     sampled = FLOAT * sizes[config.objective.build().sampled_network]
-    averages = (1 + len(config.extra_emas)) * sampled / ranks
+    averages = len(config.ema) * sampled / ranks
     activations, gradients = footprint.activation_bytes, footprint.gradient_bytes
     if zero_stage == 0 or ranks == 1:
         update = max(largest - activations, 0.0)
@@ -158,7 +158,7 @@ def step_seconds(
 def checkpoint_bytes(config: RunConfig, footprint: Footprint) -> float:
     """Return the size of a checkpoint: weights, two moments and the averages."""
     sampled = footprint.parameters[config.objective.build().sampled_network]
-    averages = (1 + len(config.extra_emas)) * sampled
+    averages = len(config.ema) * sampled
     return FLOAT * (3 * sum(footprint.parameters.values()) + averages)
 
 
@@ -242,15 +242,16 @@ def describe_plan(
             f" {parts.optimizer / 1e9:10.2f} {parts.ema / 1e9:6.2f}"
             f" {parts.activations / 1e9:12.2f} {parts.total / 1e9:7.2f} {fits or 'none':>12}"
         )
-    if config.offload != "none":
-        moved = "optimizer is" if config.offload == "optimizer" else "optimizer and weights are"
-        yield f"offload={config.offload}: the {moved} in the host's memory instead"
+    offload = config.sharding.offload
+    if offload != "none":
+        moved = "optimizer is" if offload == "optimizer" else "optimizer and weights are"
+        yield f"sharding.offload={offload}: the {moved} in the host's memory instead"
     yield ""
     yield from _pace(replace(config, micro_batch_size=micro), machine, gpu_hours_per_failure)
 
 
 def _pace(config: RunConfig, machine: Machine, gpu_hours: float) -> Iterator[str]:
-    micro, stage = config.micro_batch_size or 1, config.zero_stage
+    micro, stage = config.micro_batch_size or 1, config.sharding.zero_stage
     footprint = measure_step(config.objective, micro)
     passes = -(-config.global_batch_size // (micro * machine.ranks))
     sent = traffic(footprint, stage, machine.ranks, passes)

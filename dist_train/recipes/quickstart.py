@@ -7,7 +7,17 @@ read the same 64-pixel shards; stage 1 gets their 4x4 box averages, the limit of
 from __future__ import annotations
 
 from data_pipelines.pipeline import DataConfig
-from dist_train.config import AdamConfig, ConstantEma, HalflifeEma, RunConfig, WarmupSchedule
+from dist_train.config import (
+    AdamConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    ConstantEma,
+    HalflifeEma,
+    LoggingConfig,
+    RunConfig,
+    ShardingConfig,
+    WarmupSchedule,
+)
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
 from models.rdm.relay_sampler import RelaySampling
@@ -19,6 +29,7 @@ from models.wavediff.generator_config import GeneratorConfig
 
 PHOTOGRAPHS = 8
 """Classes of the embedded image set; --data sets override objective.unet.label_dim."""
+WANDB_PROJECT = "relaywave-quickstart"
 
 
 def quickstart_edm16() -> RunConfig:
@@ -38,15 +49,13 @@ def quickstart_edm16() -> RunConfig:
         ),
         data=DataConfig(resolution=16),
         optim={"denoiser": AdamConfig(lr=2e-3, schedule=WarmupSchedule(images=3_200))},
-        ema=HalflifeEma(halflife_images=2_000, rampup_ratio=0.1),
+        ema={"main": HalflifeEma(halflife_images=2_000, rampup_ratio=0.1)},
         total_images=22_400,
         global_batch_size=32,
-        log_images=3_200,
-        checkpoint_images=3_200,
-        snapshot_images=22_400,
-        channels_last=True,
-        wandb_project="relaywave-quickstart",
-        gpus_per_node=2,
+        sharding=ShardingConfig(gpus_per_node=2),
+        compute=ComputeConfig(channels_last=True),
+        checkpoint=CheckpointConfig(every_images=3_200, snapshot_every_images=22_400),
+        logging=LoggingConfig(every_images=3_200, wandb_project=WANDB_PROJECT),
     )
 
 
@@ -66,15 +75,13 @@ def quickstart_relay64() -> RunConfig:
         ),
         data=DataConfig(resolution=64, flip=True),
         optim={"denoiser": AdamConfig(lr=2e-3, schedule=WarmupSchedule(images=800))},
-        ema=HalflifeEma(halflife_images=500, rampup_ratio=0.1),
+        ema={"main": HalflifeEma(halflife_images=500, rampup_ratio=0.1)},
         total_images=5_600,
         global_batch_size=16,
-        log_images=800,
-        checkpoint_images=800,
-        snapshot_images=5_600,
-        channels_last=True,
-        wandb_project="relaywave-quickstart",
-        gpus_per_node=2,
+        sharding=ShardingConfig(gpus_per_node=2),
+        compute=ComputeConfig(channels_last=True),
+        checkpoint=CheckpointConfig(every_images=800, snapshot_every_images=5_600),
+        logging=LoggingConfig(every_images=800, wandb_project=WANDB_PROJECT),
     )
 
 
@@ -110,14 +117,12 @@ def quickstart_wavediff64() -> RunConfig:
             "discriminator": AdamConfig(lr=5e-4, betas=betas),
             "generator": AdamConfig(lr=1e-3, betas=betas),
         },
-        ema=ConstantEma(decay=0.995),
+        ema={"main": ConstantEma(decay=0.995)},
         total_images=8_000,
         global_batch_size=8,
-        log_images=800,
-        checkpoint_images=800,
-        snapshot_images=8_000,
-        wandb_project="relaywave-quickstart",
-        gpus_per_node=2,
+        sharding=ShardingConfig(gpus_per_node=2),
+        checkpoint=CheckpointConfig(every_images=800, snapshot_every_images=8_000),
+        logging=LoggingConfig(every_images=800, wandb_project=WANDB_PROJECT),
     )
 
 

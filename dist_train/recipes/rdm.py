@@ -15,7 +15,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data_pipelines.pipeline import DataConfig
-from dist_train.config import AdamConfig, HalflifeEma, RunConfig, WarmupSchedule
+from dist_train.config import (
+    AdamConfig,
+    CheckpointConfig,
+    HalflifeEma,
+    LoggingConfig,
+    RunConfig,
+    ShardingConfig,
+    WarmupSchedule,
+)
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
@@ -55,11 +63,11 @@ def _published_run(
         objective=objective,
         data=DataConfig(path=f"datasets/{dataset}-{resolution}", resolution=resolution),
         optim={"denoiser": AdamConfig(lr=1e-4, schedule=WarmupSchedule(images=10_000_000))},
-        ema=HalflifeEma(halflife_images=500_000),
+        ema={"main": HalflifeEma(halflife_images=500_000)},
         total_images=total_images,
         global_batch_size=batch,
         micro_batch_size=32 if resolution == 64 else 8,
-        nodes=4,
+        sharding=ShardingConfig(nodes=4),
     )
 
 
@@ -75,7 +83,11 @@ def rdm_imagenet64() -> RunConfig:
         sampling=presets.IMAGENET_EDM,
     )
     run = _published_run("rdm_imagenet64", objective, "imagenet", 2_500_000_000, 4096)
-    return replace(run, ema=HalflifeEma(halflife_images=50_000_000), snapshot_images=25_000_000)
+    return replace(
+        run,
+        ema={"main": HalflifeEma(halflife_images=50_000_000)},
+        checkpoint=CheckpointConfig(snapshot_every_images=25_000_000),
+    )
 
 
 def rdm_imagenet256() -> RunConfig:
@@ -92,7 +104,11 @@ def rdm_imagenet256() -> RunConfig:
         sampling=presets.IMAGENET_RELAY,
     )
     run = _published_run("rdm_imagenet256", objective, "imagenet", 1_250_000_000, 4096)
-    return replace(run, nodes=8, snapshot_images=25_000_000)
+    return replace(
+        run,
+        sharding=ShardingConfig(nodes=8),
+        checkpoint=CheckpointConfig(snapshot_every_images=25_000_000),
+    )
 
 
 def rdm_imagenet256_guided() -> RunConfig:
@@ -130,7 +146,7 @@ def rdm_celebahq64() -> RunConfig:
         sampling=presets.CELEBAHQ_EDM,
     )
     run = _published_run("rdm_celebahq64", objective, "celebahq", 70_000_000, 1024)
-    return replace(run, snapshot_images=2_500_000)
+    return replace(run, checkpoint=CheckpointConfig(snapshot_every_images=2_500_000))
 
 
 def rdm_celebahq256() -> RunConfig:
@@ -147,7 +163,7 @@ def rdm_celebahq256() -> RunConfig:
         sampling=presets.CELEBAHQ_RELAY,
     )
     run = _published_run("rdm_celebahq256", objective, "celebahq", 47_000_000, 1024)
-    return replace(run, snapshot_images=2_500_000)
+    return replace(run, checkpoint=CheckpointConfig(snapshot_every_images=2_500_000))
 
 
 def rdm_celebahq256_no_block_noise() -> RunConfig:
@@ -234,13 +250,12 @@ def _debug_run(recipe: str, objective: EdmConfig | RelayConfig) -> RunConfig:
         objective=objective,
         data=DataConfig(backend="synthetic", resolution=objective.unet.resolution),
         optim={"denoiser": AdamConfig(lr=1e-3)},
-        ema=HalflifeEma(halflife_images=64),
+        ema={"main": HalflifeEma(halflife_images=64)},
         total_images=64,
         global_batch_size=8,
-        log_images=16,
-        checkpoint_images=32,
-        snapshot_images=64,
-        gpus_per_node=1,
+        sharding=ShardingConfig(gpus_per_node=1),
+        checkpoint=CheckpointConfig(every_images=32, snapshot_every_images=64),
+        logging=LoggingConfig(every_images=16),
     )
 
 

@@ -11,7 +11,15 @@ import dataclasses
 from dataclasses import dataclass
 
 from data_pipelines.pipeline import DataConfig
-from dist_train.config import AdamConfig, ConstantEma, CosineSchedule, RunConfig
+from dist_train.config import (
+    AdamConfig,
+    CheckpointConfig,
+    ConstantEma,
+    CosineSchedule,
+    LoggingConfig,
+    RunConfig,
+    ShardingConfig,
+)
 from models.wavediff import presets
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace
@@ -59,13 +67,14 @@ def _run(recipe: str, objective: WaveDiffConfig, row: _Row) -> RunConfig:
             name: AdamConfig(lr=rate, betas=(0.5, 0.9), schedule=schedule)
             for name, rate in rates.items()
         },
-        ema=ConstantEma(decay=row.ema_decay),
+        ema={"main": ConstantEma(decay=row.ema_decay)},
         total_images=(row.epochs + 1) * epoch_images,
         global_batch_size=global_batch_size,
         seed=1024,
-        checkpoint_images=10 * epoch_images,
-        snapshot_images=25 * epoch_images,
-        gpus_per_node=row.gpus,
+        sharding=ShardingConfig(gpus_per_node=row.gpus),
+        checkpoint=CheckpointConfig(
+            every_images=10 * epoch_images, snapshot_every_images=25 * epoch_images
+        ),
     )
 
 
@@ -230,9 +239,8 @@ def _debug(recipe: str, objective: WaveDiffConfig) -> RunConfig:
         config,
         data=DataConfig(backend="synthetic", resolution=objective.resolution, flip=True),
         total_images=192,
-        log_images=64,
-        checkpoint_images=64,
-        snapshot_images=192,
+        checkpoint=CheckpointConfig(every_images=64, snapshot_every_images=192),
+        logging=LoggingConfig(every_images=64),
     )
 
 

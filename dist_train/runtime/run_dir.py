@@ -27,21 +27,16 @@ from dist_train.runtime.world import World
 from models.config_io import ConfigError, differences, read_config, to_json, write_config
 
 HARMLESS = frozenset(
-    {"total_images", "micro_batch_size", "zero_stage", "offload", "deepspeed", "hang_timeout",
-     "peak_tflops", "log_images", "checkpoint_images", "snapshot_images",
-     "keep_checkpoints", "keep_every_images",
-     "keep_best", "grid_seeds", "grid_previous", "wandb_project", "tensorboard", "nodes",
-     "gpus_per_node", "compile", "channels_last", "data.path", "data.backend", "data.workers",
-     "data.prefetch", "divergence.action", "divergence.explosion",
-     "divergence.max_skipped_in_a_row", "divergence.max_roll_backs",
-     "objective.unet.recompute_blocks", "objective.generator.recompute_blocks",
-     "objective.discriminator.recompute_blocks"}
+    {"total_images", "micro_batch_size", "sharding", "checkpoint", "logging", "divergence",
+     "compute.cudnn_benchmark", "compute.channels_last", "compute.compile", "data.path",
+     "data.backend", "data.workers", "data.prefetch", "objective.unet.recompute_blocks",
+     "objective.generator.recompute_blocks", "objective.discriminator.recompute_blocks"}
 )  # fmt: skip
 """Settings that may change within a run: they alter cost and length, not what a step learns."""
 
 
-FORMAT_VERSION = 1
-"""Of the layout of a run folder; a run begun by a newer relaywave is refused."""
+FORMAT_VERSION = 2
+"""Of a run directory; a newer one is rejected. Runs of version 1 have flat settings."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """How file systems say that they have no locks."""
 
@@ -84,9 +79,12 @@ def settle_config(
     correct: bool = False,
 ) -> RunConfig:
     """Write the run's configuration, if `judge_config` has nothing against it, and return it."""
-    config = judge_config(run_dir, config, allow_changes, device, correct)
+    asked, config = config, judge_config(run_dir, config, allow_changes, device, correct)
+    begun = _begun_config(run_dir, asked, device, correct)
+    began_as = FORMAT_VERSION if begun is None else _first_format(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "format.json").write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
+    versions = {"format_version": FORMAT_VERSION, "began_as": began_as}
+    (run_dir / "format.json").write_text(json.dumps(versions) + "\n")
     write_config(config, run_dir / "config.json")
     return config
 
@@ -115,20 +113,42 @@ def judge_config(
     Raises:
         ConfigError: The folder belongs to other settings (they are listed).
     """
-    path = run_dir / "config.json"
     check_format(run_dir)
-    begun = read_config(RunConfig, path) if path.exists() else None
-    replaces = device is not None or (correct and begun and begun.recipe == config.recipe)
-    if replaces and not any(run_dir.glob("snapshots/[0-9]*")):
-        begun = None  # refused before its first step: the corrected settings may take its place
-    if begun is not None and begun.precision != "auto" and config.precision == "auto":
-        config = settle_precision(replace(config, precision=begun.precision), bfloat16=False)
-    elif device is not None:
+    begun = _begun_config(run_dir, config, device, correct)
+    if begun is not None:
+        config = _with_compute_of(begun, config, _first_format(run_dir))
+    if device is not None:
         config = settle_precision(config, has_bfloat16(device))
         begun = begun and settle_precision(begun, has_bfloat16(device))
     if begun is not None:
         _compare(run_dir, begun, config, allow_changes)
     return config
+
+
+def _begun_config(
+    run_dir: Path, config: RunConfig, device: torch.device | None, correct: bool
+) -> RunConfig | None:
+    """Return the settings that bind the run, None if those asked for may take their place."""
+    path = run_dir / "config.json"
+    begun = read_config(RunConfig, path) if path.exists() else None
+    replaces = device is not None or (correct and begun and begun.recipe == config.recipe)
+    trains = any(run_dir.glob("snapshots/[0-9]*"))  # else it was rejected before its first step
+    return None if replaces and not trains else begun
+
+
+def _with_compute_of(begun: RunConfig, config: RunConfig, began_as: int) -> RunConfig:
+    """Return settings with what was settled when the run began.
+
+    That is what `auto` became. A run of format 1 also keeps its precision, TF32 and cuDNN's choice
+    where the recipe names others by now: recipes did not pin them then.
+    """
+    was, wanted = begun.compute, config.compute
+    if was.precision != "auto" and (wanted.precision == "auto" or began_as == 1):
+        wanted = replace(wanted, precision=was.precision)
+    if began_as == 1:
+        wanted = replace(wanted, tf32=was.tf32, cudnn_benchmark=was.cudnn_benchmark)
+    config = replace(config, compute=wanted)
+    return config if wanted.precision == "auto" else settle_precision(config, bfloat16=False)
 
 
 def _compare(run_dir: Path, begun: RunConfig, config: RunConfig, allow_changes: bool) -> None:
@@ -148,16 +168,25 @@ def _compare(run_dir: Path, begun: RunConfig, config: RunConfig, allow_changes: 
 
 
 def check_format(run_dir: Path) -> None:
-    """Raise ConfigError if the folder was begun by a newer relaywave."""
-    path = run_dir / "format.json"
-    if not path.exists():
-        return
-    version = json.loads(path.read_text())["format_version"]
+    """Raise ConfigError if the run directory was written by a newer relaywave."""
+    version = _formats(run_dir)["format_version"]
     if version > FORMAT_VERSION:
         raise ConfigError(
-            f"{run_dir} has run folder format {version}, this relaywave knows {FORMAT_VERSION};"
-            " use the relaywave that began it, or a newer one"
+            f"{run_dir} has run directory format {version}, this relaywave knows {FORMAT_VERSION};"
+            " use the relaywave that wrote it, or a newer one"
         )
+
+
+def _first_format(run_dir: Path) -> int:
+    """Return the format that a run directory was begun in."""
+    versions = _formats(run_dir)
+    return versions.get("began_as", versions["format_version"])
+
+
+def _formats(run_dir: Path) -> dict[str, int]:
+    path = run_dir / "format.json"
+    versions: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    return {"format_version": 1, **versions}
 
 
 def _is_harmless(key: str) -> bool:

@@ -36,7 +36,7 @@ def diagnose_pair(metrics: Mapping[str, float]) -> str | None:
     if bad:
         return (
             f"{bad[0]} is not a number: training has diverged; lower the learning rates, raise"
-            " objective.r1_gamma, or set precision=float32"
+            " objective.r1_gamma, or set compute.precision=float32"
         )
     exploded = [name for name in losses if name not in SUMS and losses[name] > EXPLODED_LOSS]
     if exploded:

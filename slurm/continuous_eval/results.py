@@ -53,7 +53,8 @@ def log_results(run_dir: Path) -> int:
     to the run's own), by images seen. No result is sent twice.
     """
     config = json.loads((run_dir / "config.json").read_text())
-    if not (config.get("wandb_project") or config.get("tensorboard")):
+    logging = config.get("logging", config)  # runs of older versions have these at the top
+    if not (logging.get("wandb_project") or logging.get("tensorboard")):
         return 0
     evaluation = run_dir / "evaluation"
     with open(evaluation / ".mirror.lock", "w") as lock:

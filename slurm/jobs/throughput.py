@@ -50,14 +50,14 @@ def _recipe_of(run_dir: Path) -> str:
 
 
 def check_time(
-    resources: Resources, site: Site, checkpoint_images: int, throughput: Throughput | None
+    resources: Resources, site: Site, every_images: int, throughput: Throughput | None
 ) -> float:
     """Check that a start of the job reaches at least its next checkpoint.
 
     Args:
         resources: The request; its shortest acceptable time limit counts.
         site: The site profile.
-        checkpoint_images: Interval of checkpoints in images.
+        every_images: Interval of checkpoints in images.
         throughput: Measured or expected; None if unknown.
 
     Returns:
@@ -74,13 +74,13 @@ def check_time(
             f"{option}={limit} minutes: the site's signal_seconds={site.signal_seconds}"
             " before the limit leave no time to train"
         )
-    if throughput and checkpoint_images / throughput.images_per_second > seconds:
-        needed = checkpoint_images / throughput.images_per_second + site.signal_seconds
+    if throughput and every_images / throughput.images_per_second > seconds:
+        needed = every_images / throughput.images_per_second + site.signal_seconds
         raise ValueError(
             f"{option}={limit} minutes is below one checkpoint interval:"
-            f" {checkpoint_images:,} images at {throughput.images_per_second:.4g} images/s"
+            f" {every_images:,} images at {throughput.images_per_second:.4g} images/s"
             f" ({throughput.source}) and the margin before the limit take"
-            f" {needed / 60:.0f} minutes; ask for more time, or lower checkpoint_images"
+            f" {needed / 60:.0f} minutes; ask for more time, or lower checkpoint.every_images"
         )
     return seconds
 

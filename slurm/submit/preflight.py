@@ -105,13 +105,14 @@ def check_time_limit(
     throughput = known_throughput(run_dir, config.recipe, resources.world_size)
     if images_per_second is not None:
         throughput = Throughput(images_per_second, "by --images-per-second")
-    seconds = check_time(resources, site, config.checkpoint_images, throughput)
+    interval = config.checkpoint.every_images
+    seconds = check_time(resources, site, interval, throughput)
     if throughput is not None:
         return ""
     return (
         f"the time limit was not checked, as no run of {config.recipe} has been timed in"
-        f" {run_dir.parent}: {config.checkpoint_images:,} images to each checkpoint in"
-        f" {seconds / 60:.0f} minutes need {config.checkpoint_images / seconds:.3g} images/s;"
+        f" {run_dir.parent}: {interval:,} images to each checkpoint in"
+        f" {seconds / 60:.0f} minutes need {interval / seconds:.3g} images/s;"
         " set --images-per-second to what you expect;"
         f" `python -m dist_train plan {config.recipe}` estimates it"
     )

@@ -136,7 +136,7 @@ def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
 def resources_for(config: RunConfig, options: SubmitOptions) -> Resources:
     """Return a run's request: nodes and GPUs are the recipe's where the options leave them open."""
     return options.resources(
-        nodes=config.nodes, gpus_per_node=config.gpus_per_node, minutes=24 * 60
+        nodes=config.sharding.nodes, gpus_per_node=config.sharding.gpus_per_node, minutes=24 * 60
     )
 
 

@@ -107,9 +107,9 @@ def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: s
     if not inputs.same_size:
         resources = dataclasses.replace(
             resources,
-            nodes=config.nodes,
-            tasks_per_node=config.gpus_per_node,
-            gpus_per_node=config.gpus_per_node,
+            nodes=config.sharding.nodes,
+            tasks_per_node=config.sharding.gpus_per_node,
+            gpus_per_node=config.sharding.gpus_per_node,
         )
     run_dir = inputs.root / name
     return Step(

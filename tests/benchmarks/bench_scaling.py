@@ -19,13 +19,13 @@ import gc
 import statistics
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 from dist_train.planning.flops import measure_step
 from dist_train.planning.hardware import GPUS
 from dist_train.planning.plan import ASSUMED_MFU, Machine, step_seconds
 from dist_train.recipes import RECIPES
+from models.config_io import override
 from tests.benchmarks.bench_training import NAMES, _seconds, benchmarked, wide
 from tests.ranks import run_ranks
 from tests.traffic import TrafficMeter
@@ -38,7 +38,9 @@ def _time_steps(root: Path, name: str, steps: int) -> None:
     from dist_train.trainer import Trainer
 
     world = init_world()
-    config = replace(benchmarked(name), global_batch_size=8 * world.size, grid_seeds=0)
+    config = override(
+        benchmarked(name), [f"global_batch_size={8 * world.size}", "logging.grid_seeds=0"]
+    )
     trainer = Trainer(config, root / f"{name}-{world.size}", world)
     examples = trainer._examples()
     times = [_seconds(lambda: trainer._train_step(examples)) for _ in range(WARM_UP + steps)]
@@ -91,7 +93,7 @@ def _measure_traffic(root: Path) -> None:
     from dist_train.trainer import Trainer
 
     world = init_world()
-    runs = [replace(benchmarked(name), zero_stage=1, grid_seeds=0) for name in NAMES]
+    runs = [override(benchmarked(name), ["logging.grid_seeds=0"]) for name in NAMES]
     runs += [wide(stage) for stage in range(4)]
     for number, config in enumerate(runs):
         trainer = Trainer(config, root / f"traffic-{number}", world)
@@ -101,11 +103,12 @@ def _measure_traffic(root: Path) -> None:
             trainer._train_step(examples)
         footprint = measure_step(config.objective, trainer.micro_batch_size)
         size = sum(footprint.parameters.values())
-        planned = traffic(footprint, config.zero_stage, world.size, trainer.accumulation_steps)
+        stage = config.sharding.zero_stage
+        planned = traffic(footprint, stage, world.size, trainer.accumulation_steps)
         if world.rank == 0:
             kinds = Counter(name.strip("_") for name, _ in meter.messages)
             print(
-                f"{config.recipe:24} {size / 1e6:5.1f}M  ZeRO-{config.zero_stage}"
+                f"{config.recipe:24} {size / 1e6:5.1f}M  ZeRO-{stage}"
                 f"  sent {meter.sent / size:5.2f}  planned {planned / size:5.2f} bytes/parameter"
                 f"  in {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
                 flush=True,

@@ -29,7 +29,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, ShardingConfig
 from dist_train.recipes import RECIPES
 from models.objective import Example
 from models.rdm.config import EdmConfig
@@ -53,7 +53,7 @@ def benchmarked(name: str) -> RunConfig:
         config,
         objective=objective,
         data=replace(config.data, backend="synthetic"),
-        wandb_project=None,
+        logging=replace(config.logging, wandb_project=None),
     )
 
 
@@ -65,9 +65,9 @@ def wide(zero_stage: int) -> RunConfig:
     return replace(
         config,
         objective=replace(config.objective, unet=unet),
-        zero_stage=zero_stage,  # type: ignore[arg-type]
+        sharding=ShardingConfig(zero_stage=zero_stage),  # type: ignore[arg-type]
         global_batch_size=2,
-        grid_seeds=0,
+        logging=replace(config.logging, grid_seeds=0),
     )
 
 
@@ -97,7 +97,9 @@ class BareLoop:
         share = Share(rank, ranks, config.global_batch_size // ranks)
         self.batches = build_pipeline(config.data, seed=0, share=share).batches(0)
         self.labelled, self.ranks, self.done = config.objective.label_dim > 0, ranks, 0
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.layout = (
+            torch.channels_last if config.compute.channels_last else torch.contiguous_format
+        )
 
     def step(self) -> None:
         batch = next(self.batches)
@@ -144,7 +146,7 @@ def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0
 
     world, stop = init_world(), StopRequest()
     for name in names:
-        config = replace(benchmarked(name), zero_stage=zero_stage)
+        config = replace(benchmarked(name), sharding=ShardingConfig(zero_stage=zero_stage))
         trainer = Trainer(config, root / name, world)
         trainer._reporter.open(0)
         examples = trainer._examples()

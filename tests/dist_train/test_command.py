@@ -25,10 +25,10 @@ TINY = [
     "data.backend=synthetic",
     "objective.unet.model_channels=8",
     "objective.unet.label_dim=4",
-    "wandb_project=null",
+    "logging.wandb_project=null",
     "global_batch_size=8",
-    "log_images=8",
-    "checkpoint_images=80",
+    "logging.every_images=8",
+    "checkpoint.every_images=80",
 ]
 
 
@@ -39,7 +39,10 @@ TINY = [
         (["quickstart_edm16", "data.path"], "'data.path' is not an override; write key=value"),
         (["quickstart_edm16", "lr=1"], "unknown setting 'lr'"),
         (["quickstart_edm16", "seed=fast"], "seed='fast' is not of type int"),
-        (["quickstart_edm16", "zero_stage=4"], "zero_stage=4 is not one of 0, 1, 2, 3"),
+        (
+            ["quickstart_edm16", "sharding.zero_stage=4"],
+            "sharding.zero_stage=4 is not one of 0, 1, 2, 3",
+        ),
         (["quickstart_edm16", "optim.denoiser.lr=-1"], "lr=-1.0 must be positive"),
         (["quickstart_relay64", "objective.process.upscale=5"], "not a multiple of"),
         (["quickstart_edm16", "divergence.action=pray"], "not one of 'stop', 'skip', 'roll_back'"),
@@ -65,8 +68,11 @@ def test_bad_settings_are_refused_before_anything_starts(
         (["data.backend=dali", "data.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["objective.unet.label_dim=2"], "label_dim=2, but .* classes"),
         (['optim={"x": {"lr": 1}}'], "optim has settings for"),
-        (['deepspeed={"fp16": {"enabled": true}}'], "deepspeed.fp16 contradicts the recipe"),
-        (["offload=parameters"], "offload=parameters needs zero_stage=3, not 1"),
+        (
+            ['sharding.deepspeed={"fp16": {"enabled": true}}'],
+            "deepspeed.fp16 contradicts the recipe",
+        ),
+        (["sharding.offload=parameters"], "offload=parameters needs zero_stage=3, not 1"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_or_the_ranks(
@@ -89,11 +95,11 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path
     settle_config(tmp_path, config)
     with pytest.raises(ConfigError, match=r"seed: 0 -> 1\); use another run folder"):
         settle_config(tmp_path, override(config, ["seed=1"]), allow_changes=True)
-    with pytest.raises(ConfigError, match=r"log_images: 3200 -> 16\); add --allow-changes"):
-        settle_config(tmp_path, override(config, ["log_images=16"]))
+    with pytest.raises(ConfigError, match=r"every_images: 3200 -> 16\); add --allow-changes"):
+        settle_config(tmp_path, override(config, ["logging.every_images=16"]))
     assert (tmp_path / "config.json").read_bytes() == before
-    settle_config(tmp_path, override(config, ["log_images=16"]), allow_changes=True)
-    assert json.loads((tmp_path / "config.json").read_text())["log_images"] == 16
+    settle_config(tmp_path, override(config, ["logging.every_images=16"]), allow_changes=True)
+    assert json.loads((tmp_path / "config.json").read_text())["logging"]["every_images"] == 16
 
 
 def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> None:

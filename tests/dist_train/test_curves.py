@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_train.config import CheckpointConfig, ShardingConfig
 from tests.paths import RECORDS
 from tests.ranks import run_ranks
 from tests.tiny import BATCH, TINY
@@ -49,9 +50,10 @@ def _train(root: Path, names: list[str], perturbation: float) -> None:
         config = replace(
             TINY[name](),
             total_images=STEPS * BATCH,
-            checkpoint_images=STEPS * BATCH,
-            snapshot_images=STEPS * BATCH,
-            zero_stage=0,
+            checkpoint=CheckpointConfig(
+                every_images=STEPS * BATCH, snapshot_every_images=STEPS * BATCH
+            ),
+            sharding=ShardingConfig(zero_stage=0),
         )
         (root / name).mkdir(parents=True)
         trainer = Trainer(config, root / name, init_world())

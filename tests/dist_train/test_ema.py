@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dist_train.__main__ import main
-from dist_train.config import ConstantEma, HalflifeEma, PowerEma
+from dist_train.config import CheckpointConfig, ConstantEma, HalflifeEma, LoggingConfig, PowerEma
 from dist_train.ema_posthoc import Stored, profile_weights, solve
 from models.snapshot import read_snapshot
 from tests.ranks import run_ranks
@@ -71,10 +71,10 @@ def _train(run_dir: Path) -> None:
     config = replace(
         tiny_edm(),
         total_images=48 * BATCH,
-        log_images=48 * BATCH,
-        checkpoint_images=24 * BATCH,
-        snapshot_images=2 * BATCH,
-        extra_emas={name: PowerEma(relative_width=width) for name, width in widths.items()},
+        checkpoint=CheckpointConfig(every_images=24 * BATCH, snapshot_every_images=2 * BATCH),
+        logging=LoggingConfig(every_images=48 * BATCH, grid_seeds=0),
+        ema=tiny_edm().ema
+        | {name: PowerEma(relative_width=width) for name, width in widths.items()},
     )
     world = init_world()
     if world.rank == 0:

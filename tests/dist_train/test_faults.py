@@ -24,11 +24,17 @@ import pytest
 import torch
 
 from dist_train.checkpoint.format import committed
-from dist_train.config import AdamConfig, DivergencePolicy, RunConfig, WarmupSchedule
+from dist_train.config import (
+    AdamConfig,
+    CheckpointConfig,
+    DivergencePolicy,
+    RunConfig,
+    WarmupSchedule,
+)
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from dist_train.monitoring.divergence import Judge
 from dist_train.runtime.watchdog import EXIT_LOST
-from models.config_io import ConfigError
+from models.config_io import ConfigError, override
 from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
 from tests.paths import ROOT
 from tests.ranks import run_ranks
@@ -36,10 +42,10 @@ from tests.tiny import BATCH, tiny_edm, tiny_wavediff
 
 
 def _config(
-    total: int = WHOLE, action: Literal["stop", "skip", "roll_back"] = "stop", **changes: Any
+    *overrides: str, total: int = WHOLE, action: Literal["stop", "skip", "roll_back"] = "stop"
 ) -> RunConfig:
-    policy = DivergencePolicy(action=action)
-    return replace(tiny_edm(), total_images=total, divergence=policy, **changes)
+    settings = [f"total_images={total}", f"divergence.action={action}"]
+    return override(tiny_edm(), [*settings, *overrides])
 
 
 def _fit(
@@ -84,8 +90,8 @@ SIGNS = {
 def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> None:
     from dist_train.monitoring.divergence import DivergedError
 
-    def fit(name: str, bad: tuple[int, ...], total: int = WHOLE, **changes: Any) -> Any:
-        config = _config(total, zero_stage=zero_stage, **changes)
+    def fit(name: str, bad: tuple[int, ...], total: int = WHOLE, **policy: Any) -> Any:
+        config = _config(f"sharding.zero_stage={zero_stage}", total=total, **policy)
         return _fit(root / name, config, bad, float(poison))
 
     bad = (1 * BATCH + 3, 4 * BATCH + 6)  # one sample of the second step, one of the fifth
@@ -135,7 +141,7 @@ def _check_sick_pair(root: Path) -> None:
         config,
         optim=dict(config.optim) | {"discriminator": soaring},
         total_images=40 * BATCH,
-        checkpoint_images=BATCH,
+        checkpoint=CheckpointConfig(every_images=BATCH, snapshot_every_images=6 * BATCH),
     )
     root.mkdir()
     with pytest.raises(DivergedError, match=r"raise objective\.r1_gamma") as stop:
@@ -219,18 +225,18 @@ def _check_storage(root: Path) -> None:
 
     world = init_world()
     for name in ("full", "read_only"):
-        _fit(root / name, _config(HALF))
+        _fit(root / name, _config(total=HALF))
         folder = root / name / "checkpoints"
         fault = _full_disk() if name == "full" else _read_only(folder)
         with (
             fault if name == "read_only" or world.rank == 1 else contextlib.nullcontext(),
             pytest.raises(CheckpointError, match=r"rank \d could not write .*: make room"),
         ):
-            _fit(root / name, _config(WHOLE))
+            _fit(root / name, _config(total=WHOLE))
         world.barrier()
         assert sorted(path.name for path in folder.iterdir()) == [f"{HALF:012d}"]
         world.barrier()
-        _fit(root / name, _config(WHOLE))
+        _fit(root / name, _config(total=WHOLE))
     _fit(root / "undisturbed", _config())
 
 
@@ -263,15 +269,15 @@ def _check_damage(root: Path) -> None:
     from dist_train.runtime.world import init_world
 
     world = init_world()
-    undisturbed = _fit(root / "undisturbed", _config(checkpoint_images=2 * BATCH))
+    undisturbed = _fit(root / "undisturbed", _config(f"checkpoint.every_images={2 * BATCH}"))
     for name, damage in DAMAGES.items():
-        _fit(root / name, _config(5 * BATCH, checkpoint_images=2 * BATCH))
+        _fit(root / name, _config(f"checkpoint.every_images={2 * BATCH}", total=5 * BATCH))
         newest, older = reversed(committed(root / name))
         world.barrier()
         if world.rank == 0:
             damage(newest)
         world.barrier()
-        trainer = _fit(root / name, _config(checkpoint_images=2 * BATCH))
+        trainer = _fit(root / name, _config(f"checkpoint.every_images={2 * BATCH}"))
         assert "passed over a damaged checkpoint" in trainer._notes[0]
         assert f"resumed from {older}" in trainer._notes[-1]
         assert trainer.step == undisturbed.step
@@ -312,7 +318,7 @@ def sleep_for_ever(self, original=Trainer._train_step):
     return step
 
 Trainer._train_step = sleep_for_ever(None)
-sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+sys.exit(train(_config("divergence.hang_timeout=6"), Path(sys.argv[1])))
 """
 
 READ_ONLY = """
@@ -339,7 +345,7 @@ def tell_and_wait(original=Trainer._train_step):
     return step
 
 Trainer._train_step = tell_and_wait()
-sys.exit(train(_config(hang_timeout=6.0), Path(sys.argv[1])))
+sys.exit(train(_config("divergence.hang_timeout=6"), Path(sys.argv[1])))
 """
 
 
@@ -429,12 +435,12 @@ def _check_surroundings(root: Path) -> None:
         mock.patch.dict(os.environ, {**nowhere, "WANDB_MODE": "online", "WANDB_SILENT": "true"}),
         mock.patch.object(loggers, "WANDB_TIMEOUT", 2.0),
     ):
-        _fit(root / "unreachable", _config(wandb_project="x"))
+        _fit(root / "unreachable", _config("logging.wandb_project=x"))
     clock = time.time
     for total, skew in ((HALF, 1e6), (WHOLE, -1e6)):  # one node's clock is days off, then the other
         off = skew if init_world().rank else 0.0
         with mock.patch("time.time", lambda off=off: clock() + off):
-            _fit(root / "skewed", _config(total))
+            _fit(root / "skewed", _config(total=total))
 
 
 @pytest.mark.distributed
@@ -459,7 +465,7 @@ def test_wandb_out_of_reach_stops_nothing(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_SILENT", "true")
     began = time.monotonic()
-    assert loggers.start_mirrors(_config(wandb_project="x"), tmp_path) == []
+    assert loggers.start_mirrors(_config("logging.wandb_project=x"), tmp_path) == []
     assert "metrics go to metrics.jsonl only" in capsys.readouterr().err
     assert time.monotonic() - began < 60
 
@@ -479,8 +485,8 @@ def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     from dist_train.runtime.run_dir import settle_config
 
     settle_config(tmp_path, tiny_edm())
-    (tmp_path / "format.json").write_text('{"format_version": 2}')
-    with pytest.raises(ConfigError, match="run folder format 2, this relaywave knows 1"):
+    (tmp_path / "format.json").write_text('{"format_version": 3}')
+    with pytest.raises(ConfigError, match="run directory format 3, this relaywave knows 2"):
         settle_config(tmp_path, tiny_edm())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_train.checkpoint.format import CheckpointReader, committed
-from dist_train.config import RunConfig
+from dist_train.config import ComputeConfig, RunConfig, ShardingConfig
 from models.snapshot import load_sampler, newest_snapshot, read_snapshot
 from tests.ranks import run_ranks
 from tests.tiny import BATCH, TINY
@@ -29,7 +29,7 @@ def _recomputing(config: RunConfig) -> RunConfig:
         if hasattr(objective, name):
             network = replace(getattr(objective, name), recompute_blocks=True)
             objective = replace(objective, **{name: network})
-    return replace(config, objective=objective, channels_last=True)
+    return replace(config, objective=objective, compute=ComputeConfig(channels_last=True))
 
 
 def _train(
@@ -49,7 +49,7 @@ def _train(
             config = replace(
                 change(recipe()),
                 total_images=total,
-                zero_stage=zero_stage,
+                sharding=ShardingConfig(zero_stage=zero_stage),  # type: ignore[arg-type]
                 micro_batch_size=micro_batch_size,
             )
             run_dir = Path(root) / name

@@ -22,8 +22,9 @@ from slurm.submit.launcher import Submission, batch_script
 from tests.slurm.project import make_foreign_modules, make_run
 
 TINY = ["quickstart_edm16", "data.backend=synthetic", "objective.unet.model_channels=8",
-        "objective.unet.label_dim=4", "wandb_project=null", "global_batch_size=8", "log_images=8",
-        "total_images=16", "snapshot_images=16"]  # fmt: skip
+        "objective.unet.label_dim=4", "global_batch_size=8", "total_images=16",
+        "logging.wandb_project=null", "logging.every_images=8",
+        "checkpoint.snapshot_every_images=16"]  # fmt: skip
 FAKES = {
     "srun": """#!/bin/bash
 while [ "$1" != "$PYTHON" ]; do shift; done

@@ -19,10 +19,10 @@ TRAIN = [
     "data.backend=synthetic",
     "objective.unet.model_channels=8",
     "objective.unet.label_dim=4",
-    "wandb_project=null",
+    "logging.wandb_project=null",
     "global_batch_size=8",
-    "log_images=8",
-    "checkpoint_images=80",
+    "logging.every_images=8",
+    "checkpoint.every_images=80",
     "--nodes=1",
     "--gpus-per-node=0",
     "--time=10",
@@ -50,7 +50,7 @@ def _children(pid: int) -> list[int]:
 def test_a_local_job_is_stopped_and_resumes(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = ["--cluster=local", "--tasks-per-node=2", "--run-dir", str(run_dir)]
-    assert main([*TRAIN, "total_images=400", "snapshot_images=400", *options]) == 0
+    assert main([*TRAIN, "total_images=400", "checkpoint.snapshot_every_images=400", *options]) == 0
     record = JobDir(run_dir).records()[0]
     assert record.cluster == "local"
     _wait_for(lambda: _images(run_dir) >= 40)
@@ -70,7 +70,7 @@ def test_a_local_job_is_stopped_and_resumes(tmp_path: Path) -> None:
 def test_a_job_runs_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
     options = ["--cluster=debug", "--tasks-per-node=1", "--run-dir", str(run_dir)]
-    assert main([*TRAIN, "total_images=16", "snapshot_images=16", *options]) == 0
+    assert main([*TRAIN, "total_images=16", "checkpoint.snapshot_every_images=16", *options]) == 0
     assert (run_dir / "snapshots" / f"{16:012d}" / "snapshot.json").exists()
     assert "RANK" not in os.environ
     assert main(["status", str(run_dir)]) == 0

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_train.config import ComputeConfig
 from models.config_io import ConfigError
 from tests.dist_train.engine.test_engine import (
     LOSSES,
@@ -161,7 +162,7 @@ def test_r1_is_not_compiled() -> None:
 
     from dist_train.build import called_networks
 
-    config = replace(tiny_wavediff(), compile=True)
+    config = replace(tiny_wavediff(), compute=ComputeConfig(compile=True))
     objective = config.objective.build()
     networks = objective.build_networks()
     engines: Any = {name: _Called(network) for name, network in networks.items()}

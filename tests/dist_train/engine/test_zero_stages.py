@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_train.config import RunConfig
+from dist_train.config import CheckpointConfig, LoggingConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import check_stage, engine_settings
 from models.config_io import ConfigError
 from tests.dist_train.test_trainer import whole_tensors
@@ -37,10 +37,11 @@ def _config(name: str, variant: str, total: int = STEPS) -> RunConfig:
     return replace(
         TINY[name](),
         total_images=total * BATCH,
-        log_images=STEPS * BATCH,
-        checkpoint_images=STEPS * BATCH,
-        snapshot_images=STEPS * BATCH,
-        **SHARDED[variant],
+        logging=LoggingConfig(every_images=STEPS * BATCH, grid_seeds=0),
+        checkpoint=CheckpointConfig(
+            every_images=STEPS * BATCH, snapshot_every_images=STEPS * BATCH
+        ),
+        sharding=ShardingConfig(**SHARDED[variant]),
     )
 
 

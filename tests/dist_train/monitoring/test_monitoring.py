@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from dist_train.__main__ import main
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, ShardingConfig
 from dist_train.monitoring import loggers
 from dist_train.monitoring.reporter import PHASES
 from dist_train.precision import check_precision, compute_dtypes, settle_precision
 from dist_train.recipes import RECIPES
 from dist_train.runtime import run_dir
 from dist_train.runtime.run_dir import settle_config
-from models.config_io import ConfigError
+from models.config_io import ConfigError, override
 from models.rdm.config import EdmConfig
 from tests.dist_train.test_trainer import whole_tensors
 from tests.ranks import run_ranks
@@ -33,7 +33,8 @@ def _observed(run_dir: Path) -> None:
     from dist_train.runtime.world import init_world
     from dist_train.trainer import Trainer
 
-    config = replace(tiny_wavediff(), grid_seeds=5, peak_tflops=0.5, keep_best="generator/loss")
+    settings = ["logging.grid_seeds=5", "logging.peak_tflops=0.5"]
+    config = override(tiny_wavediff(), [*settings, "checkpoint.keep_best=generator/loss"])
     settle_config(run_dir, config)
     Trainer(config, run_dir, init_world(), profile_steps=1).fit()
 
@@ -99,7 +100,7 @@ def _half_precision(total: int, zero_stage: Literal[0, 1]) -> RunConfig:
         objective=replace(config.objective, unet=unet),
         optim={"denoiser": adam},
         total_images=total,
-        zero_stage=zero_stage,
+        sharding=ShardingConfig(zero_stage=zero_stage),
     )
 
 
@@ -136,22 +137,24 @@ def test_a_precision_that_the_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPat
     check_precision(objective, torch.device("cuda"))
     brain = replace(objective, unet=replace(objective.unet, compute_dtype="bfloat16"))
     check_precision(brain, torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"bfloat16, which Tesla V100 lacks; set precision=float"):
+    with pytest.raises(ConfigError, match=r"which Tesla V100 lacks; set compute.precision=float"):
         check_precision(brain, torch.device("cuda"))
 
 
 def test_automatic_precision_is_that_of_the_device_unless_a_network_names_one() -> None:
     config = tiny_wavediff()
-    assert config.precision == "auto"
+    assert config.compute.precision == "auto"
     on_cpu = settle_precision(config, bfloat16=False)
-    assert (on_cpu.precision, on_cpu.objective) == ("float32", config.objective)
+    assert (on_cpu.compute.precision, on_cpu.objective) == ("float32", config.objective)
     on_gpu = settle_precision(config, bfloat16=True)
-    assert on_gpu.precision == "bfloat16"
+    assert on_gpu.compute.precision == "bfloat16"
     assert compute_dtypes(on_gpu.objective) == {"bfloat16"}
     assert settle_precision(on_gpu, bfloat16=False) == on_gpu  # settled once
     published = RECIPES["rdm_imagenet256"]()
-    assert settle_precision(published, bfloat16=True) == replace(published, precision=None)
-    single = settle_precision(replace(published, precision="float32"), bfloat16=True)
+    automatic = override(published, ["compute.precision=auto"])
+    assert settle_precision(automatic, bfloat16=True) == published  # which leaves it to the network
+    single = override(published, ["compute.precision=float32"])
+    single = settle_precision(single, bfloat16=True)
     assert compute_dtypes(single.objective) == {"float32"}
 
 
@@ -159,19 +162,21 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, device = tiny_edm(), torch.device("cpu")
-    assert settle_config(tmp_path / "here", config, device=device).precision == "float32"
+    assert settle_config(tmp_path / "here", config, device=device).compute.precision == "float32"
 
     settle_config(tmp_path / "there", config)  # a login node writes down what is asked for
     monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: True)
     begun = settle_config(tmp_path / "there", config, device=device)
-    assert begun.precision == "bfloat16"
+    assert begun.compute.precision == "bfloat16"
     assert compute_dtypes(begun.objective) == {"bfloat16"}
     (tmp_path / "there" / "snapshots" / f"{0:012d}").mkdir(parents=True)  # it trains
     monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: False)
     assert settle_config(tmp_path / "there", config, device=device) == begun
     assert settle_config(tmp_path / "there", config) == begun
-    with pytest.raises(ConfigError, match=r"precision: 'bfloat16' -> 'float32'"):
-        settle_config(tmp_path / "there", replace(config, precision="float32"), device=device)
+    with pytest.raises(ConfigError, match=r"compute.precision: 'bfloat16' -> 'float32'"):
+        settle_config(
+            tmp_path / "there", override(config, ["compute.precision=float32"]), device=device
+        )
 
 
 def _draw_grids(root: Path) -> None:
@@ -182,7 +187,7 @@ def _draw_grids(root: Path) -> None:
     for name, recipe in TINY.items():
         run_dir = root / name
         run_dir.mkdir(parents=True, exist_ok=True)
-        config = replace(recipe(), total_images=BATCH, grid_seeds=10)
+        config = override(recipe(), [f"total_images={BATCH}", "logging.grid_seeds=10"])
         Trainer(config, run_dir, world).fit()
 
 
@@ -208,7 +213,9 @@ def test_wandb_goes_on_with_one_record_while_offline(
     monkeypatch.setenv("WANDB_SILENT", "true")
     Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     for images_seen in (8, 16):  # two jobs, one after the other
-        (mirror,) = loggers.start_mirrors(replace(tiny_edm(), wandb_project="x"), tmp_path)
+        (mirror,) = loggers.start_mirrors(
+            override(tiny_edm(), ["logging.wandb_project=x"]), tmp_path
+        )
         mirror.write({"images_seen": images_seen, "net/loss": 0.5})
         mirror.show_grid(images_seen, tmp_path / "grid.png")
         mirror.close()
@@ -227,7 +234,7 @@ def test_tensorboard_is_an_option(
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert loggers.start_mirrors(replace(tiny_edm(), tensorboard=True), tmp_path) == []
+    assert loggers.start_mirrors(override(tiny_edm(), ["logging.tensorboard=true"]), tmp_path) == []
     assert "pip install 'relaywave[tensorboard]'" in capsys.readouterr().err
 
     recorded: list[tuple[Any, ...]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dist_train.__main__ import main
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, ShardingConfig
 from dist_train.planning.flops import CostMeter, Footprint, measure_step
 from dist_train.planning.hardware import GPUS, find_gpu
 from dist_train.planning.plan import Machine, best_interval, memory, traffic, traffic_seconds
@@ -27,7 +27,7 @@ RANKS = 2
 
 def _config(name: str, zero_stage: int) -> RunConfig:
     """Return a run whose weights take memory that shows beside its activations."""
-    config = replace(TINY[name](), zero_stage=zero_stage)  # type: ignore[arg-type]
+    config = replace(TINY[name](), sharding=ShardingConfig(zero_stage=zero_stage))  # type: ignore[arg-type]
     if isinstance(config.objective, WaveDiffConfig):
         pair = config.objective
         generator = replace(pair.generator, base_channels=32)
@@ -160,7 +160,7 @@ def test_the_command_prints_a_plan_or_says_what_is_wrong(
     printed = capsys.readouterr().out
     assert "in float32" in printed
     assert "a failure per 1,000 GPU-hours" in printed
-    assert main([*command, "offload=optimizer"]) == 0
+    assert main([*command, "sharding.offload=optimizer"]) == 0
     assert "optimizer is in the host's memory" in capsys.readouterr().out
     assert main([*command, "--gpu", "abacus"]) == 2
     assert "--gpu=abacus is not one of v100-16g" in capsys.readouterr().err

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_train.recipes import RECIPES
+from models.config_io import override
 from models.sampler import sample
 from models.snapshot import load_sampler, read_snapshot
 from tests.ranks import run_ranks
@@ -29,8 +29,9 @@ def _train(root: Path) -> None:
 
     for name in STAGES:
         (root / name).mkdir()
-        images = {"total_images": IMAGES, "checkpoint_images": IMAGES, "snapshot_images": IMAGES}
-        Trainer(replace(RECIPES[name](), **images), root / name, init_world()).fit()
+        names = ("total_images", "checkpoint.every_images", "checkpoint.snapshot_every_images")
+        config = override(RECIPES[name](), [f"{setting}={IMAGES}" for setting in names])
+        Trainer(config, root / name, init_world()).fit()
 
 
 @pytest.fixture(scope="module")

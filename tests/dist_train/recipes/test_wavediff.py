@@ -67,7 +67,7 @@ def test_recipe_has_the_values_of_the_official_script(name):
         discriminator.lr,
         objective.r1_gamma,
         objective.r1_interval,
-        config.ema.decay,
+        config.ema["main"].decay,
         objective.diffusion.steps,
         getattr(objective.space, "band_order", None),
         objective.reconstruction_weight,

@@ -25,11 +25,11 @@ TINY = [
     "data.backend=synthetic",
     "objective.unet.model_channels=8",
     "objective.unet.label_dim=4",
-    "wandb_project=null",
+    "logging.wandb_project=null",
     "global_batch_size=8",
-    "log_images=8",
-    "checkpoint_images=80",
-    "snapshot_images=640",
+    "logging.every_images=8",
+    "checkpoint.every_images=80",
+    "checkpoint.snapshot_every_images=640",
     "total_images=640",
 ]
 TWO_NODES = ["--nodes=2", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]

@@ -15,7 +15,7 @@ from tests.slurm.cluster import helpers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-SHORT = ["total_images=160", "snapshot_images=160"]
+SHORT = ["total_images=160", "checkpoint.snapshot_every_images=160"]
 
 
 def _json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:

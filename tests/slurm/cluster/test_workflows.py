@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ONE_TASK = ["--nodes=1", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"]
 TINY_WORKFLOW = [
-    "wandb_project=null",
+    "logging.wandb_project=null",
     "global_batch_size=8",
     "total_images=16",
     "edm16:objective.unet.model_channels=8",
@@ -127,7 +127,7 @@ def test_an_array_packs_what_one_process_packs(
 
 def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = cluster / "sweep"
-    short = ["total_images=16", "snapshot_images=16"]
+    short = ["total_images=16", "checkpoint.snapshot_every_images=16"]
     arguments = [
         *helpers.TINY,
         *short,
@@ -202,7 +202,8 @@ def test_rank_0_has_its_snapshots_evaluated(cluster: Path, workflow_root: Path) 
     arguments = ("--reference", str(workflow_root / "reference.npz"), "--metrics", "fd:block4")
     quick = ScheduledProtocol(name="quick", words=(*arguments, "--seeds", "0-3"))
     write_schedule(run_dir, EvaluationSchedule(protocols=(quick,), resources=Resources(minutes=10)))
-    helpers.train(run_dir, "total_images=16", "snapshot_images=8", "objective.sampling.steps=2")
+    short = ["total_images=16", "checkpoint.snapshot_every_images=8"]
+    helpers.train(run_dir, *short, "objective.sampling.steps=2")
     results = [run_dir / "evaluation" / f"{images:012d}" / "quick.json" for images in (8, 16)]
     helpers.wait_for("the results", lambda: all(path.exists() for path in results), 200)
     helpers.wait_for("the queue to be empty", lambda: not queued(), 60)

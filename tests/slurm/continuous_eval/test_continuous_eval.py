@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.config_io import write_config
+from models.config_io import override, write_config
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
 from slurm.continuous_eval.results import log_results
@@ -150,7 +150,7 @@ def test_results_go_to_loggers_once_by_images_seen(
     monkeypatch.setattr(
         "dist_train.monitoring.loggers.start_mirrors", lambda config, log_dir: [Logger()]
     )
-    write_config(replace(tiny_edm(), wandb_project="p"), tmp_path / "config.json")
+    write_config(override(tiny_edm(), ["logging.wandb_project=p"]), tmp_path / "config.json")
     for images in (200, 100):
         _finish(tmp_path, images, "quick", float(images))
     assert log_results(tmp_path) == 2

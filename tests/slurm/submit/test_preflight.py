@@ -15,7 +15,7 @@ from slurm.__main__ import main
 from tests.data_sets import packed_set, write_class_dirs
 from tests.slurm.project import make_reference, make_run
 
-SMALL = ["objective.unet.model_channels=8", "data.workers=1", "wandb_project=null"]
+SMALL = ["objective.unet.model_channels=8", "data.workers=1", "logging.wandb_project=null"]
 ALONE = ["--nodes=1", "--gpus-per-node=0", "--cluster=local"]
 
 
@@ -52,11 +52,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("edm16", ["data.backend=ffcv"], "ffcv|no complete set.beton"),
         ("edm16", ["global_batch_size=10", "micro_batch_size=4"], "set it to 8 or 12"),
         ("edm16", ['optim={{"x": {{"lr": 1}}}}'], "optim has settings for"),
-        ("edm16", ['deepspeed={{"fp16": {{"enabled": true}}}}'], "contradicts the recipe"),
-        ("edm16", ['deepspeed={{"gradient_clipping": 3}}'], "contradicts the recipe"),
-        ("edm16", ["offload=parameters"], "needs zero_stage=3"),
-        ("relay64", ["grid_previous={sets}/three"], "is not a snapshot"),
-        ("relay64", ["grid_previous={sets}/stage"], "the previous stage has 4 classes"),
+        ("edm16", ['sharding.deepspeed={{"fp16": {{"enabled": true}}}}'], "contradicts the recipe"),
+        ("edm16", ['sharding.deepspeed={{"gradient_clipping": 3}}'], "contradicts the recipe"),
+        ("edm16", ["sharding.offload=parameters"], "needs zero_stage=3"),
+        ("relay64", ["logging.grid_previous={sets}/three"], "is not a snapshot"),
+        ("relay64", ["logging.grid_previous={sets}/stage"], "the previous stage has 4 classes"),
     ],
 )
 def test_with_the_same_message(

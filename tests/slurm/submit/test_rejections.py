@@ -155,7 +155,7 @@ def test_a_time_limit_below_one_checkpoint_interval(
 def test_a_note_says_that_a_time_limit_was_not_checked(
     site: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*site, "--dry-run", "checkpoint_images=5800"]
+    options = [*site, "--dry-run", "checkpoint.every_images=5800"]
     assert main([*RUN, *options, "--time=60"]) == 0
     note = capsys.readouterr().err
     assert "5,800 images to each checkpoint in 58 minutes need 1.67 images/s" in note
@@ -215,7 +215,7 @@ def test_the_same_arguments_again_once_training_has_settled_the_precision(
 ) -> None:
     config = find_recipe("rdm_debug_edm16")()
     settle_config(tmp_path / "run", config, device=torch.device("cpu"))
-    assert config.precision == "auto"
+    assert config.compute.precision == "auto"
     preflight.check_run(config, tmp_path / "run", Resources(), Site(), RunChecks())
 
 
