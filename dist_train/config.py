@@ -49,7 +49,7 @@ class RunConfig:
     steps when training.
 
     Attributes:
-        recipe: Name of the recipe that this came from.
+        recipe: Name of the recipe that this came from; @recipe (dist_train/recipes) fills it in.
         objective: What is trained (networks, process, sampler defaults).
         data: Where images come from.
         optim: One optimizer per network of the objective.
@@ -66,7 +66,7 @@ class RunConfig:
         divergence: What to do when a loss explodes, is not a number, or a rank hangs.
     """
 
-    recipe: str
+    recipe: str = ""
     objective: AnyObjective
     data: DataConfig
     optim: dict[str, AdamConfig]

@@ -18,6 +18,7 @@ from dist_train.config import (
     ShardingConfig,
     WarmupSchedule,
 )
+from dist_train.recipes.registry import recipe
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
 from models.rdm.relay_sampler import RelaySampling
@@ -32,10 +33,10 @@ PHOTOGRAPHS = 8
 WANDB_PROJECT = "relaywave-quickstart"
 
 
+@recipe
 def quickstart_edm16() -> RunConfig:
     """RDM stage 1 of the quickstart: EDM at 16x16."""
     return RunConfig(
-        recipe="quickstart_edm16",
         objective=EdmConfig(
             unet=UNetConfig(
                 resolution=16,
@@ -59,10 +60,10 @@ def quickstart_edm16() -> RunConfig:
     )
 
 
+@recipe
 def quickstart_relay64() -> RunConfig:
     """RDM stage 2 of the quickstart: relay from 16x16 to 64x64."""
     return RunConfig(
-        recipe="quickstart_relay64",
         objective=RelayConfig(
             unet=UNetConfig(
                 resolution=64,
@@ -85,6 +86,7 @@ def quickstart_relay64() -> RunConfig:
     )
 
 
+@recipe
 def quickstart_wavediff64() -> RunConfig:
     """WaveDiff pair of the quickstart: wavelet generator and discriminator, 64x64, 4 steps.
 
@@ -92,7 +94,6 @@ def quickstart_wavediff64() -> RunConfig:
     """
     betas = (0.5, 0.9)
     return RunConfig(
-        recipe="quickstart_wavediff64",
         objective=WaveDiffConfig(
             resolution=64,
             generator=GeneratorConfig(
@@ -124,6 +125,3 @@ def quickstart_wavediff64() -> RunConfig:
         checkpoint=CheckpointConfig(every_images=800, snapshot_every_images=8_000),
         logging=LoggingConfig(every_images=800, wandb_project=WANDB_PROJECT),
     )
-
-
-RECIPES = (quickstart_edm16, quickstart_relay64, quickstart_wavediff64)

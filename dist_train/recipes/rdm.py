@@ -24,6 +24,7 @@ from dist_train.config import (
     ShardingConfig,
     WarmupSchedule,
 )
+from dist_train.recipes.registry import recipe
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
@@ -54,12 +55,11 @@ _UNET256 = UNetConfig(
 
 
 def _published_run(
-    recipe: str, objective: EdmConfig | RelayConfig, dataset: str, total_images: int, batch: int
+    objective: EdmConfig | RelayConfig, dataset: str, total_images: int, batch: int
 ) -> RunConfig:
     """Return what all published runs share: Adam at 1e-4 after 10M images of ramp, EMA of 0.5M."""
     resolution = objective.unet.resolution
     return RunConfig(
-        recipe=recipe,
         objective=objective,
         data=DataConfig(path=f"datasets/{dataset}-{resolution}", resolution=resolution),
         optim={"denoiser": AdamConfig(lr=1e-4, schedule=WarmupSchedule(images=10_000_000))},
@@ -71,6 +71,7 @@ def _published_run(
     )
 
 
+@recipe
 def rdm_imagenet64() -> RunConfig:
     """RDM stage 1, ImageNet 64x64, by class: EDM's network (295.9M parameters).
 
@@ -82,7 +83,7 @@ def rdm_imagenet64() -> RunConfig:
         gradient_scale=25 * 128 / 32,
         sampling=presets.IMAGENET_EDM,
     )
-    run = _published_run("rdm_imagenet64", objective, "imagenet", 2_500_000_000, 4096)
+    run = _published_run(objective, "imagenet", 2_500_000_000, 4096)
     return replace(
         run,
         ema={"main": HalflifeEma(halflife_images=50_000_000)},
@@ -90,6 +91,7 @@ def rdm_imagenet64() -> RunConfig:
     )
 
 
+@recipe
 def rdm_imagenet256() -> RunConfig:
     """RDM stage 2, ImageNet 64 -> 256, by class, as in the published commands (553.8M parameters).
 
@@ -103,7 +105,7 @@ def rdm_imagenet256() -> RunConfig:
         gradient_scale=64 / 256,
         sampling=presets.IMAGENET_RELAY,
     )
-    run = _published_run("rdm_imagenet256", objective, "imagenet", 1_250_000_000, 4096)
+    run = _published_run(objective, "imagenet", 1_250_000_000, 4096)
     return replace(
         run,
         sharding=ShardingConfig(nodes=8),
@@ -111,6 +113,7 @@ def rdm_imagenet256() -> RunConfig:
     )
 
 
+@recipe
 def rdm_imagenet256_guided() -> RunConfig:
     """RDM stage 2, ImageNet 64 -> 256, with the label dropout that guidance needs.
 
@@ -125,14 +128,16 @@ def rdm_imagenet256_guided() -> RunConfig:
         label_dropout=GUIDANCE_LABEL_DROPOUT,
         sampling=presets.IMAGENET_RELAY_GUIDED,
     )
-    return replace(run, recipe="rdm_imagenet256_guided", objective=objective)
+    return replace(run, objective=objective)
 
 
+@recipe
 def rdm_imagenet256_no_block_noise() -> RunConfig:
     """Ablation of Figure 4a: ImageNet 64 -> 256 with iid noise alone; about 0.5 FID worse late."""
-    return _without_block_noise(rdm_imagenet256(), "rdm_imagenet256_no_block_noise")
+    return _without_block_noise(rdm_imagenet256())
 
 
+@recipe
 def rdm_celebahq64() -> RunConfig:
     """RDM stage 1, CelebA-HQ 64x64 (295.1M parameters).
 
@@ -145,10 +150,11 @@ def rdm_celebahq64() -> RunConfig:
         gradient_scale=32 / 32,
         sampling=presets.CELEBAHQ_EDM,
     )
-    run = _published_run("rdm_celebahq64", objective, "celebahq", 70_000_000, 1024)
+    run = _published_run(objective, "celebahq", 70_000_000, 1024)
     return replace(run, checkpoint=CheckpointConfig(snapshot_every_images=2_500_000))
 
 
+@recipe
 def rdm_celebahq256() -> RunConfig:
     """RDM stage 2, CelebA-HQ 64 -> 256 (552.8M parameters).
 
@@ -162,35 +168,41 @@ def rdm_celebahq256() -> RunConfig:
         gradient_scale=32 / 256,
         sampling=presets.CELEBAHQ_RELAY,
     )
-    run = _published_run("rdm_celebahq256", objective, "celebahq", 47_000_000, 1024)
+    run = _published_run(objective, "celebahq", 47_000_000, 1024)
     return replace(run, checkpoint=CheckpointConfig(snapshot_every_images=2_500_000))
 
 
+@recipe
 def rdm_celebahq256_no_block_noise() -> RunConfig:
     """Ablation of Figure 4b: CelebA-HQ 64 -> 256 with iid noise alone."""
-    return _without_block_noise(rdm_celebahq256(), "rdm_celebahq256_no_block_noise")
+    return _without_block_noise(rdm_celebahq256())
 
 
+@recipe
 def rdm_lsun_bedroom64() -> RunConfig:
     """RDM stage 1, LSUN bedroom 64x64; not published: as ImageNet, but unconditional."""
-    return _lsun(rdm_imagenet64(), "rdm_lsun_bedroom64", "lsun_bedroom", 400_000_000)
+    return _lsun(rdm_imagenet64(), "lsun_bedroom", 400_000_000)
 
 
+@recipe
 def rdm_lsun_bedroom256() -> RunConfig:
     """RDM stage 2, LSUN bedroom 64 -> 256; not published: as ImageNet, but unconditional."""
-    return _lsun(rdm_imagenet256(), "rdm_lsun_bedroom256", "lsun_bedroom", 200_000_000)
+    return _lsun(rdm_imagenet256(), "lsun_bedroom", 200_000_000)
 
 
+@recipe
 def rdm_lsun_church64() -> RunConfig:
     """RDM stage 1, LSUN church 64x64; not published: as CelebA-HQ."""
-    return _lsun(rdm_celebahq64(), "rdm_lsun_church64", "lsun_church", 140_000_000)
+    return _lsun(rdm_celebahq64(), "lsun_church", 140_000_000)
 
 
+@recipe
 def rdm_lsun_church256() -> RunConfig:
     """RDM stage 2, LSUN church 64 -> 256; not published: as CelebA-HQ."""
-    return _lsun(rdm_celebahq256(), "rdm_lsun_church256", "lsun_church", 94_000_000)
+    return _lsun(rdm_celebahq256(), "lsun_church", 94_000_000)
 
 
+@recipe
 def rdm_debug_edm16() -> RunConfig:
     """A second's worth of stage 1 on generated images, for tests and dry runs on a CPU."""
     objective = EdmConfig(
@@ -208,9 +220,10 @@ def rdm_debug_edm16() -> RunConfig:
         augment_probability=0.2,
         sampling=EdmSampling(steps=4),
     )
-    return _debug_run("rdm_debug_edm16", objective)
+    return _debug_run(objective)
 
 
+@recipe
 def rdm_debug_relay64() -> RunConfig:
     """A few seconds of stage 2, 16 -> 64, on generated images."""
     objective = RelayConfig(
@@ -227,26 +240,25 @@ def rdm_debug_relay64() -> RunConfig:
         process=RelayProcess(upscale=4),
         sampling=RelaySampling(steps=12),
     )
-    return _debug_run("rdm_debug_relay64", objective)
+    return _debug_run(objective)
 
 
-def _without_block_noise(run: RunConfig, recipe: str) -> RunConfig:
+def _without_block_noise(run: RunConfig) -> RunConfig:
     assert isinstance(run.objective, RelayConfig)
     process = replace(run.objective.process, block_noise_alpha=0.0)
-    return replace(run, recipe=recipe, objective=replace(run.objective, process=process))
+    return replace(run, objective=replace(run.objective, process=process))
 
 
-def _lsun(run: RunConfig, recipe: str, dataset: str, total_images: int) -> RunConfig:
+def _lsun(run: RunConfig, dataset: str, total_images: int) -> RunConfig:
     objective = run.objective
     assert isinstance(objective, EdmConfig | RelayConfig)
     objective = replace(objective, unet=replace(objective.unet, label_dim=0))
     data = replace(run.data, path=f"datasets/{dataset}-{run.data.resolution}")
-    return replace(run, recipe=recipe, objective=objective, data=data, total_images=total_images)
+    return replace(run, objective=objective, data=data, total_images=total_images)
 
 
-def _debug_run(recipe: str, objective: EdmConfig | RelayConfig) -> RunConfig:
+def _debug_run(objective: EdmConfig | RelayConfig) -> RunConfig:
     return RunConfig(
-        recipe=recipe,
         objective=objective,
         data=DataConfig(backend="synthetic", resolution=objective.unet.resolution),
         optim={"denoiser": AdamConfig(lr=1e-3)},
@@ -258,19 +270,3 @@ def _debug_run(recipe: str, objective: EdmConfig | RelayConfig) -> RunConfig:
         logging=LoggingConfig(every_images=16),
     )
 
-
-RECIPES = (
-    rdm_imagenet64,
-    rdm_imagenet256,
-    rdm_imagenet256_guided,
-    rdm_imagenet256_no_block_noise,
-    rdm_celebahq64,
-    rdm_celebahq256,
-    rdm_celebahq256_no_block_noise,
-    rdm_lsun_bedroom64,
-    rdm_lsun_bedroom256,
-    rdm_lsun_church64,
-    rdm_lsun_church256,
-    rdm_debug_edm16,
-    rdm_debug_relay64,
-)

@@ -20,6 +20,7 @@ from dist_train.config import (
     RunConfig,
     ShardingConfig,
 )
+from dist_train.recipes.registry import recipe
 from models.wavediff import presets
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace
@@ -53,14 +54,13 @@ class _Row:
     ema_decay: float = 0.9999
 
 
-def _run(recipe: str, objective: WaveDiffConfig, row: _Row) -> RunConfig:
+def _run(objective: WaveDiffConfig, row: _Row) -> RunConfig:
     global_batch_size = row.batch * row.gpus
     epoch_images = row.images // global_batch_size * global_batch_size
     schedule = CosineSchedule(epochs=row.epochs, epoch_images=epoch_images)
     rates = {"discriminator": row.lr_discriminator, "generator": row.lr_generator}
     path = f"datasets/{row.dataset}-{objective.resolution}"
     return RunConfig(
-        recipe=recipe,
         objective=objective,
         data=DataConfig(path=path, resolution=objective.resolution, flip=True),
         optim={
@@ -102,104 +102,119 @@ _CHURCH = _Row(
 )
 
 
+@recipe
 def wavediff_cifar10() -> RunConfig:
     """WaveDiff on CIFAR-10: FID 4.01, recall 0.55 (best snapshot at epoch 1300)."""
-    return _run("wavediff_cifar10", presets.wavediff_cifar10(), _CIFAR10)
+    return _run(presets.wavediff_cifar10(), _CIFAR10)
 
 
+@recipe
 def wavediff_stl10() -> RunConfig:
     """WaveDiff on STL-10 (unlabelled part, 64x64): FID 12.93, recall 0.41 (epoch 600)."""
-    return _run("wavediff_stl10", presets.wavediff_stl10(), _STL10)
+    return _run(presets.wavediff_stl10(), _STL10)
 
 
+@recipe
 def wavediff_celebahq256() -> RunConfig:
     """WaveDiff on CelebA-HQ 256: FID 5.94, recall 0.37 (epoch 475)."""
-    return _run("wavediff_celebahq256", presets.wavediff_celebahq256(), _CELEBAHQ)
+    return _run(presets.wavediff_celebahq256(), _CELEBAHQ)
 
 
+@recipe
 def wavediff_celebahq512() -> RunConfig:
     """WaveDiff on CelebA-HQ 512: FID 6.40, recall 0.35 (epoch 350)."""
-    return _run("wavediff_celebahq512", presets.wavediff_celebahq512(), _CELEBAHQ_LARGE)
+    return _run(presets.wavediff_celebahq512(), _CELEBAHQ_LARGE)
 
 
+@recipe
 def wavediff_celebahq1024() -> RunConfig:
     """WaveDiff on CelebA-HQ 1024: FID 5.98, recall 0.39 (epoch 350)."""
-    return _run("wavediff_celebahq1024", presets.wavediff_celebahq1024(), _CELEBAHQ_LARGE)
+    return _run(presets.wavediff_celebahq1024(), _CELEBAHQ_LARGE)
 
 
+@recipe
 def wavediff_lsun_church256() -> RunConfig:
     """WaveDiff on LSUN Church 256: FID 5.06, recall 0.40 (epoch 400)."""
-    return _run("wavediff_lsun_church256", presets.wavediff_lsun_church256(), _CHURCH)
+    return _run(presets.wavediff_lsun_church256(), _CHURCH)
 
 
+@recipe
 def ddgan_cifar10() -> RunConfig:
     """DDGAN on CIFAR-10: FID 3.75, recall 0.57 (epoch 1200)."""
-    return _run("ddgan_cifar10", presets.ddgan_cifar10(), _CIFAR10)
+    return _run(presets.ddgan_cifar10(), _CIFAR10)
 
 
+@recipe
 def ddgan_stl10() -> RunConfig:
     """DDGAN on STL-10, 64x64 (epoch 900)."""
     row = dataclasses.replace(_STL10, batch=128, epochs=1800)
-    return _run("ddgan_stl10", presets.ddgan_stl10(), row)
+    return _run(presets.ddgan_stl10(), row)
 
 
+@recipe
 def ddgan_celebahq256() -> RunConfig:
     """DDGAN on CelebA-HQ 256: FID 7.64, recall 0.36."""
-    return _run("ddgan_celebahq256", presets.ddgan_celebahq256(), _CELEBAHQ)
+    return _run(presets.ddgan_celebahq256(), _CELEBAHQ)
 
 
+@recipe
 def ddgan_celebahq512() -> RunConfig:
     """DDGAN on CelebA-HQ 512: FID 8.43, recall 0.33 (epoch 325)."""
     row = dataclasses.replace(_CELEBAHQ_LARGE, batch=2)
-    return _run("ddgan_celebahq512", presets.ddgan_celebahq512(), row)
+    return _run(presets.ddgan_celebahq512(), row)
 
 
+@recipe
 def ddgan_lsun_church256() -> RunConfig:
     """DDGAN on LSUN Church 256: FID 5.25 (epoch 500)."""
     row = dataclasses.replace(_CHURCH, batch=8)
-    return _run("ddgan_lsun_church256", presets.ddgan_lsun_church256(), row)
+    return _run(presets.ddgan_lsun_church256(), row)
 
 
+@recipe
 def wavediff_celebahq256_no_frequency_bottleneck() -> RunConfig:
     """Ablation on CelebA-HQ 256 with a plain bottleneck: FID 6.18."""
-    return _ablation("no_frequency_bottleneck", frequency_bottleneck=False)
+    return _ablation(frequency_bottleneck=False)
 
 
+@recipe
 def wavediff_celebahq256_no_frequency_blocks() -> RunConfig:
     """Ablation on CelebA-HQ 256 with FIR resampling in the blocks: FID 6.23."""
-    return _ablation("no_frequency_blocks", frequency_blocks=False)
+    return _ablation(frequency_blocks=False)
 
 
+@recipe
 def wavediff_celebahq256_no_frequency_residual() -> RunConfig:
     """Ablation on CelebA-HQ 256 with FIR-smoothed inputs as residual connections: FID 6.25."""
-    return _ablation("no_frequency_residual", frequency_pyramid=False)
+    return _ablation(frequency_pyramid=False)
 
 
+@recipe
 def wavediff_celebahq256_no_reconstruction() -> RunConfig:
     """Ablation on CelebA-HQ 256 without the reconstruction term: FID 6.55."""
     config = wavediff_celebahq256()
     return dataclasses.replace(
         config,
-        recipe="wavediff_celebahq256_no_reconstruction",
         objective=dataclasses.replace(presets.wavediff_celebahq256(), reconstruction_weight=0.0),
     )
 
 
-def _ablation(suffix: str, **switches: bool) -> RunConfig:
+def _ablation(**switches: bool) -> RunConfig:
     objective = presets.wavediff_celebahq256()
     generator = dataclasses.replace(objective.generator, **switches)  # type: ignore[arg-type]
     return dataclasses.replace(
         wavediff_celebahq256(),
-        recipe=f"wavediff_celebahq256_{suffix}",
         objective=dataclasses.replace(objective, generator=generator),
     )
 
 
+@recipe
 def wavediff_debug() -> RunConfig:
     """CPU-sized WaveDiff on 32x32 synthetic images: every part of the wavelet generator."""
-    return _debug("wavediff_debug", _tiny())
+    return _debug(_tiny())
 
 
+@recipe
 def ddgan_debug() -> RunConfig:
     """CPU-sized DDGAN of 16x16 synthetic images: the same sizes in pixel space."""
     plain = dataclasses.replace(
@@ -211,7 +226,7 @@ def ddgan_debug() -> RunConfig:
     objective = dataclasses.replace(
         _tiny(), resolution=16, space=PixelSpace(), generator=plain, reconstruction_weight=0.0
     )
-    return _debug("ddgan_debug", objective)
+    return _debug(objective)
 
 
 def _tiny() -> WaveDiffConfig:
@@ -232,9 +247,9 @@ def _tiny() -> WaveDiffConfig:
     )
 
 
-def _debug(recipe: str, objective: WaveDiffConfig) -> RunConfig:
+def _debug(objective: WaveDiffConfig) -> RunConfig:
     row = _Row(dataset="synthetic", images=64, batch=8, epochs=3)
-    config = _run(recipe, objective, row)
+    config = _run(objective, row)
     return dataclasses.replace(
         config,
         data=DataConfig(backend="synthetic", resolution=objective.resolution, flip=True),
@@ -243,11 +258,3 @@ def _debug(recipe: str, objective: WaveDiffConfig) -> RunConfig:
         logging=LoggingConfig(every_images=64),
     )
 
-
-RECIPES = (
-    wavediff_cifar10, wavediff_stl10, wavediff_celebahq256, wavediff_celebahq512,
-    wavediff_celebahq1024, wavediff_lsun_church256, ddgan_cifar10, ddgan_stl10, ddgan_celebahq256,
-    ddgan_celebahq512, ddgan_lsun_church256, wavediff_celebahq256_no_frequency_bottleneck,
-    wavediff_celebahq256_no_frequency_blocks, wavediff_celebahq256_no_frequency_residual,
-    wavediff_celebahq256_no_reconstruction, wavediff_debug, ddgan_debug,
-)  # fmt: skip

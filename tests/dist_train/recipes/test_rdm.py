@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from dist_train.config import RunConfig
-from dist_train.recipes import rdm
+from dist_train.recipes import RECIPES
 from models.config_io import from_json, override, to_json
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
@@ -47,12 +46,13 @@ def count_parameters(config: EdmConfig | RelayConfig) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("recipe", rdm.RECIPES, ids=lambda recipe: recipe.__name__)
-def test_recipe(recipe: Callable[[], RunConfig]) -> None:
-    run = recipe()
-    assert run.recipe == recipe.__name__
-    assert recipe.__doc__
-    assert count_parameters(run.objective) == PARAMETERS[run.recipe]
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("rdm_")])
+def test_recipe(name: str) -> None:
+    run = RECIPES[name]()
+    assert run.recipe == name
+    assert RECIPES[name].__doc__
+    assert isinstance(run.objective, EdmConfig | RelayConfig)
+    assert count_parameters(run.objective) == PARAMETERS[name]
     assert from_json(RunConfig, json.loads(json.dumps(to_json(run)))) == run
     assert run.objective.build().resolution == run.data.resolution
     assert set(run.optim) == {"denoiser"}
@@ -60,7 +60,7 @@ def test_recipe(recipe: Callable[[], RunConfig]) -> None:
 
 @pytest.mark.parametrize("name", WITH_AUGMENT_INPUT)
 def test_augmentation_adds_an_input(name: str) -> None:
-    run = override(getattr(rdm, name)(), ["objective.unet.augment_dim=9"])
+    run = override(RECIPES[name](), ["objective.unet.augment_dim=9"])
     assert count_parameters(run.objective) == WITH_AUGMENT_INPUT[name]
 
 
