@@ -2,8 +2,8 @@
 
 Published values are those of docs/reference/rdm.md#1.1. Three things are decided here:
 
-* Published float16 becomes bfloat16, whose range needs no loss scaling; set
-  `objective.unet.compute_dtype=float16` for the original.
+* Precision is pinned. Published float16 is bfloat16 here, whose range needs no loss scaling; set
+  `compute.precision=float16` for the original. Published float32 stays float32, without TF32.
 * The ImageNet recipes have no augmentation, like EDM's released ImageNet-64 network
   (docs/reference/rdm.md#11.2).
 * objective.gradient_scale reproduces the published ratio of loss scale, samples per rank and
@@ -18,6 +18,7 @@ from data_pipelines.pipeline import DataConfig
 from dist_train.config import (
     AdamConfig,
     CheckpointConfig,
+    ComputeConfig,
     HalflifeEma,
     LoggingConfig,
     RunConfig,
@@ -34,6 +35,11 @@ from models.rdm.unet import UNetConfig
 
 IMAGENET_CLASSES = 1000
 GUIDANCE_LABEL_DROPOUT = 0.1
+
+_PUBLISHED = ComputeConfig(precision="float32", tf32=False, cudnn_benchmark=True)
+"""As the official training loop computes where it has no --fp16 (docs/reference/rdm.md#13.1)."""
+_PUBLISHED_HALF = replace(_PUBLISHED, precision=None)
+"""The same for runs with --fp16: their networks name bfloat16."""
 
 _UNET64 = UNetConfig(
     resolution=64,
@@ -68,6 +74,7 @@ def _published_run(
         global_batch_size=batch,
         micro_batch_size=32 if resolution == 64 else 8,
         sharding=ShardingConfig(nodes=4),
+        compute=_PUBLISHED if objective.unet.compute_dtype == "float32" else _PUBLISHED_HALF,
     )
 
 
@@ -75,8 +82,8 @@ def _published_run(
 def rdm_imagenet64() -> RunConfig:
     """RDM stage 1, ImageNet 64x64, by class: EDM's network (295.9M parameters).
 
-    Published: 2500M images, batch 4096, 32 GPUs (13 days), dropout 0.10, float16, loss scale 25 at
-    32 per pass (EDM: 100 at 128 per rank), EMA half-life 50M images.
+    Published: 2500M images, batch 4096, 32 GPUs (13 days), dropout 0.10, float16 (here bfloat16),
+    loss scale 25 at 32 per pass (EDM: 100 at 128 per rank), EMA half-life 50M images.
     """
     objective = EdmConfig(
         unet=replace(_UNET64, label_dim=IMAGENET_CLASSES, compute_dtype="bfloat16"),
@@ -95,9 +102,9 @@ def rdm_imagenet64() -> RunConfig:
 def rdm_imagenet256() -> RunConfig:
     """RDM stage 2, ImageNet 64 -> 256, by class, as in the published commands (553.8M parameters).
 
-    Published: 1250M images, batch 4096, 64 A100 (12.5 days), dropout 0.10, float16, loss scale 1,
-    p = 0.93, blur up to 3 pixels, block noise 0.15. FID 5.27 without guidance. The commands hide no
-    labels, so this model cannot be guided: see rdm_imagenet256_guided.
+    Published: 1250M images, batch 4096, 64 A100 (12.5 days), dropout 0.10, float16 (here bfloat16),
+    loss scale 1, p = 0.93, blur up to 3 pixels, block noise 0.15. FID 5.27 without guidance. The
+    commands hide no labels, so this model cannot be guided: see rdm_imagenet256_guided.
     """
     objective = RelayConfig(
         unet=replace(_UNET256, label_dim=IMAGENET_CLASSES),
@@ -158,8 +165,9 @@ def rdm_celebahq64() -> RunConfig:
 def rdm_celebahq256() -> RunConfig:
     """RDM stage 2, CelebA-HQ 64 -> 256 (552.8M parameters).
 
-    Published: 47M images, batch 1024, 32 A100 (25.5 hours), dropout 0.20, float16, loss scale 1,
-    augmentation 0.2, p = 0.89, blur up to 2 pixels, block noise 0.15. FID 3.15 (Table 1).
+    Published: 47M images, batch 1024, 32 A100 (25.5 hours), dropout 0.20, float16 (here bfloat16),
+    loss scale 1, augmentation 0.2, p = 0.89, blur up to 2 pixels, block noise 0.15. FID 3.15
+    (Table 1).
     """
     objective = RelayConfig(
         unet=replace(_UNET256, dropout=0.20, augment_dim=9),
@@ -180,7 +188,7 @@ def rdm_celebahq256_no_block_noise() -> RunConfig:
 
 @recipe
 def rdm_lsun_bedroom64() -> RunConfig:
-    """RDM stage 1, LSUN bedroom 64x64; not published: as ImageNet, but unconditional."""
+    """RDM stage 1, LSUN bedroom 64x64; not published: as ImageNet (bfloat16), but unconditional."""
     return _lsun(rdm_imagenet64(), "lsun_bedroom", 400_000_000)
 
 
@@ -192,7 +200,7 @@ def rdm_lsun_bedroom256() -> RunConfig:
 
 @recipe
 def rdm_lsun_church64() -> RunConfig:
-    """RDM stage 1, LSUN church 64x64; not published: as CelebA-HQ."""
+    """RDM stage 1, LSUN church 64x64; not published: as CelebA-HQ (float32)."""
     return _lsun(rdm_celebahq64(), "lsun_church", 140_000_000)
 
 
@@ -269,4 +277,3 @@ def _debug_run(objective: EdmConfig | RelayConfig) -> RunConfig:
         checkpoint=CheckpointConfig(every_images=32, snapshot_every_images=64),
         logging=LoggingConfig(every_images=16),
     )
-

@@ -3,6 +3,10 @@
 The official loops count epochs and run num_epoch + 1 of them, dropping the last partial batch; here
 an epoch is `steps per epoch x batch` images (docs/reference/wavediff.md#7.2). Batches are those
 of the README's GPU counts; the DDGAN script does not say its own, so it gets those of WaveDiff.
+
+Precision is pinned to float32, as published. TF32 is on in convolutions and in matrix products and
+cuDNN's benchmark is off: the defaults of PyTorch 1.10, which the README names. That the official
+code left them alone is an inference (docs/reference/wavediff.md#12.2).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from data_pipelines.pipeline import DataConfig
 from dist_train.config import (
     AdamConfig,
     CheckpointConfig,
+    ComputeConfig,
     ConstantEma,
     CosineSchedule,
     LoggingConfig,
@@ -72,6 +77,7 @@ def _run(objective: WaveDiffConfig, row: _Row) -> RunConfig:
         global_batch_size=global_batch_size,
         seed=1024,
         sharding=ShardingConfig(gpus_per_node=row.gpus),
+        compute=ComputeConfig(precision="float32", tf32=True, cudnn_benchmark=False),
         checkpoint=CheckpointConfig(
             every_images=10 * epoch_images, snapshot_every_images=25 * epoch_images
         ),
@@ -254,7 +260,7 @@ def _debug(objective: WaveDiffConfig) -> RunConfig:
         config,
         data=DataConfig(backend="synthetic", resolution=objective.resolution, flip=True),
         total_images=192,
+        compute=ComputeConfig(),
         checkpoint=CheckpointConfig(every_images=64, snapshot_every_images=192),
         logging=LoggingConfig(every_images=64),
     )
-
