@@ -90,10 +90,10 @@ def test_readme_is_short_and_its_tree_names_every_directory() -> None:
     assert named == packages | {"tests/", "docs/"}
 
 
-def test_contributing_names_files_that_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    paths = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py|\.md|/))`", text)
-    assert len(paths) > 30
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_in_documents_exist(document: Path) -> None:
+    tops = "|".join((*PACKAGES, "tests", "docs"))
+    paths = re.findall(rf"`((?:{tops})/[a-z0-9_/]*(?:\.py|\.md)?)`", document.read_text())
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
