@@ -95,7 +95,7 @@ def _wavediff(inputs: Inputs, name: str, kind: str, resolution: int, protocol: s
         inputs,
         *pack_steps(inputs, kind, (resolution,)),
         train_step(inputs, "wavediff", name, data),
-        reference_step(inputs, data, *INCEPTION, "--workflow", "pytorch_fid"),
+        reference_step(inputs, data, *INCEPTION, "--pipeline", "pytorch_fid"),
         sample_step(inputs, "samples", ("wavediff",)),
         evaluate_step(inputs, "result", ("wavediff",), "WaveDiff", "--protocol", protocol),
     )
