@@ -12,13 +12,15 @@ import pytest
 from tests.paths import ROOT
 
 MAY_IMPORT = {
-    "models": {"models"},
-    "data_pipelines": {"data_pipelines"},
-    "dist_train": {"models", "data_pipelines", "dist_train"},
-    "evaluation": {"models", "data_pipelines", "dist_train", "evaluation"},
-    "slurm": {"models", "data_pipelines", "dist_train", "evaluation", "slurm"},
+    "safe_files": {"safe_files"},
+    "models": {"safe_files", "models"},
+    "data_pipelines": {"safe_files", "data_pipelines"},
+    "dist_train": {"safe_files", "models", "data_pipelines", "dist_train"},
+    "evaluation": {"safe_files", "models", "data_pipelines", "dist_train", "evaluation"},
+    "slurm": {"safe_files", "models", "data_pipelines", "dist_train", "evaluation", "slurm"},
 }
 ORDER = {
+    "safe_files": "documents > atomic typed_json transient archives trees",
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
     " > objective > sampler > sample_rng config_io",
     "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"

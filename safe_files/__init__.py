@@ -1,0 +1,9 @@
+"""Files that others may have damaged, replaced or made: how all packages read and write them.
+
+atomic.py      Final files and directories: complete or not there, and never in place of others'
+documents.py   JSON documents: size, version, checksum and types are checked before use
+typed_json.py  JSON to dataclasses and back, by the annotations of their fields
+transient.py   Trying again after errors that pass by themselves
+archives.py    Zip archives of others: sizes are checked before anything is decompressed
+trees.py       A bound on the size and depth of what a foreign file holds
+"""

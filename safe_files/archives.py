@@ -1,0 +1,75 @@
+"""Zip archives of others: sizes are checked before anything is decompressed.
+
+Deflate makes 1 MB of a thousand: an archive of 2.5 MB can fill a machine's memory. Tensors and
+images hardly shrink, so that a large member which expands far more is no such thing.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+FREE_BYTES = 64 << 20
+"""Size up to which a member may be compressed as it likes."""
+
+MAX_RATIO = 100
+"""Largest ratio of a larger member's size to its compressed size."""
+
+
+class ArchiveError(ValueError):
+    """An archive that is damaged, encrypted, or expands to more than it can be."""
+
+
+def check_member(info: zipfile.ZipInfo, max_bytes: int | None = None) -> None:
+    """Check a member's sizes before it is read.
+
+    Raises:
+        ArchiveError: It is larger than `max_bytes`, or expands to implausibly much.
+    """
+    if max_bytes is not None and info.file_size > max_bytes:
+        raise ArchiveError(
+            f"member {info.filename!a} has {info.file_size} bytes, more than the {max_bytes}"
+            " that it may have"
+        )
+    if info.file_size > max(FREE_BYTES, MAX_RATIO * info.compress_size):
+        raise ArchiveError(
+            f"member {info.filename!a} expands from {info.compress_size} to {info.file_size} bytes,"
+            " which no images or weights do"
+        )
+
+
+def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None) -> bytes:
+    """Return a member's bytes, after checking its sizes.
+
+    Raises:
+        ArchiveError: It is missing, damaged, encrypted, or too large.
+    """
+    try:
+        info = archive.getinfo(name)
+        check_member(info, max_bytes)
+        return archive.read(info)
+    except KeyError:
+        raise ArchiveError(f"there is no member {name!a}") from None
+    # zipfile: RuntimeError if encrypted, NotImplementedError if compressed in an unknown way.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise ArchiveError(f"member {name!a} is damaged or unreadable: {error}") from None
+
+
+def check_uncompressed(path: Path) -> None:
+    """Check that an archive's members are stored as they are, as those of PyTorch's files are.
+
+    Raises:
+        ArchiveError: A member is compressed, or they overlap: together they are larger than the
+            file.
+        OSError: The file cannot be read.
+        zipfile.BadZipFile: It is no zip archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for info in members:
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ArchiveError(f"member {info.filename!a} is compressed, which PyTorch never does")
+    total, size = sum(info.file_size for info in members), path.stat().st_size
+    if total > size:
+        raise ArchiveError(f"its members have {total} bytes, but the file has {size}")

@@ -1,0 +1,139 @@
+"""JSON documents: size, version, checksum and types are checked before anything is used.
+
+A kind of document is a `Format`: a dataclass whose annotations are the types of the fields, and
+whose `__post_init__` checks their bounds. What does not fit is one line that names the file. Fields
+that the dataclass lacks are ignored, for a newer version may have added them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from safe_files.atomic import atomic_file
+from safe_files.typed_json import ConfigError, from_json
+
+T = TypeVar("T")
+MAX_BYTES = 1 << 30
+"""Size above which a file is no document of ours: a manifest of a million shards has 150 MB."""
+
+
+class DocumentError(ValueError):
+    """A document that is damaged, changed, or of another version; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format(Generic[T]):
+    """A kind of document.
+
+    Attributes:
+        schema: The dataclass of its fields; see typed_json for what a class can say.
+        version: The `format_version` that is read and written; null for documents without.
+        needs_checksum: Whether a document without a checksum is rejected; those of kinds that were
+            once written without one are not.
+        remedy: What to do about a document that cannot be used.
+    """
+
+    schema: type[T]
+    version: int | None = None
+    needs_checksum: bool = False
+    remedy: str = "restore it, or write it again"
+
+    def write(self, path: Path, fields: Mapping[str, Any]) -> None:
+        """Write a document atomically, with its version and a checksum."""
+        with atomic_file(path) as file:
+            file.write(self.to_bytes(fields))
+
+    def to_bytes(self, fields: Mapping[str, Any]) -> bytes:
+        """Return a document's text."""
+        version = {} if self.version is None else {"format_version": self.version}
+        document = {**version, **fields}
+        document["checksum"] = checksum(document)
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+    def read(self, path: Path) -> T:
+        """Read a document.
+
+        Raises:
+            FileNotFoundError: There is none.
+            DocumentError: It cannot be read, or is not such a document.
+        """
+        return self._decode(read_object(path), str(path))
+
+    def parse(self, content: bytes, where: str) -> T:
+        """Return the document of a text; `where` names it in messages. Raises as `read`."""
+        return self._decode(parse_object(content, where), where)
+
+    def _decode(self, document: dict[str, Any], where: str) -> T:
+        self._check_version(document, where)
+        self._check_checksum(document, where)
+        ours = {"format_version", "checksum"}
+        fields = {name: value for name, value in document.items() if name not in ours}
+        try:
+            return from_json(self.schema, fields, "it")
+        except (ConfigError, RecursionError) as error:
+            raise DocumentError(f"{where} does not parse: {error}; {self.remedy}") from None
+
+    def _check_version(self, document: dict[str, Any], where: str) -> None:
+        version = document.get("format_version")
+        if self.version is not None and (version != self.version or isinstance(version, bool)):
+            raise DocumentError(
+                f"{where} has format {json.dumps(version)[:40]}, this relaywave reads"
+                f" {self.version}; use the relaywave that wrote it, or {self.remedy}"
+            )
+
+    def _check_checksum(self, document: dict[str, Any], where: str) -> None:
+        if "checksum" not in document and not self.needs_checksum:
+            return
+        content = {name: value for name, value in document.items() if name != "checksum"}
+        if document.get("checksum") != checksum(content):
+            raise DocumentError(
+                f"{where} was changed after it was written (its checksum does not match);"
+                f" {self.remedy}"
+            )
+
+
+def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DocumentError: It cannot be read, is too large, or holds anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
+            content = file.read(max_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DocumentError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_object(content, str(path))
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object of a text; `where` names it in messages. Raises DocumentError."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DocumentError(f"{where} holds {json.dumps(value)[:40]}, expected a JSON object")
+    return value
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a document's canonical text."""
+    return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the canonical JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

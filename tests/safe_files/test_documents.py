@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from safe_files.documents import DocumentError, Format, read_object
+
+
+@dataclass(frozen=True)
+class Part:
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Thing:
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    parts: tuple[Part, ...]
+    table: dict[str, int]
+    scale: float
+    note: str | None = None
+    rows: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale={self.scale} must be positive")
+
+
+THING = Thing((Part("a", 1), Part("b", 2)), {"x": 3}, 0.5)
+SEALED = Format(schema=Thing, version=2, needs_checksum=True, remedy="make it again")
+OPEN = Format(schema=Thing)
+
+
+def rejected(format_: Format[Thing], path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(DocumentError) as caught:
+        format_.read(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_documents_come_back(tmp_path: Path) -> None:
+    for format_ in (SEALED, OPEN):
+        format_.write(tmp_path / "thing.json", asdict(THING))
+        assert format_.read(tmp_path / "thing.json") == THING
+        newer = asdict(THING) | {"colour": "red", "parts": [{**asdict(THING.parts[0]), "age": 1}]}
+        format_.write(tmp_path / "thing.json", newer)
+        assert format_.read(tmp_path / "thing.json").parts == THING.parts[:1]
+    (tmp_path / "thing.json").write_text(json.dumps(asdict(THING)))
+    assert OPEN.read(tmp_path / "thing.json") == THING, "older ones have no checksum"
+    with pytest.raises(FileNotFoundError):
+        OPEN.read(tmp_path / "nothing.json")
+
+
+JSON_VALUES: list[Any] = [
+    None, True, False, 0, -1, 1.5, 10**400, "", "x", "\ud800\n", [], [1], [[]], {}, {"a": 1},
+    {"type": "Part"}, {"name": 3, "size": "x"}, [{"name": "a", "size": 1}, None],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", JSON_VALUES, ids=lambda value: ascii(value)[:20])
+def test_wrong_types_are_one_line(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "thing.json"
+    if not isinstance(value, dict):
+        assert "expected a JSON object" in rejected(OPEN, path, json.dumps(value).encode())
+    right = {"note": ("", "x", "\ud800\n", None), "rows": ([], [1], None), "table": ({}, {"a": 1})}
+    right["parts"], right["scale"] = ([],), (1.5,)
+    for field in asdict(THING):
+        document = asdict(THING) | {field: value}
+        if any(value == fits and type(value) is type(fits) for fits in right[field]):
+            path.write_bytes(json.dumps(document).encode())
+            assert OPEN.read(path)
+        else:
+            assert "does not parse" in rejected(OPEN, path, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"\x00" * 100, b"[" * 10**5, b'{"a":' * 10**5, b"nul", b'{"a": 1}x',
+     b"9" * 5000, b'{"a": NaN', "{\u2028".encode()],
+    ids=lambda content: ascii(content[:8]),
+)  # fmt: skip
+def test_what_is_no_json_is_one_line(tmp_path: Path, content: bytes) -> None:
+    assert "is not JSON" in rejected(OPEN, tmp_path / "thing.json", content)
+
+
+def test_sizes_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "large.json").write_bytes(b" " * 101)
+    with pytest.raises(DocumentError, match="101 bytes, more than any document of ours"):
+        read_object(tmp_path / "large.json", max_bytes=100)
+    with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
+        read_object(tmp_path)
+
+
+def test_versions_and_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "thing.json"
+    SEALED.write(path, asdict(THING))
+    document = json.loads(path.read_bytes())
+    for version in (None, 1, 3, True, "2", [2], {}):
+        message = rejected(
+            SEALED, path, json.dumps(document | {"format_version": version}).encode()
+        )
+        assert "this relaywave reads 2; use the relaywave that wrote it" in message
+    changes = [{"scale": 0.25}, {"checksum": "x"}, {"checksum": None}, {"new": 1}]
+    for change in changes:
+        message = rejected(SEALED, path, json.dumps(document | change).encode())
+        assert "its checksum does not match); make it again" in message
+    del document["checksum"]
+    assert "checksum" in rejected(SEALED, path, json.dumps(document).encode())
+
+
+def test_flipped_bits_never_change_what_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "thing.json"
+    rng = random.Random(0)
+    SEALED.write(path, asdict(THING))
+    content = path.read_bytes()
+    caught = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            read = SEALED.read(path)
+        except DocumentError:
+            caught += 1
+        else:
+            assert read == THING
+    assert caught > 300
