@@ -56,12 +56,11 @@ COMMANDS = {
     "spectrum": Command("models", "plot the spectra of images and noise", is_named=True),
 }
 USES = {
-    "safe_files": ("safe_files",),
-    "models": ("safe_files", "models"),
-    "data_pipelines": ("safe_files", "data_pipelines"),
-    "dist_train": ("safe_files", "models", "data_pipelines", "dist_train"),
-    "evaluation": ("safe_files", "models", "data_pipelines", "dist_train", "evaluation"),
-    "slurm": ("safe_files", "models", "data_pipelines", "dist_train", "evaluation", "slurm"),
+    "models": ("models"),
+    "data_pipelines": ("models", "data_pipelines"),
+    "dist_train": ("models", "data_pipelines", "dist_train"),
+    "evaluation": ("models", "data_pipelines", "dist_train", "evaluation"),
+    "slurm": ("models", "data_pipelines", "dist_train", "evaluation", "slurm"),
 }
 """Packages that each package imports from, itself included."""
 SHELLS = ("bash", "zsh", "fish")

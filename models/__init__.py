@@ -10,5 +10,6 @@ snapshot.py    Snapshots
 analysis/      Analyses of images and noise that the papers show
 convert/       Conversion of official checkpoints, which are read without executing anything in
 rdm/           Relay Diffusion
+safe_files/    Files that others may have damaged or made: how all packages read and write them
 wavediff/      WaveDiff
 """

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safe_files.atomic import atomic_file
-from safe_files.documents import DocumentError, read_object
-from safe_files.typed_json import ConfigError, did_you_mean, from_json, to_json
+from models.safe_files.atomic import atomic_file
+from models.safe_files.documents import DocumentError, read_object
+from models.safe_files.typed_json import ConfigError, did_you_mean, from_json, to_json
 
 __all__ = [
     "ConfigError",

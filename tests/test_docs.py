@@ -12,7 +12,7 @@ import pytest
 from tests.paths import ROOT
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-PACKAGES = ("safe_files", "models", "data_pipelines", "dist_train", "evaluation", "slurm")
+PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 
 
 def _prose(document: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from models.config_io import ConfigError
 from slurm.jobs.interpreter import SOURCE
 
-PACKAGES = ("safe_files", "models", "data_pipelines", "dist_train", "evaluation", "slurm")
+PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 MODULES = ("relaywave.py",)
 """Modules beside the packages, where they exist."""
 ENTRY = Path("slurm", "jobs", "jobs.py")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from safe_files.atomic import atomic_file
-from safe_files.typed_json import ConfigError, from_json
+from models.safe_files.atomic import atomic_file
+from models.safe_files.typed_json import ConfigError, from_json
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 30

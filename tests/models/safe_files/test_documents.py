@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.documents import DocumentError, Format, read_object
 
 
 @dataclass(frozen=True)

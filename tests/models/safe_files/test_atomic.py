@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from safe_files.atomic import (
+from models.safe_files.atomic import (
     NotOurs,
     atomic_directory,
     atomic_file,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_files import transient
-from safe_files.archives import ArchiveError, check_uncompressed, read_member
-from safe_files.transient import DISK_FULL, TRANSIENT, retried
-from safe_files.trees import check_tree
+from models.safe_files import transient
+from models.safe_files.archives import ArchiveError, check_uncompressed, read_member
+from models.safe_files.transient import DISK_FULL, TRANSIENT, retried
+from models.safe_files.trees import check_tree
 
 
 class Failing:
