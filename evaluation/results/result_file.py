@@ -96,6 +96,7 @@ def new_result(
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},
         "versions": versions(),
+        "tf32": tf32(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -162,4 +163,12 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
+    }
+
+
+def tf32() -> dict[str, bool]:
+    """Return where this process' samplers may use TF32; detectors never do (exact_arithmetic)."""
+    return {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix_products": torch.backends.cuda.matmul.allow_tf32,
     }
