@@ -1,15 +1,16 @@
 """DeepSpeed behind a narrow interface: one engine per network, and what each rank holds of it.
 
-The only file that imports deepspeed. Its rules (docs/reference/deepspeed.md#4, all of them
-silent or obscure when broken; `check_stage` refuses what cannot work):
+The only file that imports deepspeed. Its rules (docs/reference/deepspeed.md#4; `check_stage`
+rejects what cannot work):
 
-* Losses call the raw modules, not the engine, up to ZeRO-2: output hooks of the engine fire inside
-  `autograd.grad` and make R1 silently wrong under ZeRO-1. Hence precision belongs to the network
-  (float32 weights, compute dtype inside), and DeepSpeed always runs in float32.
-* Under ZeRO-3 losses call the engine (`Engine.called`), which gathers the weights: the raw module
-  would be silently wrong. R1 fails there, and so does a second network.
-* One backward call per micro-batch and network: of several, ZeRO-1/2 keep only the last. A second
-  call raises.
+* Losses call the raw modules, not the engine, up to ZeRO-2. The engine's output hooks also fire
+  inside `autograd.grad`: R1 through the engine fails, or happens to work after steps without it.
+  Hence precision belongs to the network (float32 weights, compute dtype inside), and DeepSpeed
+  always runs in float32.
+* Under ZeRO-3 losses call the engine (`Engine.called`), DeepSpeed's documented entry, which keeps
+  track of gathered weights. R1 fails there, and a second network is trained silently wrong.
+* One backward call per micro-batch and network: of several, ZeRO-1/2 silently keep only the last. A
+  second call raises.
 * While one network is updated, the others are frozen (`updating_only`), else their gradients leak.
 * We pass our own torch optimizer; DeepSpeed's name lookup may turn Adam into AdamW.
 * DeepSpeed clips gradients to norm 1 unless it is told not to.

@@ -22,13 +22,20 @@ def _networks() -> dict[str, nn.Module]:
 
 
 def _discriminator_loss(networks: dict[str, nn.Module], x: Tensor, step: int) -> Tensor:
-    """Real + fake + lazy R1, with its double backward."""
-    x = x.clone().requires_grad_()
-    real = networks["discriminator"](x)
+    return _real_loss(networks, x, step) + _fake_loss(networks, x)
+
+
+def _fake_loss(networks: dict[str, nn.Module], x: Tensor) -> Tensor:
     with torch.no_grad():
         fake = networks["generator"](x)
+    return nn.functional.softplus(networks["discriminator"](fake)).mean()
+
+
+def _real_loss(networks: dict[str, nn.Module], x: Tensor, step: int) -> Tensor:
+    """The loss of real images, with lazy R1 and its double backward."""
+    x = x.clone().requires_grad_()
+    real = networks["discriminator"](x)
     loss = nn.functional.softplus(-real).mean()
-    loss = loss + nn.functional.softplus(networks["discriminator"](fake)).mean()
     if step % LAZY == 0:
         (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=True)
         loss = loss + gradient.square().sum(dim=(1, 2, 3)).mean()
