@@ -125,7 +125,7 @@ def _next(
 
 
 def _last_failure(work: Work, failures: int, job_id: str) -> str:
-    why = reason_in_logs(JobDir(work.run_dir).jobs, job_id)
+    why = reason_in_logs(JobDir(work.run_dir).records_dir, job_id)
     return f"tried {failures} times, last as {job_id}{f': {why}' if why else ''}"
 
 
@@ -205,7 +205,7 @@ class ReconcileJob:
 
     def _finished(self, run_dir: Path) -> bool:
         schedule, total = read_schedule(run_dir), total_images(run_dir)
-        stopped = (JobDir(run_dir).path / STOP).exists()
+        stopped = (JobDir(run_dir).slurm_dir / STOP).exists()
         existing = snapshots(run_dir)
         if schedule is None or not (stopped or (existing and existing[-1] >= total)):
             return schedule is None

@@ -105,7 +105,7 @@ def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
 
 def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) -> None:
     """Stop training for good if its last evaluated snapshots were not better."""
-    stop = JobDir(run_dir).path / STOP
+    stop = JobDir(run_dir).slurm_dir / STOP
     if not schedule.patience or best is None or stop.exists():
         return
     later = [images for images in values(run_dir, schedule.best) if images > best]

@@ -59,7 +59,7 @@ class TrainJob:
 
     def finished(self) -> bool:
         """Whether the run is trained, or was stopped early for good."""
-        return (JobDir(self.run_dir).path / STOP).exists() or self.trained()
+        return (JobDir(self.run_dir).slurm_dir / STOP).exists() or self.trained()
 
     def trained(self) -> bool:
         """Whether the last snapshot of the run is written."""
@@ -79,9 +79,7 @@ class TrainJob:
         task = this_task()
         enter_rank(task)
         submitit_handler = signal.getsignal(signal.SIGUSR2)
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # until training starts there is nothing to save
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # before training there is nothing to save
         if task.rank and "SLURM_JOB_ID" not in os.environ:
             signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # only Slurm ends it with rank 0
         if task.rank == 0:
@@ -155,7 +153,7 @@ class TrainJob:
 
     def _may_requeue(self, task: Task) -> bool:
         """Whether rank 0 requeues: not if Slurm does, or the user cancelled."""
-        if (JobDir(self.run_dir).path / STOP).exists():
+        if (JobDir(self.run_dir).slurm_dir / STOP).exists():
             return False
         return "SLURM_JOB_ID" not in os.environ or may_requeue(task.job_id)
 
@@ -165,7 +163,7 @@ class TrainJob:
             return
         command = slurm_command("reconcile", str(self.run_dir))
         try:
-            with open(JobDir(self.run_dir).jobs / "reconcile.log", "a") as log:
+            with open(JobDir(self.run_dir).records_dir / "reconcile.log", "a") as log:
                 process = subprocess.Popen(
                     command, env=outside_environment() | code_variables(), start_new_session=True,
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log,

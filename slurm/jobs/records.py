@@ -67,24 +67,24 @@ class JobDir:
     root: Path
 
     @property
-    def path(self) -> Path:
+    def slurm_dir(self) -> Path:
         """Directory of all that belongs to jobs."""
         return self.root / "slurm"
 
     @property
-    def jobs(self) -> Path:
+    def records_dir(self) -> Path:
         """Directory of records and logs."""
-        return self.path / "jobs"
+        return self.slurm_dir / "jobs"
 
     def write(self, record: JobRecord) -> None:
         """Write a record, atomically."""
-        self.jobs.mkdir(parents=True, exist_ok=True)
-        write_json(self.jobs / f"{record.job_id}.json", to_json(record))
+        self.records_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.records_dir / f"{record.job_id}.json", to_json(record))
 
     def records(self) -> list[JobRecord]:
         """Return the records of all jobs, oldest first."""
         found: list[JobRecord] = []
-        for path in self.jobs.glob("*.json"):
+        for path in self.records_dir.glob("*.json"):
             try:
                 found.append(from_json(JobRecord, json.loads(path.read_text()), path.name))
             except json.JSONDecodeError as error:
@@ -99,13 +99,13 @@ class JobDir:
 
     def note(self, job_id: str, event: str, **facts: Any) -> None:
         """Add to what a job has noted: one line in one write, so that ranks do not mix theirs."""
-        self.jobs.mkdir(parents=True, exist_ok=True)
+        self.records_dir.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
         with open(self._attempts(job_id), "ab", buffering=0) as file:
             file.write(line.encode())
 
     def _attempts(self, job_id: str) -> Path:
-        return self.jobs / f"{job_id}.attempts.jsonl"
+        return self.records_dir / f"{job_id}.attempts.jsonl"
 
 
 def images_saved(run_dir: Path) -> int:

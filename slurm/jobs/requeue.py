@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     decision = decide(attempts, images_seen, policy_of(options), crashed=True)
     jobs.note(job_id, "crash", restart=restart, images_seen=images_seen, code=options.code,
               requeue=decision.requeue, why=decision.why,
-              said=reason_in_logs(jobs.jobs, job_id))  # fmt: skip
+              said=reason_in_logs(jobs.records_dir, job_id))  # fmt: skip
     if not decision.requeue:
         print(f"not run again: {decision.why}", file=sys.stderr, flush=True)
         return EXIT_STALLED

@@ -64,7 +64,7 @@ def run_status(
         status["jobs"] += [
             _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
         ]
-    stop = jobs.path / STOP
+    stop = jobs.slurm_dir / STOP
     if stop.exists():
         status["stopped"] = json.loads(stop.read_text())["why"]
     return status

@@ -68,8 +68,8 @@ def submit(submission: Submission) -> JobRecord:
         SlurmError: Slurm rejects it.
     """
     jobs = JobDir(submission.root.absolute())
-    jobs.jobs.mkdir(parents=True, exist_ok=True)
-    code = submission.code or copy_code(jobs.path)
+    jobs.records_dir.mkdir(parents=True, exist_ok=True)
+    code = submission.code or copy_code(jobs.slurm_dir)
     executor = _submitit_executor(submission, jobs, code)
     with _environment_of_jobs(submission, code):
         submitted = _submit_all(executor, submission.jobs)
@@ -83,7 +83,7 @@ def submit(submission: Submission) -> JobRecord:
             cwd=str(submission.cwd or Path.cwd()),
             code=str(code),
             resources=submission.resources,
-            logs=str(jobs.jobs),
+            logs=str(jobs.records_dir),
             tasks=tuple(job.title for job in submission.jobs),
             policy=getattr(submission.jobs[0], "policy", Policy()),
         )
@@ -114,12 +114,16 @@ def batch_script(submission: Submission) -> str:
     from submitit.slurm import slurm as submitit_slurm
 
     jobs = JobDir(submission.root.absolute())
-    code = submission.code or code_dir(jobs.path)
-    command = f"{_python(submission)} -u -m submitit.core._submit {shlex.quote(str(jobs.jobs))}"
+    code = submission.code or code_dir(jobs.slurm_dir)
+    command = (
+        f"{_python(submission)} -u -m submitit.core._submit {shlex.quote(str(jobs.records_dir))}"
+    )
     parameters = slurm_parameters(submission, code)
     if len(submission.jobs) > 1:
         parameters["map_count"] = len(submission.jobs)
-    text: str = submitit_slurm._make_sbatch_string(command=command, folder=jobs.jobs, **parameters)
+    text: str = submitit_slurm._make_sbatch_string(
+        command=command, folder=jobs.records_dir, **parameters
+    )
     return text
 
 
@@ -223,7 +227,7 @@ def _submitit_executor(submission: Submission, jobs: JobDir, code: Path) -> Any:
     resources = submission.resources
     if submission.executor == "slurm":
         executor = submitit.SlurmExecutor(
-            jobs.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=_python(submission)
+            jobs.records_dir, max_num_timeout=TIMEOUT_REQUEUES, python=_python(submission)
         )
         executor.update_parameters(**slurm_parameters(submission, code))
         return executor
@@ -232,8 +236,10 @@ def _submitit_executor(submission: Submission, jobs: JobDir, code: Path) -> Any:
             f"--nodes={resources.nodes}: without Slurm there is only this machine; set it to 1"
         )
     if submission.executor == "debug":
-        return submitit.DebugExecutor(jobs.jobs)
-    local = submitit.LocalExecutor(jobs.jobs, max_num_timeout=TIMEOUT_REQUEUES, python=PYTHON)
+        return submitit.DebugExecutor(jobs.records_dir)
+    local = submitit.LocalExecutor(
+        jobs.records_dir, max_num_timeout=TIMEOUT_REQUEUES, python=PYTHON
+    )
     local.update_parameters(
         tasks_per_node=resources.tasks_per_node,
         gpus_per_node=resources.gpus_per_node,

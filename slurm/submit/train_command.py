@@ -121,7 +121,7 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
     )  # fmt: skip
     target.check_script(submission)
     if not target.dry_run:
-        (JobDir(run_dir).path / STOP).unlink(missing_ok=True)
+        (JobDir(run_dir).slurm_dir / STOP).unlink(missing_ok=True)
     target.launch(submission)
     print_note(note)
 

@@ -59,7 +59,7 @@ def test_a_batch_script_finds_our_modules(foreign: Path, tmp_path: Path) -> None
     jobs = JobDir(run_dir)
     submission = Submission(
         kind="train", name="run", root=run_dir, jobs=[TrainJob(run_dir)], site=Site(),
-        resources=Resources(tasks_per_node=2), code=copy_code(jobs.path),
+        resources=Resources(tasks_per_node=2), code=copy_code(jobs.slurm_dir),
     )  # fmt: skip
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -86,7 +86,7 @@ def test_a_local_job_and_what_it_starts_find_our_modules(foreign: Path, tmp_path
     command = [sys.executable, "-P", "-m", "slurm", "train", *TINY, *options, "--cluster=local",
                "--run-dir", str(run_dir)]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    reconciled = JobDir(run_dir).jobs / "reconcile.log"
+    reconciled = JobDir(run_dir).records_dir / "reconcile.log"
     deadline = time.monotonic() + 240
     while not (reconciled.exists() and reconciled.read_text()):
         logs = [path.read_text() for path in run_dir.glob("slurm/jobs/*.err")]

@@ -15,7 +15,7 @@ from slurm.slurm_cli import QueuedJob, explain
 def _submit(root: Path, job_id: str, name: str, submitted: float) -> None:
     JobDir(root).write(
         JobRecord(job_id=job_id, kind=name.partition("-")[0], name=name, cluster="slurm",
-                  submitted=submitted, cwd="", code="", logs=str(JobDir(root).jobs),
+                  submitted=submitted, cwd="", code="", logs=str(JobDir(root).records_dir),
                   resources=Resources())
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ WHY = {
 @pytest.mark.parametrize("how", LOGS)
 def test_a_job_that_failed_says_why_and_where_its_log_is(tmp_path: Path, how: str) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    jobs = JobDir(tmp_path).jobs
+    jobs = JobDir(tmp_path).records_dir
     (jobs / "7_0_log.err").write_text("\n".join(LOGS[how]) + "\n")
     status = run_status(tmp_path, {}, {"7": ("FAILED", "2")})
     assert status["jobs"][0]["why"] == WHY[how]
@@ -99,7 +99,7 @@ def test_a_job_that_failed_says_why_and_where_its_log_is(tmp_path: Path, how: st
 
 def test_a_job_that_is_not_run_again_says_what_it_noted(tmp_path: Path) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    (JobDir(tmp_path).jobs / "7_0_log.err").write_text("dist_train: something older\n")
+    (JobDir(tmp_path).records_dir / "7_0_log.err").write_text("dist_train: something older\n")
     JobDir(tmp_path).note("7", "crash", requeue=False, why="it crashed 11 times", said="boom")
     status = run_status(tmp_path, {}, {"7": ("FAILED", "4")})
     assert status["jobs"][0]["why"] == "it crashed 11 times: boom"
@@ -107,7 +107,7 @@ def test_a_job_that_is_not_run_again_says_what_it_noted(tmp_path: Path) -> None:
 
 def test_jobs_that_succeeded_have_no_reason(tmp_path: Path) -> None:
     _submit(tmp_path, "7", "train-x", 0.0)
-    (JobDir(tmp_path).jobs / "7_0_log.err").write_text("dist_train: of an earlier start\n")
+    (JobDir(tmp_path).records_dir / "7_0_log.err").write_text("dist_train: of an earlier start\n")
     assert run_status(tmp_path, {}, {"7": ("COMPLETED", "")})["jobs"][0]["why"] == ""
     JobDir(tmp_path).note("7", "exit", rank=0, code=0)
     assert run_status(tmp_path, {})["jobs"][0]["why"] == "", "nor without accounting"
