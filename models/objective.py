@@ -1,4 +1,4 @@
-"""The seam between models and the training loop: losses keyed by the network they update."""
+"""The interface between models and the training loop: losses by the network they update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.sample_rng import SampleStreams, stream_seed
 from models.sampler import Sampler
 
 TRAINED = {"trained": True}
-"""Metadata of settings of an objective that its weights are made for: they stay as they are."""
+"""Marks fields fixed at training time; snapshots reject overrides of them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ Metrics = dict[str, Tensor]
 LossFn = Callable[[Networks, Example, int], tuple[Tensor, Metrics]]
 """(networks, example, step) -> (scalar loss: a mean over the samples, detached metrics).
 
-`step` counts whole passes of the loop from 0. Metrics are tensors of any shape; the loop averages
-their finite entries over micro-batches, ranks and steps, so that NaN marks "not measured here"
-(a sample outside a noise-level bin, a step without R1).
+`step` counts the steps of the loop from 0; in each, every network is updated once. Metrics are
+tensors of any shape; the loop averages their finite entries over micro-batches, ranks and steps, so
+that NaN marks "not measured here" (a sample outside a noise-level bin, a step without R1).
 """
 
 
@@ -82,7 +82,7 @@ class Objective(Protocol):
         """Return the losses in the order of their updates, keyed by the network they update."""
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Judge a logging interval's mean metrics: None if healthy, else what to change.
+        """Diagnose an interval's mean metrics: None, or how training has failed and what to change.
 
         Metrics are named `<network>/<metric>`, e.g. `denoiser/loss`.
         """

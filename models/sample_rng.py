@@ -1,8 +1,8 @@
-"""Random draws that belong to samples, not to ranks.
+"""Random draws keyed by samples, not by ranks.
 
-Every random number that a sample meets comes from a stream of its own, seeded by what the sample
-*is* (its seed, or its position in the global sample order), so that the number of ranks and the
-split into micro-batches change nothing, and a resumed run needs no stored generator state.
+Each sample has a random stream of its own, seeded by what the sample *is* (its seed, or its
+position in the global sample order), so that the number of ranks and the split into micro-batches
+change nothing, and a resumed run needs no stored generator state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The seam between models and evaluation: images from seeds."""
+"""The interface between models and evaluation: images from seeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sample(
         to_uint8: Rule that maps [-1, 1] to uint8; None takes `quantise`.
 
     Raises:
-        ValueError: A label is not in [0, label_dim), or labels are given to an unconditional model.
+        ValueError: A label is not in [0, label_dim), or the model is unconditional.
     """
     if sampler.label_dim and labels is None:
         labels = torch.tensor([seed % sampler.label_dim for seed in seeds])
@@ -65,9 +65,7 @@ def sample(
 def check_labels(labels: Tensor, label_dim: int) -> None:
     """Raise ValueError unless all labels are in [0, label_dim) of a conditional model."""
     if label_dim == 0:
-        raise ValueError(
-            "labels were given to an unconditional model (label_dim=0); leave them out"
-        )
+        raise ValueError("labels for an unconditional model (label_dim=0); leave them out")
     bad = labels[(labels < 0) | (labels >= label_dim)]
     if len(bad):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Snapshots: the float32 EMA weights of a sampled network, and all that sampling needs to know.
 
-A snapshot is a folder of two files, `weights.safetensors` and `snapshot.json`; the JSON file is
-written last, so that a folder that has it is whole. No pickles anywhere.
+A snapshot is a directory of two files, `weights.safetensors` and `snapshot.json`; the JSON file is
+written last, so that a directory that has it is complete. No pickles anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Snapshot:
     """A snapshot on disk, its description read and checked; weights are loaded on demand.
 
     Attributes:
-        path: The folder.
+        path: The directory.
         objective: Configuration of the objective (networks, process, sampler settings).
         network: Name of the network that the weights belong to.
         images_seen: Training progress in images; 0 is the untrained network.
@@ -100,7 +100,7 @@ def write_snapshot(
     ema: str,
     provenance: Mapping[str, Any],
 ) -> Snapshot:
-    """Write a snapshot folder atomically (temporary folder, fsync, rename) and return it.
+    """Write a snapshot atomically (temporary directory, fsync, rename) and return it.
 
     Weights are stored as contiguous float32. An existing snapshot of that path is replaced.
     """
@@ -132,73 +132,73 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
     """Read and check a snapshot's description.
 
     Args:
-        path: A snapshot folder, or a run folder (its newest snapshot is taken).
+        path: A snapshot directory, or a run directory (its newest snapshot is taken).
         overrides: `key=value` changes of the objective's configuration, e.g. `sampling.steps=50`.
 
     Raises:
-        SnapshotError: The folder is no snapshot, or of a newer format, or does not parse, or an
-            override changes what the weights were trained for.
+        SnapshotError: It is not a snapshot, or of a newer format, or does not parse, or an
+            override changes a field fixed at training time.
         ConfigError: An override does not fit.
     """
-    folder = newest_snapshot(path) if (path / "snapshots").is_dir() else path
+    snapshot_dir = newest_snapshot(path) if (path / "snapshots").is_dir() else path
     try:
-        document = json.loads((folder / "snapshot.json").read_text())
+        document = json.loads((snapshot_dir / "snapshot.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise SnapshotError(f"{folder} is not a snapshot: {error}") from None
+        raise SnapshotError(f"{snapshot_dir} is not a snapshot: {error}") from None
     version = document.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise SnapshotError(
-            f"{folder} has snapshot format {version}, this relaywave reads {FORMAT_VERSION};"
+            f"{snapshot_dir} has snapshot format {version}, this relaywave reads {FORMAT_VERSION};"
             " use the relaywave that wrote it, or a newer one"
         )
     try:
         objective: AnyObjective = from_json(AnyObjective, document.pop("objective"), "objective")
         names = {f.name for f in dataclasses.fields(Snapshot)}
         known = {key: value for key, value in document.items() if key in names}
-        snapshot = Snapshot(path=folder, objective=objective, **known)
+        snapshot = Snapshot(path=snapshot_dir, objective=objective, **known)
     except (ConfigError, KeyError, TypeError) as error:
-        raise SnapshotError(f"{folder}/snapshot.json does not parse: {error}") from None
+        raise SnapshotError(f"{snapshot_dir}/snapshot.json does not parse: {error}") from None
     changed = override(objective, overrides)
-    _check_trained(folder, objective, changed)
+    _check_trained(snapshot_dir, objective, changed)
     return dataclasses.replace(snapshot, objective=changed)
 
 
-def _check_trained(folder: Path, trained: AnyObjective, changed: AnyObjective) -> None:
-    """Refuse to sample otherwise than the weights were trained, where that only gives noise."""
+def _check_trained(snapshot_dir: Path, trained: AnyObjective, changed: AnyObjective) -> None:
+    """Reject overrides of fields fixed at training time: the weights would only give noise."""
     for setting in dataclasses.fields(trained):
         before, after = (getattr(objective, setting.name) for objective in (trained, changed))
         if setting.metadata.get("trained") and before != after:
             raise SnapshotError(
-                f"{folder} was trained with {before}, not {after}: {setting.name} cannot be"
-                " changed afterwards; leave it out, or train (or convert) anew"
+                f"{snapshot_dir} was trained with {before}, not {after}: {setting.name} cannot be"
+                " changed afterwards; leave it out, or train (or convert) again"
             )
 
 
 def newest_snapshot(run_dir: Path) -> Path:
     """Return the run's snapshot with the most images seen. Raises SnapshotError if it has none."""
-    whole = sorted(path.parent for path in run_dir.glob("snapshots/[0-9]*/snapshot.json"))
-    if not whole:
+    complete = sorted(path.parent for path in run_dir.glob("snapshots/[0-9]*/snapshot.json"))
+    if not complete:
         raise SnapshotError(f"{run_dir} has no snapshot yet; train it first")
-    return whole[-1]
+    return complete[-1]
 
 
 def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cpu") -> Sampler:
-    """Return the sampler of a snapshot, or of a relay given as its stages' snapshots in order.
+    """Return the sampler of a snapshot, or of a relay: the snapshots of its stages in order.
 
     Raises:
-        SnapshotError: No snapshot was given, or a file is damaged.
+        SnapshotError: There is no snapshot, or a file is damaged.
         ValueError: The stages do not fit together.
     """
     sampler: Sampler | None = None
     for snapshot in snapshots:
         sampler = snapshot.objective.build_sampler(snapshot.load_network(device), sampler)
     if sampler is None:
-        raise SnapshotError("no snapshot was given to sample from")
+        raise SnapshotError("sampling needs at least one snapshot")
     return sampler
 
 
 def check_stages(objectives: Sequence[AnyObjective]) -> None:
-    """Refuse stages that do not go on from each other; loads no weights.
+    """Reject stages that do not continue from each other; loads no weights.
 
     Raises:
         ValueError: As `load_sampler` does.
@@ -211,14 +211,14 @@ def check_stages(objectives: Sequence[AnyObjective]) -> None:
         sampler = config.build_sampler(network, sampler)
 
 
-def describe_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Say in one line how two sets of named tensors differ in names or shapes; "" if they agree."""
-    missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
     shapes = [
-        f"{name} is {list(given[name].shape)}, expected {list(expected[name].shape)}"
+        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
         for name in expected
-        if name in given and given[name].shape != expected[name].shape
+        if name in found and found[name].shape != expected[name].shape
     ]
     groups = (("missing", missing), ("unknown", unknown), ("other shape", shapes))
     return "; ".join(

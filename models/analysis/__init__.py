@@ -1,4 +1,4 @@
 """Analyses of images and noise that the papers show.
 
-spectrum.py  Spectra of images and noise at two resolutions, the paper's Figure 2
+spectrum.py  Spectra of images and noise at two resolutions (Figure 2 of RDM), with plots
 """

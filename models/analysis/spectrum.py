@@ -4,7 +4,7 @@ See docs/reference/rdm.md#12.4 and #5.3.
 
 Noise of one level hides less of a larger image: enlarged to the same size, the noise of the small
 image has upscale^2 times the power at low frequencies. Block noise gives the large image the small
-one's noise spectrum, so that a relay can take over at equal levels.
+one's noise spectrum, so that a relay can continue at equal levels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Spectra:
         large: Images of the full resolution.
         small: The same images reduced by upscale, and enlarged again by pixel repetition.
         iid_large: Noise sigma n of the full resolution.
-        iid_small: Noise sigma n of the reduced resolution, enlarged likewise.
+        iid_small: Noise sigma n of the reduced resolution, enlarged in the same way.
         block_large: Block noise sigma Block(n) of the full resolution.
     """
 

@@ -1,7 +1,7 @@
-"""Reads foreign pickles without letting them run anything.
+"""Reads foreign pickles through an allow-list of harmless stand-ins.
 
 A pickle is a program: it names globals and calls them. Here only names on an allow-list exist, each
-bound to a harmless stand-in of ours; any other name ends the reading with an error that quotes it.
+bound to a harmless stand-in of ours; any other name is an error that quotes it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def read_pickle(
     allowed: Mapping[str, Any],
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Return the object of one pickle; a stream is left behind its end.
+    """Return the object of one pickle; a stream is left after its end.
 
     Args:
         source: Bytes, or a binary stream.
         allowed: Stand-ins by the global's full name, e.g. `collections.OrderedDict`.
-        persistent_load: Maps persistent ids to objects; without it they are refused.
+        persistent_load: Maps persistent ids to objects; without it they are rejected.
 
     Raises:
         PickleReadError: The pickle is damaged or truncated, or names another global.
@@ -97,14 +97,14 @@ class _Reader(pickle.Unpickler):
         full_name = f"{module}.{name}"
         if full_name not in self._allowed:
             raise PickleReadError(
-                f"refused: the pickle asks for the global {full_name}, which is not allowed;"
+                f"rejected: the pickle asks for the global {full_name}, which is not allowed;"
                 " nothing was executed"
             )
         return self._allowed[full_name]
 
     def persistent_load(self, pid: Any) -> Any:
         if self._persistent_load is None:
-            raise PickleReadError(f"refused: the pickle refers to an external object {pid!r}")
+            raise PickleReadError(f"rejected: the pickle refers to an external object {pid!r}")
         return self._persistent_load(pid)
 
 
@@ -115,7 +115,7 @@ class _Dtype:
         del align, copy
         self.dtype = np.dtype(str(code))
         if self.dtype.kind not in NUMERIC_KINDS and self.dtype != np.dtype("O"):
-            raise PickleReadError(f"refused: arrays of dtype {code!r} are not read")
+            raise PickleReadError(f"rejected: arrays of dtype {code!r} are not read")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">") and self.dtype.kind != "O":
@@ -144,21 +144,21 @@ def _empty_array(subtype: Any, shape: Any, code: Any) -> _Array:
 def _scalar(dtype: _Dtype, raw: bytes) -> Any:
     """Stand in for numpy's scalar."""
     if dtype.dtype.kind == "O" or len(raw) != dtype.dtype.itemsize:
-        raise PickleReadError(f"refused: a scalar of dtype {dtype.dtype} with {len(raw)} bytes")
+        raise PickleReadError(f"rejected: a scalar of dtype {dtype.dtype} with {len(raw)} bytes")
     return np.frombuffer(raw, dtype.dtype)[0]
 
 
 def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
     """Stand in for numpy's _frombuffer, by which protocol 5 writes arrays."""
     if dtype.dtype.kind == "O":
-        raise PickleReadError("refused: objects in a raw buffer")
+        raise PickleReadError("rejected: objects in a raw buffer")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stand in for codecs.encode, by which protocol 2 writes byte strings."""
     if encoding != "latin1":
-        raise PickleReadError(f"refused: text in the encoding {encoding!r}")
+        raise PickleReadError(f"rejected: text in the encoding {encoding!r}")
     return text.encode("latin1")
 
 

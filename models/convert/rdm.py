@@ -1,4 +1,4 @@
-"""Converts official RDM and EDM checkpoints to snapshots, without executing what they contain."""
+"""Official RDM and EDM checkpoints to snapshots, without executing what they contain."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def convert_official(
 ) -> Snapshot:
     """Write the averaged network of an official `.pkl` or `.pt` as a snapshot.
 
-    The file tells the network, not the process or the sampler: stage 2 gets those of CelebA-HQ if
+    The file records the network, not the process or the sampler: stage 2 gets those of CelebA-HQ if
     the network is unconditional, else those of ImageNet; `overrides` change them.
 
     Args:
         source: The official checkpoint.
-        target: Folder of the snapshot.
+        target: Directory of the snapshot.
         stage: Kind of model; null takes relay for 256 pixels, edm for others.
         images_seen: Training progress; null takes the file's `step`.
         overrides: `key=value` changes of the objective's configuration.

@@ -1,4 +1,4 @@
-"""Reads the official checkpoints: pickled modules with source code (docs/reference/rdm.md#4.2).
+"""Official files of RDM and EDM: pickled modules with source code (docs/reference/rdm.md#4.2).
 
 The source is never executed and torch.load never called. Tensors stay on disk (or in the pickle's
 bytes) until they are asked for, so that a training state's optimizer moments cost nothing.
@@ -141,7 +141,7 @@ def _load_from_bytes(raw: bytes) -> Storage:
 
     dtype, count = read_pickle(stream, _STORAGE_GLOBALS, storage)
     read_pickle(stream, {})  # keys: one storage
-    start = stream.tell() + 8  # behind the count, which the id has told already
+    start = stream.tell() + 8  # after the count, which the id has already announced
     return Storage(dtype, count, lambda: raw[start:])
 
 

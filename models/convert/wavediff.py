@@ -1,7 +1,7 @@
 """Official WaveDiff and DDGAN checkpoints to snapshots.
 
-content.pth says how it was trained. A netG file does not: its sizes are read from the weights, and
-what weights cannot tell comes from a named configuration or from options; both are then compared.
+content.pth records how it was trained. A netG file does not: its sizes are inferred from the
+weights, the rest comes from a named configuration or from options; both are then compared.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _describe_sizes(expected: InferredShape, found: InferredShape) -> str:
 
 
 def _images_seen(file: OfficialFile) -> int:
-    """Return 0 where unknown: netG files do not tell the batch and set sizes."""
+    """Return 0 where unknown: netG files do not record batch and set sizes."""
     if file.arguments is None:
         return 0
     per_step = file.arguments.get("batch_size", 0) * file.arguments.get("world_size", 1)

@@ -1,4 +1,4 @@
-"""Settings and weight files of the official repository (docs/reference/wavediff.md#6)."""
+"""Official files of WaveDiff and DDGAN: settings and weights (docs/reference/wavediff.md#6)."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def discriminator_config(arguments: Mapping[str, Any]) -> DiscriminatorConfig:
 
 
 def in_wavelets(arguments: Mapping[str, Any]) -> bool:
-    """Tell the wavelet trainer from the pixel trainer, by the channels of its networks."""
+    """Whether the file is of the wavelet trainer, by the channels of its networks."""
     return bool(arguments["num_channels"] == 12)
 
 

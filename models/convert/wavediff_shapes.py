@@ -1,7 +1,7 @@
-"""What the shapes of a generator's weights tell about its configuration.
+"""A generator's configuration inferred from the shapes of its weights.
 
-Shapes tell all sizes. They do not tell the resolution (hence at which edges the attention sits),
-the number of steps, the band order, or switches without weights of their own.
+Shapes determine all sizes, but not the resolution (hence at which edges the attention sits), the
+number of steps, the band order, or switches without weights of their own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class InferredShape:
 
 
 def expected_shape(config: GeneratorConfig, channels: int, resolution: int) -> InferredShape:
-    """Return what a configured generator's weights would tell, its input having these channels."""
+    """Return the sizes that `infer_shape` reads from the weights of a configured generator."""
     edge = resolution // config.patch_size
     levels = range(len(config.channel_multipliers))
     return InferredShape(

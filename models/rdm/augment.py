@@ -1,4 +1,4 @@
-"""Geometric augmentation with labels that the network is told (docs/reference/rdm.md#7).
+"""Geometric augmentation, whose parameters condition the network (docs/reference/rdm.md#7).
 
 Flips act on pixels; scaling, rotation, anisotropy and translation are one affine resampling between
 a 2x up-sampling and down-sampling with the sym6 wavelet's low-pass filter. Geometry is drawn and
@@ -33,16 +33,16 @@ def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, T
 
     Args:
         images: Float32 [B, C, H, W].
-        probability: Probability of each transformation (mirroring has 1/2 if this is positive).
+        probability: Probability of each transformation (1/2 for the hflip, if this is positive).
         draws: Source of the geometry, on the CPU.
 
     Returns:
-        Images [B, C, H, W], and float32 [B, 9]: mirrored, flipped, scale, cos(rotation) - 1,
+        Images [B, C, H, W], and float32 [B, 9]: hflip, vflip, scale, cos(rotation) - 1,
         sin(rotation), anisotropy times cosine and sine of its direction, translation x, y.
     """
     gate = _Gate(probability, draws)
-    mirror = gate(draws.randint(2), multiplier=1e8)
-    flip = gate(draws.randint(2))
+    hflip = gate(draws.randint(2), multiplier=1e8)
+    vflip = gate(draws.randint(2))
     scale = gate(draws.randn(()))
     rotation = gate((draws.rand() * 2 - 1) * math.pi)
     anisotropy = draws.randn(())
@@ -52,10 +52,10 @@ def augment(images: Tensor, probability: float, draws: Draws) -> tuple[Tensor, T
     shift = draws.randn((2,))
     shift = torch.where((draws.rand() < probability).unsqueeze(1), shift, 0)
     labels = torch.stack(
-        [mirror, flip, scale, rotation.cos() - 1, rotation.sin(),
+        [hflip, vflip, scale, rotation.cos() - 1, rotation.sin(),
          anisotropy * direction.cos(), anisotropy * direction.sin(), shift[:, 0], shift[:, 1]],
         dim=1)  # fmt: skip
-    images = _flip_where(_flip_where(images, mirror, 3), flip, 2)
+    images = _flip_where(_flip_where(images, hflip, 3), vflip, 2)
     height, width = images.shape[2:]
     stretch = 2 ** (ANISOTROPY_STD * anisotropy)
     zoom = 2 ** (SCALE_STD * scale)

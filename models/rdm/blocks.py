@@ -67,7 +67,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """Map [B, C_in, H, W] and a float32 embedding [B or 1, E] to [B, C_out, H', W'].
 
-        Dropout acts where keys (int64 [B]) are given.
+        With keys (int64 [B]), dropout is active.
         """
         h = self.conv0(resampled(F.silu(self.norm0(x)), self.resample))
         scale, shift = self.affine(emb)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
@@ -116,13 +116,13 @@ def keyed_dropout(x: Tensor, keys: Tensor, layer: int, p: float) -> Tensor:
     Args:
         x: [B, ...], any floating dtype.
         keys: One 64-bit key per sample, int64 [B] on the device of x.
-        layer: Number of the layer, so that one key serves a whole network.
+        layer: Number of the layer, so that one key serves all layers.
         p: Probability in [0, 1), rounded to a multiple of 2^-16.
     """
     dropped = min(round(p * 65536), 65535)
     count = x[0].numel()
-    words = splitmix(keys + layer * LAYER_STEP % (1 << 63), -(-count // LANES))
-    keep = words.view(torch.int16)[:, :count].reshape(x.shape) >= dropped - 32768
+    bits = splitmix(keys + layer * LAYER_STEP % (1 << 63), -(-count // LANES))
+    keep = bits.view(torch.int16)[:, :count].reshape(x.shape) >= dropped - 32768
     return x * (keep.to(x.dtype) * (65536 / (65536 - dropped)))
 
 

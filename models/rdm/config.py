@@ -106,8 +106,8 @@ class EdmConfig(DenoisingConfig):
         """Return the sampler. Raises ValueError if there is a previous stage."""
         if previous is not None:
             raise ValueError(
-                f"an EDM model starts from noise, but a stage at {previous.resolution} pixels was"
-                " given before it; put it first"
+                f"an EDM model starts from noise, but a stage at {previous.resolution} pixels"
+                " precedes it; put the EDM stage first"
             )
         self._warn_if_unguidable(self.sampling.guidance)
         return EdmSampler(

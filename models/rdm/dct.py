@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def dct_matrix(size: int, device: torch.device = CPU) -> Tensor:
     """Return the orthonormal DCT-II matrix C[k, n], float64 [size, size].
 
-    Kept per device, because copying it there would wait for the device in every training step.
+    Cached by device: copying it in every training step would wait for the device.
     """
     k = torch.arange(size, dtype=torch.float64).unsqueeze(1)
     n = torch.arange(size, dtype=torch.float64)

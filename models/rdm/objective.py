@@ -1,4 +1,4 @@
-"""The one objective of both RDM stages: denoise what a process has corrupted."""
+"""The objective of all RDM stages: denoise what a process has corrupted."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class DenoisingObjective:
         return loss, loss_by_level(errors.detach() / images[0].numel(), level.sigma)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Judge the mean loss per pixel: of the order of 1 before training, less afterwards."""
+        """Diagnose the mean loss per pixel, which is about 1 before training and falls."""
         loss = metrics.get(f"{DENOISER}/loss")
         if loss is None or loss < 100:
             return None

@@ -17,11 +17,11 @@ IMAGENET_EDM = EdmSampling(
 )
 """ImageNet script, stage 1: NFE 511."""
 IMAGENET_RELAY = RelaySampling(steps=200, rho=100.0)
-"""ImageNet script, stage 2 without guidance: 100 of 200 steps are kept, NFE 199 (Table 2: RDM)."""
+"""ImageNet script, stage 2 without guidance: 100 of 200 steps remain, NFE 199 (Table 2: RDM)."""
 IMAGENET_RELAY_GUIDED = replace(IMAGENET_RELAY, guidance=Guidance(scale=3.5))
 """ImageNet script, stage 2 with guidance 3.5: 398 evaluations (Table 2: RDM-G)."""
 
 CELEBAHQ_EDM = EdmSampling(steps=120, sde_scale=0.05)
 """CelebA-HQ script, stage 1: NFE 239."""
 CELEBAHQ_RELAY = RelaySampling(steps=150, truncation_sigma=0.95, prob_length=1.05, churn_draws=True)
-"""CelebA-HQ script, stage 2: 54 of 150 steps are kept, NFE 107 (Table 1)."""
+"""CelebA-HQ script, stage 2: 54 of 150 steps remain, NFE 107 (Table 1)."""

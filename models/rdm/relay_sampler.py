@@ -31,7 +31,7 @@ class RelaySampling(SamplingBase):
         eta: Share of fresh noise in each step: 0 is the ODE, 1 forgets the old noise.
         block_noise_alpha: Amplitude of block noise when sampling; null is the training value.
         churn_draws: Draw churn noise before each step, the last included, as the CelebA-HQ script
-            does. Churned images are given to the network, but the update still starts from the
+            does. The network sees the churned images, but the update still starts from the
             image before the churn (the script's inconsistency, docs/reference/rdm.md#9.4).
     """
 
@@ -151,7 +151,7 @@ def heun_update(
         denoised: D(x, t).
         residual: x1 - D(x1, t') of the Euler result x1; None for the Euler step itself.
         matrix: Tile matrix M of the step, in x's dtype.
-        gamma: Share of x that is kept.
+        gamma: Factor of x.
         ratio: t / t'.
     """
     if residual is not None:
@@ -160,7 +160,7 @@ def heun_update(
 
 
 def keep(eta: float) -> float:
-    """Return the amplitude of the old noise that a step keeps."""
+    """Return sqrt(1 - eta^2), the amplitude of the old noise after a step."""
     return float((1 - eta**2) ** 0.5)
 
 
@@ -219,8 +219,8 @@ class RelaySampler:
     def generate(self, draws: Draws, labels: Tensor | None = None) -> Tensor:
         """Return images in [-1, 1], neither clipped nor quantised unless they are enhanced.
 
-        The previous stage draws first, from the same streams; its images are handed over as they
-        are, in its sampler's dtype.
+        The previous stage draws first, from the same streams; its images are used unchanged, in its
+        sampler's dtype.
         """
         images = self.previous.generate(draws, labels if self.previous.label_dim else None)
         latents = enlarge(images, self.process.upscale)

@@ -47,7 +47,7 @@ class Churn:
         return sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1))
 
     def add(self, x: Tensor, sigma: float, raised: float, noise: Tensor) -> Tensor:
-        """Return x at level `raised`, given one normal draw (which is used up in any case)."""
+        """Return x at level `raised`, with one normal draw (which is taken in any case)."""
         if raised == sigma:
             return x
         return x + math.sqrt(raised**2 - sigma**2) * self.noise * noise
@@ -58,7 +58,7 @@ class Guidance:
     """Classifier-free guidance: D = w D(x, class) - (w - 1) D(x, none) for scales w > 1.
 
     Attributes:
-        scale: w; at 1 or less the network is evaluated once, with the labels as given.
+        scale: w; at 1 or less the network is evaluated once, with the labels.
         sigma_min: Guidance acts at levels above this,
         sigma_max: and up to this; outside, the scale is 1 (guidance interval).
     """

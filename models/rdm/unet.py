@@ -151,7 +151,7 @@ class UNet(nn.Module):
             dropout_keys: Int64 [B]; None switches dropout off.
 
         Raises:
-            ValueError: Labels of a kind that the network does not have were given.
+            ValueError: Labels of a kind that the network does not have.
         """
         emb = self.embed(noise_label, labels, augment_labels)
         x = cast_input(x, self.config.compute_dtype, self.out_conv.weight)
@@ -173,12 +173,12 @@ class UNet(nn.Module):
         emb = noise_embedding(noise_label, self.config.model_channels)
         if augment_labels is not None:
             if not self.config.augment_dim:
-                raise ValueError("augment labels were given to a network with augment_dim=0")
+                raise ValueError("augment labels for a network with augment_dim=0; leave them out")
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if labels is not None:
             if not self.config.label_dim:
-                raise ValueError("class labels were given to a network with label_dim=0")
+                raise ValueError("class labels for a network with label_dim=0; leave them out")
             rows = F.embedding(labels.clamp(min=0), self.map_label.weight.t())
             emb = emb + rows * (labels >= 0).unsqueeze(1)
         return F.silu(emb)

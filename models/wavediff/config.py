@@ -75,7 +75,7 @@ class WaveDiffConfig:
             ValueError: There is a previous sampler.
         """
         if previous is not None:
-            raise ValueError("a WaveDiff generator samples by itself; give one snapshot only")
+            raise ValueError("WaveDiff continues from no other stage; give one snapshot only")
         return WaveDiffSampler(
             network,
             Diffusion(self.diffusion),

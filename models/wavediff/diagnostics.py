@@ -1,4 +1,4 @@
-"""Watching the health of a generator and discriminator pair.
+"""Detects divergence and collapse of a generator and discriminator pair.
 
 Metrics are named as the training loop names them: `network/metric`.
 """
@@ -23,19 +23,19 @@ SATURATED_LOSS = 20.0
 def diversity(images: Tensor) -> Tensor:
     """Return how far images [B, C, H, W] differ: their deviation over their root mean square.
 
-    0 is a collapsed generator (one image for every latent), 1 are images without a common part.
+    0 is a collapsed generator (one image for every latent), 1 are unrelated images.
     """
     deviation = images.var(0).sum().sqrt()
     return deviation / images.square().mean(0).sum().sqrt()
 
 
 def diagnose_pair(metrics: Mapping[str, float]) -> str | None:
-    """Return what is wrong with a pair, given its mean metrics, and which setting to try."""
+    """Return how training has failed, by a pair's mean metrics, and which setting to try."""
     losses = {name: value for name, value in metrics.items() if "/loss" in name}
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         return (
-            f"{bad[0]} is not a number: training has diverged; lower the learning rates, raise"
+            f"{bad[0]} is non-finite: training has diverged; lower the learning rates, raise"
             " objective.r1_gamma, or set compute.precision=float32"
         )
     exploded = [name for name in losses if name not in SUMS and losses[name] > EXPLODED_LOSS]

@@ -34,7 +34,7 @@ class DiscriminatorConfig:
         base_channels: The blocks have 2, 4 and 8 times as many channels.
         embedding_dim: Width of the time embedding.
         patch_size: Edge of the squares of pixels that are folded into channels.
-        local_head: Judge every position of the last feature map instead of their sum.
+        local_head: Classify every position of the last feature map instead of their sum.
         stddev_group: Samples whose standard deviation is shown to the last layers.
         stddev_grouping: `consecutive` groups samples b G..b G + G - 1, which are fixed positions of
             the global order, so that neither ranks nor micro-batches matter. `strided` is the
@@ -83,7 +83,7 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """Tells whether y_t is a true predecessor of y_{t+1}.
+    """Classifies whether y_t is a true predecessor of y_{t+1}.
 
     Args:
         config: The shape.
@@ -111,9 +111,9 @@ class Discriminator(nn.Module):
         """Return logits, [B, 1], or [B, H' W', 1] of the local head; positive means real.
 
         Args:
-            y_t: The sample to judge, [B, C, H, W].
+            y_t: The sample to classify, [B, C, H, W].
             t: Its timesteps, in 0..T-1, int64 [B].
-            y_tp1: The noisier sample that it shall precede, [B, C, H, W].
+            y_tp1: The noisier sample that it should precede, [B, C, H, W].
 
         Raises:
             ValueError: The batch does not split into groups of stddev_group samples.

@@ -1,7 +1,7 @@
 """The one-level Haar transform of images in closed form: strided sums and differences of pixels.
 
-Whole rows are combined first, then the pixels of a row, into memory that is laid out like the
-input (channels_last or not): no matrices, no padding, no permuted copies. The official layer
+Rows are combined first, then the pixels of a row, into memory that is laid out like the input
+(channels_last or not): no matrices, no padding, no permuted copies. The official layer
 multiplies by two dense (N/2) x N matrices per axis. Subband order is LL, LH, HL, HH;
 the first letter filters along the height, so that LH is PyWavelets' cV and HL its cH. Signs are
 PyWavelets' (docs/reference/wavediff.md#1).

@@ -23,9 +23,9 @@ from models.wavediff.generator import Generator
 from models.wavediff.generator_config import GeneratorConfig
 
 GRID_SIZE = 8
-"""Images of the fixed-latent grid whose diversity is watched."""
+"""Images of the fixed-latent grid whose diversity is measured."""
 GRID_INTERVAL = 50
-"""Steps between looks at it."""
+"""Steps between measurements of its diversity."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class WaveDiffObjective:
         if penalised or self.discriminator.stddev_grouping == "strided":
             logits_real = discriminator(y_t, t, y_tp1)
             logits_fake = discriminator(fake, t, y_tp1)
-        else:  # one pass over both is faster, and consecutive groups do not mix them
+        else:  # one pass over both is faster; consecutive groups do not mix them
             both = torch.cat([y_t, fake]), torch.cat([t, t]), torch.cat([y_tp1, y_tp1])
             logits_real, logits_fake = discriminator(*both).chunk(2)
         loss_real, loss_fake = F.softplus(-logits_real).mean(), F.softplus(logits_fake).mean()
@@ -164,9 +164,9 @@ class WaveDiffObjective:
         )
 
     def _grid_diversity(self, generator: nn.Module, x: Tensor, step: int) -> Tensor:
-        """Return how far first predictions from fixed noise and latents differ, now and then.
+        """Return the diversity of first-step predictions from fixed noise and latents.
 
-        The same on every rank; NaN (not measured) in most steps.
+        Measured every GRID_INTERVAL steps, else NaN; the same on every rank.
         """
         if step % GRID_INTERVAL:
             return x.new_full((), torch.nan)
@@ -178,10 +178,10 @@ class WaveDiffObjective:
             return diversity(generator(y, t, z))
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Judge an interval's mean metrics: None if healthy, else what to change.
+        """Diagnose an interval's mean metrics: None, or how training has failed and what to change.
 
-        Finds numbers that are not finite, exploding losses, a discriminator that is saturated or
-        constant, and a generator whose samples are all alike.
+        Finds non-finite numbers, exploding losses, a discriminator that is saturated or constant,
+        and a generator whose samples are all alike.
         """
         return diagnose_pair(metrics)
 

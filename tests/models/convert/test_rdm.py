@@ -132,7 +132,7 @@ def test_stage_can_be_told(weights: dict[str, Tensor], tmp_path: Path) -> None:
     assert objective.process.prob_length == 0.8
 
 
-def refuse(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def rejection(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -141,12 +141,12 @@ def refuse(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.usefixtures("official_module")
-def test_bad_checkpoints_are_refused(
+def test_bad_checkpoints_are_rejected(
     weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def convert(path: Path, *options: str) -> str:
         out = str(tmp_path / "out")
-        return refuse(["convert", "rdm-official", str(path), out, *options], capsys)
+        return rejection(["convert", "rdm-official", str(path), out, *options], capsys)
 
     whole = write_official(tmp_path / "snapshot.pkl", weights)
     assert "give --images-seen" in convert(whole)
@@ -175,14 +175,14 @@ class Hostile:
         return (exec, ("raise SystemExit('executed')",))
 
 
-def test_hostile_pickles_are_refused_by_name(
+def test_hostile_pickles_are_rejected_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "hostile.pkl").write_bytes(pickle.dumps({"ema": Hostile()}))
     torch.save({"ema": Hostile()}, tmp_path / "hostile.pt")
     for name in ("hostile.pkl", "hostile.pt"):
         command = ["convert", "rdm-official", str(tmp_path / name), str(tmp_path / "out")]
-        assert ".exec, which is not allowed; nothing was executed" in refuse(command, capsys)
+        assert ".exec, which is not allowed; nothing was executed" in rejection(command, capsys)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -212,7 +212,7 @@ def test_object_files_of_statistics(tmp_path: Path) -> None:
         read_pickled_npy(tmp_path / "text.npy")
 
 
-def test_arrays_with_wrong_sizes_are_refused() -> None:
+def test_arrays_with_wrong_sizes_are_rejected() -> None:
     state = (1, (1000,), np.dtype("f8"), False, b"short")
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, 2)
@@ -226,6 +226,6 @@ def test_arrays_with_wrong_sizes_are_refused() -> None:
         read_pickle(stream.getvalue(), NUMPY_GLOBALS)
 
 
-def test_external_objects_are_refused() -> None:
+def test_external_objects_are_rejected() -> None:
     with pytest.raises(PickleReadError, match="external object 'x'"):
         read_pickle(b"Px\n.", {})

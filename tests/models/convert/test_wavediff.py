@@ -1,4 +1,4 @@
-"""Official checkpoints: both containers, inferred and named configurations, refusals."""
+"""Official checkpoints: both containers, inferred and named configurations, bad input."""
 
 import argparse
 import collections
@@ -97,7 +97,7 @@ def test_sizes_of_every_published_network_are_inferred(name):
     assert infer_shape(weights) == wanted
 
 
-def test_weights_of_another_size_are_refused(netg, tmp_path):
+def test_weights_of_another_size_are_rejected(netg, tmp_path):
     with pytest.raises(OfficialFileError, match=r"base_channels=4 .configured 128.*: none"):
         convert_official(netg, tmp_path / "out", preset="wavediff_stl10")
     with pytest.raises(OfficialFileError, match=r"no published size.*give --resolution"):
@@ -120,14 +120,14 @@ def test_weights_of_another_data_set_name_the_presets_that_fit(tmp_path):
         convert_official(file, tmp_path / "out", preset="wavediff_celebahq512")
 
 
-def test_content_of_another_data_set_is_refused(content, tmp_path):
+def test_content_of_another_data_set_is_rejected(content, tmp_path):
     with pytest.raises(
         OfficialFileError, match="trained with resolution=16, preset wavediff_stl10"
     ):
         convert_official(content, tmp_path / "out", preset="wavediff_stl10")
 
 
-def test_missing_and_additional_weights_are_refused(tmp_path):
+def test_missing_and_additional_weights_are_rejected(tmp_path):
     weights = official_weights()
     weights.pop("module.all_modules.4.Conv_1.bias")
     weights["module.extra"] = torch.zeros(2)
@@ -145,7 +145,7 @@ def test_missing_and_additional_weights_are_refused(tmp_path):
         ({"fir_kernel": [1, 2, 1]}, "fir_kernel=.1, 2, 1. is not supported"),
     ],
 )
-def test_settings_that_cannot_run_are_refused(changes, message):
+def test_settings_that_cannot_run_are_rejected(changes, message):
     with pytest.raises(OfficialFileError, match=message):
         wavediff_config(ARGUMENTS | changes)
 

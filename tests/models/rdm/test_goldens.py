@@ -1,7 +1,7 @@
 """Numbers of the official implementation: every array of every file in <goldens>/rdm.
 
 Files are matched to checks by the start of their names, cases and parameters are read from the
-files. A file that no check knows, and an array that a check has passed over, fail. Regenerate the
+files. A file that no check knows, and an array that a check has skipped, fail. Regenerate the
 files with the official code as their README describes; they are inputs here, never outputs.
 """
 
@@ -57,8 +57,8 @@ CHECKS: dict[str, Callable[[Golden], None]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder = Path(metafunc.config.getoption("--goldens")) / "rdm"
-    files = sorted(path for path in folder.glob("*") if path.name not in DOCUMENTS)
+    directory = Path(metafunc.config.getoption("--goldens")) / "rdm"
+    files = sorted(path for path in directory.glob("*") if path.name not in DOCUMENTS)
     if "golden_path" in metafunc.fixturenames:
         metafunc.parametrize("golden_path", files, ids=[path.name for path in files])
 

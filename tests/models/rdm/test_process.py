@@ -190,12 +190,12 @@ def test_equal_positions_meet_equal_noise_and_others_do_not() -> None:
         ({"block_noise_alpha": -0.1}, "block_noise_alpha=-0.1"),
     ],
 )
-def test_process_refuses(settings: dict[str, float], message: str) -> None:
+def test_process_rejects(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RelayProcess(**settings)
 
 
-def test_configurations_refuse_what_does_not_fit() -> None:
+def test_configurations_reject_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"resolution=16 is not a multiple of process.upscale=3"):
         RelayConfig(unet=TINY, process=RelayProcess(upscale=3))
     with pytest.raises(ValueError, match=r"16x16 pixels cannot be cut into 3x3 tiles"):

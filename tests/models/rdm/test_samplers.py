@@ -142,20 +142,20 @@ def test_guidance_without_an_unconditional_branch_warns() -> None:
         guided.build_sampler(network(guided))
 
 
-def test_stages_that_do_not_fit_are_refused() -> None:
+def test_stages_that_do_not_fit_are_rejected() -> None:
     edm = relay_of(EDM4)
     with pytest.raises(ValueError, match="continues from 16 pixels, but the previous stage makes"):
         RELAY32.build_sampler(network(RELAY32), edm)
     with pytest.raises(ValueError, match="give its snapshot first"):
         RELAY16.build_sampler(network(RELAY16))
-    with pytest.raises(ValueError, match="put it first"):
+    with pytest.raises(ValueError, match="put the EDM stage first"):
         EDM4.build_sampler(network(EDM4), edm)
     other = replace(RELAY16, unet=replace(RELAY16.unet, label_dim=5))
     with pytest.raises(ValueError, match="has 3 classes, this one 5"):
         other.build_sampler(network(other), edm)
 
 
-def test_wrong_labels_are_refused() -> None:
+def test_wrong_labels_are_rejected() -> None:
     with pytest.raises(ValueError, match="label 3 is not in"):
         sample(relay_of(EDM4), [0], torch.tensor([3]))
     unconditional = replace(EDM4, unet=replace(EDM4.unet, label_dim=0))
@@ -176,6 +176,6 @@ def test_wrong_labels_are_refused() -> None:
         (RelaySampling, {"churn": Churn(amount=3)}, "churn_draws=true"),
     ],
 )
-def test_settings_refuse(kind: type, settings: dict[str, object], message: str) -> None:
+def test_settings_are_validated(kind: type, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)

@@ -129,12 +129,12 @@ def test_one_noise_level_serves_a_batch() -> None:
     assert one.dtype == torch.float32
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     unconditional = build(label_dim=0, augment_dim=0)
     x, noise_label = torch.zeros(1, 3, 16, 16), torch.zeros(1)
-    with pytest.raises(ValueError, match="class labels were given to a network with label_dim=0"):
+    with pytest.raises(ValueError, match="class labels for a network with label_dim=0"):
         unconditional(x, noise_label, torch.tensor([0]))
-    with pytest.raises(ValueError, match="augment labels were given"):
+    with pytest.raises(ValueError, match="augment labels for a network with augment_dim=0"):
         unconditional(x, noise_label, None, torch.zeros(1, 9))
     with pytest.raises(ValueError, match=r"sigma=0.0 must be positive"):
         Preconditioning(0.5).denoise(unconditional, x, 0.0)

@@ -1,4 +1,4 @@
-"""Numbers of the official WaveDiff code, reproduced (README.md in the goldens folder).
+"""Numbers of the official WaveDiff code, reproduced (README.md in the goldens directory).
 
 Files are found by their prefix, cases and parameters are read from the files, and a file or array
 that no check covers fails. The committed files are a part of the public set; all of it, or another
@@ -51,8 +51,8 @@ CHECKS = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder = metafunc.config.getoption("--goldens") / "wavediff"
-    files = sorted(path.name for path in folder.iterdir() if path.name not in DOCUMENTS)
+    golden_dir = metafunc.config.getoption("--goldens") / "wavediff"
+    files = sorted(path.name for path in golden_dir.iterdir() if path.name not in DOCUMENTS)
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", files)
 

@@ -1,4 +1,4 @@
-"""Generators and discriminators: switches, precision, minibatch groups, refusals."""
+"""Generators and discriminators: switches, precision, minibatch groups, bad input."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def inputs(config: GeneratorConfig, batch: int = 2, edge: int = 8):
     return y, torch.arange(batch) % 2, z
 
 
-def lively(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomised(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Replace the nearly zero initial weights, so that every layer matters."""
     torch.manual_seed(seed)
     for parameter in network.parameters():
@@ -41,8 +41,8 @@ def lively(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     "switch", ["frequency_blocks", "frequency_bottleneck", "frequency_pyramid"]
 )
 def test_each_wavelet_part_can_be_switched_off(switch):
-    whole = lively(Generator(TINY, 12, 8))
-    ablated = lively(Generator(dataclasses.replace(TINY, **{switch: False}), 12, 8))
+    whole = randomised(Generator(TINY, 12, 8))
+    ablated = randomised(Generator(dataclasses.replace(TINY, **{switch: False}), 12, 8))
     differing = len(whole.state_dict()) != len(ablated.state_dict())
     assert differing == (switch == "frequency_blocks")  # convH is missing
     with torch.no_grad():
@@ -67,8 +67,8 @@ def test_untrained_output_is_almost_zero_and_weights_start_as_specified():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_keeps_float32_weights_and_close_results(dtype):
-    exact = lively(Generator(TINY, 12, 8))
-    low = lively(Generator(dataclasses.replace(TINY, compute_dtype=dtype), 12, 8))
+    exact = randomised(Generator(TINY, 12, 8))
+    low = randomised(Generator(dataclasses.replace(TINY, compute_dtype=dtype), 12, 8))
     with torch.no_grad():
         wanted, found = exact(*inputs(TINY)), low(*inputs(TINY))
     assert found.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_low_precision_keeps_float32_weights_and_close_results(dtype):
 
 def test_r1_works_in_low_precision():
     config = dataclasses.replace(TINY_CRITIC, compute_dtype="bfloat16", stddev_group=2)
-    critic = lively(Discriminator(config, 12))
+    critic = randomised(Discriminator(config, 12))
     y = torch.randn(2, 12, 8, 8, requires_grad=True)
     logits = critic(y, torch.tensor([0, 1]), torch.randn(2, 12, 8, 8))
     assert logits.dtype == torch.float32
@@ -91,7 +91,7 @@ def _pair_gradients(recompute: bool) -> list[torch.Tensor]:
     """Return the gradients of a discriminator's loss with R1, and of a generator's."""
     config = dataclasses.replace(TINY, recompute_blocks=recompute)
     critic = dataclasses.replace(TINY_CRITIC, recompute_blocks=recompute, stddev_group=2)
-    networks = [lively(Generator(config, 12, 8)), lively(Discriminator(critic, 12))]
+    networks = [randomised(Generator(config, 12, 8)), randomised(Discriminator(critic, 12))]
     y, t, z = inputs(TINY)
     logits = networks[1](y.requires_grad_(), t, y.detach())
     (gradient,) = torch.autograd.grad(logits.sum(), y, create_graph=True)
@@ -106,7 +106,7 @@ def test_recomputed_blocks_have_the_same_gradients_with_r1_as_well():
 
 
 def test_channels_last_gives_the_same():
-    network = lively(Generator(TINY, 12, 8)).double()
+    network = randomised(Generator(TINY, 12, 8)).double()
     y, t, z = inputs(TINY)
     with torch.no_grad():
         wanted = network(y.double(), t, z.double())
@@ -118,7 +118,7 @@ def test_channels_last_gives_the_same():
 
 def test_activations_stay_in_channels_last():
     """Weights in that layout are enough; no layer of the generator falls back to the other one."""
-    network = lively(Generator(TINY, 12, 8)).to(memory_format=torch.channels_last)
+    network = randomised(Generator(TINY, 12, 8)).to(memory_format=torch.channels_last)
     outputs = []
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -130,7 +130,7 @@ def test_activations_stay_in_channels_last():
 
 def test_networks_can_be_compiled_whole():
     """No graph breaks; the aot_eager backend needs no C++ compiler."""
-    network = lively(Generator(TINY, 12, 8))
+    network = randomised(Generator(TINY, 12, 8))
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     given = inputs(TINY)
     found = compiled(*given)
@@ -139,13 +139,13 @@ def test_networks_can_be_compiled_whole():
 
 
 def test_samples_do_not_influence_each_other_in_the_generator():
-    network = lively(Generator(TINY, 12, 8)).double()
+    network = randomised(Generator(TINY, 12, 8)).double()
     y, t, z = (v.double() if v.is_floating_point() else v for v in inputs(TINY, batch=4))
     with torch.no_grad():
         torch.testing.assert_close(network(y, t, z)[1:2], network(y[1:2], t[1:2], z[1:2]))
 
 
-def test_refusals_of_the_generator():
+def test_rejections_of_the_generator():
     y, t, z = inputs(TINY)
     with pytest.raises(
         ValueError, match=r"latent z has width 5, the generator expects latent_dim=6"
@@ -201,7 +201,7 @@ def test_batches_that_do_not_split_into_groups(batch, grouping):
         minibatch_deviation(torch.zeros(batch, 1, 2, 2), 4, grouping)
 
 
-def test_refusals_of_the_discriminator():
+def test_rejections_of_the_discriminator():
     with pytest.raises(ValueError, match=r"layers=5 of a small discriminator; expected 3..4"):
         DiscriminatorConfig(layers=5)
     with pytest.raises(ValueError, match="stddev_group=0 must be positive"):

@@ -1,4 +1,4 @@
-"""Diffusion, losses, R1 and health of a WaveDiff pair: closed forms, equalities, refusals."""
+"""Diffusion, losses, R1 and diagnosis of a WaveDiff pair: closed forms, equalities, bad input."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ TINY = WaveDiffConfig(
 )
 
 
-def lively_pair(config: WaveDiffConfig = TINY) -> dict[str, nn.Module]:
+def random_pair(config: WaveDiffConfig = TINY) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     networks = config.build().build_networks()
     for network in networks.values():
@@ -142,7 +142,7 @@ def test_prepare_maps_to_unit_subbands():
 
 
 def test_losses_come_in_order_and_r1_is_lazy():
-    objective, networks = TINY.build(), lively_pair()
+    objective, networks = TINY.build(), random_pair()
     assert list(objective.losses()) == ["discriminator", "generator"]
     assert objective.second_order == {"discriminator"}
     assert objective.batch_multiple == 2
@@ -167,7 +167,7 @@ def test_penalty_of_a_linear_discriminator_is_its_weight():
 
 
 def test_discriminator_loss_leaves_the_generator_alone():
-    networks = lively_pair()
+    networks = random_pair()
     loss, _ = TINY.build().losses()["discriminator"](networks, example(), 0)
     loss.backward()
     assert all(p.grad is None for p in networks["generator"].parameters())
@@ -181,7 +181,7 @@ def test_micro_batches_add_up_to_the_joined_batch(name, step):
     objective = TINY.build()
     gradients = []
     for size in (8, 4, 2):
-        networks = lively_pair()
+        networks = random_pair()
         for network in networks.values():
             network.double()
         for first in range(0, 8, size):
@@ -202,7 +202,7 @@ def test_both_half_steps_have_fresh_draws():
 
 def test_a_batch_that_does_not_fill_its_groups():
     with pytest.raises(ValueError, match=r"batch of 3 samples does not split .* stddev_group=2"):
-        TINY.build().losses()["discriminator"](lively_pair(), example(0, 3), 0)
+        TINY.build().losses()["discriminator"](random_pair(), example(0, 3), 0)
 
 
 def test_pixel_space_is_ddgan():
@@ -210,7 +210,7 @@ def test_pixel_space_is_ddgan():
         TINY, resolution=8, space=PixelSpace(), reconstruction_weight=0.0,
         generator=TINY.generator.without_wavelets(),
     )  # fmt: skip
-    networks = lively_pair(config)
+    networks = random_pair(config)
     loss, metrics = config.build().losses()["generator"](networks, example(config=config), 0)
     torch.testing.assert_close(loss.detach(), metrics["loss_adversarial"])
 
@@ -222,7 +222,7 @@ def test_diversity_tells_collapse_from_variety():
 
 def test_the_grid_is_the_same_for_all_samples_and_rarely_looked_at():
     loss = TINY.build().losses()["generator"]
-    networks = lively_pair()
+    networks = random_pair()
     one, two = (loss(networks, example(first, 2), 0)[1]["diversity"] for first in (0, 4))
     assert one == two > 0
     assert loss(networks, example(), 1)[1]["diversity"].isnan()
@@ -244,8 +244,8 @@ HEALTHY = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"generator/loss": math.nan}, "generator/loss is not a number.*learning rates"),
-        ({"discriminator/loss_real": math.inf}, "discriminator/loss_real is not a number"),
+        ({"generator/loss": math.nan}, "generator/loss is non-finite.*learning rates"),
+        ({"discriminator/loss_real": math.inf}, "discriminator/loss_real is non-finite"),
         ({"generator/loss_adversarial": 300.0}, "=300 has exploded.*optim.discriminator.lr"),
         ({"discriminator/r1": 1e6}, "R1 penalty is 1e.06.*objective.r1_gamma"),
         (

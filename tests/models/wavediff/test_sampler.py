@@ -11,7 +11,7 @@ from models.snapshot import SnapshotError, load_sampler, read_snapshot, write_sn
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
-from tests.models.wavediff.test_objective import TINY, example, lively_pair
+from tests.models.wavediff.test_objective import TINY, example, random_pair
 
 
 def variants() -> list[WaveDiffConfig]:
@@ -27,7 +27,7 @@ def variants() -> list[WaveDiffConfig]:
 
 @pytest.mark.parametrize("config", variants(), ids=["T4", "T2", "pixels", "db2"])
 def test_images_depend_on_their_seeds_alone(config):
-    sampler = config.build_sampler(lively_pair(config)["generator"])
+    sampler = config.build_sampler(random_pair(config)["generator"])
     together = sample(sampler, [3, 1, 2])
     assert together.shape == (3, 3, 16, 16)
     assert together.dtype == torch.uint8
@@ -38,9 +38,9 @@ def test_images_depend_on_their_seeds_alone(config):
     assert sampler.nfe == {"wavediff": config.diffusion.steps}
 
 
-def snapshot_of(network, folder):
+def snapshot_of(network, directory):
     return write_snapshot(
-        folder,
+        directory,
         network.state_dict(),
         objective=TINY,
         network="generator",
@@ -51,15 +51,15 @@ def snapshot_of(network, folder):
 
 
 def test_snapshot_samples_as_the_network_did(tmp_path):
-    network = lively_pair()["generator"]
+    network = random_pair()["generator"]
     snapshot = snapshot_of(network, tmp_path / "snapshot")
     restored = load_sampler([snapshot])
     assert torch.equal(sample(restored, [7]), sample(TINY.build_sampler(network), [7]))
 
 
 @pytest.mark.parametrize("change", ["diffusion.steps=9", "space.band_order=LL_HL_LH_HH"])
-def test_other_steps_and_spaces_than_trained_are_refused(tmp_path, change):
-    path = snapshot_of(lively_pair()["generator"], tmp_path / "snapshot").path
+def test_other_steps_and_spaces_than_trained_are_rejected(tmp_path, change):
+    path = snapshot_of(random_pair()["generator"], tmp_path / "snapshot").path
     with pytest.raises(SnapshotError, match=f"{change.split('.')[0]} cannot be changed afterwards"):
         read_snapshot(path, [change])
     assert read_snapshot(path, ["diffusion.steps=4", "generator.compute_dtype=bfloat16"])
@@ -67,7 +67,7 @@ def test_other_steps_and_spaces_than_trained_are_refused(tmp_path, change):
 
 def test_snapshots_from_before_compute_dtype_are_read(tmp_path):
     """The settings of both networks were called `dtype`; overrides must use the new name."""
-    path = snapshot_of(lively_pair()["generator"], tmp_path / "snapshot").path
+    path = snapshot_of(random_pair()["generator"], tmp_path / "snapshot").path
     text = (path / "snapshot.json").read_text()
     old = text.replace('"compute_dtype": "float32"', '"dtype": "bfloat16"')
     assert old.count('"dtype"') == 2
@@ -78,18 +78,18 @@ def test_snapshots_from_before_compute_dtype_are_read(tmp_path):
         read_snapshot(path, ["generator.dtype=float32"])
 
 
-def test_labels_and_relays_are_refused():
-    sampler = TINY.build_sampler(lively_pair()["generator"])
+def test_labels_and_relays_are_rejected():
+    sampler = TINY.build_sampler(random_pair()["generator"])
     with pytest.raises(ValueError, match="unconditional"):
         sample(sampler, [0], torch.tensor([1]))
-    with pytest.raises(ValueError, match="samples by itself"):
-        TINY.build_sampler(lively_pair()["generator"], previous=sampler)
+    with pytest.raises(ValueError, match="continues from no other stage"):
+        TINY.build_sampler(random_pair()["generator"], previous=sampler)
 
 
 def test_sampling_first_does_not_disturb_training():
     """Coefficients are made once, perhaps in inference mode, and serve both."""
     config = dataclasses.replace(TINY, diffusion=DiffusionConfig(steps=3))
-    networks = lively_pair(config)
+    networks = random_pair(config)
     sample(config.build_sampler(networks["generator"]), [0])
     for name, loss_fn in config.build().losses().items():
         loss_fn(networks, example(config=config), 0)[0].backward()

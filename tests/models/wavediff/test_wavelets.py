@@ -72,7 +72,7 @@ def test_haar_takes_seven_launches():
 
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 5), (1, 1)])
-def test_odd_sizes_are_refused(size):
+def test_odd_sizes_are_rejected(size):
     with pytest.raises(ValueError, match=f"even sizes, got {size[0]}x{size[1]}"):
         haar_dwt(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match="even sizes"):

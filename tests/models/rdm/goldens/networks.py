@@ -16,7 +16,7 @@ from models.rdm.unet import UNet, noise_embedding
 from tests.golden_file import Golden, assert_close_each, assert_near_max
 from tests.models.rdm.goldens.replay import class_indices
 
-SCALAR_SIGMA = 0.37  # of D_sigma_scalar, if no README beside the files tells another
+SCALAR_SIGMA = 0.37  # of D_sigma_scalar, unless the README next to the files has another
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def load_unet(golden: Golden) -> tuple[UNet, dict[str, object]]:
 
 
 def scalar_sigma(golden: Golden) -> float:
-    """Return the level of D_sigma_scalar: the README tells it, the files do not."""
+    """Return the level of D_sigma_scalar: the README has it, the files do not."""
     readme = golden.path.with_name("README.md")
     text = readme.read_text() if readme.exists() else ""
     found = re.search(r"D_sigma_scalar.*sigma = ([0-9.]+) as a 0-d tensor", text)
@@ -124,7 +124,7 @@ def check_raw_output(golden, network, scalings, labels, augment_labels) -> None:
 
 
 def check_container(golden: Golden) -> None:
-    """Compare every tensor, and the arguments, of the containers beside the expected values."""
+    """Compare every tensor and the arguments of the official containers next to the file."""
     for suffix in golden.names(r"([a-z]+)/(?:ema|net)/.*"):
         (path,) = golden.path.parent.glob(f"container_*.{suffix}")
         content = read_container(path)

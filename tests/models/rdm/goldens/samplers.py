@@ -141,7 +141,7 @@ def check_postprocess(golden: Golden) -> None:
     for factor in names:
         enlarged = enlarge(golden["nearest_in"], int(factor))
         assert torch.equal(enlarged, golden[f"nearest_out_x{factor}"])
-    label_dims = torch.arange(1, 2000)  # the README tells it (1000), the file does not
+    label_dims = torch.arange(1, 2000)  # the README has it (1000), the file does not
     labels = golden["seeds"].unsqueeze(1) % label_dims == golden["labels_for_seeds"].unsqueeze(1)
     assert labels.all(0).any()
 

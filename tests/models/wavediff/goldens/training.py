@@ -44,11 +44,11 @@ def check_ema_and_rates(arrays: Arrays, name: str) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12 * base)
 
 
-def check_checkpoints(folder: Path) -> None:
-    """The files that the official loop wrote in the float32 run of a train_* file beside them."""
-    trained = [Arrays.load(path) for path in sorted(folder.parent.glob("train_*.npz"))]
+def check_checkpoints(checkpoint_dir: Path) -> None:
+    """The files that the official loop wrote in the float32 run of a train_* file next to them."""
+    trained = [Arrays.load(path) for path in sorted(checkpoint_dir.parent.glob("train_*.npz"))]
     covered = re.compile(r"netG_\d+\.pth|content\.pth|README.*")
-    files = sorted(folder.iterdir())
+    files = sorted(checkpoint_dir.iterdir())
     assert files
     for path in files:
         assert covered.fullmatch(path.name), f"{path.name} is of an uncovered kind"
