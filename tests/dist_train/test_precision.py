@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from dist_train.config import ComputeConfig
 from dist_train.precision import compute_dtypes, settle_precision
 from models.layers import ComputeDtype
 from tests.tiny import TINY
@@ -30,11 +31,11 @@ def test_settings_are_found_by_their_type() -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_precision_reaches_every_network(name: str) -> None:
-    config = replace(TINY[name](), precision="bfloat16")
+    config = replace(TINY[name](), compute=ComputeConfig(precision="bfloat16"))
     assert compute_dtypes(config.objective) == {"float32"}
     assert compute_dtypes(settle_precision(config, bfloat16=False).objective) == {"bfloat16"}
-    auto = replace(config, precision="auto")
+    auto = replace(config, compute=ComputeConfig(precision="auto"))
     assert compute_dtypes(settle_precision(auto, bfloat16=True).objective) == {"bfloat16"}
     settled = settle_precision(auto, bfloat16=False)
-    assert settled.precision == "float32"
+    assert settled.compute.precision == "float32"
     assert settled.objective == config.objective
