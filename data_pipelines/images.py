@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch  # otherwise where it is needed: `pack` and its workers do without
 
 Pixels = NDArray[np.uint8]
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -168,16 +169,22 @@ def _planes(pixels: Pixels) -> Pixels:
 
 def _resized_by_torch(encoded: bytes, resolution: int) -> Pixels:
     """Return the centred square of an image at an edge, uint8 [3, R, R]."""
+    import torch
+
     square = torch.from_numpy(np.array(centre_crop(decode(encoded))))
     planes: Pixels = _lanczos(square.permute(2, 0, 1)[None], resolution)[0].numpy()
     return planes
 
 
 def _lanczos(images: torch.Tensor, edge: int) -> torch.Tensor:
+    import torch.nn.functional as F
+
     return F.interpolate(images, (edge, edge), mode="lanczos", antialias=True)
 
 
 def _check_torch() -> None:
+    import torch
+
     try:
         _lanczos(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 2)
     except (NotImplementedError, ValueError):  # by version

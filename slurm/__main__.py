@@ -21,7 +21,13 @@ from slurm.monitor.commands import add_cancel, add_history, add_logs, add_status
 from slurm.submit.eval_pack_commands import add_eval, add_pack, add_reference, add_sample
 from slurm.submit.sweep_command import add_sweep
 from slurm.submit.train_command import add_resume, add_train
-from slurm.workflows.command import add_workflow
+
+
+def _add_workflow(parser: argparse.ArgumentParser) -> None:
+    from slurm.workflows.command import add_workflow  # imports recipes, and so torch
+
+    add_workflow(parser)
+
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (add_train, "submit a run"),
@@ -31,7 +37,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "reference": (add_reference, "submit reference statistics"),
     "pack": (add_pack, "submit the packing of an image set as an array"),
     "resume": (add_resume, "submit stopped runs again"),
-    "workflow": (add_workflow, "submit an experiment as a graph of jobs"),
+    "workflow": (_add_workflow, "submit an experiment as a graph of jobs"),
     "reconcile": (add_reconcile, "submit the due evaluations of runs"),
     "status": (add_status, "show where runs and their jobs stand"),
     "logs": (add_logs, "show what the tasks of a job print"),

@@ -43,6 +43,22 @@ def test_help_imports_no_package() -> None:
     assert not {"torch", "numpy", "argcomplete", *relaywave.USES} & {*modules.split()}
 
 
+@pytest.mark.parametrize(
+    "arguments", ["data pack --help", "train --help", "slurm status --help", "completion fish"]
+)
+def test_commands_that_compute_nothing_import_no_torch(arguments: str, tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": f"{without_torch(tmp_path)}{os.pathsep}{ROOT}"}
+    command = (sys.executable, "-P", "-m", "relaywave", *arguments.split())
+    done = run(*command, cwd=tmp_path, environment=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def without_torch(directory: Path) -> Path:
+    """Return a directory that, first on the path, makes the import of torch fail."""
+    (directory / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+    return directory
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         relaywave.main(["--version"])
@@ -163,9 +179,7 @@ def test_commands_and_options_are_completed(line: str, expected: set[str], tmp_p
 
 def test_recipes_and_settings_are_completed_without_torch(tmp_path: Path) -> None:
     assert {"status", "rdm_debug_edm16"} < {*complete("relaywave train ", tmp_path)}
-    no_torch = tmp_path / "path"
-    no_torch.mkdir()
-    (no_torch / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+    no_torch = without_torch(tmp_path)
     for words, found in (
         ("rdm_debug_e", {"rdm_debug_edm16"}),
         ("rdm_debug_edm16 total", {"total_images="}),

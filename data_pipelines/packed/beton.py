@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipelines.images import ORIGINAL, BadImage, decode_rgb
@@ -250,6 +249,8 @@ def _side_effects_undone() -> Iterator[None]:
     seconds, though only Python code looks them up.
     """
     typed = importlib.import_module("numba.typed")
+    import torch
+
     compiled, threads = typed.Dict, torch.get_num_threads()
     typed.Dict = dict  # type: ignore[attr-defined]
     try:

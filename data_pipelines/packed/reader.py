@@ -7,16 +7,17 @@ import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.packed.manifest import check_shard_sizes, read_index, read_manifest
 from data_pipelines.packed.remote import FileCache, RemoteSet, is_remote
 from data_pipelines.sample_order import Integers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_OPEN = 128
 MAX_OPEN_REMOTE = 8
@@ -104,6 +105,8 @@ class ShardedImages:
     def decode(self, index: int) -> Tensor:
         """Return a sample's pixels, uint8 RGB [3, H, W]. Raises BadImage as `read` does."""
         stored, _ = self.read(index)
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(self._pixels(stored).transpose(2, 0, 1)))
 
     def locate(self, index: int) -> str:
