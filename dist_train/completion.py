@@ -1,12 +1,13 @@
 """What a shell may insert for RECIPE and key=value: recipes, their settings, and values of these.
 
-Recipes are read by importing torch, which takes longer than one waits for a shell. What they say is
-kept in a file until the code changes.
+Reading the recipes means importing torch, which takes longer than a shell should wait. What they
+say is stored in a file until the code changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,12 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from safe_files.atomic import atomic_file
+
 CODE = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "data_pipelines", "dist_train")
 """Where recipes and the classes of their settings are."""
 
 Settings = dict[str, list[str]]
-"""Dotted names of settings, and the values of those that have a choice of few."""
+"""Dotted names of settings, each with its possible values, [] if there is no short list of them."""
 
 
 def complete_recipe(prefix: str, **_: object) -> list[str]:
@@ -39,36 +42,27 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: object) 
 
 
 def known_recipes() -> dict[str, Settings]:
-    """Return all recipes and their settings, from the file if the code is as it was."""
+    """Return all recipes and their settings, from the stored file unless the code has changed."""
     root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
     path = Path(root) / "completion.json"
     code = _state_of_code()
-    try:
-        kept = json.loads(path.read_text())
-    except (OSError, ValueError):
-        kept = {}
-    if kept.get("code") != code:
-        kept = {"code": code, "recipes": _read_recipes()}
-        _write(path, json.dumps(kept))
-    recipes: dict[str, Settings] = kept["recipes"]
+    stored = None
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(path.read_text())
+    if not isinstance(stored, dict) or stored.get("code") != code:
+        stored = {"code": code, "recipes": _read_recipes()}
+        with contextlib.suppress(OSError):  # a home that cannot be written to
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                file.write(json.dumps(stored).encode())
+    recipes: dict[str, Settings] = stored["recipes"]
     return recipes
 
 
 def _state_of_code() -> list[Any]:
-    """Return what is another when the code is at another place or was changed."""
+    """Return a value that changes when the code is edited or is at another place."""
     times = [path.stat().st_mtime_ns for name in PACKAGES for path in (CODE / name).rglob("*.py")]
     return [str(CODE), len(times), max(times)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, if that is possible at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:  # a home that cannot be written to
-        return
 
 
 def _read_recipes() -> dict[str, Settings]:
@@ -78,7 +72,7 @@ def _read_recipes() -> dict[str, Settings]:
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield the dotted name of each setting, and its values if it has a choice of few."""
+    """Yield the dotted name of each setting and its possible values."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -93,7 +87,7 @@ def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Return the values of an annotation as they are written in key=value; [] if they are many."""
+    """Return the possible values of a type as key=value has them, [] if there is no short list."""
     if annotation is bool:
         return ["true", "false"]
     if annotation is type(None):
