@@ -56,7 +56,7 @@ COMMANDS = {
     "spectrum": Command("models", "plot the spectra of images and noise", is_named=True),
 }
 USES = {
-    "models": ("models"),
+    "models": ("models",),
     "data_pipelines": ("models", "data_pipelines"),
     "dist_train": ("models", "data_pipelines", "dist_train"),
     "evaluation": ("models", "data_pipelines", "dist_train", "evaluation"),

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from safe_files.atomic import atomic_file
+from models.safe_files.atomic import atomic_file
 
 CODE = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "data_pipelines", "dist_train")

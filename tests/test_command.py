@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -119,8 +120,10 @@ def test_python_m_names_the_package_that_hides_ours(foreign: Path) -> None:
     assert (done.returncode, done.stderr) == (2, message)
 
 
-def test_packages_that_are_not_needed_may_be_hidden(foreign: Path) -> None:
-    done = run(sys.executable, "-m", "data_pipelines", "--help", cwd=foreign)
+@pytest.mark.parametrize("package", ["dist_train", "data_pipelines", "models"])
+def test_packages_that_are_not_needed_may_be_hidden(package: str, foreign: Path) -> None:
+    shutil.rmtree(foreign / "models")
+    done = run(sys.executable, "-m", package, "--help", cwd=foreign)
     assert (done.returncode, done.stderr) == (0, "")
 
 
