@@ -9,7 +9,7 @@ features.py     Feature extraction over ranks, resumable
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
 protocols.py    Evaluation protocols as named objects: how published numbers were made
 rank_errors.py  Failures of commands that ranks share: one line, printed once
-request.py      What is asked for: from command-line arguments to validated requests
+request.py      Validated requests: what command-line arguments ask for
 detectors/      Detectors: networks whose features are compared, their preprocessing and weights
 image_sets/     Sets of images to evaluate: directories, zips, tars, arrays, packed sets
 metrics/        Metrics: one file each, from features or statistics to a value

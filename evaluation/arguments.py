@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def parse(
     argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
-    """Parse a command line; `key=value` overrides may stand anywhere behind the command."""
+    """Parse a command line; `key=value` overrides may follow the command anywhere."""
     parser = parser or build_parser()
     args, rest = parser.parse_known_args(argv)
-    strange = [word for word in rest if word.startswith("-") or "=" not in word]
-    if strange or (rest and not isinstance(getattr(args, "source", None), list)):
-        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    if unknown or (rest and not isinstance(getattr(args, "source", None), list)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         args.source += rest
     return args
@@ -37,7 +37,7 @@ def build_parser(prog: str = "python -m evaluation") -> argparse.ArgumentParser:
     """Return the parser; the chosen command's name is the attribute `command`."""
     parser: argparse.ArgumentParser = Parser(
         prog=prog,
-        description="Samples, references, results. Under torchrun, ranks share the work.",
+        description="Draw samples, compute references and results; ranks share the work.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_sample(_shared(commands.add_parser("sample", help="write samples as image files")))
@@ -49,22 +49,28 @@ def build_parser(prog: str = "python -m evaluation") -> argparse.ArgumentParser:
 
 
 def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let a command share its work over ranks started here."""
-    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
+    """Add what commands have whose work ranks can share."""
+    parser.add_argument("--ranks", type=int, help="ranks to start on this machine, one per GPU")
     return parser
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|key=value")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory of the images"
+    )
     _add_grid(parser)
     _add_sampling(parser, "0-63")
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="packed set, folder, zip, tar or npz of images")
+    parser.add_argument(
+        "images", type=Path, help="packed set, directory, zip, tar or npz of images"
+    )
     parser.add_argument("out", type=Path, metavar="OUT.npz")
-    parser.add_argument("--taps", default="", help="taps to keep statistics of, e.g. pool,spatial")
+    parser.add_argument(
+        "--taps", default="", help="taps to compute statistics of, e.g. pool,spatial"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     _add_detector(parser)
 
@@ -72,13 +78,25 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
     parser.add_argument("--reference", type=Path, required=True, help="statistics file, or images")
-    parser.add_argument("--out", type=Path, metavar="RESULT.json", help="default: in the run")
-    parser.add_argument("--protocol", default="", help="a name of `protocols`; sets all below")
+    parser.add_argument(
+        "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
+    )
+    parser.add_argument(
+        "--protocol",
+        default="",
+        help="settings of a published evaluation, one of `protocols`; other options win over it",
+    )
     parser.add_argument("--title", default="", help="name in tables")
     parser.add_argument("--metrics", default="", help=f"kind:tap,... with kind {', '.join(KINDS)}")
     parser.add_argument("--bootstrap", type=int, default=0, help="resamples for 95%% intervals")
-    parser.add_argument("--keep-images", type=Path, help="keep generated images in this folder")
-    parser.add_argument("--reference-pipeline", default="", help="of a file that does not tell")
+    parser.add_argument(
+        "--keep-images", type=Path, metavar="DIR", help="store the generated images there"
+    )
+    parser.add_argument(
+        "--reference-pipeline",
+        default="",
+        help="preprocessing of a reference file that does not record it",
+    )
     _add_grid(parser)
     _add_sampling(parser, "")
     _add_detector(parser)
@@ -86,8 +104,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_views(commands: Subparsers) -> None:
     table = commands.add_parser("table", help="print results side by side")
-    table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|FOLDER")
-    compare = commands.add_parser("compare", help="metric against images seen, NFE and eta")
+    table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|DIR")
+    compare = commands.add_parser("compare", help="metrics over images seen, NFE and eta")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
     compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
     commands.add_parser("protocols", help="list the protocols")
@@ -100,43 +118,51 @@ def _add_conversions(commands: Subparsers) -> None:
     )
     exporting.add_argument("out", type=Path)
     exporting.add_argument("--format", choices=FORMATS, required=True)
-    exporting.add_argument("--images", type=Path, help="images of an ADM reference batch")
+    exporting.add_argument("--images", type=Path, help="images to put into an ADM reference batch")
     importing = commands.add_parser("import", help="convert another tool's statistics to ours")
     importing.add_argument("statistics", type=Path)
     importing.add_argument("out", type=Path, metavar="OUT.npz")
     importing.add_argument("--detector", choices=tuple(DETECTORS), default="inception")
-    importing.add_argument("--pipeline", default="", help="that made the file")
-    importing.add_argument("--features", type=int, default=10_000)
+    importing.add_argument(
+        "--pipeline", default="", help="preprocessing that the file was made with"
+    )
+    importing.add_argument(
+        "--features", type=int, default=10_000, help="features to store (default 10000)"
+    )
     convert = commands.add_parser("convert", help="convert Inception weights to safetensors")
     convert.add_argument("weights", type=Path, help="the public .pth or NVIDIA's TorchScript .pt")
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
-    convert.add_argument("--sha256", default="", help="digest that the source must have")
+    convert.add_argument("--sha256", default="", help="expected digest of the source")
 
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", type=Path, help="also write a grid picture of the first images")
     parser.add_argument("--grid-images", type=int, default=GRID_IMAGES, help="images in the grid")
-    parser.add_argument("--grid-upscale", type=int, default=1, help="whole factor of enlargement")
+    parser.add_argument("--grid-upscale", type=int, default=1, help="integer factor of enlargement")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
-    parser.add_argument("--seeds", default=seeds, help="one per image, e.g. 0-49999")
+    parser.add_argument("--seeds", default=seeds, help="one seed per image, e.g. 0-49999")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     parser.add_argument("--labels", choices=("balanced", "random"), default="balanced")
     parser.add_argument("--quantisation", choices=tuple(QUANTISATIONS), help="default: edm")
     parser.add_argument("--retouch", choices=tuple(RETOUCHES), help="default: none")
     parser.add_argument("--codec", choices=get_args(Codec), help="default: png")
     parser.add_argument(
-        "--shard-images", type=int, help="keep tar shards of so many images, not single files"
+        "--shard-images",
+        type=int,
+        help="store tar shards of about this many images instead of single files",
     )
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", choices=tuple(DETECTORS), default="effnet_lite0")
     parser.add_argument("--weights", default="", help="weights file of the detector")
-    parser.add_argument("--weights-sha256", default="", help="digest that it must have")
-    parser.add_argument("--pipeline", default="", help="input pipeline, if not the usual one")
+    parser.add_argument("--weights-sha256", default="", help="expected digest of that file")
+    parser.add_argument(
+        "--pipeline", default="", help="preprocessing, if not the detector's default"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the detector's network")
     parser.add_argument(
-        "--features", type=int, help="features kept of a computed reference (default 10000)"
+        "--features", type=int, help="features stored of a computed reference (default 10000)"
     )

@@ -1,7 +1,7 @@
 """Feature extraction over ranks: resumable, and the same bits on any number of ranks.
 
 A set is cut into batches at fixed indices. Rank r takes every W-th batch that is not on disk yet;
-each finished batch is one file, so a kill costs at most the batches in flight, and a restart with
+each finished batch is one file, so a kill loses at most the batches in flight, and resuming on
 another number of ranks changes nothing. No collective runs inside the loop.
 """
 
@@ -32,7 +32,7 @@ from evaluation.metrics.statistics import (
 from evaluation.progress import Progress
 
 STREAMING_IMAGES = 100_000
-"""Sets above this size keep moments and selected features only, not every feature."""
+"""Of sets above this size only moments and selected features are stored, not every feature."""
 
 
 def extract(
@@ -55,7 +55,7 @@ def extract(
         work_dir: The batches of this set and detector get a sub-directory of their own.
         world: The ranks that share the work (and the directory).
         batch_size: Images per batch.
-        num_kept: Features kept, evenly spread, where the set is too large to keep all.
+        num_kept: Features stored, evenly spread, where the set is too large to store all.
         title: For the progress display.
 
     Raises:
@@ -115,10 +115,10 @@ class BatchStore:
         write_npz(self.dir / f"{start:09d}.npz", {"indices": np.array(indices), **taps})
 
     def flush(self) -> None:
-        """Every batch is on disk at once; nothing to do."""
+        """Do nothing: every batch is on disk already."""
 
     def collect(self, n: int, meta: dict[str, Any]) -> FeatureSet:
-        """Return the whole set, in index order, after checking that each index is there once."""
+        """Return the complete set, in index order, after checking that each index is there once."""
         features = {tap: np.empty((n, width), np.float32) for tap, width in self.widths.items()}
         seen = np.zeros(n, np.int64)
         for path in sorted(self.dir.glob("[0-9]*.npz")):
@@ -133,7 +133,7 @@ class BatchStore:
 
 
 class MomentStore:
-    """Moments of all batches, features of selected indices: for sets too large to keep completely.
+    """Moments of all batches, features of selected indices: for very large sets.
 
     Each process writes one file that grows: which batches it holds, their moments, the selected
     features. Files of killed or finished processes are merged at the end.
@@ -155,7 +155,7 @@ class MomentStore:
         return {int(s) for path in files for s in read_npz(path, ["starts"])["starts"]}
 
     def write(self, start: int, indices: Sequence[int], taps: dict[str, FloatArray]) -> None:
-        """Count a batch in; the file follows every `every` batches."""
+        """Count a batch in; the file is written after every `every` batches."""
         rows = [row for row, index in enumerate(indices) if index in self.selected]
         for tap, values in taps.items():
             self._moments[tap].add(values)

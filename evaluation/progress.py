@@ -30,7 +30,7 @@ class Progress:
         return time.monotonic() - self.started
 
     def add(self, images: int) -> None:
-        """Count finished images and show the state now and then."""
+        """Count finished images and show the state at intervals."""
         self.done = min(self.done + images, self.total)
         now = time.monotonic()
         is_due = now - self._shown >= (0.2 if self._is_bar else LINE_SECONDS)

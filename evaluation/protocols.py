@@ -33,7 +33,7 @@ class Protocol:
         preprocessing: Its preprocessing.
         metrics: What is computed, as `kind:tap`.
         post: Quantisation, retouch and codec.
-        published: Value in the paper by metric and value name, e.g. `fid.distance`.
+        published: Values in the paper by metric and value name, e.g. `fid.distance`.
         note: Anything else to know.
     """
 
@@ -144,7 +144,7 @@ _TOOLS = [
         name="edm",
         repeats=3,
         reference="EDM fid-refs .npz of the training set",
-        note="EDM papers report the minimum of three seed ranges; all three and the mean are kept",
+        note="EDM papers report the minimum of three seed ranges; all three are evaluated",
     ),
     Protocol(
         name="stylegan",
@@ -195,7 +195,7 @@ def record_protocol(
     Args:
         protocol: The protocol.
         preprocessing: Of the detector.
-        spec: Which samples were drawn, None if images were given.
+        spec: Which samples were drawn, None if they were not drawn here.
         num_images: How many images were evaluated.
     """
     settings = asdict(protocol)
@@ -212,7 +212,10 @@ def deviations(
         ("preprocessing", preprocessing, protocol.preprocessing),
     ]
     if spec is None:
-        return [*_unlike(facts), "images were given: seeds, labels and retouch are not checked"]
+        return [
+            *_differences(facts),
+            "the images were not drawn here: seeds, labels and retouch are not checked",
+        ]
     starts = [protocol.seeds(repeat)[0] for repeat in range(protocol.repeats)]
     first = spec.seeds[0]
     facts.append(("first seed", first, first if first in starts else starts[0]))
@@ -220,8 +223,8 @@ def deviations(
         facts.append(("labels", spec.labels, "balanced"))
     post, expected = asdict(spec.post), asdict(protocol.post)
     facts += [(name, value, expected[name]) for name, value in post.items()]
-    return _unlike(facts)
+    return _differences(facts)
 
 
-def _unlike(facts: Sequence[tuple[str, object, object]]) -> list[str]:
+def _differences(facts: Sequence[tuple[str, object, object]]) -> list[str]:
     return [f"{what} is {ours}, not {theirs}" for what, ours, theirs in facts if ours != theirs]

@@ -13,11 +13,11 @@ from evaluation.features import short_hash
 
 EXIT_REJECTED = 2
 PATIENCE = 1.0
-"""Seconds that ranks wait to hear that another one has said the same."""
+"""Seconds that ranks wait to hear that another one has reported the same."""
 
 
 def reject(error: Exception, world: World | None) -> int:
-    """Print what was wrong, for all ranks that fail alike once; returns the exit code."""
+    """Print what was wrong, once for all ranks that fail with it; returns the exit code."""
     if world is None or world.store is None:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REJECTED
@@ -25,11 +25,11 @@ def reject(error: Exception, world: World | None) -> int:
     others = [f"{key}/{rank}" for rank in range(1, world.size)]
     if world.rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _tell(world, [key, "rejected"])
-        _heard(world, others)  # the store ends with this process
+        _report(world, [key, "rejected"])
+        _is_reported(world, others)  # the store ends with this process
     else:
-        _tell(world, [f"{key}/{world.rank}", "rejected"])
-        if not _heard(world, [key]):
+        _report(world, [f"{key}/{world.rank}", "rejected"])
+        if not _is_reported(world, [key]):
             print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
     return EXIT_REJECTED
 
@@ -40,27 +40,27 @@ def is_lost_contact(error: RuntimeError) -> bool:
 
 
 def lose_contact(world: World) -> int:
-    """Say that another rank is gone, unless one has said why it ended; returns the exit code."""
+    """Say that another rank is gone, unless one has reported why; returns the exit code."""
     time.sleep(PATIENCE)  # a launcher ends the others meanwhile
-    if not _heard(world, ["rejected"]):
+    if not _is_reported(world, ["rejected"]):
         print(
-            f"error: rank {world.rank} lost contact with another rank; what is finished is kept,"
-            " run the same command again",
+            f"error: rank {world.rank} lost contact with another rank; finished work is on disk;"
+            " run the same command again to resume",
             file=sys.stderr,
         )
     return EXIT_LOST
 
 
-def _tell(world: World, keys: list[str]) -> None:
+def _report(world: World, keys: list[str]) -> None:
     try:
         for key in keys:
             world.store.set(key, "1")
-    except RuntimeError:  # rank 0, which keeps the store, is gone
+    except RuntimeError:  # rank 0, which holds the store, is gone
         return
 
 
-def _heard(world: World, keys: list[str]) -> bool:
-    """Tell whether all keys are set in time (by asking: waiting in the store prints warnings)."""
+def _is_reported(world: World, keys: list[str]) -> bool:
+    """Tell whether all keys are set in time (by polling: waiting in the store prints warnings)."""
     deadline = time.monotonic() + PATIENCE
     try:
         while not world.store.check(keys):

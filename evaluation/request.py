@@ -1,4 +1,4 @@
-"""What is asked for: from command-line arguments to validated requests.
+"""Validated requests: what command-line arguments ask for.
 
 A request is made of groups of settings, one for each part of the work, and each part is given its
 own group: samples (or images) -> features -> metrics against a reference -> result.
@@ -65,12 +65,12 @@ def count_images(images: SampleRequest | ImageSet) -> int:
 
 
 def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Evaluation]:
-    """Return what `run` is asked for: one evaluation, or one per range of seeds of the protocol.
+    """Return the requests of `run`: one evaluation, or one per range of seeds of the protocol.
 
     Args:
         args: The arguments; options win over the protocol's settings.
-        inputs: Whether the snapshots or images exist; if not (in a dry run), samples of no
-            snapshot stand for them.
+        inputs: Whether the snapshots or images exist; if not (in a dry run), a request
+            without snapshots stands for them.
     """
     protocol = find_protocol(args.protocol) if args.protocol else None
     images = _images(args, protocol) if inputs else SampleRequest((), spec_of(args, protocol))
@@ -100,7 +100,7 @@ def _images(args: argparse.Namespace, protocol: Protocol | None) -> SampleReques
         snapshots, spec = read_snapshots(paths, overrides), spec_of(args, protocol)
         return SampleRequest(snapshots, spec, args.keep_images, args.shard_images)
     if len(paths) != 1 or overrides:
-        raise ValueError("give snapshots (a relay's stages in order) or one set of images")
+        raise ValueError("expected snapshots (a relay's stages in order) or one set of images")
     return open_images(paths[0])
 
 
@@ -127,7 +127,7 @@ def _on_ranges(
 
 
 def samples_of(args: argparse.Namespace) -> SampleRequest:
-    """Return what `sample` is asked for."""
+    """Return the request of `sample`."""
     paths, overrides = split_overrides(args.source)
     snapshots = read_snapshots(paths, overrides)
     return SampleRequest(snapshots, spec_of(args), args.out, args.shard_images)
@@ -146,14 +146,14 @@ def spec_of(
 
 
 def detector_of(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:
-    """Return the detector that is asked for, or that a protocol needs."""
+    """Return the detector: the protocol's, or that of the options."""
     name = protocol.detector if protocol else args.detector
     preprocessing = args.pipeline or (protocol.preprocessing if protocol else "")
     return DetectorConfig(name, args.weights, preprocessing, args.weights_sha256, args.compile)
 
 
 def metrics_of(args: argparse.Namespace, protocol: Protocol | None) -> MetricSettings:
-    """Return the metrics that are asked for, or those of the protocol."""
+    """Return the metrics of the options, or else of the protocol."""
     names = tuple(args.metrics.split(",")) if args.metrics else ()
     return MetricSettings(names or (protocol.metrics if protocol else ()), args.bootstrap)
 
@@ -180,12 +180,12 @@ def new_reference_of(args: argparse.Namespace) -> ReferenceSettings:
 
 
 def taps_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the taps that `reference` is asked for; empty takes the detector's defaults."""
+    """Return the taps of `reference`; empty takes the detector's defaults."""
     return tuple(args.taps.split(",")) if args.taps else ()
 
 
 def grid_of(args: argparse.Namespace) -> GridSettings | None:
-    """Return the grid picture that is asked for, None for none."""
+    """Return the grid picture to write, None for none."""
     return GridSettings(args.grid, args.grid_images, args.grid_upscale) if args.grid else None
 
 
@@ -194,7 +194,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     paths = [Path(text) for text in arguments if text not in overrides]
     if not paths:
-        raise ValueError("no snapshot or set of images was given")
+        raise ValueError("name a snapshot, a run or a set of images")
     return paths, overrides
 
 
@@ -214,7 +214,7 @@ def read_snapshots(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Sna
         elif 1 <= int(number) <= len(paths):
             by_stage[int(number) - 1].append(assignment)
         else:
-            raise ValueError(f"{text!r}: {len(paths)} snapshot(s) were given")
+            raise ValueError(f"{text!r}: there are {len(paths)} snapshot(s)")
     return tuple(read_snapshot(p, changes) for p, changes in zip(paths, by_stage, strict=True))
 
 

@@ -1,12 +1,12 @@
 """Detectors: networks whose features are compared, with their preprocessing and weights.
 
-base.py               Detectors: images in, features out
+base.py               Detectors: images in, features out; checked loading of weights
 effnet.py             EfficientNet-Lite0: the detector that needs no download
 fold_batchnorm.py     Folding of inference-mode batch norms into the convolutions before them
 inception.py          The FID Inception network of 2015-12-05
-inception_weights.py  Weights of the FID Inception from the files that are around
-registry.py           The detectors by name: how each loads, its taps, and the metrics it is for
-resize.py             Input pipelines: from uint8 images to what a detector's network expects
-torchscript.py        Detectors in TorchScript that users have, run as they are
-vit.py                Vision transformers for FD-DINOv2 and CMMD, from weights files that the us
+inception_weights.py  Weights of the FID Inception, from any of the three kinds of files
+registry.py           The detectors by name: how each loads, its taps, its default metrics
+resize.py             Preprocessing: from uint8 images to what a detector's network expects
+torchscript.py        TorchScript detectors of NVIDIA's calling convention, run as they are
+vit.py                Vision transformers for FD-DINOv2 and CMMD, from their official weights
 """

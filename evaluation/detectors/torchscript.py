@@ -1,4 +1,4 @@
-"""Detectors in TorchScript that users have, run as they are (docs/reference/evaluation.md#1.5).
+"""TorchScript detectors, run as they are (docs/reference/evaluation.md#1.5).
 
 NVIDIA's calling convention: `m(u, return_features=True)` gives features of images 0..255 of any
 size; `m.output` is the classifier on them, and `m.layers` the network behind the resizing. What a
@@ -22,7 +22,7 @@ PROBE_SIZE = 64
 
 
 def load_script(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Load a TorchScript module in eval mode. Raises ValueError if the file is none."""
+    """Load a TorchScript module in eval mode. Raises ValueError if the file is not one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.load is deprecated, but the files are not

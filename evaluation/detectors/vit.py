@@ -1,4 +1,4 @@
-"""Vision transformers for FD-DINOv2 and CMMD, from weights files that the user has.
+"""Vision transformers for FD-DINOv2 and CMMD, from their official weights.
 
 One module serves DINOv2 (ViT-S/B/L-14: layer scale, exact GELU, final norm) and the image tower of
 CLIP ViT-L/14@336 (norm before the blocks, quick GELU, projection). Names are DINOv2's; CLIP's, as
@@ -119,7 +119,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (normalised by the pipeline) to the class token's feature, [B, D]."""
+    """Images (normalised by the preprocessing) to the class token's feature, [B, D]."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -160,8 +160,8 @@ def load_dino(weights: Mapping[str, Tensor]) -> VisionTransformer:
     Raises:
         ValueError: The tensors are not those of such a network.
     """
-    kept = {key: tensor for key, tensor in weights.items() if key != "mask_token"}
-    return _load(kept, clip=False)
+    used = {key: tensor for key, tensor in weights.items() if key != "mask_token"}
+    return _load(used, clip=False)
 
 
 def load_clip(weights: Mapping[str, Tensor]) -> VisionTransformer:
@@ -223,6 +223,6 @@ def _load(weights: Mapping[str, Tensor], *, clip: bool) -> VisionTransformer:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the file does not fit the transformer it seems to be: {reason}"
+            f"the file does not fit the transformer it appears to be: {reason}"
         ) from None
     return network.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """Sets of images to evaluate: directories, zips, tars, arrays, packed sets.
 
-files.py      Image files in folders, zips and tars: listing, classes, decoding
-grid.py       Grid pictures of samples
-image_set.py  Image sets to evaluate: folders, zips, tars, packed shards and ADM sample batches
-npz.py        Arrays inside .npz files
+files.py      Image files in directories, zips and tars: listing, classes, decoding, encoding
+grid.py       Grid pictures of the first images of a set
+image_set.py  Image sets: directories, zips, tars, packed sets and ADM sample batches
+npz.py        Arrays inside .npz files: no pickles, streamed row by row, written atomically
 """

@@ -1,4 +1,4 @@
-"""Image files in directories, zips and tars: listing, classes, decoding."""
+"""Image files in directories, zips and tars: listing, classes, decoding, encoding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Classes = dict[str, int]
 
 
 class EncodedMember(Protocol):
-    """One image file, wherever it lies."""
+    """One image file in a directory or an archive."""
 
     @property
     def name(self) -> str:

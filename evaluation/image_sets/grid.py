@@ -1,4 +1,4 @@
-"""Grid pictures of samples."""
+"""Grid pictures of the first images of a set."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ImageSet(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it is: kind, path, number and digest; goes into every file made from it."""
+        """Kind, path, number and content digest; recorded in every file made from the set."""
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ class EncodedImages:
     """Image files in the order of their names.
 
     Args:
-        path: Where the set lies, for messages and the identity.
+        path: The directory or archive, for messages and the identity.
         members: The files.
         classes: Class indices by name, None if they are not known.
         manifest: What `sample` recorded of them, None for other images.

@@ -20,8 +20,7 @@ Stream = tuple[np.dtype[Any], tuple[int, ...], Iterable[AnyArray]]
 class NpzArray:
     """One array of an .npz file, read row by row in bounded memory.
 
-    Rows are best asked for in ascending order: in a compressed file a step back starts again from
-    the front.
+    Read rows in ascending order: in a compressed file every step back reads again from the start.
 
     Raises:
         ValueError: The file or the array is missing or damaged, or the array holds Python objects.
@@ -42,7 +41,7 @@ class NpzArray:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole file."""
+        """SHA-256 of the file."""
         with open(self._path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -53,7 +52,9 @@ class NpzArray:
             self._file.seek(self._start + index * self._row_bytes)
             data = self._file.read(self._row_bytes)
             if len(data) != self._row_bytes:
-                raise ValueError(f"{self._path}: {self._name} ends before row {index}; file is cut")
+                raise ValueError(
+                    f"{self._path}: {self._name} ends before row {index}; the file is truncated"
+                )
             row[...] = np.frombuffer(data, self.dtype).reshape(self.shape[1:])
         return rows
 
@@ -62,7 +63,9 @@ class NpzArray:
         read = npy_format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
         shape, column_major, dtype = read(self._file)
         if dtype.hasobject:
-            raise ValueError(f"{self._path}: {self._name} holds pickled objects, which are refused")
+            raise ValueError(
+                f"{self._path}: {self._name} holds pickled objects, which are never read"
+            )
         if column_major and len(shape) > 1:
             raise ValueError(f"{self._path}: {self._name} is in Fortran order; save it in C order")
         return shape, dtype
@@ -85,7 +88,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, AnyArr
         raise ValueError(f"{path} cannot be read as npz: {error}") from None
     except ValueError as error:
         if "pickle" in str(error):
-            raise ValueError(f"{path} holds pickled objects, which are refused") from None
+            raise ValueError(f"{path} holds pickled objects, which are never read") from None
         raise ValueError(f"{path} cannot be read as npz: {error}") from None
 
 

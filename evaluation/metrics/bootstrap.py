@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a value moves when the generated images are drawn anew."""
+"""Bootstrap intervals: how far a value moves when the generated images are resampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values at infinitely many samples, FID and IS (docs/reference/evaluation.md#3.6)."""
+"""FID and IS extrapolated to infinitely many samples (docs/reference/evaluation.md#3.6)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def limit(
     return float(intercept), float(slope)
 
 
-def usual_start(n: int) -> int:
+def smallest_subset(n: int) -> int:
     """Return the size of the smallest subset of n samples that public tools take."""
     return min(5000, max(n // 10, 2))

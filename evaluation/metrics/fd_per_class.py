@@ -1,7 +1,7 @@
-"""Distances per class, in few dimensions: 50 images of a class say nothing about 2048.
+"""Fréchet distances per class, in few principal components (docs/reference/evaluation.md#3.9).
 
-Both sets are projected to the leading principal components of the reference (as many as the
-smallest class can support), and the Fréchet distance is taken there, class by class.
+50 images of a class say nothing about a covariance in 2048 dimensions. So both sets are projected
+to the leading principal components of the reference, as many as the smallest class can support.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def kid_subsets(
         subsets: Number of subsets.
         size: Samples of each; per subset, generated indices are drawn first.
         seed: Seed of numpy's RandomState (torch-fidelity: 2020).
-        cut_size: Reduce `size` to the smaller set (StyleGAN) instead of refusing.
+        cut_size: Reduce `size` to the smaller set (StyleGAN) instead of raising.
 
     Raises:
         ValueError: A set is smaller than a subset.

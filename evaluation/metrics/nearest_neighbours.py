@@ -32,7 +32,7 @@ class Points:
     """Features, with what screening and exact decisions need.
 
     Attributes:
-        raw: The features as given, [N, D].
+        raw: The features as they came, [N, D].
         x: Centred, float32 [N, D].
         norms: |x|^2, float32 [N].
     """

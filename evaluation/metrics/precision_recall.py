@@ -1,10 +1,13 @@
-"""Improved precision and recall, density and coverage: exact, in bounded memory, over ranks.
+"""Precision, recall, density and coverage: exact, in bounded memory, over ranks.
 
 Blocks of squared distances are screened by float32 matrix products of centred features; every
 decision that float32 rounding could turn (which point is the k-th nearest, whether a point close to
 a ball's surface lies inside) is taken again from float64 differences. So results do not depend on
-block sizes, ranks or kernels. Only a point itself is no neighbour of its own; exact duplicates are
-(docs/reference/evaluation.md#3.3, #3.4, #5.5).
+block sizes, ranks or kernels. A point is not its own neighbour; exact duplicates
+are (docs/reference/evaluation.md#3.3, #3.4, #5.5).
+
+The second half of the file repeats the half-precision arithmetic of ADM's and StyleGAN's code, only
+to reproduce published numbers: it moves precision and recall by up to 0.01.
 """
 
 from __future__ import annotations
@@ -192,8 +195,10 @@ def _summed(found: Memberships, world: World | None) -> Memberships:
 
 
 BLOCK = 10_000
+"""Rows of the half-precision blocks: ADM decides on float32 by block, so its size matters."""
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+"""Distances of features [B, D] to features [C, D], [B, C], in a tool's own arithmetic."""
 
 
 def adm_distance(u: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The metrics by name: what each computes, and how its value is called in results.
 
-A metric is asked for as `kind` or `kind:tap`, e.g. `fd:block4`. Values are named by what they are:
+A metric is requested as `kind` or `kind:tap`, e.g. `fd:block4`. Values are named by what they are:
 `fid` only for the pool features of the FID Inception, else by extractor and tap.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
 from evaluation.metrics.bootstrap import RESAMPLED, interval
-from evaluation.metrics.extrapolate import limit, usual_start
+from evaluation.metrics.extrapolate import limit, smallest_subset
 from evaluation.metrics.fd_per_class import per_class_distances
 from evaluation.metrics.frechet import frechet, frechet_distance
 from evaluation.metrics.inception_score import (
@@ -169,7 +169,7 @@ def _at_infinity(
     name: str, statistic: Callable[[FloatArray], float], rows: FloatArray, world: World
 ) -> Values:
     def compute() -> Values:
-        intercept, slope = limit(statistic, rows, start=usual_start(len(rows)))
+        intercept, slope = limit(statistic, rows, start=smallest_subset(len(rows)))
         return {name: intercept, "slope": slope}
 
     return _on_rank_0(compute, world)

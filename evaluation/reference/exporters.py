@@ -1,4 +1,4 @@
-"""Writing the field's statistics files from ours, and sample batches from images."""
+"""Write statistics files of other tools from ours, and sample batches from images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def export(features: FeatureSet, path: Path, kind: str, images: ImageSet | None 
         features: The statistics.
         path: The file.
         kind: Whose file.
-        images: The images that an ADM reference batch holds besides the moments.
+        images: Images that an ADM reference batch holds as well.
 
     Raises:
         ValueError: The kind is unknown, or the set lacks what it needs.
@@ -84,7 +84,7 @@ def _moments(features: FeatureSet, path: Path) -> None:
 
 
 def _clean_fid(features: FeatureSet, path: Path) -> None:
-    """clean-fid: `mu`, `sigma`, under a name that tells the mode."""
+    """clean-fid: `mu`, `sigma`, under a name that says the mode."""
     _check_clean_name(features, path)
     _moments(features, path)
 
@@ -96,12 +96,12 @@ def _clean_fid_kid(features: FeatureSet, path: Path) -> None:
 
 
 def _check_clean_name(features: FeatureSet, path: Path) -> None:
-    pipeline = features.meta["detector"]["pipeline"]
-    if CLEAN_MODES.get(next((m for m in CLEAN_MODES if m in path.name), "")) != pipeline:
+    preprocessing = features.meta["detector"]["pipeline"]
+    if CLEAN_MODES.get(next((m for m in CLEAN_MODES if m in path.name), "")) != preprocessing:
         modes = ", ".join(f"NAME{mark}train_32.npz" for mark in CLEAN_MODES)
         raise ValueError(
-            f"clean-fid tells pipelines apart by file names like {modes}; {path.name} does not"
-            f" fit statistics of the {pipeline} pipeline"
+            f"clean-fid recognises preprocessing by file names like {modes}; {path.name} does"
+            f" not fit statistics made with {preprocessing}"
         )
 
 

@@ -1,7 +1,7 @@
-"""Reading the statistics files that the field already has (docs/reference/evaluation.md#4).
+"""Read statistics files of other tools (docs/reference/evaluation.md#4).
 
-Each kind is told apart by its content. Pickles are read by a restricted reader that executes
-nothing; .npz files with pickled objects are refused.
+Each kind is recognised by its content. Pickles are read by a restricted reader that executes
+nothing; .npz files with pickled objects are rejected.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ Reader = Callable[[Path, str], Content]
 
 
 def main_tap(detector: str) -> str:
-    """Return the tap that single statistics of a detector belong to."""
+    """Return the tap of a detector whose statistics files of other tools hold."""
     return {
         "inception": "pool",
         "torchscript": "pool",
@@ -131,7 +131,7 @@ def _npz_reader(path: Path, names: set[str]) -> Reader | None:
 
 
 def _moments(path: Path, detector: str) -> Content:
-    """pytorch-fid, TTUR, EDM and clean-fid: `mu`, `sigma`; the number of images is not told."""
+    """pytorch-fid, TTUR, EDM and clean-fid: `mu`, `sigma`; the number of images is not recorded."""
     arrays = read_npz(path, ["mu", "sigma", "n", "mu_s", "sigma_s"])
     n = int(arrays["n"]) if "n" in arrays else None
     gaussians = {main_tap(detector): _gaussian(path, arrays, "", n)}
@@ -230,7 +230,7 @@ def _torch_cache(path: Path, detector: str) -> Content:
     tap = main_tap(detector)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the moments' cache holds numpy arrays, which torch refuses
+    except Exception:  # the moments' cache holds numpy arrays, which torch rejects
         content = _zipped_pickle(path)
     if isinstance(content, torch.Tensor):
         return _from_features(path, content.numpy(), tap)

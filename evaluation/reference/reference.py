@@ -21,8 +21,8 @@ from evaluation.reference.statistics_file import read_reference, write_reference
 
 NUM_FEATURES = 10_000
 """Features that a computed reference stores by default."""
-WORDS = {"pipeline": "preprocessing"}
-"""What keys of a detector's identity are called in messages."""
+NAMES = {"pipeline": "preprocessing"}
+"""Names of a detector's settings in messages, where the key in files is another."""
 STATISTICS_SUFFIXES = {".npz", ".npy", ".pkl", ".pt"}
 
 
@@ -93,10 +93,10 @@ def check_comparable(detector: Detector, reference: FeatureSet) -> None:
         ValueError: They differ; the message says in what.
     """
     source, theirs = reference.meta.get("source", ""), reference.meta["detector"]
-    unlike = [k for k, v in detector.identity.items() if theirs.get(k, v) != v]
-    if unlike:
+    different = [k for k, v in detector.identity.items() if theirs.get(k, v) != v]
+    if different:
         differences = "; ".join(
-            f"{WORDS.get(k, k)} is {theirs[k]}, not {detector.identity[k]}" for k in unlike
+            f"{NAMES.get(k, k)} is {theirs[k]}, not {detector.identity[k]}" for k in different
         )
         raise ValueError(f"the reference {source} was made differently: {differences}")
     for tap, gaussian in reference.gaussians.items():

@@ -1,4 +1,4 @@
-"""Results over training: metric against images seen, NFE and eta, as a table."""
+"""Results over training: metrics over images seen, NFE and eta, as a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AXES = ("images seen", "NFE", "eta")
 
 
 def axis_value(result: Result, axis: str) -> float | None:
-    """Return a result's place on an axis, None if it has none."""
+    """Return a result's position on an axis, None if it has none."""
     models = models_of(result)
     if axis == "NFE":
         return None if result["nfe"] is None else float(result["nfe"])

@@ -44,7 +44,7 @@ def start_result(
         images: The evaluated images.
         reference: What they are compared with.
         detector: Identity of the detector.
-        protocol: Settings, published values and deviations of the protocol, if one was asked for.
+        protocol: Settings, published values and deviations of the protocol, if one was chosen.
     """
     result = None
     if world.rank == 0:
@@ -79,7 +79,7 @@ def new_result(
         samples: Manifest of their directory, if `sample` wrote it.
         reference: What they are compared with.
         detector: Identity of the detector.
-        protocol: Name, published values and deviations of the protocol, if one was asked for.
+        protocol: Name, published values and deviations of the protocol, if one was chosen.
     """
     digest = reference_digest(reference)
     identity = {"images": images["digest"], "reference": digest, "detector": dict(detector)}
@@ -105,8 +105,7 @@ def reused(old: Result, new: Result) -> Result:
     """Return the new result with the metrics and times of an old one of the same inputs."""
     if old["identity"] != new["identity"]:
         return new
-    kept = {key: old[key] for key in ("metrics", "seconds", "created", "nfe")}
-    return new | kept
+    return new | {key: old[key] for key in ("metrics", "seconds", "created", "nfe")}
 
 
 def reference_digest(reference: FeatureSet) -> str:
@@ -120,7 +119,7 @@ def reference_digest(reference: FeatureSet) -> str:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file. Raises ValueError if it is none."""
+    """Read a result file. Raises ValueError if it is not one."""
     try:
         result: Result = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -136,15 +135,15 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def find_results(paths: list[Path]) -> list[Result]:
-    """Read result files, and those below `evaluation/` of run folders.
+    """Read result files, and those below `evaluation/` of run directories.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There are no results.
     """
     files: list[Path] = []
     for path in paths:
-        folder = path / "evaluation" if (path / "evaluation").is_dir() else path
-        files += sorted(folder.rglob("*.json")) if folder.is_dir() else [path]
+        within = path / "evaluation" if (path / "evaluation").is_dir() else path
+        files += sorted(within.rglob("*.json")) if within.is_dir() else [path]
     results = [read_result(file) for file in files if _may_be_result(file, paths)]
     if not results:
         raise ValueError(f"no results below {', '.join(map(str, paths))}; evaluate first")
@@ -152,7 +151,7 @@ def find_results(paths: list[Path]) -> list[Result]:
 
 
 def _may_be_result(file: Path, named: list[Path]) -> bool:
-    """Skip other JSON files of folders; files that were named must be results."""
+    """Skip other JSON files of directories; files that were named must be results."""
     return file in named or f'"{FORMAT}"' in file.read_text()[:200]
 
 

@@ -32,7 +32,7 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def format_repeats(results: Sequence[Result]) -> str:
-    """Return mean and least value over disjoint ranges of seeds; "" for one result."""
+    """Return mean and minimum over disjoint ranges of seeds; "" for one result."""
     if len(results) < 2:
         return ""
     lines = []
@@ -40,7 +40,7 @@ def format_repeats(results: Sequence[Result]) -> str:
         for key in metric["values"]:
             values = [result["metrics"][name]["values"][key] for result in results]
             mean = sum(values) / len(values)
-            lines.append(f"{name}.{key}: mean {mean:.4g}, least {min(values):.4g}")
+            lines.append(f"{name}.{key}: mean {mean:.4g}, minimum {min(values):.4g}")
     return "\n\n" + "\n".join([f"Over {len(results)} ranges of seeds:", *lines])
 
 
@@ -54,9 +54,11 @@ def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
 def comparability(results: Sequence[Result]) -> str:
     """Say in one line what the numbers are comparable to and what not."""
     facts = [_comparison_facts(result) for result in results]
-    unlike = [what for what in facts[0] if any(fact[what] != facts[0][what] for fact in facts)]
-    if unlike:
-        return f"NOT comparable with each other: these results have different {', '.join(unlike)}."
+    different = [what for what in facts[0] if any(fact[what] != facts[0][what] for fact in facts)]
+    if different:
+        return (
+            f"NOT comparable with each other: these results have different {', '.join(different)}."
+        )
     among = (
         "Comparable with each other (same reference, detector and n) and " if results[1:] else ""
     )
@@ -69,12 +71,12 @@ def scope(result: Result) -> str:
     detector, n = result["detector"], result["images"]["num_images"]
     if detector["name"] == "inception":
         return (
-            f"comparable with numbers of the {detector['pipeline']} pipeline, this reference and"
-            f" n = {n}; not with those of another pipeline, reference or n."
+            f"comparable with numbers of the preprocessing {detector['pipeline']}, this reference"
+            f" and n = {n}; not with those of another preprocessing, reference or n."
         )
     return (
         f"comparable with other distances of {detector['name']} features ({detector['pipeline']}),"
-        f" same tap, reference and n = {n}; these are no FID and comparable with no published FID."
+        f" same tap, reference and n = {n}; these are not FIDs, comparable with no published FID."
     )
 
 
@@ -99,12 +101,13 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _unknown_sizes(results: Sequence[Result]) -> str:
-    """Warn of references that do not tell how many images they are made of."""
+    """Warn of references that do not record how many images they are made of."""
     sources = {
         result["reference"].get("source") for result in results if not result["reference"]["n"]
     }
     return "".join(
-        f"\nWarning: {source} does not tell how many images it was made of; distances depend on it."
+        f"\nWarning: {source} does not record how many images it was made of; distances"
+        " depend on it."
         for source in sorted(map(str, sources))
     )
 
@@ -112,13 +115,13 @@ def _unknown_sizes(results: Sequence[Result]) -> str:
 def _comparison_facts(result: Result) -> dict[str, Any]:
     return {
         "references": result["reference"]["digest"],
-        "detectors or pipelines": result["detector"],
+        "detectors or preprocessing": result["detector"],
         "numbers of images": result["images"]["num_images"],
     }
 
 
 def _published(result: Result) -> str:
-    """Return the protocol's published values beside ours."""
+    """Return the protocol's published values next to ours."""
     protocol = result["protocol"]
     if not protocol or not protocol["published"]:
         return ""
@@ -139,7 +142,7 @@ def _seen(result: Result) -> str:
 
 
 def _value(result: Result, name: str) -> str:
-    """Return a metric's values, the interval behind the first; how they came about is left out."""
+    """Return a metric's values, the first with its interval, without DETAILS."""
     metric = result["metrics"].get(name)
     if metric is None:
         return "-"

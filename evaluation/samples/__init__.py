@@ -1,7 +1,7 @@
-"""Samples: generated from seeds on any number of ranks, kept, post-processed.
+"""Samples: drawn from seeds on any number of ranks, post-processed, stored.
 
 generate.py       Samples from seeds: the same images on any number of ranks
-postprocess.py    What papers did to samples between the network and the metric
-sample_dir.py     Samples kept on disk: written once, on any number of ranks, resumable
-sample_shards.py  Samples kept as tar shards that are a packed set
+postprocess.py    Apply the post-processing of the published evaluations
+sample_dir.py     Samples stored on disk: written once, on any number of ranks, resumable
+sample_shards.py  Samples stored as tar shards, which are a packed set
 """

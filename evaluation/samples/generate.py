@@ -43,7 +43,7 @@ class SampleSpec:
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds must be given, each once; e.g. --seeds 0-49999")
+            raise ValueError("seeds must be non-empty and distinct, e.g. --seeds 0-49999")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be positive")
 

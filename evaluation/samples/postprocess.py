@@ -1,6 +1,6 @@
-"""What papers did to samples between the network and the metric: retouching and lossy files.
+"""Apply the post-processing of the published evaluations: retouching and lossy files.
 
-Off by default; the reproduction protocols switch it on by name and the results record it
+Off by default; protocols that reproduce a paper switch it on, and results record it
 (docs/reference/evaluation.md#6).
 """
 

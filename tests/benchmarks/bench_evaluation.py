@@ -187,8 +187,8 @@ def extract_images(images: Path, work: Path, seconds: Path) -> None:
 
 def bench_ranks(rounds: int) -> None:
     """Wall clock, and CPU time of the slowest rank, which other processes hardly move."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
         (root / "images").mkdir()
         generator = np.random.default_rng(0)
         for i in range(1024):

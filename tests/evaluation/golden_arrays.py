@@ -21,9 +21,9 @@ Array = NDArray[Any]
 class Recipe:
     """Pseudo-random tensors that need no library's sampler (README of the goldens)."""
 
-    def __init__(self, folder: Path) -> None:
-        found = re.search(r"Recipe salt: `([^`]+)`", (folder / "README.md").read_text())
-        assert found, f"{folder}/README.md names no recipe salt"
+    def __init__(self, directory: Path) -> None:
+        found = re.search(r"Recipe salt: `([^`]+)`", (directory / "README.md").read_text())
+        assert found, f"{directory}/README.md names no recipe salt"
         self.salt = found[1]
 
     def uni(self, name: str, shape: tuple[int, ...]) -> Array:
@@ -68,16 +68,16 @@ class Recipe:
 
 
 class Goldens:
-    """One folder of evaluation goldens."""
+    """One directory of evaluation goldens."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.recipe = Recipe(folder)
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.recipe = Recipe(directory)
 
     def names(self) -> list[tuple[str, str]]:
         """Return (file, array) of every array of every file but the README."""
         pairs = []
-        for path in sorted(self.folder.iterdir()):
+        for path in sorted(self.directory.iterdir()):
             if path.suffix == ".npz":
                 pairs += [(path.name, name) for name in sorted(self.file(path.name).files)]
             elif path.name != "README.md":
@@ -86,7 +86,7 @@ class Goldens:
 
     @functools.cache  # noqa: B019 - lives as long as the session
     def file(self, name: str) -> Any:
-        return np.load(self.folder / name, allow_pickle=False)
+        return np.load(self.directory / name, allow_pickle=False)
 
     @functools.cache  # noqa: B019
     def get(self, file: str, name: str) -> Array:

@@ -15,13 +15,13 @@ from evaluation import __main__ as cli
 from evaluation.image_sets.image_set import open_images
 
 
-def write_images(folder: Path, count: int, size: int = 32, seed: int = 0) -> Path:
+def write_images(directory: Path, count: int, size: int = 32, seed: int = 0) -> Path:
     generator = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     for i in range(count):
         base = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(base).resize((size, size)).save(folder / f"{i:03d}.png")
-    return folder
+        Image.fromarray(base).resize((size, size)).save(directory / f"{i:03d}.png")
+    return directory
 
 
 def test_images_against_themselves_are_at_distance_zero(tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_a_second_run_computes_nothing(
     before = out.read_bytes()
     from evaluation.detectors.base import Detector
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("the detector ran again")
 
-    monkeypatch.setattr(Detector, "__call__", refuse)
+    monkeypatch.setattr(Detector, "__call__", fail)
     capsys.readouterr()
     assert [cli.main(command) for command in commands] == [0, 0]
     assert "reused" in capsys.readouterr().out
@@ -85,14 +85,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
-def test_mixed_sizes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixed_sizes_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", 3)
     Image.new("RGB", (16, 20)).save(images / "odd.png")
     assert cli.main(["reference", str(images), str(tmp_path / "r.npz")]) == 2
     assert "odd.png is 16x20 pixels, others are 32x32" in capsys.readouterr().err
 
 
-def test_grey_images_count_as_rgb_and_alpha_is_refused(
+def test_grey_images_count_as_rgb_and_alpha_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "images", 3)
@@ -103,26 +103,26 @@ def test_grey_images_count_as_rgb_and_alpha_is_refused(
     assert "alpha.png has mode RGBA" in capsys.readouterr().err
 
 
-def test_classes_are_sub_folders_unless_a_table_tells(tmp_path: Path) -> None:
+def test_classes_are_sub_directories_unless_a_table_lists_them(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
-        write_images(tmp_path / "folder" / name, 2)
-    assert labels_of(tmp_path / "folder") == [0, 0, 1, 1]
+        write_images(tmp_path / "directory" / name, 2)
+    assert labels_of(tmp_path / "directory") == [0, 0, 1, 1]
     table = {"labels": [["cat/000.png", 7], ["cat/001.png", 8], ["dog/000.png", 9]]}
-    (tmp_path / "folder" / "dataset.json").write_text(json.dumps(table))
-    assert labels_of(tmp_path / "folder") is None  # one image has no class
+    (tmp_path / "directory" / "dataset.json").write_text(json.dumps(table))
+    assert labels_of(tmp_path / "directory") is None  # one image has no class
     table["labels"].append(["dog/001.png", 7])
-    (tmp_path / "folder" / "dataset.json").write_text(json.dumps(table))
-    assert labels_of(tmp_path / "folder") == [7, 8, 9, 7]
+    (tmp_path / "directory" / "dataset.json").write_text(json.dumps(table))
+    assert labels_of(tmp_path / "directory") == [7, 8, 9, 7]
     with zipfile.ZipFile(tmp_path / "edm.zip", "w") as archive:
-        for path in (tmp_path / "folder").rglob("*.*"):
-            archive.write(path, path.relative_to(tmp_path / "folder").as_posix())
+        for path in (tmp_path / "directory").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "directory").as_posix())
     assert labels_of(tmp_path / "edm.zip") == [7, 8, 9, 7]
     for name in ("000000", "001000"):
         write_images(tmp_path / "numbered" / name, 1)
     assert labels_of(tmp_path / "numbered") is None
-    (tmp_path / "folder" / "dataset.json").write_text("[]")
+    (tmp_path / "directory" / "dataset.json").write_text("[]")
     with pytest.raises(ValueError, match=r"dataset\.json cannot be read"):
-        open_images(tmp_path / "folder")
+        open_images(tmp_path / "directory")
 
 
 def labels_of(path: Path) -> list[int] | None:
@@ -131,7 +131,9 @@ def labels_of(path: Path) -> list[int] | None:
     return None if labels is None else labels.tolist()
 
 
-def test_unfinished_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_samples_are_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = write_images(tmp_path / "images", 3)
     (images / "samples.json").write_text(json.dumps({"complete": False}))
     assert cli.main(["reference", str(images), str(tmp_path / "r.npz")]) == 2

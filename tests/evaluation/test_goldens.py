@@ -55,8 +55,8 @@ def rule(file: str, array: str) -> Callable[[Check], Check]:
 
 
 @functools.cache
-def open_goldens(folder: Path) -> Goldens:
-    return Goldens(folder)
+def open_goldens(directory: Path) -> Goldens:
+    return Goldens(directory)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -377,8 +377,8 @@ def check_resize(goldens: Goldens, expected: Array, image: str, tool: str, part:
 
 
 @functools.lru_cache(maxsize=2)
-def resized(goldens: Goldens, image: str, pipeline: str) -> Array:
-    return PREPROCESSINGS[pipeline](goldens.image("resize.npz", image))[0].numpy()
+def resized(goldens: Goldens, image: str, preprocessing: str) -> Array:
+    return PREPROCESSINGS[preprocessing](goldens.image("resize.npz", image))[0].numpy()
 
 
 @rule("resize", r"enh(?P<number>\d+)_(?P<retouch>rdm_\w+)")
@@ -438,9 +438,9 @@ def check_grid_features(goldens: Goldens, expected: Array, tap: str) -> None:
     check_taps(goldens, expected, "nvidia_grid", tap)
 
 
-def check_taps(goldens: Goldens, expected: Array, pipeline: str, tap: str) -> None:
+def check_taps(goldens: Goldens, expected: Array, preprocessing: str, tap: str) -> None:
     actual = np.concatenate(
-        [features(goldens, i, pipeline)[TAP_OF.get(tap, tap)] for i in range(len(expected))]
+        [features(goldens, i, preprocessing)[TAP_OF.get(tap, tap)] for i in range(len(expected))]
     )
     if tap == "spatial":
         actual = actual.reshape(-1, 17, 17, SPATIAL_CHANNELS).transpose(0, 3, 1, 2)
@@ -448,8 +448,8 @@ def check_taps(goldens: Goldens, expected: Array, pipeline: str, tap: str) -> No
 
 
 @functools.cache
-def features(goldens: Goldens, image: int, pipeline: str) -> dict[str, Array]:
-    x = PREPROCESSINGS[pipeline](goldens.image("network.npz", f"image{image}"))
+def features(goldens: Goldens, image: int, preprocessing: str) -> dict[str, Array]:
+    x = PREPROCESSINGS[preprocessing](goldens.image("network.npz", f"image{image}"))
     return {tap: values.numpy() for tap, values in goldens.network()(x).items()}
 
 

@@ -61,7 +61,7 @@ def test_rdm_draws_exactly_50_images_of_each_class() -> None:
     assert torch.bincount(labels).eq(protocol.per_class).all()
 
 
-def test_a_clean_variant_stands_beside_every_faithful_one() -> None:
+def test_every_faithful_protocol_has_a_clean_variant() -> None:
     for name in ("rdm_imagenet256", "rdm_celebahq256", "wavediff_cifar10", "wavediff_celebahq1024"):
         clean = find_protocol(f"{name}_clean")
         assert clean.preprocessing == "tf1"
@@ -90,7 +90,9 @@ def test_results_say_in_what_they_deviate_from_a_protocol() -> None:
     ]
     record = record_protocol(protocol, "tf1", None, 50_000)
     assert record["pipeline"] == "tf1"  # the key of result files
-    assert record["deviations"] == ["images were given: seeds, labels and retouch are not checked"]
+    assert record["deviations"] == [
+        "the images were not drawn here: seeds, labels and retouch are not checked"
+    ]
 
 
 def test_options_override_a_protocol() -> None:
@@ -125,7 +127,7 @@ def test_a_request_is_groups_of_settings_and_one_evaluation_per_range_of_seeds(
 
 def test_ranges_of_seeds_are_summed_up() -> None:
     text = format_repeats([result(1, 2.0), result(1, 3.0)])
-    assert "fd_effnet_lite0_block4.distance: mean 2.5, least 2" in text
+    assert "fd_effnet_lite0_block4.distance: mean 2.5, minimum 2" in text
     assert format_repeats([result(1, 2.0)]) == ""
 
 
@@ -144,16 +146,16 @@ def test_seeds_come_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "5-3", "-1", "1,,2"])
-def test_bad_seeds_are_refused(text: str) -> None:
+def test_bad_seeds_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="seeds"):
         parse_seeds(text)
 
 
 def test_random_labels_depend_on_the_seed_alone() -> None:
-    plan = SampleSpec(tuple(range(1000)), labels="random")
-    labels = plan.labels_of(range(1000), 10)
+    spec = SampleSpec(tuple(range(1000)), labels="random")
+    labels = spec.labels_of(range(1000), 10)
     assert labels is not None
-    again = plan.labels_of([7, 3], 10)
+    again = spec.labels_of([7, 3], 10)
     assert again is not None
     assert again.tolist() == [labels[7], labels[3]]
     assert torch.bincount(labels, minlength=10).min() > 60
@@ -261,10 +263,10 @@ def test_the_table_says_what_is_comparable() -> None:
     assert "Warning" not in unlike
     foreign = result(5, 1.0)
     foreign["reference"] |= {"n": None, "source": "cifar10.npz"}
-    assert "Warning: cifar10.npz does not tell how many images" in format_table([foreign])
+    assert "Warning: cifar10.npz does not record how many images" in format_table([foreign])
 
 
-def test_metrics_are_kept_for_the_same_inputs_only() -> None:
+def test_metrics_are_reused_for_the_same_inputs_only() -> None:
     old, new = result(1, 2.0), result(1, 3.0)
     new["metrics"] = {}
     assert reused(old, new)["metrics"] == {}  # another reference: other features were drawn
@@ -272,7 +274,7 @@ def test_metrics_are_kept_for_the_same_inputs_only() -> None:
     assert reused(old, new)["metrics"] == old["metrics"]
 
 
-def test_references_of_another_detector_or_width_are_refused() -> None:
+def test_references_of_another_detector_or_width_are_rejected() -> None:
     reference = feature_set()
     identity = {"name": "effnet_lite0", "pipeline": "half_pixel112", "weights_sha256": "w"}
     cpu = torch.device("cpu")
@@ -284,7 +286,7 @@ def test_references_of_another_detector_or_width_are_refused() -> None:
         check_comparable(Detector(other, {"pool": 4}, lambda _: dict, cpu), reference)
 
 
-def test_metrics_tell_sizes_and_what_they_lack() -> None:
+def test_metrics_record_sizes_and_name_what_they_lack() -> None:
     gen, ref = feature_set(30), feature_set()
     request = parse_request("pr:block4", ["block4"])
     metric = request.compute(gen, ref, ALONE)

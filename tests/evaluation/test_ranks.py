@@ -60,8 +60,8 @@ def sample_arguments(snapshot: Path, out: Path) -> list[str]:
     return ["sample", str(snapshot), "--out", str(out), "--seeds", SEEDS, "--batch-size", BATCH]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*.png")}
 
 
 @pytest.mark.distributed
@@ -155,7 +155,7 @@ def test_what_is_finished_survives_kill_9(snapshot: Path, tmp_path: Path, kind: 
         return [*run, "--reference", reference, "--out", str(out / "r.json"), "--metrics", "fd"]
 
     call(["sample", str(snapshot), "--out", str(tmp_path / "reference"), "--seeds", "90-99"])
-    call(command(tmp_path / "whole"))
+    call(command(tmp_path / "uninterrupted"))
     kills = 0
     for turn in range(9):
         try:
@@ -174,20 +174,22 @@ def test_what_is_finished_survives_kill_9(snapshot: Path, tmp_path: Path, kind: 
         written |= {start for what, start in lines if what == "written"}
     assert written == {str(start) for start in range(0, 19, 4)}
     if kind == "run":
-        results = [json.loads((tmp_path / f / "r.json").read_text()) for f in ("whole", "killed")]
+        results = [
+            json.loads((tmp_path / f / "r.json").read_text()) for f in ("uninterrupted", "killed")
+        ]
         values = [result["metrics"]["fd_effnet_lite0_block4"]["values"] for result in results]
         assert values[0] == values[1]
     else:
         ignored = {"samples.json", ".lock", "manifest.json"}
-        expected, found = (contents(tmp_path / f / "samples") for f in ("whole", "killed"))
+        expected, found = (contents(tmp_path / f / "samples") for f in ("uninterrupted", "killed"))
         assert {n: c for n, c in found.items() if n not in ignored} == {
             n: c for n, c in expected.items() if n not in ignored
         }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
 def call_and_die(arguments: list[str], log: Path) -> None:
@@ -224,14 +226,14 @@ def call_and_die(arguments: list[str], log: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("arguments", "problem"),
     [
         (["run", "images", "--reference", "images", "--out", "o.json"], "2.png cannot be decoded"),
         (["reference", "images", "o.npz", "--taps", "pool"], "has the taps block4"),
     ],
 )
 def test_an_error_is_one_line_however_many_ranks(
-    tmp_path: Path, words: list[str], problem: str
+    tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
     (tmp_path / "images").mkdir()
     for i in range(4):
@@ -239,7 +241,7 @@ def test_an_error_is_one_line_however_many_ranks(
         image.save(tmp_path / "images" / f"{i}.png")
     damaged = tmp_path / "images" / "2.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    command = [sys.executable, "-m", "evaluation", *words, "--ranks", "2", "--batch-size", "1"]
+    command = [sys.executable, "-m", "evaluation", *arguments, "--ranks", "2", "--batch-size", "1"]
     paths = {"PYTHONPATH": str(ROOT), "RELAYWAVE_CACHE": str(tmp_path)}
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
@@ -253,10 +255,10 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_generation_goes_on_without_making_an_image_twice(
+def test_a_killed_generation_resumes_without_making_an_image_twice(
     snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call(sample_arguments(snapshot, tmp_path / "whole"))
+    call(sample_arguments(snapshot, tmp_path / "uninterrupted"))
     drawn: list[int] = []
     draw = GeneratedImages.draw
 
@@ -275,11 +277,11 @@ def test_a_killed_generation_goes_on_without_making_an_image_twice(
     drawn.append(-1)  # no further kill
     call(sample_arguments(snapshot, out))
     assert sorted(drawn) == [-1, *range(19)]
-    assert files_of(out) == files_of(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "uninterrupted")
     assert isinstance(open_images(out), EncodedImages)
 
 
-def test_more_seeds_extend_a_folder_and_another_model_is_refused(
+def test_more_seeds_extend_a_directory_and_another_model_is_rejected(
     snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "samples"
@@ -296,8 +298,8 @@ def test_more_seeds_extend_a_folder_and_another_model_is_refused(
 def test_a_batch_of_another_size_changes_isolated_levels_at_most(snapshot: Path) -> None:
     images = []
     for batch_size in (3, 7):
-        plan = SampleSpec(tuple(range(7)), batch_size=batch_size)
-        generated = GeneratedImages([load(snapshot)], plan)
+        spec = SampleSpec(tuple(range(7)), batch_size=batch_size)
+        generated = GeneratedImages([load(snapshot)], spec)
         batches = [range(i, min(i + batch_size, 7)) for i in range(0, 7, batch_size)]
         images.append(torch.cat([generated.batch(batch) for batch in batches]).int())
     difference = (images[0] - images[1]).abs()

@@ -1,4 +1,4 @@
-"""Weights files, detectors and pipelines."""
+"""Weights files, detectors and preprocessing."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_scripts_of_features_only_serve_for_precision_and_recall(tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_scripts_of_another_convention_are_refused(tmp_path: Path) -> None:
+def test_scripts_of_another_convention_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.jit.script(nn.Linear(3, 2)).save(path)
     with pytest.raises(ValueError, match=r"no detector that answers m\(images, return_features"):
@@ -219,7 +219,7 @@ def test_scripts_of_another_convention_are_refused(tmp_path: Path) -> None:
             build_detector(DetectorConfig("torchscript", str(path)))
 
 
-def test_wrong_weights_are_refused_with_their_hash(
+def test_wrong_weights_are_rejected_with_their_hash(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / inception_weights.PUBLIC_NAME
@@ -269,7 +269,7 @@ def test_effnet_taps_and_real_weights() -> None:
 
 
 def test_effnet_knows_a_cat() -> None:
-    """skimage's cat is a cat (ImageNet 281..285): weights, padding and pipeline fit together."""
+    """skimage's cat is a cat (ImageNet 281..285): weights, padding and preprocessing agree."""
     data = pytest.importorskip("skimage.data")
     image = torch.from_numpy(data.chelsea()[:300, 75:375].copy()).permute(2, 0, 1)[None]
     weights, _ = load_checked(weights_path(), None)
@@ -318,7 +318,7 @@ def to_hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def test_nan_features_are_refused() -> None:
+def test_nan_features_are_rejected() -> None:
     features = torch.zeros(3, 2)
     features[1, 0] = torch.nan
     with pytest.raises(ValueError, match="image 65 has NaN or infinite features"):
@@ -336,7 +336,7 @@ def test_exact_arithmetic_restores_the_settings_of_training() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_unknown_pipelines_and_taps_are_refused() -> None:
+def test_unknown_preprocessing_and_taps_are_rejected() -> None:
     with pytest.raises(ValueError, match="it takes half_pixel112"):
         build_detector(DetectorConfig(preprocessing="tf1"))
     with pytest.raises(ValueError, match="has the taps block4"):

@@ -95,12 +95,12 @@ def test_distance_is_exact_for_fewer_samples_than_features() -> None:
         ([0.0, 0.0, 0.0], np.eye(2), "shapes"),
     ],
 )
-def test_what_is_no_covariance_is_refused(mu: list[float], sigma: object, problem: str) -> None:
+def test_what_is_no_covariance_is_rejected(mu: list[float], sigma: object, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Gaussian(np.array(mu), np.array(sigma), 10).check("file")
 
 
-def test_too_few_samples_are_refused() -> None:
+def test_too_few_samples_are_rejected() -> None:
     with pytest.raises(ValueError, match="1 sample"):
         gaussian_of(normal(1, 4))
     with pytest.raises(ValueError, match="too few for k=3"):
@@ -129,7 +129,7 @@ def test_duplicates_are_neighbours_but_a_point_is_not_its_own() -> None:
 def test_ties_are_settled_exactly_in_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    """Points on a lattice lie on balls' surfaces all the time; integers tell what is right."""
+    """Points on a lattice lie on balls' surfaces all the time; integers decide what is right."""
     monkeypatch.setattr(nearest_neighbours, "BLOCK", block)
     gen, ref = (RNG.integers(0, 7, size=(n, 5)) for n in (330, 260))
 
@@ -212,26 +212,26 @@ def test_distances_per_class_find_the_bad_class() -> None:
 
 
 @pytest.mark.parametrize("split", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
-def test_streamed_moments_are_those_of_kept_features(tmp_path: Path, split: list[int]) -> None:
+def test_streamed_moments_are_those_of_stored_features(tmp_path: Path, split: list[int]) -> None:
     """Two processes, killed and restarted in any order, count every batch once."""
     x = normal(47, 5)
     stores = [MomentStore(tmp_path, {"t": 5}, evenly_spread(47, 10), every=1) for _ in range(2)]
-    kept = BatchStore(tmp_path / "kept", {"t": 5})
+    stored = BatchStore(tmp_path / "stored", {"t": 5})
     for turn, batch in enumerate(split):
         indices = range(batch * 10, min(batch * 10 + 10, 47))
         store = stores[turn % 2]
         assert batch * 10 not in store.done()
         store.write(batch * 10, indices, {"t": x[indices]})
-        kept.write(batch * 10, indices, {"t": x[indices]})
-    streamed, whole = stores[0].collect(47, {}), kept.collect(47, {})
+        stored.write(batch * 10, indices, {"t": x[indices]})
+    streamed, complete = stores[0].collect(47, {}), stored.collect(47, {})
     np.testing.assert_allclose(
-        streamed.gaussian("t").sigma, whole.gaussian("t").sigma, rtol=1e-12, atol=1e-15
+        streamed.gaussian("t").sigma, complete.gaussian("t").sigma, rtol=1e-12, atol=1e-15
     )
     assert list(streamed.selected) == evenly_spread(47, 10)
     np.testing.assert_array_equal(streamed.rows("t"), x[evenly_spread(47, 10)])
 
 
-def test_sizes_above_the_cap_are_those_of_the_features_that_were_kept(
+def test_sizes_above_the_cap_are_those_of_the_features_that_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A set too large to keep every feature: moments of all images, features of some."""
