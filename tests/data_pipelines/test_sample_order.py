@@ -52,9 +52,9 @@ def test_neighbours_are_uncorrelated() -> None:
 
 def test_order_is_a_pure_function_of_the_position() -> None:
     order = SampleOrder(77, seed=5, flip=True)
-    whole = order.samples(np.arange(1000))
+    in_order = order.samples(np.arange(1000))
     scattered = np.array([901, 3, 3, 76, 77])
-    assert np.array_equal(order.samples(scattered), whole[scattered])
+    assert np.array_equal(order.samples(scattered), in_order[scattered])
     assert np.array_equal(order.flips(scattered), order.flips(np.arange(1000))[scattered])
 
 

@@ -92,11 +92,11 @@ def test_every_world_size_delivers_the_order(dataset: Path, backend: str, world_
 @pytest.mark.parametrize("backend", [*BACKENDS, "synthetic"])
 def test_resume_by_position(dataset: Path, backend: str) -> None:
     data = config(dataset, backend)
-    whole = joined(delivered(data, Share(0, 1, 8), 0, 6))
+    uninterrupted = joined(delivered(data, Share(0, 1, 8), 0, 6))
     first = joined(delivered(data, Share(0, 1, 8), 0, 2))
     rest = joined(delivered(data, Share(0, 1, 4), 16, 8))
-    assert torch.equal(whole[0], torch.cat([first[0], rest[0]]))
-    assert whole[2] == first[2] + rest[2]
+    assert torch.equal(uninterrupted[0], torch.cat([first[0], rest[0]]))
+    assert uninterrupted[2] == first[2] + rest[2]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -199,7 +199,7 @@ def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
 def test_shards_cut_and_lost_during_the_run(tmp_path: Path, backend: str, world_size: int) -> None:
     """Of the shards with samples 16 to 31 and 32 to 47 the end is cut off, and all is lost."""
     packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
-    whole, _ = expected(tmp_path / "set", range(80), flip=False)
+    intact, _ = expected(tmp_path / "set", range(80), flip=False)
     row = ShardedImages(tmp_path / "set").index[25]
     data = config(tmp_path / "set", backend, flip=False, max_corrupt=0.9)
     shares = [Share(rank, world_size, 8 // world_size) for rank in range(world_size)]
@@ -211,7 +211,7 @@ def test_shards_cut_and_lost_during_the_run(tmp_path: Path, backend: str, world_
     usable = [*range(25), *range(48, 60)]
     order = SampleOrder(60, SEED).samples(np.arange(80)).tolist()
     replacement = [next(p for p in range(place, 80) if order[p] in usable) for place in range(64)]
-    assert torch.equal(images, whole[replacement])
+    assert torch.equal(images, intact[replacement])
     found = [pipeline.corrupt for pipeline in pipelines]
     assert set().union(*found) <= set(range(60)) - set(usable)
     assert {reason.partition(":")[0] for reasons in found for reason in reasons.values()} == {
@@ -326,10 +326,10 @@ def test_windows_and_mixes_do_not_depend_on_ranks(
         mix=(MixedSet(path=str(tmp_path / "other"), weight=1.0),),
     )
     images, labels, positions = by_ranks(data, world_size, start=100)
-    whole = by_ranks(data, 2, start=100)
-    assert torch.equal(images, whole[0])
-    assert torch.equal(labels, whole[1])
-    assert positions == whole[2]
+    reference = by_ranks(data, 2, start=100)
+    assert torch.equal(images, reference[0])
+    assert torch.equal(labels, reference[1])
+    assert positions == reference[2]
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_jpeg_batches_agree_and_damage_is_replaced(
         file.write(b"damage")
     assert check(path).problems == ["set.beton: damaged; remove it and write it again"]
     (batch,) = delivered(path, "ffcv", Share(0, 1, 8), 0, 1, flip=False)
-    (whole,) = delivered(path, "webdataset", Share(0, 1, 8), 0, 1, flip=False)
-    want = whole.images[[0, 1, 3, 3, 4, 5, 6, 7]]
+    (intact,) = delivered(path, "webdataset", Share(0, 1, 8), 0, 1, flip=False)
+    want = intact.images[[0, 1, 3, 3, 4, 5, 6, 7]]
     assert (batch.images.int() - want.int()).abs().float().mean() <= mean_error
 
 
@@ -187,9 +187,9 @@ def test_shards_and_a_beton_side_by_side(tmp_path: Path) -> None:
 
 def test_pages_kept_in_the_process_give_the_same_batches(tmp_path: Path) -> None:
     path = packed(tmp_path)
-    whole = delivered(path, "webdataset", Share(0, 1, 8), 50, 4)
+    expected = delivered(path, "webdataset", Share(0, 1, 8), 50, 4)
     kept = delivered(path, "ffcv", Share(0, 1, 8), 50, 4, ffcv_cache_gb=0.02, workers=3)
-    for one, other in zip(kept, whole, strict=True):
+    for one, other in zip(kept, expected, strict=True):
         assert torch.equal(one.images, other.images)
 
 
@@ -249,9 +249,9 @@ def test_mixes_of_betons_equal_those_of_shards(tmp_path: Path) -> None:
     write_beton(tmp_path / "other")
     mix = (MixedSet(path=str(tmp_path / "other"), weight=0.5),)
     arguments = (Share(1, 2, 6), 100, 6)
-    whole = delivered(path, "webdataset", *arguments, mix=mix)
+    expected = delivered(path, "webdataset", *arguments, mix=mix)
     for settings in ({}, {"ffcv_cache_gb": 0.1}):
         ours = delivered(path, "ffcv", *arguments, mix=mix, **settings)
-        for one, other in zip(ours, whole, strict=True):
+        for one, other in zip(ours, expected, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)

@@ -139,10 +139,10 @@ def test_damage_is_replaced(sets: Path, tmp_path: Path, backend: str) -> None:
     options = PackOptions(resolution=ORIGINAL)
     pack(make_source("images", sets / "source"), tmp_path / "set", options)
     settings = {"shuffle": False, "flip": False, "max_corrupt": 0.1}
-    whole = delivered(tmp_path / "set", backend, 0, 1, **settings).images
+    intact = delivered(tmp_path / "set", backend, 0, 1, **settings).images
     damage(tmp_path / "set", [2])
     repaired = delivered(tmp_path / "set", backend, 0, 1, **settings).images
-    assert torch.equal(repaired, whole[[0, 1, 3, 3, 4, 5, 6, 7]])
+    assert torch.equal(repaired, intact[[0, 1, 3, 3, 4, 5, 6, 7]])
 
 
 def test_commands_on_originals(sets: Path, tmp_path: Path, capsys: Capture) -> None:
