@@ -106,6 +106,14 @@ def exact_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmuls)
 
 
+def allowed_tf32() -> dict[str, bool]:
+    """Return where this process may use TF32, outside of `exact_arithmetic`: in its samplers."""
+    return {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix_products": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
     """Which detector, and how.

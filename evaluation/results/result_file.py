@@ -15,6 +15,7 @@ import PIL
 import torch
 
 from dist_train.runtime.world import World
+from evaluation.detectors.base import allowed_tf32
 from evaluation.disk import write_bytes
 from evaluation.features import short_hash
 from evaluation.image_sets.image_set import ImageSet
@@ -96,7 +97,7 @@ def new_result(
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},
         "versions": versions(),
-        "tf32": tf32(),
+        "tf32": samples.get("tf32") if samples else allowed_tf32(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -105,7 +106,8 @@ def reused(old: Result, new: Result) -> Result:
     """Return the new result with the metrics and times of an old one of the same inputs."""
     if old["identity"] != new["identity"]:
         return new
-    return new | {key: old[key] for key in ("metrics", "seconds", "created", "nfe")}
+    reused_keys = ("metrics", "seconds", "created", "nfe", "tf32")
+    return new | {key: old[key] for key in reused_keys if key in old}
 
 
 def reference_digest(reference: FeatureSet) -> str:
@@ -162,12 +164,4 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
-    }
-
-
-def tf32() -> dict[str, bool]:
-    """Return where this process' samplers may use TF32; detectors never do (exact_arithmetic)."""
-    return {
-        "convolutions": torch.backends.cudnn.allow_tf32,
-        "matrix_products": torch.backends.cuda.matmul.allow_tf32,
     }

@@ -17,7 +17,8 @@ from torch import Tensor
 from evaluation.features import short_hash
 from evaluation.image_sets.image_set import Labels
 from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
-from models.config_io import to_json
+from models.config_io import ConfigError, from_json, to_json
+from models.families import AnyObjective
 from models.sample_rng import stream_seed
 from models.sampler import Sampler, sample
 from models.snapshot import Snapshot, load_sampler
@@ -142,8 +143,20 @@ class GeneratedImages:
 def made_by(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the part of an identity that stays when seeds are added or models are moved."""
     document = {k: v for k, v in identity.items() if k not in {"seeds", "num_images", "digest"}}
-    models = [{k: v for k, v in model.items() if k != "path"} for model in identity["models"]]
+    models = [
+        {k: v for k, v in model.items() if k != "path"}
+        | {"objective": _under_present_names(model["objective"])}
+        for model in identity["models"]
+    ]
     return document | {"models": models}
+
+
+def _under_present_names(objective: Any) -> Any:
+    """Return an objective's settings as they are written now; older versions had other names."""
+    try:
+        return to_json(from_json(AnyObjective, objective, "objective"))
+    except ConfigError:
+        return objective
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dist_train.runtime.world import World
+from evaluation.detectors.base import allowed_tf32
 from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import DATASET_LABELS, decode_image, encode_image
 from evaluation.image_sets.image_set import SAMPLES, Labels, read_samples_manifest
@@ -177,6 +178,7 @@ class StoredSamples:
             "identity": self.identity,
             "layout": self._store.layout,
             "nfe": self._generated.nfe,
+            "tf32": allowed_tf32(),
             "complete": complete,
             "seconds": round(seconds, 3),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -295,6 +295,37 @@ def test_more_seeds_extend_a_directory_and_another_model_is_rejected(
     assert "samples of another model or with other settings" in capsys.readouterr().err
 
 
+def test_results_record_the_precision_that_stored_samples_were_drawn_with(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RELAYWAVE_CACHE", str(tmp_path / "cache"))
+    samples, out = tmp_path / "samples", tmp_path / "result.json"
+    call(sample_arguments(snapshot, samples))
+    manifest = json.loads((samples / "samples.json").read_text())
+    assert manifest["tf32"].keys() == {"convolutions", "matrix_products"}
+    manifest["tf32"]["convolutions"] = "as drawn"
+    (samples / "samples.json").write_text(json.dumps(manifest))
+    call(["run", str(samples), "--reference", str(samples), "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["tf32"]["convolutions"] == "as drawn"
+    objective = result["samples"]["models"][0]["objective"]
+    assert objective["generator"]["compute_dtype"] == "float32"
+
+
+def test_a_directory_that_an_older_version_began_is_continued(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    """Settings of the objective have new names since; the samples are the same."""
+    out = tmp_path / "samples"
+    call(sample_arguments(snapshot, out))
+    manifest = json.loads((out / "samples.json").read_text())
+    generator = manifest["identity"]["models"][0]["objective"]["generator"]
+    generator["dtype"] = generator.pop("compute_dtype")
+    (out / "samples.json").write_text(json.dumps(manifest))
+    call(["sample", str(snapshot), "--out", str(out), "--seeds", "0-23", "--batch-size", BATCH])
+    assert len(files_of(out)) == 24
+
+
 def test_a_batch_of_another_size_changes_isolated_levels_at_most(snapshot: Path) -> None:
     images = []
     for batch_size in (3, 7):
