@@ -1,4 +1,4 @@
-"""`python -m data_pipelines COMMAND`: prepare image sets, check them, look at them."""
+"""`relaywave data COMMAND`: prepare image sets, check them, look at them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from data_pipelines import commands
 from data_pipelines.pack.command import add_pack
 
 EXAMPLES = """examples:
-  python -m data_pipelines pack photographs data/photographs --resolution 64
-  python -m data_pipelines pack images my_pictures.zip data/mine --resolution 256 --workers 8
-  python -m data_pipelines info data/mine
+  relaywave data pack photographs data/photographs --resolution 64
+  relaywave data pack images my_pictures.zip data/mine --resolution 256 --workers 8
+  relaywave data info data/mine
 """
 
 

@@ -37,7 +37,7 @@ class DataConfig:
     """Where training images come from and how they are delivered.
 
     Attributes:
-        path: Directory of packed shards (`python -m data_pipelines pack`), or its URL: http(s)://,
+        path: Directory of packed shards (`relaywave data pack`), or its URL: http(s)://,
             s3://, gs://, or `pipe:COMMAND {}`; ignored by `synthetic`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests

@@ -6,7 +6,7 @@ completion.py     What a shell may insert for RECIPE and key=value
 config.py         The configuration of a run: frozen dataclasses that validate themselves
 config_groups.py  Its settings by concern: sharding, compute, checkpoints, logging, divergence
 ema.py            Exponential moving averages of the sampled network, sharded like its optimizer
-ema_posthoc.py    `python -m dist_train ema RUN`: averages of other lengths, made after training
+ema_posthoc.py    `relaywave train ema RUN`: averages of other lengths, made after training
 ema_profiles.py   How an exponential moving average weighs the past, as pure functions of images
 precision.py      Precision
 schedules.py      Learning rates as pure functions of images seen

@@ -1,11 +1,11 @@
 """Train a recipe here, and look after runs.
 
-python -m dist_train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
-python -m dist_train list                                           all recipes
-python -m dist_train status RUN                                     where a run stands
-python -m dist_train plan RECIPE --nodes 8 --gpu a100-40g            what it needs
-python -m dist_train ema RUN --relative-width 0.07                  an average made afterwards
-python -m dist_train export RUN OUT                                 a checkpoint for DeepSpeed
+relaywave train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
+relaywave train list                                           all recipes
+relaywave train status RUN                                     where a run stands
+relaywave train plan RECIPE --nodes 8 --gpu a100-40g            what it needs
+relaywave train ema RUN --relative-width 0.07                  an average made afterwards
+relaywave train export RUN OUT                                 a checkpoint for DeepSpeed
 
 Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
 written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung: after

@@ -1,4 +1,4 @@
-"""`python -m dist_train ema RUN`: averages of other lengths, made after training.
+"""`relaywave train ema RUN`: averages of other lengths, made after training.
 
 An average is a weighted sum of the weights at all steps; its weights over time are its profile. The
 averages that a run stored now and then are a basis: any other profile is approximated by the

@@ -33,7 +33,7 @@ def parse(
     return args
 
 
-def build_parser(prog: str = "python -m evaluation") -> argparse.ArgumentParser:
+def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
     """Return the parser; the chosen command's name is the attribute `command`."""
     parser: argparse.ArgumentParser = Parser(
         prog=prog,

@@ -1,4 +1,4 @@
-"""`python -m models convert|spectrum`: convert official checkpoints; plot spectra of noise."""
+"""`relaywave convert|spectrum`: convert official checkpoints; plot spectra of noise."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXAMPLES = """examples:
-  python -m models convert rdm-official network-snapshot.pkl snapshots/imagenet64
-  python -m models convert wavediff-official netG_1300.pth snapshots/celebahq256
-  python -m models spectrum photographs/ spectrum/ --resolution 256 --upscale 4
+  relaywave convert rdm-official network-snapshot.pkl snapshots/imagenet64
+  relaywave convert wavediff-official netG_1300.pth snapshots/celebahq256
+  relaywave spectrum photographs/ spectrum/ --resolution 256 --upscale 4
 """
 
 

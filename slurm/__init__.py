@@ -3,7 +3,7 @@
 workflows/        Experiments as graphs of jobs, each a documented function like a recipe
 monitor/          Where runs and their jobs stand: status, logs, history, cancel
 continuous_eval/  Scheduled evaluation of the snapshots of runs, each exactly once
-doctor.py         `python -m slurm doctor`: whether a site is fit for training
+doctor.py         `relaywave slurm doctor`: whether a site is fit for training
 submit/           Submitting: options, validation before anything is queued, the launcher
 jobs/             What jobs do: their ranks, their records, how they end, whether they run again
 resources.py      What a job requests from the scheduler, and the limits of running it again

@@ -1,4 +1,4 @@
-"""relaywave's commands as Slurm jobs: `python -m slurm COMMAND --help`.
+"""relaywave's commands as Slurm jobs: `relaywave slurm COMMAND --help`.
 
 Exit codes: 0 done; 2 invalid, after one line about what is wrong: then nothing was queued.
 """

@@ -1,4 +1,4 @@
-"""`python -m slurm doctor`: whether a site is fit for training.
+"""`relaywave slurm doctor`: whether a site is fit for training.
 
 Each check prints a line: ok, warning or bad. Some ask Slurm; the others are made on the nodes, by a
 job of a minute.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import subprocess
@@ -9,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import data_pipelines.__main__ as data
+import dist_train.__main__ as training
+import evaluation.__main__ as evaluation
+import relaywave
+import slurm.__main__ as slurm
+from dist_train.recipes import RECIPES
 from tests.paths import ROOT
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -62,11 +69,40 @@ def test_citations_lead_to_sections() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist(document: Path) -> None:
-    for module in re.findall(r"python -m ([a-z_.]*[a-z_])", _prose(document)):
+    for module in re.findall(r"python -m ([a-z_.]*[a-z_])", document.read_text()):
         path = ROOT / module.replace(".", "/")
         if module not in ("pip", "pytest", "venv"):
             exists = (path / "__main__.py").exists() or path.with_suffix(".py").exists()
             assert exists, f"{document.name}: python -m {module}"
+    known = {**{name: set() for name in (*relaywave.COMMANDS, "completion")}, **_subcommands()}
+    for line in re.findall(r"^ *relaywave .*|`relaywave [^`]*`", _code(document), re.M):
+        _, command, *rest = line.strip("` ").split()
+        if not re.fullmatch("[a-z-]+", command):
+            continue  # a placeholder, or several
+        assert command in known, f"{document.name}: {line}"
+        if known[command] and rest and re.fullmatch(r"[a-z][a-z0-9_-]*", rest[0]):
+            assert rest[0] in known[command], f"{document.name}: {line}"
+
+
+def _code(document: Path) -> str:
+    """Return the code of a document, with backslashes at the end of a line resolved."""
+    code = re.findall(r"```.*?```|`[^`\n]*`|^    .*$", document.read_text(), flags=re.M | re.S)
+    return re.sub(r"\\\n *", " ", "\n".join(code))
+
+
+def _subcommands() -> dict[str, set[str]]:
+    """Return the names that may stand behind the commands of relaywave that have such."""
+
+    def names(parser: argparse.ArgumentParser) -> set[str]:
+        choices = (action.choices for action in parser._actions if action.dest != "help")
+        return {name for names in choices for name in names or ()}
+
+    return {
+        "data": names(data.build_parser("")),
+        "train": {*training.COMMANDS, *RECIPES},
+        "eval": names(evaluation.build_parser("")),
+        "slurm": {*slurm.COMMANDS, *slurm.ALIASES},
+    }
 
 
 def test_readme_is_short_and_its_tree_names_every_directory() -> None:

@@ -91,7 +91,7 @@ class SampleReader(Generic[Stored]):
                 index = int(self.order.samples(np.array([candidate]))[0])
         raise TooManyCorrupt(
             f"{MAX_REPLACEMENTS} consecutive samples are damaged from position {position} on;"
-            f" run `python -m data_pipelines check {self.images.path}`"
+            f" run `relaywave data check {self.images.path}`"
         )
 
     def _record(self, index: int, reason: str) -> None:
@@ -106,7 +106,7 @@ class SampleReader(Generic[Stored]):
             raise TooManyCorrupt(
                 f"{count} of {len(self.images)} samples are damaged, more than"
                 f" max_corrupt={self._max_corrupt} allows (the last: {where}: {reason});"
-                f" find all with `python -m data_pipelines check {self.images.path}`,"
+                f" find all with `relaywave data check {self.images.path}`,"
                 " then copy or pack the set again"
             )
 

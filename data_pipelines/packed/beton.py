@@ -120,7 +120,7 @@ def beton_mode(path: Path) -> int:
 
 def check_beton(path: Path, digest: str) -> Index:
     """Return the beton's index. Raises DatasetError unless it was written from this very set."""
-    advice = f"write it with `python -m data_pipelines beton {path}`"
+    advice = f"write it with `relaywave data beton {path}`"
     try:
         record = json.loads((path / BETON_RECORD).read_bytes())
         size = (path / BETON).stat().st_size

@@ -168,14 +168,14 @@ def read_manifest(path: Path) -> Manifest:
 
 def _why_no_manifest(path: Path) -> str:
     if not path.is_dir():
-        return f"{path} is no directory; first: python -m data_pipelines pack KIND SOURCE {path}"
+        return f"{path} is no directory; first: relaywave data pack KIND SOURCE {path}"
     sets = [*path.glob(f"*/{MANIFEST}"), *path.glob(f"*/*/{MANIFEST}")]
     inner = sorted(child.parent.relative_to(path).as_posix() for child in sets)
     if inner:
         return f"{path} holds several sets; take one of them: {', '.join(inner)}"
     if (path / ".packing").is_dir():
         return f"{path} is an unfinished pack; run the same pack command again to finish it"
-    return f"{path} holds no packed set (no {MANIFEST}); see: python -m data_pipelines pack --help"
+    return f"{path} holds no packed set (no {MANIFEST}); see: relaywave data pack --help"
 
 
 def write_index(path: Path, index: Index, name: str = INDEX) -> str:

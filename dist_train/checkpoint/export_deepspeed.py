@@ -1,4 +1,4 @@
-"""`python -m dist_train export RUN OUT`: a run's newest checkpoint in DeepSpeed's own format.
+"""`relaywave train export RUN OUT`: a run's newest checkpoint in DeepSpeed's own format.
 
 DeepSpeed's format is an export and nothing that a run reads: it has no hashes, a flipped byte
 loads silently, a lost `latest` file means a fresh start, and ZeRO's files fit one number of ranks

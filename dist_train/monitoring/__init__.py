@@ -5,5 +5,5 @@ loggers.py      Copies of the metrics elsewhere
 metrics_log.py  Metrics
 profiler.py     A trace of a few steps, for chrome://tracing or Perfetto
 reporter.py     What an interval of training was like: collected step by step, judged, logged
-status.py       `python -m dist_train status RUN`
+status.py       `relaywave train status RUN`
 """

@@ -1,4 +1,4 @@
-"""`python -m dist_train status RUN`: where a run stands, read from its folder alone."""
+"""`relaywave train status RUN`: where a run stands, read from its folder alone."""
 
 from __future__ import annotations
 

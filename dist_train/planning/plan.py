@@ -1,4 +1,4 @@
-"""`python -m dist_train plan RECIPE`: what a run needs, before a GPU is asked for.
+"""`relaywave train plan RECIPE`: what a run needs, before a GPU is asked for.
 
 Parameters, operations and activations are counted on the recipe's own networks (flops.py); memory
 follows from how DeepSpeed, with float32 weights and gradients, lays it out (`memory`; the tests

@@ -39,7 +39,7 @@ class ImageSet(Protocol):
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What `python -m evaluation sample` recorded of them, None for other images."""
+        """What `relaywave eval sample` recorded of them, None for other images."""
 
     def __len__(self) -> int: ...
 
@@ -134,7 +134,7 @@ class EncodedImages:
 
 
 class PackedImages:
-    """A set packed by `python -m data_pipelines pack`."""
+    """A set packed by `relaywave data pack`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any] | None = None) -> None:
         self.manifest = manifest
@@ -144,7 +144,7 @@ class PackedImages:
         if info.resolution == ORIGINAL:
             raise ValueError(
                 f"{path} holds original images of any size; evaluation needs images of one size"
-                " (pack them at a resolution: python -m data_pipelines pack)"
+                " (pack them at a resolution: relaywave data pack)"
             )
         self.identity = {
             "kind": "packed",
@@ -213,7 +213,7 @@ def check_size(image: Tensor, size: tuple[int, ...], name: str) -> None:
         raise ValueError(
             f"{name} is {image.shape[2]}x{image.shape[1]} pixels, others are {size[2]}x{size[1]};"
             " evaluation needs images of one size"
-            " (pack them first: python -m data_pipelines pack)"
+            " (pack them first: relaywave data pack)"
         )
 
 
@@ -223,7 +223,7 @@ def _finished_manifest(path: Path) -> dict[str, Any] | None:
     if manifest and not manifest["complete"]:
         raise ValueError(
             f"{path} is being written by another job, or that job was interrupted; wait for it,"
-            " or finish it with the same `python -m evaluation sample` command"
+            " or finish it with the same `relaywave eval sample` command"
         )
     return manifest
 

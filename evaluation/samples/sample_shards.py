@@ -3,7 +3,7 @@
 While samples are drawn, each batch is a small tar of its own, so finished batches survive a kill.
 At the end the batches are joined into shards of a fixed number of batches, so that the shards'
 bytes do not depend on the ranks, and index and manifest are written as
-`python -m data_pipelines pack` does.
+`relaywave data pack` does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scheduled evaluation of the snapshots of runs, each exactly once.
 
-command.py    `python -m slurm reconcile`: submit due evaluations, once or every few minutes
+command.py    `relaywave slurm reconcile`: submit due evaluations, once or every few minutes
 schedule.py   The evaluation schedule of a run (`evaluation/plan.json`), and the job that evaluates
 reconcile.py  Which evaluations are due, and their submission
 leases.py     Claims: which caller submits an evaluation, and which job runs it

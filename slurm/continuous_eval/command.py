@@ -1,4 +1,4 @@
-"""`python -m slurm reconcile`: submit due evaluations, once or every few minutes."""
+"""`relaywave slurm reconcile`: submit due evaluations, once or every few minutes."""
 
 from __future__ import annotations
 

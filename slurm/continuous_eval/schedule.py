@@ -22,7 +22,7 @@ class ScheduledProtocol:
 
     Attributes:
         name: Name of its results.
-        words: Arguments of `python -m evaluation run`, such as `--reference R.npz --seeds 0-9999`.
+        words: Arguments of `relaywave eval run`, such as `--reference R.npz --seeds 0-9999`.
         before: Snapshots, or run directories (their newest), of earlier stages of a relay.
         every_images: Only snapshots at multiples of this, and the last one, are evaluated:
             milestones; 0 is all.

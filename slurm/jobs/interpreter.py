@@ -19,7 +19,7 @@ PYTHON = f"{shlex.quote(sys.executable)} -P"
 
 
 def slurm_command(*arguments: str) -> list[str]:
-    """Return the command line of `python -m slurm ARGUMENTS`; it needs `code_variables`."""
+    """Return the command line of `relaywave slurm ARGUMENTS`; it needs `code_variables`."""
     return [sys.executable, "-P", "-m", "slurm", *arguments]
 
 

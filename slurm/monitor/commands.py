@@ -1,4 +1,4 @@
-"""`python -m slurm status | logs | history | cancel`."""
+"""`relaywave slurm status | logs | history | cancel`."""
 
 from __future__ import annotations
 

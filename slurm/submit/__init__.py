@@ -1,8 +1,8 @@
 """Submitting: options, validation before anything is queued, and the launcher.
 
-train_command.py       `python -m slurm train | resume`: runs as jobs
-sweep_command.py       `python -m slurm sweep`: a grid of runs as one array
-eval_pack_commands.py  `python -m slurm sample | eval | reference | pack`
+train_command.py       `relaywave slurm train | resume`: runs as jobs
+sweep_command.py       `relaywave slurm sweep`: a grid of runs as one array
+eval_pack_commands.py  `relaywave slurm sample | eval | reference | pack`
 arguments.py           Options that all submitting commands share, and what they resolve to
 preflight.py           Checks before anything is queued: run, time limit, request to Slurm
 check_arguments.py     Validation of arguments that a job passes on to another command

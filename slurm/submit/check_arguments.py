@@ -42,7 +42,7 @@ def check_arguments(
 
 
 def check_protocol(arguments: Sequence[str]) -> None:
-    """Check arguments of `python -m evaluation run` for snapshots that do not exist yet.
+    """Check arguments of `relaywave eval run` for snapshots that do not exist yet.
 
     Raises:
         ValueError: They are invalid; the message is one line.

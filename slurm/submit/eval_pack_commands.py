@@ -1,7 +1,7 @@
-"""`python -m slurm sample | eval | reference | pack`: commands whose ranks or tasks share the work.
+"""`relaywave slurm sample | eval | reference | pack`: commands whose ranks or tasks share the work.
 
-Arguments that are not options of ours are passed on to `python -m evaluation` or
-`python -m data_pipelines`, and validated by that command at submission. With --dependency, what
+Arguments that are not options of ours are passed on to `relaywave eval` or
+`relaywave data`, and validated by that command at submission. With --dependency, what
 they read may be made by the jobs that are waited for.
 """
 
@@ -18,13 +18,13 @@ from slurm.submit.check_arguments import check_arguments
 from slurm.submit.launcher import Submission
 
 EVALUATION = {"sample": "sample", "eval": "run", "reference": "reference"}
-"""Our commands, and those of `python -m evaluation` that they run."""
+"""Our commands, and those of `relaywave eval` that they run."""
 DEFAULT_MINUTES = 12 * 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """A command of `python -m evaluation` to submit.
+    """A command of `relaywave eval` to submit.
 
     Attributes:
         kind: `sample`, `eval` or `reference`.
@@ -40,13 +40,13 @@ class EvaluationRequest:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of `python -m evaluation`."""
+        """The arguments of `relaywave eval`."""
         product = [str(self.out)] if self.kind == "reference" else ["--out", str(self.out)]
         return (EVALUATION[self.kind], *self.passed_on, *product)
 
 
 def submit_evaluation(request: EvaluationRequest) -> None:
-    """Check and submit a command of `python -m evaluation`."""
+    """Check and submit a command of `relaywave eval`."""
     target, out = request.submit.target, request.out
     resources = request.submit.resources(minutes=DEFAULT_MINUTES)
     name = request.submit.job_name(f"{request.kind}-{out.stem}")
@@ -68,7 +68,7 @@ class PackRequest:
     Attributes:
         kind: Kind of the source.
         source: What to pack; None for kinds that need none.
-        passed_on: Further arguments of `python -m data_pipelines pack`.
+        passed_on: Further arguments of `relaywave data pack`.
         destination: Directory of the set.
         tasks: Array tasks that share the work.
         submit: Where to, and what each job requests.
@@ -87,7 +87,7 @@ class PackRequest:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of `python -m data_pipelines`."""
+        """The arguments of `relaywave data`."""
         source = [str(self.source)] if self.source else []
         return ("pack", self.kind, *source, str(self.destination), *self.passed_on)
 
@@ -132,7 +132,7 @@ def job_root(product: Path) -> Path:
 
 
 def evaluation_command(args: argparse.Namespace) -> None:
-    """Submit a command of `python -m evaluation`."""
+    """Submit a command of `relaywave eval`."""
     submit_evaluation(
         EvaluationRequest(
             kind=args.kind,
@@ -173,7 +173,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser, kind: str, product: str) -> None:
-    command = f"python -m evaluation {EVALUATION[kind]}"
+    command = f"relaywave eval {EVALUATION[kind]}"
     parser.description = f"Runs `{command}`; arguments that are not listed here are passed on."
     parser.add_argument("--out", type=Path, required=True, help=product)
     add_submit_options(parser)
@@ -182,7 +182,7 @@ def _add_evaluation(parser: argparse.ArgumentParser, kind: str, product: str) ->
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pack`."""
-    command = "python -m data_pipelines pack"
+    command = "relaywave data pack"
     parser.description = f"Runs `{command}`; arguments that are not listed here are passed on."
     parser.add_argument("pack_kind", metavar="KIND", help="kind of the source")
     parser.add_argument("source", type=Path, nargs="?", help="what to pack")

@@ -114,7 +114,7 @@ def check_time_limit(
         f" {run_dir.parent}: {interval:,} images to each checkpoint in"
         f" {seconds / 60:.0f} minutes need {interval / seconds:.3g} images/s;"
         " set --images-per-second to what you expect;"
-        f" `python -m dist_train plan {config.recipe}` estimates it"
+        f" `relaywave train plan {config.recipe}` estimates it"
     )
 
 
@@ -127,7 +127,7 @@ def check_idle(run_dir: Path) -> None:
     for job_id, job in (queued(ids) if ids else {}).items():
         raise SlurmError(
             f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
-            f" `python -m slurm cancel {run_dir}` first"
+            f" `relaywave slurm cancel {run_dir}` first"
         )
     if owner := RunLock.owner(run_dir):
         raise SlurmError(
@@ -231,7 +231,7 @@ def _check_name(entity: str, field: str, wanted: str) -> None:
 def check_shared(path: Path, site: Site) -> None:
     """Check that compute nodes see a directory, as far as its name and the site profile tell.
 
-    `python -m slurm doctor` tries it on the nodes. Raises SlurmError if they cannot.
+    `relaywave slurm doctor` tries it on the nodes. Raises SlurmError if they cannot.
     """
     real = path.absolute()
     if site.shared:

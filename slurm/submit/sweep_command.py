@@ -1,4 +1,4 @@
-"""`python -m slurm sweep`: a grid of overrides, each point a run, as one array."""
+"""`relaywave slurm sweep`: a grid of overrides, each point a run, as one array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m slurm train | resume`: runs as jobs."""
+"""`relaywave slurm train | resume`: runs as jobs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
 
     records = [record for record in JobDir(run_dir).records() if record.kind == "train"]
     if not records:
-        raise ConfigError(f"{run_dir} was never submitted; use `python -m slurm train`")
+        raise ConfigError(f"{run_dir} was never submitted; use `relaywave slurm train`")
     last, target = records[-1], request.submit.target
     # what the first submission waited for is over
     free = dataclasses.replace(last.resources, dependency="", begin="")
@@ -206,7 +206,7 @@ def run_checks(args: argparse.Namespace) -> RunChecks:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    parser.add_argument("recipe", help="name of a recipe (`python -m dist_train list`)")
+    parser.add_argument("recipe", help="name of a recipe (`relaywave train list`)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Workflows: experiments as graphs of jobs, from the downloaded images to the table of results.
 
-command.py     `python -m slurm workflow NAME --root DIR`: validates all steps, then submits them
+command.py     `relaywave slurm workflow NAME --root DIR`: validates all steps, then submits them
 workflow.py    A graph of jobs: its steps, which are finished, queued or missing, and its report
 steps.py       The kinds of steps: pack, train, sample, reference, evaluate, table
 papers.py      The experiments of the two papers

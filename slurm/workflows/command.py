@@ -1,4 +1,4 @@
-"""`python -m slurm workflow NAME --root DIR`: validates all steps, then submits what is missing."""
+"""`relaywave slurm workflow NAME --root DIR`: validates all steps, then submits what is missing."""
 
 from __future__ import annotations
 

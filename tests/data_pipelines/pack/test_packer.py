@@ -367,7 +367,7 @@ def test_edited_manifest_and_missing_shard_are_found(image_dir: Path, tmp_path: 
 
 
 def test_missing_sets_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="is no directory; first: python -m data_pipelines pack"):
+    with pytest.raises(DatasetError, match="is no directory; first: relaywave data pack"):
         read_manifest(tmp_path / "nothing")
     with pytest.raises(DatasetError, match="holds no packed set"):
         read_manifest(tmp_path)
