@@ -32,15 +32,6 @@ def frequencies(size: int, device: torch.device = CPU) -> Tensor:
     return torch.pi * torch.arange(size, dtype=torch.float64, device=device) / size
 
 
-def tile_dct(x: Tensor, size: int) -> Tensor:
-    """Replace each tile by its 2-D coefficients in place (DC at the tile's corner), [B, C, H, W].
-
-    Raises:
-        ValueError: size does not divide H and W.
-    """
-    return map_tile_axes(dct_matrix(size, x.device).to(x.dtype), x)
-
-
 def attenuation(blur_sigma: Tensor, size: int, min_scale: float) -> Tensor:
     """Return the factors a[i, j] of a tile's coefficients, [B, size, size] in blur_sigma's dtype.
 

@@ -73,21 +73,22 @@ def edm_sample(denoise: Denoise, latents: Tensor, draws: Draws, settings: EdmSam
         settings: Grid and stochasticity.
     """
     levels = settings.levels()
-    shape, dtype, scale = latents.shape[1:], settings.dtype, settings.sde_scale
+    shape, dtype = latents.shape[1:], settings.dtype
     x = latents.to(dtype) * levels[0]
-    for sigma, target in pairwise(levels):
-        start = settings.churn.raised(sigma, settings.steps)
-        x = settings.churn.add(x, sigma, start, draws.randn(shape, dtype))
-        fresh = scale * target
-        shrink = math.sqrt(target**2 - fresh**2) / start - 1
-        slope = x - denoise(x, start)
-        end = x + shrink * slope
-        if scale:
-            end = end + fresh * draws.randn(shape, dtype)
-        if target and settings.second_order:
-            slope = (slope + (end - denoise(end, target)) * (start / target)) / 2
-            end = x + shrink * slope
-            if scale:
-                end = end + fresh * draws.randn(shape, dtype)
-        x = end
+    for t, t_next in pairwise(levels):
+        t_hat = settings.churn.raised(t, settings.steps)
+        x_hat = settings.churn.add(x, t, t_hat, draws.randn(shape, dtype))
+        fresh = settings.sde_scale * t_next
+        step = math.sqrt(t_next**2 - fresh**2) - t_hat
+
+        d = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        x = x_hat.add(d, alpha=step)
+        if settings.sde_scale:
+            x = x.add(draws.randn(shape, dtype), alpha=fresh)
+
+        if t_next and settings.second_order:
+            d_next = (x - denoise(x, t_next)) / t_next
+            x = x_hat.add(d + d_next, alpha=step / 2)
+            if settings.sde_scale:
+                x = x.add(draws.randn(shape, dtype), alpha=fresh)
     return x

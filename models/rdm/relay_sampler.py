@@ -117,22 +117,21 @@ def relay_sample(
     starts = [settings.churn.raised(sigma, steps) for sigma in levels[:-1]]
     matrices = step_matrices(process, settings, starts, levels[1:]).to(latents.device, dtype)
     x = noise.add(latents.to(dtype), levels[0])
-    for sigma, start, target, matrix in zip(levels, starts, levels[1:], matrices, strict=False):
-        churned = x
+    for t, t_hat, t_next, matrix in zip(levels, starts, levels[1:], matrices, strict=False):
+        x_hat = x
         if settings.churn_draws:
-            draw = draws.randn(latents.shape[1:], dtype)
-            churned = settings.churn.add(x, sigma, start, draw)
-        denoised = denoise(churned, start)
-        if target == 0:
+            x_hat = settings.churn.add(x, t, t_hat, draws.randn(latents.shape[1:], dtype))
+        denoised = denoise(x_hat, t_hat)
+        if t_next == 0:
             return denoised
-        gamma = keep(settings.eta) * target / start
-        end = heun_update(x, denoised, None, matrix, gamma, start / target)
-        end = noise.add(end, settings.eta * target)
+        gamma, ratio = keep(settings.eta) * t_next / t_hat, t_hat / t_next
+        x1 = heun_update(x, denoised, None, matrix, gamma, ratio)
+        x1 = noise.add(x1, settings.eta * t_next)
         if settings.second_order:
-            residual = end - denoise(end, target)
-            end = heun_update(x, denoised, residual, matrix, gamma, start / target)
-            end = noise.add(end, settings.eta * target)
-        x = end
+            residual = x1 - denoise(x1, t_next)
+            x1 = heun_update(x, denoised, residual, matrix, gamma, ratio)
+            x1 = noise.add(x1, settings.eta * t_next)
+        x = x1
     return x
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dist_train.config import AdamConfig
 from dist_train.runtime.world import World
 from models.objective import Example
-from tests.models.wavediff.test_objective import TINY, lively_pair
+from tests.models.wavediff.test_objective import TINY, random_pair
 from tests.ranks import run_ranks
 
 STEPS, MICRO, ACCUMULATION, RANKS = 4, 2, 2, 2
@@ -33,7 +33,7 @@ def batch(step: int, first: int, count: int) -> Example:
 
 
 def train_plainly() -> dict[str, dict[str, Tensor]]:
-    networks = lively_pair()
+    networks = random_pair()
     losses = TINY.build().losses()
     adam = {name: torch.optim.Adam(net.parameters(), **ADAM) for name, net in networks.items()}
     for step in range(STEPS):
@@ -65,7 +65,7 @@ def check_parity(reference: dict[str, dict[str, Tensor]]) -> None:
 def train_sharded(world: World, zero_stage: int) -> dict[str, dict[str, Tensor]]:
     from dist_train.engine.engine import Engine, parameter_lists, updating_only
 
-    networks: dict[str, nn.Module] = lively_pair()
+    networks: dict[str, nn.Module] = random_pair()
     losses = TINY.build().losses()
     engines = {
         name: Engine(

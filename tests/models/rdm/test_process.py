@@ -13,11 +13,12 @@ from torch import Tensor
 from models.objective import Example
 from models.rdm.block_noise import block_noise
 from models.rdm.config import EdmConfig, RelayConfig
-from models.rdm.dct import dct_matrix, map_tile_axes, tile_blur, tile_dct
+from models.rdm.dct import tile_blur
 from models.rdm.process import EdmProcess, RelayProcess
 from models.rdm.unet import UNetConfig
 from models.sample_rng import SampleStreams
 from tests.launches import launches
+from tests.models.rdm.goldens.process import tile_dct, tile_idct
 
 TINY = UNetConfig(
     resolution=16, model_channels=16, channel_mult=(1, 2), num_blocks=1, label_dim=3, dropout=0.2,
@@ -27,10 +28,6 @@ TINY = UNetConfig(
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-
-
-def tile_idct(coefficients: Tensor, size: int) -> Tensor:
-    return map_tile_axes(dct_matrix(size).T, coefficients)
 
 
 @pytest.mark.parametrize(("size", "height", "width"), [(4, 16, 16), (3, 9, 15), (5, 20, 5)])
@@ -199,7 +196,7 @@ def test_configurations_reject_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"resolution=16 is not a multiple of process.upscale=3"):
         RelayConfig(unet=TINY, process=RelayProcess(upscale=3))
     with pytest.raises(ValueError, match=r"16x16 pixels cannot be cut into 3x3 tiles"):
-        tile_dct(torch.zeros(1, 1, 16, 16), 3)
+        tile_blur(torch.zeros(1, 1, 16, 16), torch.ones(1), 3, 0.0)
     with pytest.raises(ValueError, match=r"needs unet.augment_dim=9, not 0"):
         EdmConfig(unet=replace(TINY, augment_dim=0), augment_probability=0.1)
     with pytest.raises(ValueError, match="needs classes"):

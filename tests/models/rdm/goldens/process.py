@@ -7,11 +7,21 @@ from torch import Tensor
 
 from models.rdm.augment import SYM6_LOW_PASS, augment
 from models.rdm.block_noise import block_noise
-from models.rdm.dct import dct_matrix, map_tile_axes, tile_blur, tile_dct
+from models.rdm.dct import dct_matrix, map_tile_axes, tile_blur
 from models.rdm.objective import squared_errors
 from models.rdm.process import EdmProcess, RelayProcess
 from tests.golden_file import Golden, assert_close_each, assert_near, assert_near_max
 from tests.models.rdm.goldens.replay import AnalyticDenoiser, Tape, class_indices
+
+
+def tile_dct(x: Tensor, size: int) -> Tensor:
+    """Replace each tile of [B, C, H, W] by its 2-D coefficients."""
+    return map_tile_axes(dct_matrix(size).to(x.dtype), x)
+
+
+def tile_idct(coefficients: Tensor, size: int) -> Tensor:
+    """Invert tile_dct."""
+    return map_tile_axes(dct_matrix(size).T.to(coefficients.dtype), coefficients)
 
 
 def check_dct(golden: Golden) -> None:
@@ -19,8 +29,7 @@ def check_dct(golden: Golden) -> None:
         size, x = int(golden[f"patch_{case}"]), golden[f"x_{case}"]
         tolerance = 1e-12 if x.dtype == torch.float64 else 2e-6
         assert_near(tile_dct(x, size), golden[f"dct_{case}"], tolerance, f"dct_{case}")
-        inverse = map_tile_axes(dct_matrix(size).T.to(x.dtype), x)
-        assert_near(inverse, golden[f"idct_{case}"], tolerance, f"idct_{case}")
+        assert_near(tile_idct(x, size), golden[f"idct_{case}"], tolerance, f"idct_{case}")
 
 
 def check_dct_blur(golden: Golden) -> None:
