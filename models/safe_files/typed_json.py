@@ -9,6 +9,8 @@ A class can say how its JSON objects are read:
     RENAMED: ClassVar[dict[str, str]]  fields that have moved, from the old name to the new one,
                                        which may be dotted: old files are read
     upgrade(fields) -> fields          a static method: what a new name alone cannot express
+    JSON_NAME: ClassVar[str]           its name in JSON, if the class has been renamed since files
+                                       were written
     IGNORES_UNKNOWN: ClassVar[bool]    ignore fields that it does not have, which a newer version
                                        may have written; otherwise they are errors
 """
@@ -35,7 +37,7 @@ def to_json(config: Any) -> Any:
     """Return a configuration's JSON value; dataclasses become objects with their class name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        return {"type": type(config).__name__, **fields}
+        return {"type": _json_name(type(config)), **fields}
     if isinstance(config, Mapping):
         return {str(key): to_json(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):
@@ -109,9 +111,9 @@ def _decode_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     if isinstance(value, dict) and "type" in value:
         for member in members:
-            if getattr(member, "__name__", None) == value["type"]:
+            if _json_name(member) == value["type"]:
                 return _decode(member, value, where)
-        names = ", ".join(getattr(m, "__name__", str(m)) for m in members)
+        names = ", ".join(map(_json_name, members))
         raise ConfigError(f"{where} has the unknown type {_shown(value['type'])}; expected {names}")
     problems = []
     for member in members:
@@ -129,8 +131,9 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}={_shown(value)} is not an object of {cls.__name__}")
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
-    if value.get("type", cls.__name__) != cls.__name__:
-        raise ConfigError(f"{where} is of type {_shown(value['type'])}, expected {cls.__name__}")
+    name = _json_name(cls)
+    if value.get("type", name) != name:
+        raise ConfigError(f"{where} is of type {_shown(value['type'])}, expected {name}")
     settings = _upgraded(cls, {k: v for k, v in value.items() if k != "type"}, where)
     unknown = sorted(settings.keys() - names)
     if getattr(cls, "IGNORES_UNKNOWN", False):
@@ -150,6 +153,11 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
         raise
     except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _json_name(cls: Any) -> str:
+    """Return the name of a class in JSON."""
+    return str(getattr(cls, "JSON_NAME", getattr(cls, "__name__", cls)))
 
 
 def _upgraded(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The evaluation schedule of a run, `evaluation/plan.json`: what is evaluated while it trains.
 
-Keys and file name stay as they are: jobs may run older code.
+The names in the file, and its own, stay as they are: jobs may run older code.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from models.config_io import ConfigError, read_config, write_config
 from slurm.continuous_eval.leases import Work
@@ -60,6 +61,8 @@ class EvaluationSchedule:
         backoff_seconds: Wait after a failure; doubles with each.
         claim_seconds: How long a caller may take from a claim to its submission.
     """
+
+    JSON_NAME: ClassVar[str] = "EvaluationPlan"
 
     protocols: tuple[ScheduledProtocol, ...]
     resources: Resources = field(default_factory=Resources)

@@ -176,3 +176,23 @@ def test_unknown_settings_suggest_similar_ones() -> None:
     with pytest.raises(ConfigError) as error:
         override(Picture(), ["frobnicate=1"])
     assert "did you mean" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class Tour:
+    JSON_NAME: ClassVar[str] = "Trip"
+    days: int
+
+
+@dataclass(frozen=True)
+class Outing:
+    visit: Tour | Border
+
+
+def test_a_renamed_class_keeps_its_name_in_json() -> None:
+    document = {"type": "Outing", "visit": {"type": "Trip", "days": 2}}
+    assert from_json(Outing, document) == Outing(Tour(2))
+    assert to_json(Outing(Tour(2))) == document
+    assert from_json(Tour, {"days": 2}) == Tour(2)
+    with pytest.raises(ConfigError, match="unknown type 'Tour'; expected Trip, Border"):
+        from_json(Outing, {"visit": {"type": "Tour", "days": 2}})
