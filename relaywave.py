@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     helps = {name: command.help for name, command in COMMANDS.items()}
     helps["completion"] = "print code that lets a shell complete commands, recipes and settings"
-    listing = "\n".join(f"  {name:10} {text}" for name, text in helps.items())
+    listing = "\n".join(f"  {name:11}{text}" for name, text in helps.items())
     parser = Parser(
         prog="relaywave",
         description="Train, launch and evaluate Relay Diffusion and WaveDiff image generators.",
@@ -204,6 +204,12 @@ def _find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     prog = "relaywave" if command.is_named else f"relaywave {name}"
     named = words[2:3] if command.has_parsers else []
     parser: argparse.ArgumentParser = module.build_parser(prog, *named)
+    _add_completers(parser)
+    return parser
+
+
+def _add_completers(parser: argparse.ArgumentParser) -> None:
+    """Let names that no parser lists be completed, by what the arguments are called."""
     actions = {action.dest: action for action in parser._actions}
     if "recipe" in actions:
         from dist_train.completion import complete_recipe, complete_setting
@@ -211,7 +217,14 @@ def _find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         complete_by(actions["overrides"], complete_setting)
         if not hasattr(actions["recipe"], "completer"):
             complete_by(actions["recipe"], complete_recipe)
-    return parser
+    if "gpu" in actions:
+        from dist_train.planning.hardware import GPUS
+
+        complete_by(actions["gpu"], lambda **_: GPUS)
+    if "workflow" in actions:
+        from slurm.workflows import WORKFLOWS
+
+        complete_by(actions["workflow"], lambda **_: ("list", *WORKFLOWS))
 
 
 def _completion_finder() -> Callable[[argparse.ArgumentParser], None]:

@@ -57,7 +57,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("preview", commands.add_preview, "write a contact sheet of a set"),
         ("bench", commands.add_bench, "measure how fast a set is delivered"),
     ):
-        add_arguments(subparsers.add_parser(name, help=purpose))
+        add_arguments(subparsers.add_parser(name, help=purpose, description=purpose))
     return parser
 
 

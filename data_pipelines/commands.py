@@ -59,7 +59,12 @@ def _info(arguments: argparse.Namespace) -> None:
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `check`."""
     parser.add_argument("path", type=_local, help="directory of the set")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes (default: all cores)",
+    )
     parser.add_argument("--no-decode", action="store_true", help="only compare checksums")
     parser.set_defaults(command=_check)
 
@@ -125,7 +130,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="directory of the set, or its URL")
     parser.add_argument("--resolution", type=int, help="deliver at this edge (default: as stored)")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes (default: all cores)",
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
     parser.add_argument("--device", default="cpu", help="where batches are delivered: cpu, cuda")
     parser.set_defaults(command=_bench)

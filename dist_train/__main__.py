@@ -1,15 +1,15 @@
-"""Train a recipe here, and look after runs.
+"""Train a recipe on this machine, and look after runs.
 
-relaywave train RECIPE --run-dir DIR --ranks N key=value ...   train, or go on
+relaywave train RECIPE --run-dir DIR --ranks N key=value ...   train, or resume
 relaywave train list                                           all recipes
 relaywave train status RUN                                     where a run stands
-relaywave train plan RECIPE --nodes 8 --gpu a100-40g            what it needs
-relaywave train ema RUN --relative-width 0.07                  an average made afterwards
+relaywave train plan RECIPE --nodes 8 --gpu a100-40g           what it needs
+relaywave train ema RUN --relative-width 0.07                  an average made after training
 relaywave train export RUN OUT                                 a checkpoint for DeepSpeed
 
-Exit codes of training: 0 finished, 2 refused (bad settings or input, or a folder that cannot be
-written), 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung: after
-75 and 76 the same command goes on.
+Exit codes of training: 0 finished, 2 invalid settings or input or a directory that cannot be
+written, 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung. After
+75 and 76 the same command resumes.
 """
 
 from __future__ import annotations
@@ -76,22 +76,19 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Train a recipe on this machine (or in the ranks of torchrun or Slurm)."
-        " The same command resumes an interrupted run."
-        f" Other commands: {', '.join(COMMANDS)}, each with --help."
-    )
-    recipe = parser.add_argument("recipe", help="name of a recipe")
+    parser.description = (__doc__ or "").strip()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    recipe = parser.add_argument("recipe", help="name of a recipe, or a command")
     relaywave.complete_by(recipe, _complete_first)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--run-dir", type=Path, help="directory of the run, with all its state")
-    parser.add_argument("--ranks", type=int, help="processes to start here, one per GPU")
+    parser.add_argument("--ranks", type=int, help="ranks to start on this machine, one per GPU")
     parser.add_argument("--print-config", action="store_true", help="print the settings and exit")
     parser.add_argument(
-        "--allow-changes", action="store_true", help="resume with changed settings, if harmless"
+        "--allow-changes", action="store_true", help="resume with changed settings if harmless"
     )
     parser.add_argument(
-        "--deepspeed", type=Path, metavar="JSON", help="further settings of DeepSpeed"
+        "--deepspeed", type=Path, metavar="JSON", help="file with more settings of DeepSpeed"
     )
     parser.add_argument(
         "--profile-steps", type=int, default=0, metavar="N", help="trace N steps into profile/"

@@ -41,17 +41,17 @@ class Stored(NamedTuple):
 def add_ema(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ema`."""
     parser.description = (
-        "Reconstruct an average of other length from those that a run has stored. Have"
-        " it store two power profiles from the start:"
+        "Reconstruct an average of another length from those that a run has stored. The"
+        " run must store two power profiles from its start:"
         ' ema.short={"type": "PowerEma", "relative_width": 0.05} ema.long=...'
     )
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", type=Path, help="directory of the run")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--relative-width", type=float, help="of a power profile, e.g. 0.07")
-    kind.add_argument("--decay", type=float, help="of a constant profile, e.g. 0.9999")
-    kind.add_argument("--halflife-images", type=int, help="of a half-life profile with ramp-up")
+    kind.add_argument("--relative-width", type=float, help="width of a power profile, e.g. 0.07")
+    kind.add_argument("--decay", type=float, help="decay of a constant profile, e.g. 0.9999")
+    kind.add_argument("--halflife-images", type=int, help="half-life of a profile with ramp-up")
     parser.add_argument("--at", type=int, help="images seen at its end (default: the newest)")
-    parser.add_argument("--out", type=Path, help="folder for it (default: in RUN/ema)")
+    parser.add_argument("--out", type=Path, help="directory to write (default: in RUN/ema)")
     parser.set_defaults(run_command=reconstruct_command)
 
 

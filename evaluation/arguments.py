@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, get_args
 
 from evaluation.detectors.registry import DETECTORS
 from evaluation.metrics.registry import KINDS
+from evaluation.protocols import PROTOCOLS
 from evaluation.reference.exporters import FORMATS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
-from relaywave import Parser
+from relaywave import Parser, complete_by
 
 GRID_IMAGES = 64
 
@@ -40,12 +41,16 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
         description="Draw samples, compute references and results; ranks share the work.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_sample(_shared(commands.add_parser("sample", help="write samples as image files")))
-    _add_reference(_shared(commands.add_parser("reference", help="compute reference statistics")))
-    _add_run(_shared(commands.add_parser("run", help="evaluate snapshots or images")))
+    _add_sample(_shared(_command(commands, "sample", "write samples as image files")))
+    _add_reference(_shared(_command(commands, "reference", "compute reference statistics")))
+    _add_run(_shared(_command(commands, "run", "evaluate snapshots or images")))
     _add_views(commands)
     _add_conversions(commands)
     return parser
+
+
+def _command(commands: Subparsers, name: str, purpose: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=purpose, description=purpose)
 
 
 def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -71,7 +76,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--taps", default="", help="taps to compute statistics of, e.g. pool,spatial"
     )
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     _add_detector(parser)
 
 
@@ -81,11 +86,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
     )
-    parser.add_argument(
+    protocol = parser.add_argument(
         "--protocol",
         default="",
-        help="settings of a published evaluation, one of `protocols`; other options win over it",
+        help="settings of a published evaluation, one of `protocols`; other options override it",
     )
+    complete_by(protocol, lambda **_: PROTOCOLS)
     parser.add_argument("--title", default="", help="name in tables")
     parser.add_argument("--metrics", default="", help=f"kind:tap,... with kind {', '.join(KINDS)}")
     parser.add_argument("--bootstrap", type=int, default=0, help="resamples for 95%% intervals")
@@ -103,23 +109,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_views(commands: Subparsers) -> None:
-    table = commands.add_parser("table", help="print results side by side")
+    table = _command(commands, "table", "print results side by side")
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|DIR")
-    compare = commands.add_parser("compare", help="metrics over images seen, NFE and eta")
+    compare = _command(commands, "compare", "metrics over images seen, NFE and eta")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
     compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
-    commands.add_parser("protocols", help="list the protocols")
+    _command(commands, "protocols", "list the protocols")
 
 
 def _add_conversions(commands: Subparsers) -> None:
-    exporting = commands.add_parser("export", help="write statistics for another tool")
+    exporting = _command(commands, "export", "write statistics for another tool")
     exporting.add_argument(
         "source", type=Path, metavar="REFERENCE.npz|IMAGES", help="images for adm_samples only"
     )
     exporting.add_argument("out", type=Path)
     exporting.add_argument("--format", choices=FORMATS, required=True)
     exporting.add_argument("--images", type=Path, help="images to put into an ADM reference batch")
-    importing = commands.add_parser("import", help="convert another tool's statistics to ours")
+    importing = _command(commands, "import", "convert another tool's statistics to ours")
     importing.add_argument("statistics", type=Path)
     importing.add_argument("out", type=Path, metavar="OUT.npz")
     importing.add_argument("--detector", choices=tuple(DETECTORS), default="inception")
@@ -129,7 +135,7 @@ def _add_conversions(commands: Subparsers) -> None:
     importing.add_argument(
         "--features", type=int, default=10_000, help="features to store (default 10000)"
     )
-    convert = commands.add_parser("convert", help="convert Inception weights to safetensors")
+    convert = _command(commands, "convert", "convert Inception weights to safetensors")
     convert.add_argument("weights", type=Path, help="the public .pth or NVIDIA's TorchScript .pt")
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--sha256", default="", help="expected digest of the source")

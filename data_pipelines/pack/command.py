@@ -83,7 +83,12 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_work_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes (default: all cores)",
+    )
     group.add_argument("--shard-images", type=int, help="items per shard (default: about 128 MB)")
     group.add_argument(
         "--max-skips", type=int, help="stop when more than this many items are unusable"

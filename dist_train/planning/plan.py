@@ -177,21 +177,26 @@ COPY_BYTES = 10e9
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `plan`."""
-    parser.description = "What a recipe needs, and how long it takes."
+    parser.description = "Estimate the memory, traffic and time that a recipe needs."
     parser.add_argument("recipe", help="name of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--gpu", default="a100-40g", help=", ".join(GPUS))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs per node (default: 8)")
+    parser.add_argument("--gpu", default="a100-40g", help=f"one of {', '.join(GPUS)}")
     parser.add_argument(
-        "--network-gbit", type=float, default=800.0, help="Gbit/s of a node to the others"
+        "--network-gbit", type=float, default=800.0, help="Gbit/s between a node and the others"
     )
-    parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="assumed or measured")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=ASSUMED_MFU,
+        help="fraction of the GPU's peak",
+    )
     parser.add_argument(
         "--gpu-hours-per-failure",
         type=float,
         default=GPU_HOURS_PER_FAILURE,
-        help=f"how reliable the cluster is (default: {GPU_HOURS_PER_FAILURE:,})",
+        help=f"mean GPU-hours between failures (default: {GPU_HOURS_PER_FAILURE:,})",
     )
     parser.set_defaults(run_command=plan_command)
 
