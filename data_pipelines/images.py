@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch  # otherwise where it is needed: `pack` and its workers do without
@@ -21,8 +22,30 @@ Resize = Literal["pillow", "torch"]
 ORIGINAL = 0
 """The "resolution" of sets whose images keep the sizes, and mostly the bytes, of their source."""
 
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on damaged input, by format and kind of damage."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded: none of Pillow's formats that run other programs, or have no signature."""
+SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|II\+\0|MM\0\+"
+    rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}|P[1-6]\s+[#\d]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftypavi[fs]",
+    re.DOTALL,
+)
+SIGNATURE_BYTES = 32
+OTHER_FORMATS = {
+    "HEIC": re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+    "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+    "Photoshop": re.compile(rb"8BPS"),
+}
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is turned upright, by its EXIF orientation."""
 
 
 class BadImage(ValueError):  # noqa: N818 (a finding about the input, reported as a skip)
@@ -49,15 +72,43 @@ def decode(encoded: bytes, *, upright: bool = False) -> Image.Image:
         BadImage: The bytes are not an image, are cut short, or are damaged.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             image.load()
-            plain = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
+            turn = ORIENTATIONS.get(_orientation(image)) if upright else None
+            plain = _to_rgb(image if turn is None else image.transpose(turn))
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
-    except DECODE_ERRORS as error:
-        raise BadImage(f"undecodable: {error}") from None
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
+        raise BadImage(f"undecodable: {_in_one_line(error)}") from None
     plain.info = {}
     return plain
+
+
+def is_picture(start: bytes) -> bool:
+    """Return whether a file that starts with these SIGNATURE_BYTES is an image we decode."""
+    return SIGNATURES.match(start) is not None
+
+
+def other_format(start: bytes) -> str:
+    """Return the name of an image format that we do not decode, "" if it is none."""
+    return next((name for name, mark in OTHER_FORMATS.items() if mark.match(start)), "")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation; 1 (upright) if it has none, or one that is unreadable.
+
+    Only this tag is looked at: Pillow's exif_transpose writes the others anew, which fails if a
+    camera (or an editor) gave one of them a wrong type.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `decode`: any kind of damage
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -80,9 +131,9 @@ def may_stay(encoded: bytes, *, upright: bool = False) -> bool:
         encoded: The bytes of an image that can be decoded.
         upright: Whether its EXIF orientation is applied; if so it must be the normal one.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         plain = image.format in ("JPEG", "WEBP") and image.mode in ("RGB", "L")
-        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        turned = upright and _orientation(image) != 1
         return plain and not turned and getattr(image, "n_frames", 1) == 1
 
 

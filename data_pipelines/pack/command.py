@@ -77,7 +77,9 @@ def _add_selection_arguments(group: argparse._ArgumentGroup) -> None:
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--classes", type=Path, help="imagenet: file with one wnid per line")
     group.add_argument("--ground-truth", type=Path, help="imagenet-val: devkit, csv or wnid file")
-    group.add_argument("--split", help="cifar10: train, test; stl10: unlabeled, train, test")
+    group.add_argument(
+        "--split", help="which of the source's splits to pack: train, val, test, ... (train,val)"
+    )
     group.add_argument("--image-column", help="parquet: column of the images")
     group.add_argument("--label-column", help="parquet: column of the class indices")
 

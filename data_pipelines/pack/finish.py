@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from data_pipelines.packed.manifest import (
     write_index,
     write_manifest,
 )
-from data_pipelines.sources.base import Entry, Listing, Skip
+from data_pipelines.sources.base import Entry, Listing, Skip, count_reasons, printable
 
 WINDOW_SHARDS = 8
 """Shards that remote sets keep in use: enough to mix classes well, few enough for a cache."""
@@ -49,9 +48,9 @@ def join(
     """
     places, duplicates = _places(records, listing, bool(request["options"]["keep_duplicates"]))
     skips = [*listing.skips, *(skip for record in records for skip in record.skips), *duplicates]
-    check_skips(len(skips), max_skips)
+    check_skips(sum(skip.usable for skip in skips), max_skips)
     if not places:
-        reason = f"; the first: {': '.join(skips[0])}" if skips else ""
+        reason = f"; the first: {printable(': '.join(skips[0]))}" if skips else ""
         raise PackError(f"no image of the source can be used{reason}")
     return {
         set_dir: _write_set(set_dir, resolution, records, places, listing, request, skips)
@@ -73,7 +72,8 @@ def _write_set(
     index, digest = _index(records, places, resolution, listing.class_names)
     with atomic_file(set_dir / SKIPPED) as file:
         for skip in skips:
-            file.write(json.dumps(skip._asdict()).encode() + b"\n")
+            named = {"name": printable(skip.name), "reason": printable(skip.reason)}
+            file.write(json.dumps(named).encode() + b"\n")
     labels = index["label"][index["label"] >= 0]
     manifest = Manifest(
         **request,
@@ -86,7 +86,7 @@ def _write_set(
             for n, r in enumerate(records)
         ),
         index_sha256=write_index(set_dir, index),
-        skipped=dict(sorted(Counter(skip.reason.partition(":")[0] for skip in skips).items())),
+        skipped=count_reasons(skips),
         digest=digest,
         shuffle_window=min(len(index), WINDOW_SHARDS * max(len(r.items) for r in records)),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from data_pipelines.images import ORIGINAL, Filter, ImageFormat
 from data_pipelines.packed.beton import import_ffcv
-from data_pipelines.sources.base import Entry, Listing
+from data_pipelines.sources.base import Entry, Listing, name_bytes
 
 ORIGINAL_EDGE = 400
 """Edge of an image of about as many bytes as an original of ImageNet, to choose the shard size."""
@@ -143,7 +143,7 @@ def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
 
 
 def _hash(purpose: str, name: str) -> bytes:
-    return hashlib.blake2b(f"{purpose}/{name}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(name_bytes(f"{purpose}/{name}"), digest_size=16).digest()
 
 
 def check_beton_options(options: PackOptions) -> None:

@@ -97,7 +97,7 @@ class Packer:
         self._options = options.resolved(source.published)
         self._workers, self._max_skips = workers, max_skips
         self._work = WorkDir(destination)
-        listing = source.list_items()
+        listing = source.list_items().usable(options.labelled)
         self._request = make_request(source, listing, self._options)
         per_shard = self._options.shard_images
         assert per_shard is not None

@@ -2,7 +2,8 @@
 
 base.py         The interface to the packer: Source, Listing, Entry, Skip
 kinds.py        The kinds by their names on the command line
-files.py        Image files in a directory, zip or tar
+files.py        Image files in a directory, zip, tar, or directory of tars
+lister/         What packing and evaluation list: pictures, classes and splits
 photographs.py  Crops of the photographs in the scikit-image wheel; needs no download
 imagenet.py     ImageNet as downloaded (a tar of tars) or extracted, training and validation
 lsun.py         LSUN databases, zipped or not, or exported images

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from data_pipelines.images import Pixels
-
-IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
 
 
 class SourceError(ValueError):
@@ -25,7 +21,7 @@ class Entry(NamedTuple):
 
     Attributes:
         name: Its name within the source, unique.
-        label: Class index, -1 in unlabelled sources.
+        label: Class index, -1 for items without a class.
         size: Bytes of the item; with the name it identifies the item.
         locator: Its offset or record number, for readers that need more than the name.
     """
@@ -42,20 +38,68 @@ class Skip(NamedTuple):
     name: str
     reason: str
 
+    @property
+    def category(self) -> str:
+        """The reason without its details."""
+        return self.reason.partition(":")[0]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the item could have been used: not what is beside the images in most sources."""
+        return self.category not in (HIDDEN, NOT_AN_IMAGE, METADATA, MASK, LINKED_AGAIN, LINK_LOOP)
+
+
+BROKEN_LINK = -1
+"""Locator of an entry that is a link to nothing: reading it says so."""
+HIDDEN = "hidden or made by a tool"
+NOT_AN_IMAGE = "not an image"
+METADATA = "metadata of an image"
+MASK = "mask"
+LINKED_AGAIN = "linked again"
+LINK_LOOP = "link loop"
+
 
 @dataclass(frozen=True)
 class Listing:
-    """A source's items in order, its class table, and what was skipped while listing."""
+    """A source's items in order, its class table, and what was skipped while listing.
+
+    Attributes:
+        entries: The items. In a set with classes, those of label -1 are skipped, unless the set is
+            packed (or evaluated) without classes; see `usable`.
+        class_names: Names by class index, empty if the source has no classes.
+        skips: What was left out.
+        unlabelled: Why entries have no class, by name.
+    """
 
     entries: Sequence[Entry]
     class_names: tuple[str, ...]
     skips: tuple[Skip, ...] = ()
+    unlabelled: Mapping[str, str] = field(default_factory=dict)
+
+    def usable(self, labelled: bool) -> Listing:
+        """Return the listing without the items that lack a class, if classes are needed."""
+        if not labelled or not self.class_names:
+            return self
+        missing = [entry for entry in self.entries if entry.label < 0]
+        if not missing:
+            return self
+        if len(missing) == len(self.entries):
+            raise SourceError(
+                f"none of the {len(missing)} images has a class (the first: {missing[0].name}:"
+                f" {self._why(missing[0])}); add --unlabelled"
+            )
+        skips = tuple(Skip(entry.name, self._why(entry)) for entry in missing)
+        entries = [entry for entry in self.entries if entry.label >= 0]
+        return replace(self, entries=entries, skips=self.skips + skips, unlabelled={})
+
+    def _why(self, entry: Entry) -> str:
+        return self.unlabelled.get(entry.name, "no label")
 
     def digest(self) -> str:
         """Return the SHA-256 of names, labels and sizes: what identifies the source."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        digest = hashlib.sha256(name_bytes("\n".join(self.class_names)))
         for entry in self.entries:
-            digest.update(f"\n{entry.name}\0{entry.label}\0{entry.size}".encode())
+            digest.update(name_bytes(f"\n{entry.name}\0{entry.label}\0{entry.size}"))
         return digest.hexdigest()
 
 
@@ -88,60 +132,19 @@ class Source(Protocol):
         """Return the location of the source, for the manifest."""
 
 
-def is_image_name(name: str) -> bool:
-    """Return whether a file has an image's extension and is not hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+def count_reasons(skips: Iterable[Skip]) -> dict[str, int]:
+    """Return the number of skips by category."""
+    return dict(sorted(Counter(skip.category for skip in skips).items()))
 
 
-def label_by_directory(
-    files: Iterable[tuple[str, int, int]], *, where: str, labelled: bool = True
-) -> Listing:
-    """Make a listing of files whose class is their directory below the files' common directory.
-
-    Args:
-        files: (path within the source, size, locator) of all files; those without an image's
-            extension are ignored.
-        where: The source, for messages.
-        labelled: Whether directories are classes.
-
-    Returns:
-        Entries sorted by path. If all images are in one directory, the set is unlabelled; images
-        next to class directories are skipped.
-
-    Raises:
-        SourceError: There is no image.
-    """
-    found = list(files)
-    images = sorted(file for file in found if is_image_name(file[0]))
-    if not images:
-        raise SourceError(
-            f"{where} holds no image ({len(found)} other files);"
-            f" known extensions: {', '.join(sorted(IMAGE_EXTENSIONS))}"
-        )
-    if not labelled:
-        return Listing([Entry(name, -1, size, locator) for name, size, locator in images], ())
-    depth = _common_depth([name for name, _, _ in images])
-    class_dirs = [_class_dir(name, depth) for name, _, _ in images]
-    names = tuple(sorted(set(class_dirs) - {""}))
-    label_of = {name: label for label, name in enumerate(names)}
-    pairs = list(zip(images, class_dirs, strict=True))
-    entries = [
-        Entry(name, label_of.get(class_dir, -1), size, locator)
-        for (name, size, locator), class_dir in pairs
-        if class_dir or not names
-    ]
-    unlabelled = (name for (name, _, _), class_dir in pairs if names and not class_dir)
-    return Listing(entries, names, tuple(Skip(name, "no class directory") for name in unlabelled))
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a name, which need not be UTF-8 on disk."""
+    return name.encode("utf-8", "surrogateescape")
 
 
-def _common_depth(names: Sequence[str]) -> int:
-    """Return how many leading directories all paths share."""
-    first, last = PurePosixPath(min(names)).parts[:-1], PurePosixPath(max(names)).parts[:-1]
-    same = [a == b for a, b in zip(first, last, strict=False)]
-    return same.index(False) if False in same else len(same)
-
-
-def _class_dir(name: str, depth: int) -> str:
-    parts = PurePosixPath(name).parts[:-1]
-    return parts[depth] if len(parts) > depth else ""
+def printable(name: str) -> str:
+    r"""Return a name for people: bytes that are no UTF-8, and control characters, as \xe9."""
+    text = name_bytes(name).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

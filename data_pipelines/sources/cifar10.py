@@ -15,7 +15,9 @@ import numpy as np
 
 from data_pipelines.images import Pixels
 from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
-from data_pipelines.sources.files import open_maybe_compressed, tar_files
+from data_pipelines.sources.lister.archives import open_maybe_compressed, tar_files
+from data_pipelines.sources.lister.directory import walk
+from data_pipelines.sources.lister.pictures import is_hidden
 
 PIXELS = 3 * 32 * 32
 SPLITS = {
@@ -65,10 +67,9 @@ class Cifar10Source:
     def _files(self) -> dict[str, bytes]:
         """Return the batches and the class table by file name, from archive or directory."""
         if self.path.is_dir():
-            found = {
-                file.name: file for file in sorted(self.path.rglob("*")) if _is_ours(file.name)
-            }
-            return {name: file.read_bytes() for name, file in found.items()}
+            found = sorted(f.name for f in walk(self.path).files if not is_hidden(f.name))
+            paths = [self.path / name for name in found]
+            return {path.name: path.read_bytes() for path in paths if _is_ours(path.name)}
         members = tar_files(self.path)
         files = {}
         with open_maybe_compressed(self.path) as file:

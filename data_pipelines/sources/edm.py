@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
-from data_pipelines.sources.files import DirectorySource, detect, open_zip, read_zip_member
+from data_pipelines.images import BadImage
+from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
+from data_pipelines.sources.files import FileSource, detect
+from data_pipelines.sources.lister.archives import open_zip, read_zip_member, zip_path
+from data_pipelines.sources.lister.classes import check_any
 
 LABELS = "dataset.json"
+MOST_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
 class EdmSource:
-    """Images sorted by name, with {"labels": [[name, class], ...]} or {"labels": null}."""
+    r"""Images sorted by name, with {"labels": [[name, class], ...]} or {"labels": null}.
+
+    As EDM reads them: classes may be numbers such as 3.0, or one-hot vectors, and paths may have
+    "\" (of sets that were made on Windows).
+    """
 
     path: Path
     kind: str = "edm"
@@ -25,50 +33,83 @@ class EdmSource:
 
     def list_items(self) -> Listing:
         """Return all images. Raises SourceError if there is no readable dataset.json."""
-        listing = replace(detect(self.path), labelled=False).list_items()
-        labels = _parse_labels(self._read_labels(), self.path)
+        files = self._files()
+        pictures = files.pictures()
+        check_any(pictures, files.where)
+        left_out = [*pictures.skips, *pictures.metadata()]
+        skips = tuple(skip for skip in left_out if skip.name != LABELS)
+        entries = [Entry(file.name, -1, file.size, file.locator) for file in pictures.files]
+        labels = read_labels(self.path)
         if labels is None:
-            return listing
-        valid = {name: label for name, label in labels.items() if _is_class(label)}
-        names = tuple(str(label) for label in range(1 + max(valid.values(), default=-1)))
-        entries = [e._replace(label=int(valid[e.name])) for e in listing.entries if e.name in valid]
-        skips = [_skip(entry, labels) for entry in listing.entries if entry.name not in valid]
-        return Listing(entries, names, tuple(skips))
+            return Listing(entries, (), skips)
+        indices = {name: class_index(label) for name, label in labels.items()}
+        found = [entry._replace(label=indices.get(entry.name, -1)) for entry in entries]
+        names = tuple(str(label) for label in range(1 + max(indices.values(), default=-1)))
+        missing = {e.name: _why_no_label(e.name, labels) for e in found if e.label < 0}
+        return Listing(found, names, skips, missing)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
         """Open the source for reading."""
-        with detect(self.path).open() as read:
+        with self._files().open() as read:
             yield read
 
     def describe(self) -> dict[str, Any]:
         """Return the path."""
         return {"path": str(self.path)}
 
-    def _read_labels(self) -> bytes:
-        try:
-            if isinstance(detect(self.path), DirectorySource):
-                return (self.path / LABELS).read_bytes()
-            with open_zip(self.path) as archive:
-                return read_zip_member(archive, LABELS)
-        except (OSError, KeyError):
-            raise SourceError(f"{self.path} holds no {LABELS}; pack it as `images`") from None
+    def _files(self) -> FileSource:
+        return replace(detect(self.path), published=True, labelled=False)
 
 
-def _parse_labels(text: bytes, path: Path) -> dict[str, Any] | None:
-    """Return the label by name, None for an unlabelled set."""
+def read_labels(path: Path) -> dict[str, Any] | None:
+    """Return the label by name in the `dataset.json` of a set, None if it is unlabelled.
+
+    Raises:
+        SourceError: There is no `dataset.json`, or no list of labels in it.
+    """
     try:
-        pairs = json.loads(text)["labels"]
-        return None if pairs is None else {str(name): label for name, label in pairs}
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{LABELS} of {path} has no list of [name, class]: {error!r}") from None
+        pairs = json.loads(_read_table(path))["labels"]
+        if pairs is None:
+            return None
+        return {str(name).replace("\\", "/"): label for name, label in dict(pairs).items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"it has no list of [name, class] ({error!r})"
+        raise SourceError(f"{path}: {LABELS} cannot be read: {reason}") from None
 
 
-def _is_class(label: Any) -> bool:
-    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 2**31
+def has_labels(path: Path) -> bool:
+    """Return whether a directory or zip holds a `dataset.json`."""
+    if path.is_dir():
+        return (path / LABELS).is_file()
+    with open_zip(path) as archive:
+        return LABELS in map(zip_path, archive.infolist())
 
 
-def _skip(entry: Entry, labels: dict[str, Any]) -> Skip:
-    if entry.name not in labels:
-        return Skip(entry.name, f"no label: not in {LABELS}")
-    return Skip(entry.name, f"wrong label: {labels[entry.name]!r} is no class index")
+def _read_table(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            return (path / LABELS).read_bytes()
+        with open_zip(path) as archive:
+            names = [zip_path(info) for info in archive.infolist()]
+            return read_zip_member(archive, names.index(LABELS))
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadImage):
+            raise SourceError(f"{path}: {LABELS} cannot be read: {error}") from None
+        raise SourceError(f"{path} holds no {LABELS}; pack it as `images`") from None
+
+
+def class_index(label: Any) -> int:
+    """Return the class index that EDM reads in a label, -1 if it is none."""
+    if isinstance(label, list):
+        one_hot = [number for number, value in enumerate(label) if value]
+        return one_hot[0] if len(one_hot) == 1 and label[one_hot[0]] == 1 else -1
+    if isinstance(label, bool) or not isinstance(label, int | float):
+        return -1
+    return int(label) if 0 <= label < MOST_CLASSES and label == int(label) else -1
+
+
+def _why_no_label(name: str, labels: Mapping[str, Any]) -> str:
+    if name not in labels:
+        return f"no label: not in {LABELS}"
+    return f"wrong label: {labels[name]!r} is no class index"

@@ -1,137 +1,193 @@
-"""Images as files: in a directory, a zip or a tar; the class is the subdirectory, if any."""
+"""Images as files: in a directory, a zip, a tar, or a directory of tars (shards)."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
-import os
-import stat
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar
 
-from data_pipelines.images import BadImage
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, label_by_directory
+from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.lister.archives import (
+    TAR_ERRORS,
+    open_maybe_compressed,
+    open_zip,
+    read_at,
+    read_zip_member,
+    tar_found,
+    zip_found,
+)
+from data_pipelines.sources.lister.classes import label_pictures
+from data_pipelines.sources.lister.directory import walk
+from data_pipelines.sources.lister.pictures import (
+    IMAGE_EXTENSIONS,
+    File,
+    Found,
+    Pictures,
+    ReadStart,
+    extension,
+    find_pictures,
+    is_hidden,
+)
+from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
+
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
+MEMBERS = 1 << 48  # locator of a member of a shard = number of the shard * MEMBERS + offset
 
 
 @dataclass(frozen=True)
-class DirectorySource:
-    """A directory of image files, searched recursively; links to directories are followed."""
+class FileSource(ABC):
+    """Image files; subclasses say what holds them.
+
+    Attributes:
+        path: What holds them.
+        kind: Its name on the command line.
+        published: See Source.
+        labelled: Whether there are classes.
+        split: Which split to take, if there are several; None if there is one, or none.
+        faces: Whether it is a set of faces, which may come with masks.
+    """
 
     path: Path
-    kind: str = "folder"
+    kind: str = "images"
     published: bool = False
     labelled: bool = True
+    split: str | None = None
+    faces: bool = False
+
+    noun: ClassVar[str] = "source"
+    top: ClassVar[int] = 0
+    any_sidecar: ClassVar[bool] = False
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return f"the {self.noun} {self.path}"
 
     def list_items(self) -> Listing:
-        """Return all image files. Raises SourceError if there are none."""
+        """Return all images. Raises SourceError if there are none, or splits to choose from."""
+        with self.open_starts() as read_start:
+            return label_pictures(
+                self.pictures(),
+                read_start,
+                where=self.where,
+                labelled=self.labelled,
+                split=self.split,
+                any_sidecar=self.any_sidecar,
+                top=self.top,
+            )
+
+    def pictures(self) -> Pictures:
+        """Return the image files of all splits. Raises SourceError if it cannot be read."""
+        found = self.found()
+        with self.open_starts() as read_start:
+            return find_pictures(found, read_start, faces=self.faces)
+
+    @abstractmethod
+    def found(self) -> Found:
+        """Return all files. Raises SourceError if it cannot be read."""
+
+    @abstractmethod
+    def open_starts(self) -> AbstractContextManager[ReadStart]:
+        """Open the source for reading the first bytes of files."""
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[ReadItem]:
+        """Open the source for reading."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the path, and the split if one was chosen."""
+        return {"path": str(self.path)} | ({"split": self.split} if self.split else {})
+
+
+@dataclass(frozen=True)
+class DirectorySource(FileSource):
+    """A directory of image files, searched recursively; links to directories are followed."""
+
+    kind: str = "folder"
+    noun: ClassVar[str] = "directory"
+
+    def pictures(self) -> Pictures:
+        """Return the images. Raises SourceError if there are archives of images beside them."""
+        pictures = super().pictures()
+        if pictures.files and not self.published:
+            for skip in pictures.skips:
+                if skip.name.lower().endswith(ARCHIVES) and holds_images(self.path / skip.name):
+                    raise SourceError(
+                        f"{self.path} holds two kinds of source, images"
+                        f" ({pictures.files[0].name}) and an archive of images ({skip.name});"
+                        " move one of them elsewhere"
+                    )
+        return pictures
+
+    def found(self) -> Found:
+        """Return all files. Raises SourceError if it is no directory, or cannot be listed."""
         if not self.path.is_dir():
             raise SourceError(f"{self.path} is not a directory")
-        return label_by_directory(
-            self._files(), where=f"the directory {self.path}", labelled=self.labelled
-        )
+        return walk(self.path)
+
+    @contextmanager
+    def open_starts(self) -> Iterator[ReadStart]:
+        """Open the source for reading the first bytes of files."""
+
+        def read(file: File, count: int) -> bytes:
+            with open(self.path / file.name, "rb") as stream:
+                return stream.read(count)
+
+        yield read
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
         """Open the source for reading."""
         yield lambda entry: (self.path / entry.name).read_bytes()
 
-    def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
-
-    def _files(self) -> Iterator[tuple[str, int, int]]:
-        for directory, inner, names in os.walk(self.path, followlinks=True, onerror=_raise):
-            inner.sort()
-            for name in names:
-                file = Path(directory, name)
-                size = _regular_file_size(file)
-                if size is not None:
-                    yield file.relative_to(self.path).as_posix(), size, 0
-
-
-def _regular_file_size(file: Path) -> int | None:
-    """Return a file's size; 0 for a broken link, which the reader reports; None for a pipe."""
-    try:
-        status = file.stat()
-    except OSError:
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _raise(error: OSError) -> None:
-    raise SourceError(f"{error.filename} cannot be listed: {error.strerror}")
-
 
 @dataclass(frozen=True)
-class ZipSource:
+class ZipSource(FileSource):
     """A zip archive of image files."""
 
-    path: Path
     kind: str = "zip"
-    published: bool = False
-    labelled: bool = True
+    noun: ClassVar[str] = "zip"
 
-    def list_items(self) -> Listing:
-        """Return all image files. Raises SourceError if it is not a zip, or holds none."""
+    def found(self) -> Found:
+        """Return all files. Raises SourceError if it is not a zip."""
         with open_zip(self.path) as archive:
-            members = [
-                (info.filename, info.file_size, 0)
-                for info in archive.infolist()
-                if not info.is_dir() and not info.filename.startswith("__MACOSX/")
-            ]
-        return label_by_directory(members, where=f"the zip {self.path}", labelled=self.labelled)
+            return zip_found(archive)
+
+    @contextmanager
+    def open_starts(self) -> Iterator[ReadStart]:
+        """Open the source for reading the first bytes of files."""
+        with open_zip(self.path) as archive:
+            yield lambda file, count: read_zip_member(archive, file.locator, count)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
         """Open the source for reading."""
         with open_zip(self.path) as archive:
-            yield lambda entry: read_zip_member(archive, entry.name)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
-
-
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive. Raises SourceError (one line) if it is not one, or cannot be read."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} cannot be read as a zip archive: {_plain(error)}") from None
-    with archive:
-        yield archive
-
-
-def read_zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a member's bytes. Raises BadImage if it is damaged or encrypted."""
-    try:
-        return archive.read(name)
-    # zipfile: RuntimeError if encrypted, NotImplementedError if compressed in an unknown way.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise BadImage(f"unreadable: {error}") from None
+            yield lambda entry: read_zip_member(archive, entry.locator)
 
 
 @dataclass(frozen=True)
-class TarSource:
-    """A tar archive of image files, plain or compressed (gz, bz2, xz)."""
+class TarSource(FileSource):
+    """A tar archive of image files, plain or compressed (gz, bz2, xz), WebDataset's included."""
 
-    path: Path
     kind: str = "tar"
-    published: bool = False
-    labelled: bool = True
+    noun: ClassVar[str] = "tar"
+    any_sidecar: ClassVar[bool] = True
 
-    def list_items(self) -> Listing:
-        """Return all image files. Raises SourceError if it is not a complete tar, or holds none."""
-        members = [(m.name.removeprefix("./"), m.size, m.offset_data) for m in tar_files(self.path)]
-        return label_by_directory(members, where=f"the tar {self.path}", labelled=self.labelled)
+    def found(self) -> Found:
+        """Return all files. Raises SourceError if it is not a complete tar."""
+        return tar_found(self.path)
+
+    @contextmanager
+    def open_starts(self) -> Iterator[ReadStart]:
+        """Open the source for reading the first bytes of files."""
+        with open_maybe_compressed(self.path) as file:
+            yield lambda wanted, count: _read_start(file, wanted, wanted.locator, count)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -139,64 +195,132 @@ class TarSource:
         with open_maybe_compressed(self.path) as file:
             yield lambda entry: read_at(file, entry)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
 
+@dataclass(frozen=True)
+class ShardsSource(FileSource):
+    """A directory of tars, such as WebDataset's shards; the tar's name says nothing but its split.
 
-def tar_files(path: Path) -> list[tarfile.TarInfo]:
-    """Return a tar archive's regular files, in order.
-
-    Raises:
-        SourceError: It is not a tar archive, or is cut short (tarfile alone would not notice).
+    The members of several are named `TAR/MEMBER`.
     """
+
+    kind: str = "tars"
+    noun: ClassVar[str] = "directory of tars"
+    any_sidecar: ClassVar[bool] = True
+
+    def list_items(self) -> Listing:
+        """Return all images. Raises SourceError if there are none, or splits to choose from."""
+        tars = tar_paths(self.path)
+        splits = {tar: split_name(tar.name).split for tar in tars}
+        chosen = choose_split(self.split, count_splits(splits.values()), self.where, "tars")
+        pictures = self.pictures()
+        if self.split is not None:
+            pictures = _of_shards(pictures, {n for n, t in enumerate(tars) if splits[t] in chosen})
+            outside = [Skip(tar.name, "in no split") for tar in tars if not splits[tar]]
+            pictures = replace(pictures, skips=[*pictures.skips, *outside])
+        with self.open_starts() as read_start:
+            return label_pictures(
+                pictures,
+                read_start,
+                where=self.where,
+                labelled=self.labelled,
+                any_sidecar=True,
+                top=int(len(tars) > 1),
+            )
+
+    def found(self) -> Found:
+        """Return all members of all tars. Raises SourceError if one is no complete tar."""
+        tars = tar_paths(self.path)
+        files, skips = [], []
+        for number, path in enumerate(tars):
+            prefix = f"{_tar_stem(path)}/" if len(tars) > 1 else ""
+            found = tar_found(path)
+            for file in found.files:
+                place = number * MEMBERS + file.locator
+                content = file.content and (number, *file.content)
+                files.append(File(prefix + file.name, file.size, place, content, file.is_link))
+            skips += [Skip(prefix + skip.name, skip.reason) for skip in found.skips]
+        return Found(files, skips)
+
+    @contextmanager
+    def open_starts(self) -> Iterator[ReadStart]:
+        """Open the source for reading the first bytes of files."""
+        with self._opener() as opened:
+
+            def read(file: File, count: int) -> bytes:
+                number, offset = divmod(file.locator, MEMBERS)
+                return _read_start(opened(number), file, offset, count)
+
+            yield read
+
+    @contextmanager
+    def open(self) -> Iterator[ReadItem]:
+        """Open the source for reading; one tar is open at a time."""
+        with self._opener() as opened:
+
+            def read(entry: Entry) -> bytes:
+                number, offset = divmod(entry.locator, MEMBERS)
+                return read_at(opened(number), entry._replace(locator=offset))
+
+            yield read
+
+    @contextmanager
+    def _opener(self) -> Iterator[Callable[[int], IO[bytes]]]:
+        """Yield a function that opens a tar by its number, after closing the one before."""
+        tars = tar_paths(self.path)
+        opened: dict[int, IO[bytes]] = {}
+
+        def file_of(number: int) -> IO[bytes]:
+            if number not in opened:
+                for file in opened.values():
+                    file.close()
+                opened.clear()
+                opened[number] = open_maybe_compressed(tars[number])
+            return opened[number]
+
+        try:
+            yield file_of
+        finally:
+            for file in opened.values():
+                file.close()
+
+
+def _of_shards(pictures: Pictures, numbers: set[int]) -> Pictures:
+    """Return the pictures in tars of these numbers, and what was left out of all."""
+    files = [file for file in pictures.files if file.locator // MEMBERS in numbers]
+    return replace(pictures, files=files)
+
+
+def _read_start(stream: IO[bytes], file: File, offset: int, count: int) -> bytes:
+    return read_at(stream, Entry(file.name, -1, min(file.size, count), offset))
+
+
+def _tar_stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+
+
+def tar_paths(directory: Path) -> list[Path]:
+    """Return the tars in a directory, or in its `shards/` (of a packed set), sorted by name."""
+    for place in (directory, directory / "shards"):
+        found = [p for p in place.glob("*") if p.name.endswith((".tar", ".tgz", ".tar.gz"))]
+        if found := [p for p in found if p.is_file() and not p.name.startswith(".")]:
+            return sorted(found)
+    return []
+
+
+def holds_images(path: Path) -> bool:
+    """Return whether an archive has a member with an image's extension."""
     try:
-        with open_maybe_compressed(path) as file:
-            return complete_members(file)
-    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{path} cannot be read as a tar archive: {_plain(error)}") from None
+        if zipfile.is_zipfile(path):
+            with open_zip(path) as archive:
+                return any(map(_is_image_name, archive.namelist()))
+        with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            return any(_is_image_name(member.name) for member in tar)
+    except (SourceError, *TAR_ERRORS):
+        return False
 
 
-def complete_members(file: IO[bytes]) -> list[tarfile.TarInfo]:
-    """Return the regular files of a tar in an open file.
-
-    Raises:
-        tarfile.TarError: It is not a tar, or lacks the end mark, which tarfile does not check.
-    """
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        members = [member for member in archive if member.isreg()]
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it is cut short (no end mark)")
-    return members
-
-
-def open_maybe_compressed(path: Path) -> IO[bytes]:
-    """Open a file that may be compressed, by its first bytes, as a seekable stream."""
-    with open(path, "rb") as file:
-        start = file.read(6)
-    if start.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(path))
-    if start.startswith(b"BZh"):
-        return cast(IO[bytes], bz2.open(path))
-    if start.startswith(b"\xfd7zXZ\0"):
-        return cast(IO[bytes], lzma.open(path))
-    return open(path, "rb")
-
-
-def read_at(file: IO[bytes], entry: Entry) -> bytes:
-    """Return an entry's bytes at its offset. Raises BadImage if the file ends before."""
-    try:
-        file.seek(entry.locator)
-        content = file.read(entry.size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadImage(f"unreadable: {error}") from None
-    if len(content) != entry.size:
-        raise BadImage("unreadable: the archive ends before it")
-    return content
-
-
-FileSource = DirectorySource | ZipSource | TarSource
+def _is_image_name(name: str) -> bool:
+    return extension(name) in IMAGE_EXTENSIONS and not is_hidden(name.removeprefix("./"))
 
 
 def detect(path: Path) -> FileSource:
@@ -206,7 +330,8 @@ def detect(path: Path) -> FileSource:
         SourceError: It is none of them.
     """
     if path.is_dir():
-        return DirectorySource(path)
+        only_tars = tar_paths(path) and not _any_image(path)
+        return ShardsSource(path) if only_tars else DirectorySource(path)
     if not path.exists():
         raise SourceError(f"{path} does not exist")
     if zipfile.is_zipfile(path):
@@ -217,10 +342,10 @@ def detect(path: Path) -> FileSource:
                 raise SourceError(f"{path} is a zip archive that is cut short; download it again")
             file.seek(0)
             tarfile.open(fileobj=file, mode="r:").close()
-    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+    except TAR_ERRORS:
         raise SourceError(f"{path} is neither a directory nor a zip or tar archive") from None
     return TarSource(path)
 
 
-def _plain(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+def _any_image(directory: Path) -> bool:
+    return any(_is_image_name(file.name) for file in walk(directory).files)

@@ -16,15 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError, is_image_name
+from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
 from data_pipelines.sources.file_parts import Window
-from data_pipelines.sources.files import (
-    TarSource,
-    complete_members,
-    detect,
+from data_pipelines.sources.files import FileSource, TarSource, detect
+from data_pipelines.sources.lister.archives import (
+    TarMembers,
+    as_found,
     open_maybe_compressed,
+    read_at,
     tar_files,
+    tar_members,
 )
+from data_pipelines.sources.lister.classes import Taken, take_split
+from data_pipelines.sources.lister.pictures import Found, Pictures, find_pictures
 
 WNID = re.compile(r"n\d{8}")
 
@@ -38,27 +42,31 @@ class ImagenetSource:
         classes: Text file whose lines start with a wnid (`LOC_synset_mapping.txt`): the complete
             class table. Without it the table is the sorted wnids that occur; a part of ImageNet
             needs the file to get ImageNet's class indices.
+        split: Which of `train`, `val`, ... to take, where the wnid directories of several are.
     """
 
     path: Path
     classes: Path | None = None
+    split: str | None = None
     kind: str = "imagenet"
     published: bool = True
 
     def list_items(self) -> Listing:
         """Return all images, wnid by wnid. Raises SourceError if there is no wnid."""
-        files = replace(detect(self.path), labelled=False)
-        inner = tar_of_tars(self.path) if isinstance(files, TarSource) else []
-        found = inner or files.list_items().entries
-        names = [_wnid(entry.name) for entry in found]
+        taken = self._taken()
+        names = [_wnid(file.name) for file in taken.files]
         if not any(names):
             raise SourceError(f"{self.path} holds no wnid directory or tar (such as n01440764)")
         table = read_class_table(self.classes) if self.classes else {w: w for w in names if w}
         labels = {wnid: label for label, wnid in enumerate(sorted(table))}
-        pairs = list(zip(found, names, strict=True))
-        entries = [entry._replace(label=labels[wnid]) for entry, wnid in pairs if wnid in labels]
-        skips = [Skip(entry.name, "unknown wnid") for entry, wnid in pairs if wnid not in labels]
-        return Listing(entries, tuple(table[wnid] for wnid in labels), tuple(skips))
+        entries = [
+            Entry(file.name, labels.get(wnid, -1), file.size, file.locator)
+            for file, wnid, chosen in zip(taken.files, names, taken.chosen, strict=True)
+            if chosen
+        ]
+        class_names = tuple(table[wnid] for wnid in labels)
+        unlabelled = {entry.name: "unknown wnid" for entry in entries if entry.label < 0}
+        return Listing(entries, class_names, tuple(taken.skips), unlabelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -67,8 +75,15 @@ class ImagenetSource:
             yield read
 
     def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
+        """Return the path, and the split if one was chosen."""
+        return {"path": str(self.path)} | ({"split": self.split} if self.split else {})
+
+    def _taken(self) -> Taken:
+        files = _published(self.path)
+        inner = tar_of_tars(self.path) if isinstance(files, TarSource) else None
+        pictures = inner or files.pictures()
+        taken = take_split(pictures, self.split, files.where)
+        return taken._replace(skips=[*taken.skips, *pictures.metadata()])
 
 
 @dataclass(frozen=True)
@@ -80,17 +95,21 @@ class ImagenetValidationSource:
         ground_truth: `ILSVRC2012_devkit_t12.tar.gz`, `LOC_val_solution.csv`, or a text file with
             one wnid per line in the order of the file names.
         classes: As for ImagenetSource; not needed with the devkit.
+        split: Which of several splits to take; `val` if there is one.
     """
 
     path: Path
     ground_truth: Path
     classes: Path | None = None
+    split: str | None = None
     kind: str = "imagenet-val"
     published: bool = True
 
     def list_items(self) -> Listing:
         """Return all images by name. Raises SourceError if the ground truth does not match."""
-        entries = replace(detect(self.path), labelled=False).list_items().entries
+        files = _published(self.path)
+        taken = take_split(files.pictures(), self.split, files.where, default="val")
+        entries = [Entry(f.name, -1, f.size, f.locator) for f in taken.chosen_files()]
         stems = [PurePosixPath(entry.name).stem for entry in entries]
         wnids, table = read_ground_truth(self.ground_truth, stems)
         if self.classes:
@@ -102,9 +121,10 @@ class ImagenetValidationSource:
                 f"{self.ground_truth} knows none of the images in {self.path} (the first:"
                 f" {entries[0].name}); give ILSVRC2012_img_val.tar, or its directory"
             )
-        labelled = [e._replace(label=labels[w]) for e, w in pairs if w is not None and w in labels]
-        skips = [Skip(e.name, "no ground truth") for e, w in pairs if w not in labels]
-        return Listing(labelled, tuple(table[wnid] for wnid in labels), tuple(skips))
+        found = [entry._replace(label=labels.get(wnid or "", -1)) for entry, wnid in pairs]
+        class_names = tuple(table[wnid] for wnid in labels)
+        unlabelled = {entry.name: "no ground truth" for entry in found if entry.label < 0}
+        return Listing(found, class_names, tuple(taken.skips), unlabelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -117,27 +137,43 @@ class ImagenetValidationSource:
         return {"path": str(self.path)}
 
 
-def tar_of_tars(path: Path) -> list[Entry]:
+def _published(path: Path) -> FileSource:
+    return replace(detect(path), published=True, labelled=False)
+
+
+def tar_of_tars(path: Path) -> Pictures | None:
     """Return the images in the tars of a tar, with their offsets in the outer file.
+
+    Returns:
+        None if there are no tars in it.
 
     Raises:
         SourceError: The tar, or one in it, is cut short.
     """
-    outer = [member for member in tar_files(path) if member.name.endswith(".tar")]
-    entries = []
+    outer = tar_files(path)
+    inner = [member for member in outer if member.name.endswith(".tar")]
+    if not inner:
+        return None
+    skips = [Skip(m.name, "in no tar of a class") for m in outer if not m.name.endswith(".tar")]
+    found = Found([], skips)
     with open_maybe_compressed(path) as file:
-        for member in outer:
+        for member in inner:
             wnid = PurePosixPath(member.name).stem
-            for inner in _inner_files(file, member, path):
-                offset = member.offset_data + inner.offset_data
-                entries.append(Entry(f"{wnid}/{inner.name}", -1, inner.size, offset))
-    return [entry for entry in sorted(entries) if is_image_name(entry.name)]
+            in_tar = as_found(_inner_members(file, member, path), f"{wnid}/", member.offset_data)
+            found.files.extend(in_tar.files)
+            found.skips.extend(in_tar.skips)
+        return find_pictures(
+            found,
+            lambda wanted, count: read_at(
+                file, Entry(wanted.name, -1, min(wanted.size, count), wanted.locator)
+            ),
+        )
 
 
-def _inner_files(file: IO[bytes], member: tarfile.TarInfo, path: Path) -> list[tarfile.TarInfo]:
+def _inner_members(file: IO[bytes], member: tarfile.TarInfo, path: Path) -> TarMembers:
     window = io.BufferedReader(Window(file, member.offset_data, member.size), 512)
     try:
-        return complete_members(cast(IO[bytes], window))
+        return tar_members(cast(IO[bytes], window))
     except tarfile.TarError as error:
         raise SourceError(f"{member.name} in {path} cannot be read as a tar: {error}") from None
 

@@ -8,8 +8,14 @@ from pathlib import Path
 
 from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.cifar10 import Cifar10Source
-from data_pipelines.sources.edm import EdmSource
-from data_pipelines.sources.files import DirectorySource, TarSource, ZipSource, detect
+from data_pipelines.sources.edm import EdmSource, has_labels, read_labels
+from data_pipelines.sources.files import (
+    DirectorySource,
+    ShardsSource,
+    TarSource,
+    ZipSource,
+    detect,
+)
 from data_pipelines.sources.imagenet import ImagenetSource, ImagenetValidationSource
 from data_pipelines.sources.lsun import LsunSource
 from data_pipelines.sources.parquet import ParquetSource
@@ -24,7 +30,7 @@ class SourceDetails:
     Attributes:
         classes: File with the complete class table (imagenet, imagenet-val).
         ground_truth: File with the classes of the images (imagenet-val).
-        split: Part of the set (cifar10, stl10).
+        split: Part of the set, such as `train`.
         image_column: Column of the images (parquet).
         label_column: Column of the classes (parquet).
     """
@@ -51,38 +57,76 @@ class Kind:
     needs: tuple[str, ...] = ()
 
 
-def _aligned_faces(path: Path, kind: str) -> Source:
+def image_files(path: Path, split: str | None = None) -> Source:
+    """Return the source of images in files, whatever holds them: what packing and evaluation list.
+
+    Labels in a `dataset.json`, as EDM writes it, are read.
+
+    Raises:
+        SourceError: It is none.
+    """
+    files = detect(path)
+    may_have_labels = split is None and isinstance(files, DirectorySource | ZipSource)
+    if may_have_labels and has_labels(path) and read_labels(path) is not None:
+        return EdmSource(path, kind=files.kind, published=False)
+    return replace(files, split=split)
+
+
+def _celebahq(path: Path, split: str | None = None) -> Source:
+    return _aligned_faces(path, split, "celebahq")
+
+
+def _ffhq(path: Path, split: str | None = None) -> Source:
+    return _aligned_faces(path, split, "ffhq")
+
+
+def _aligned_faces(path: Path, split: str | None, kind: str) -> Source:
     """Return a published, unlabelled set of image files, whose directories are not classes."""
-    return replace(detect(path), kind=kind, published=True, labelled=False)
+    return replace(detect(path), kind=kind, published=True, labelled=False, faces=True, split=split)
 
 
 KINDS = {
     "photographs": Kind(
         "crops of the scikit-image wheel's photographs (no SOURCE)", PhotographSource
     ),
-    "images": Kind("directory, zip or tar of images, detected; class = subdirectory", detect),
-    "folder": Kind("a directory of image files", DirectorySource),
-    "zip": Kind("a zip of image files", ZipSource),
-    "tar": Kind("a tar of image files, plain or compressed", TarSource),
+    "images": Kind(
+        "directory, zip, tar or tars of images, detected; class = subdirectory or .cls file",
+        image_files,
+        details=("split",),
+    ),
+    "folder": Kind("a directory of image files", DirectorySource, details=("split",)),
+    "zip": Kind("a zip of image files", ZipSource, details=("split",)),
+    "tar": Kind("a tar of image files, plain or compressed", TarSource, details=("split",)),
+    "tars": Kind(
+        "a directory of tars of image files (WebDataset's shards)",
+        ShardsSource,
+        details=("split",),
+    ),
     "imagenet": Kind(
-        "ILSVRC2012_img_train.tar, or wnid directories", ImagenetSource, details=("classes",)
+        "ILSVRC2012_img_train.tar, or wnid directories",
+        ImagenetSource,
+        details=("classes", "split"),
     ),
     "imagenet-val": Kind(
         "ILSVRC2012_img_val.tar or its directory, with --ground-truth",
         ImagenetValidationSource,
-        details=("classes", "ground_truth"),
+        details=("classes", "ground_truth", "split"),
         needs=("ground_truth",),
     ),
-    "lsun": Kind("an LSUN zip or LMDB, a directory of several, or exported images", LsunSource),
-    "celebahq": Kind("CelebA-HQ, directory or zip", lambda path: _aligned_faces(path, "celebahq")),
-    "ffhq": Kind("FFHQ-style directory or zip", lambda path: _aligned_faces(path, "ffhq")),
+    "lsun": Kind(
+        "an LSUN zip or LMDB, a directory of several, or exported images",
+        LsunSource,
+        details=("split",),
+    ),
+    "celebahq": Kind("CelebA-HQ, directory or zip", _celebahq, details=("split",)),
+    "ffhq": Kind("FFHQ-style directory or zip", _ffhq, details=("split",)),
     "cifar10": Kind("cifar-10-python.tar.gz or -binary.tar.gz", Cifar10Source, details=("split",)),
     "stl10": Kind("stl10_binary.tar.gz", Stl10Source, details=("split",)),
     "edm": Kind("EDM-style zip or directory with dataset.json", EdmSource),
     "parquet": Kind(
         "Hugging Face parquet file or directory",
         ParquetSource,
-        details=("image_column", "label_column"),
+        details=("image_column", "label_column", "split"),
     ),
 }
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
+from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
 from data_pipelines.sources.file_parts import zip_member
-from data_pipelines.sources.files import detect, open_zip, read_at
+from data_pipelines.sources.files import FileSource, detect
+from data_pipelines.sources.lister.archives import open_zip, read_at
+from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 from data_pipelines.sources.lmdb_file import LmdbError, records
 
 DATABASE = "data.mdb"
@@ -24,9 +26,14 @@ class LsunSource:
     """One category (`bedroom_train_lmdb.zip`, or its directory), or several, as classes.
 
     A directory or zip without databases is taken as exported images, unlabelled.
+
+    Args:
+        path: The database, or what holds several.
+        split: Which of `train`, `val`, ... to take, where there are databases of several.
     """
 
     path: Path
+    split: str | None = None
     kind: str = "lsun"
     published: bool = True
 
@@ -35,16 +42,17 @@ class LsunSource:
         databases = self._databases()
         if not databases:
             return self._exported()
-        labelled = len(databases) > 1
+        names, skips = self._classes(databases), self._others(databases)
+        labels = {split_name(name).rest: label for label, name in enumerate(names)}
         entries = []
         for number, database in enumerate(databases):
+            label = labels[split_name(_category(database)).rest] if len(names) > 1 else -1
             for key, offset, size in _records(database):
-                label = number if labelled else -1
                 locator = number * OFFSETS + offset
                 entries.append(Entry(key.decode("latin-1"), label, size, locator))
         if not entries:
             raise SourceError(f"the database {self.path} is empty")
-        return Listing(entries, tuple(map(_category, databases)) if labelled else ())
+        return Listing(entries, names if len(names) > 1 else (), skips)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -52,7 +60,7 @@ class LsunSource:
         databases = self._databases()
         with ExitStack() as stack:
             if not databases:
-                yield stack.enter_context(detect(self.path).open())
+                yield stack.enter_context(self._exported_files().open())
                 return
             files = [stack.enter_context(_open(database))[0] for database in databases]
 
@@ -63,11 +71,14 @@ class LsunSource:
             yield read
 
     def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
+        """Return the path, and the split if one was chosen."""
+        return {"path": str(self.path)} | ({"split": self.split} if self.split else {})
+
+    def _exported_files(self) -> FileSource:
+        return replace(detect(self.path), published=True, labelled=False, split=self.split)
 
     def _exported(self) -> Listing:
-        listing = replace(detect(self.path), labelled=False).list_items()
+        listing = self._exported_files().list_items()
         if not any(entry.name.lower().endswith(".webp") for entry in listing.entries):
             raise SourceError(
                 f"{self.path} is not LSUN: it holds neither a {DATABASE} nor WebP images; pack it"
@@ -76,14 +87,43 @@ class LsunSource:
         return listing
 
     def _databases(self) -> list[Path]:
+        """Return the databases of the chosen split, sorted by category.
+
+        Raises:
+            SourceError: There are several splits, and none is chosen.
+        """
+        found = self._all_databases()
+        splits = {database: split_name(_category(database)).split for database in found}
+        if not found:
+            return []
+        counts = count_splits(splits.values())
+        chosen = choose_split(self.split, counts, str(self.path), "databases")
+        return [d for d in found if splits[d] in chosen] if self.split or len(counts) > 1 else found
+
+    def _all_databases(self) -> list[Path]:
         """Return the directories or zips that are databases; directories where both exist."""
         if _is_database(self.path):
             return [self.path]
         if not self.path.is_dir():
             return []
-        found = {_category(path): path for path in self.path.glob("*.zip") if _is_database(path)}
-        found |= {_category(path): path for path in self.path.iterdir() if _is_database_dir(path)}
+        items = [path for path in self.path.iterdir() if not path.name.startswith(".")]
+        found = {_category(p): p for p in items if p.suffix == ".zip" and _is_database(p)}
+        found |= {_category(path): path for path in items if _is_database_dir(path)}
         return [found[name] for name in sorted(found)]
+
+    def _classes(self, databases: Sequence[Path]) -> tuple[str, ...]:
+        """Return the categories of all splits, called as in the chosen one."""
+        names = {split_name(_category(d)).rest: _category(d) for d in self._all_databases()}
+        names |= {split_name(_category(d)).rest: _category(d) for d in databases}
+        return tuple(sorted(names.values()))
+
+    def _others(self, databases: Sequence[Path]) -> tuple[Skip, ...]:
+        """Return what is left out beside databases."""
+        if list(databases) == [self.path]:
+            return ()
+        categories = set(map(_category, self._all_databases()))
+        others = [path.name for path in self.path.iterdir() if _category(path) not in categories]
+        return tuple(Skip(name, "no LSUN database") for name in sorted(others))
 
 
 def _category(database: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,13 @@ from typing import Any, NamedTuple, TypeGuard
 
 from data_pipelines.images import BadImage
 from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.lister.directory import walk
+from data_pipelines.sources.lister.pictures import extension, is_hidden
+from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 
 ROWS = 1 << 32  # locator = file number * ROWS + row; parquet files have fewer rows
 LABEL_NAMES = ("label", "labels", "class", "fine_label")
+MOST_CLASSES = 1 << 20
 
 
 class _Columns(NamedTuple):
@@ -27,14 +31,15 @@ class _Columns(NamedTuple):
         """Tell whether a row's label is a class index (-1 in an unlabelled set)."""
         if self.label is None:
             return label == -1
-        limit = len(self.class_names) or 1 << 31
+        limit = len(self.class_names) or MOST_CLASSES
         return label is not None and 0 <= label < limit
 
-    def names_for(self, entries: Sequence[Entry]) -> tuple[str, ...]:
-        """Return the class table: the recorded one, or the indices that occur."""
+    def names_for(self, labels: Iterable[int | None]) -> tuple[str, ...]:
+        """Return the class table: the recorded one, or the indices that occur in all splits."""
         if self.label is None or self.class_names:
             return self.class_names
-        return tuple(str(n) for n in range(1 + max((e.label for e in entries), default=-1)))
+        most = max((label for label in labels if self.allows(label)), default=-1)
+        return tuple(str(number) for number in range(1 + most))
 
 
 @dataclass(frozen=True)
@@ -46,28 +51,35 @@ class ParquetSource:
         image_column: Column of the images (encoded bytes, or a struct with a field `bytes`); None
             takes the only one there is.
         label_column: Column of the class indices; None takes the one named in LABEL_NAMES, if any.
+        split: Which of `train`, `test`, ... to take, if files of several are there.
     """
 
     path: Path
     image_column: str | None = None
     label_column: str | None = None
+    split: str | None = None
     kind: str = "parquet"
     published: bool = False
 
     def list_items(self) -> Listing:
         """Return all rows, in order. Raises SourceError if a file is damaged or has no images."""
-        columns = self._columns()
+        files, columns = self._files(), self._columns()
+        labels = {path: _labels(path, columns) for path in self._all_files()}
         entries: list[Entry] = []
-        skips: list[Skip] = []
-        for number, path in enumerate(self._files()):
+        unlabelled: dict[str, str] = {}
+        for number, (path, prefix) in enumerate(zip(files, self._prefixes(files), strict=True)):
             size = path.stat().st_size
-            for row, label in enumerate(_labels(path, columns)):
-                name = f"{path.name}/{row}"
-                if columns.allows(label):
-                    entries.append(Entry(name, label, size, number * ROWS + row))
-                else:
-                    skips.append(Skip(name, f"wrong label: {label}"))
-        return Listing(entries, columns.names_for(entries), tuple(skips))
+            for row, label in enumerate(labels[path]):
+                name = f"{prefix}/{row}"
+                index = label if columns.allows(label) else -1
+                entries.append(Entry(name, index, size, number * ROWS + row))
+                if index < 0 and columns.label is not None:
+                    unlabelled[name] = f"wrong label: {label}"
+        skips = [Skip(p.name, "in no split") for p in self._all_files() if not self._split_of(p)]
+        names = columns.names_for(itertools.chain.from_iterable(labels.values()))
+        if columns.label is not None and not names:  # no row has a class
+            names = ("0",)
+        return Listing(entries, names, tuple(skips) if self.split else (), unlabelled)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -75,17 +87,42 @@ class ParquetSource:
         yield _RowReader(self._files(), self._columns().image)
 
     def describe(self) -> dict[str, Any]:
-        """Return the path."""
-        return {"path": str(self.path)}
+        """Return the path, and the split if one was chosen."""
+        return {"path": str(self.path)} | ({"split": self.split} if self.split else {})
 
     def _files(self) -> list[Path]:
-        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        """Return the files of the chosen split. Raises SourceError if one must be chosen."""
+        files = self._all_files()
+        splits = [self._split_of(path) for path in files]
+        chosen = choose_split(self.split, count_splits(splits), str(self.path), "files")
+        if self.split is None:
+            return files
+        return [path for path, split in zip(files, splits, strict=True) if split in chosen]
+
+    def _all_files(self) -> list[Path]:
+        files = [self.path]
+        if self.path.is_dir():
+            names = [f.name for f in walk(self.path).files if extension(f.name) == "parquet"]
+            files = sorted(self.path / name for name in names if not is_hidden(name))
         if not files or not files[0].exists():
             raise SourceError(f"{self.path} holds no parquet file")
         return files
 
+    def _split_of(self, path: Path) -> str:
+        """Return the split in a file's name, or in that of its directory, "" if in neither."""
+        inside = path.relative_to(self.path).parts if self.path.is_dir() else (path.name,)
+        names = [inside[-1].removesuffix(".parquet"), *reversed(inside[:-1])]
+        return next((split for name in names if (split := split_name(name).split)), "")
+
+    def _prefixes(self, files: Sequence[Path]) -> list[str]:
+        """Return what the files' rows are called by: their names, or their paths to tell them."""
+        names = [path.name for path in files]
+        if len(set(names)) == len(names):
+            return names
+        return [path.relative_to(self.path).as_posix() for path in files]
+
     def _columns(self) -> _Columns:
-        schema = _open(self._files()[0]).schema_arrow
+        schema = _open(self._all_files()[0]).schema_arrow
         images = [self.image_column] if self.image_column else _image_columns(schema)
         if len(images) != 1 or images[0] not in schema.names:
             raise SourceError(

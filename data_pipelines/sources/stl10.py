@@ -12,7 +12,9 @@ import numpy as np
 
 from data_pipelines.images import Pixels
 from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
-from data_pipelines.sources.files import open_maybe_compressed, read_at, tar_files
+from data_pipelines.sources.lister.archives import open_maybe_compressed, read_at, tar_files
+from data_pipelines.sources.lister.directory import walk
+from data_pipelines.sources.lister.pictures import is_hidden
 
 EDGE = 96
 PIXELS = 3 * EDGE * EDGE
@@ -77,8 +79,9 @@ class Stl10Source:
 
     def _places(self) -> dict[str, _Place]:
         if self.path.is_dir():
-            files = [file for file in self.path.rglob("*") if file.is_file()]
-            return {file.name: _Place(file, 0, file.stat().st_size) for file in files}
+            files = [file for file in walk(self.path).files if not is_hidden(file.name)]
+            paths = [(self.path / file.name, file.size) for file in files]
+            return {path.name: _Place(path, 0, size) for path, size in paths}
         return {
             PurePosixPath(member.name).name: _Place(self.path, member.offset_data, member.size)
             for member in tar_files(self.path)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,15 +21,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipelines.images import ORIGINAL
+from data_pipelines.images import ORIGINAL, BadImage
 from data_pipelines.packed.manifest import MANIFEST
 from data_pipelines.packed.reader import ShardedImages
-from data_pipelines.sources.base import IMAGE_EXTENSIONS
-from evaluation.image_sets.files import TAR_SUFFIXES, EncodedMember, decode_image, list_members
+from data_pipelines.sources.base import (
+    BROKEN_LINK,
+    Entry,
+    Listing,
+    ReadItem,
+    Skip,
+    Source,
+    count_reasons,
+    name_bytes,
+    printable,
+)
+from data_pipelines.sources.edm import LABELS
+from data_pipelines.sources.kinds import image_files
+from data_pipelines.sources.lister.pictures import extension
+from data_pipelines.sources.lister.splits import SplitError
+from evaluation.image_sets.files import decode_image
 from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
 
-ARCHIVE_SUFFIXES = {".zip", *TAR_SUFFIXES}
 SAMPLES = "samples.json"
+SAMPLE_FILES = {SAMPLES, LABELS, ".lock"}
+"""Files of a sample directory that are not images."""
 Labels = NDArray[np.int64]
 
 
@@ -64,73 +82,96 @@ def open_images(path: Path) -> ImageSet:
         raise ValueError(f"{path} does not exist; give a directory, zip, tar or npz of images")
     if path.suffix == ".npz":
         return ArrayImages(path)
-    if not path.is_dir() and path.suffix not in ARCHIVE_SUFFIXES:
-        raise ValueError(f"{path} is not a directory, zip, tar or npz of images")
     manifest = _finished_manifest(path)
     if (path / MANIFEST).exists():
         return PackedImages(path, manifest)
-    return EncodedImages(path, *list_members(path), manifest)
+    return EncodedImages(path, manifest)
 
 
 class EncodedImages:
-    """Image files in the order of their names.
+    """Image files in the order of their names: those that packing would list.
 
     Args:
         path: The directory or archive, for messages and the identity.
-        members: The files.
-        classes: Class indices by name, None if they are not known.
         manifest: What `sample` recorded of them, None for other images.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        members: Sequence[EncodedMember],
-        classes: Mapping[str, int] | None = None,
-        manifest: dict[str, Any] | None = None,
-    ) -> None:
-        if not members:
-            kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
-            raise ValueError(f"{path} holds no images (files named *{kinds})")
+    def __init__(self, path: Path, manifest: dict[str, Any] | None = None) -> None:
         self.path = path
-        self.members = sorted(members, key=lambda member: member.name)
         self.manifest = manifest
-        self._classes = classes
+        self._source = image_files(path)
+        listing = _list_items(self._source)
+        self._entries = [e for e in listing.entries if e.locator != BROKEN_LINK]
+        broken = [Skip(e.name, "broken link") for e in listing.entries if e.locator == BROKEN_LINK]
+        self._skips = [skip for skip in listing.skips if skip.name not in SAMPLE_FILES] + broken
+        _note_left_out(path, self._skips)
+        labels = np.array([entry.label for entry in self._entries], np.int64)
+        self._labels = labels if (labels >= 0).all() else None
         self._size: tuple[int, ...] | None = None
+        self._read: ReadItem | None = None
+        self._opened = ExitStack()
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Kind, path, number and content digest; reads every file once."""
         digest = hashlib.sha256()
-        for member in self.members:
-            content = hashlib.sha256(member.read()).hexdigest()
-            digest.update(f"{member.name}\0{content}\n".encode())
-        return {
+        for entry in self._entries:
+            content = hashlib.sha256(self._encoded(entry)).hexdigest()
+            digest.update(name_bytes(f"{entry.name}\0{content}\n"))
+        codecs = {extension(entry.name) for entry in self._entries}
+        left_out = count_reasons(self._skips)
+        identity = {
             "kind": "images",
             "path": str(self.path),
             "num_images": len(self),
             "digest": digest.hexdigest(),
-            "codecs": sorted({Path(m.name).suffix.lower()[1:] for m in self.members}),
+            "codecs": sorted(codecs),
         }
+        return identity | ({"left_out": left_out} if left_out else {})
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self._entries)
 
     def labels(self, indices: Sequence[int]) -> Labels | None:
         """Return the classes of these indices, int64 [B], or None if they are not known."""
-        if self._classes is None:
-            return None
-        return np.array([self._classes[self.members[i].name] for i in indices], np.int64)
+        return None if self._labels is None else self._labels[list(indices)]
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
-        return torch.stack([self._decode(self.members[i]) for i in indices])
+        return torch.stack([self._decode(self._entries[i]) for i in indices])
 
-    def _decode(self, member: EncodedMember) -> Tensor:
-        image = decode_image(member.read(), f"{self.path}: {member.name}")
+    def _decode(self, entry: Entry) -> Tensor:
+        name = f"{self.path}: {printable(entry.name)}"
+        image = decode_image(self._encoded(entry), name)
         self._size = self._size or tuple(image.shape)
-        check_size(image, self._size, f"{self.path}: {member.name}")
+        check_size(image, self._size, name)
         return image
+
+    def _encoded(self, entry: Entry) -> bytes:
+        if self._read is None:
+            self._read = self._opened.enter_context(self._source.open())
+        try:
+            content = self._read(entry)
+        except (BadImage, OSError) as error:
+            raise ValueError(f"{self.path}: {printable(entry.name)}: {error}") from None
+        assert isinstance(content, bytes), "files hold encoded images"
+        return content
+
+
+def _list_items(source: Source) -> Listing:
+    """Return the images of a source. Raises ValueError if there are none, or several splits."""
+    try:
+        return source.list_items()
+    except SplitError as error:
+        raise ValueError(f"{error.found}; evaluate one of them (its directory)") from None
+
+
+def _note_left_out(path: Path, skips: Sequence[Skip]) -> None:
+    """Say which files are not evaluated, on the first rank."""
+    if skips and os.environ.get("RANK", "0") == "0":
+        counts = [f"{n} {reason}" for reason, n in count_reasons(skips).items()]
+        listed = f"{', '.join(counts)}; first: {printable(skips[0].name)}"
+        print(f"{path}: {len(skips)} files are left out ({listed})", file=sys.stderr)
 
 
 class PackedImages:

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from data_pipelines.sources.edm import LABELS
 from dist_train.runtime.world import World
 from evaluation.detectors.base import allowed_tf32
 from evaluation.disk import dir_lock, write_bytes
-from evaluation.image_sets.files import DATASET_LABELS, decode_image, encode_image
+from evaluation.image_sets.files import decode_image, encode_image
 from evaluation.image_sets.image_set import SAMPLES, Labels, read_samples_manifest
 from evaluation.progress import Progress
 from evaluation.samples.generate import GeneratedImages, SampleSpec, made_by
@@ -234,7 +235,7 @@ class SampleFiles:
                 if labels is None
                 else [[name, int(label)] for name, label in zip(names, labels, strict=True)]
             )
-            write_bytes(self._sample_dir / DATASET_LABELS, json.dumps({"labels": pairs}).encode())
+            write_bytes(self._sample_dir / LABELS, json.dumps({"labels": pairs}).encode())
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return these samples, uint8 [B, 3, H, W]."""

@@ -22,7 +22,7 @@ from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
 from data_pipelines.packed.manifest import atomic_file
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing
-from data_pipelines.sources.files import tar_files
+from data_pipelines.sources.lister.archives import tar_files
 from dist_train.runtime.world import World
 from evaluation.image_sets.files import encode_image
 from evaluation.samples.generate import GeneratedImages

@@ -224,10 +224,11 @@ def test_unusable_items_are_listed_and_the_others_kept(tmp_path: Path) -> None:
     manifest = packed_set(source, tmp_path / "set")
     assert manifest.num_images == 5
     reasons = skips(tmp_path / "set")
-    assert set(reasons) == {"cut.jpg", "tiny.png", "page.jpg", "link.png"}
+    assert set(reasons) == {"cut.jpg", "tiny.png", "page.jpg", "link.png", "notes.txt"}
+    assert reasons["notes.txt"] == "not an image"
     assert reasons["tiny.png"] == "too small: 3x5 pixels, fewer than 16"
     assert reasons["link.png"] == "unreadable: No such file or directory"
-    assert sum(manifest.skipped.values()) == 4
+    assert sum(manifest.skipped.values()) == 5
 
 
 def test_modes_are_converted() -> None:

@@ -496,8 +496,8 @@ def test_wrong_parquet_sources_are_rejected(tmp_path: Path) -> None:
 
 
 def test_details_that_a_kind_does_not_take_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="folder does not take --split"):
-        make_source("folder", tmp_path, SourceDetails(split="train"))
+    with pytest.raises(SourceError, match="edm does not take --split"):
+        make_source("edm", tmp_path, SourceDetails(split="train"))
     with pytest.raises(SourceError, match="imagenet-val needs --ground-truth"):
         make_source("imagenet-val", tmp_path)
     with pytest.raises(SourceError, match="kind 'jpegs' is unknown; known are photographs"):
