@@ -150,7 +150,12 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seeds", default=seeds, help="one seed per image, e.g. 0-49999")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
-    parser.add_argument("--labels", choices=("balanced", "random"), default="balanced")
+    parser.add_argument(
+        "--labels",
+        choices=("balanced", "random"),
+        default="balanced",
+        help="classes: seed mod classes, or drawn from the seed",
+    )
     parser.add_argument("--quantisation", choices=tuple(QUANTISATIONS), help="default: edm")
     parser.add_argument("--retouch", choices=tuple(RETOUCHES), help="default: none")
     parser.add_argument("--codec", choices=get_args(Codec), help="default: png")
@@ -162,7 +167,12 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--detector", choices=tuple(DETECTORS), default="effnet_lite0")
+    parser.add_argument(
+        "--detector",
+        choices=tuple(DETECTORS),
+        default="effnet_lite0",
+        help="network whose features are compared",
+    )
     parser.add_argument("--weights", default="", help="weights file of the detector")
     parser.add_argument("--weights-sha256", default="", help="expected digest of that file")
     parser.add_argument(

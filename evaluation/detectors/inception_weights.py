@@ -20,8 +20,8 @@ from evaluation.detectors.base import load_checked, weights_digest
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.torchscript import load_script
 
-PUBLIC_NAME = "pt_inception-2015-12-05-6726825d.pth"
 PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of `pt_inception-2015-12-05-6726825d.pth`."""
 COUNTER = "num_batches_tracked"
 
 STEM = {

@@ -222,7 +222,7 @@ def test_scripts_of_another_convention_are_rejected(tmp_path: Path) -> None:
 def test_wrong_weights_are_rejected_with_their_hash(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    path = tmp_path / inception_weights.PUBLIC_NAME
+    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
     torch.save(weights, path)
     with pytest.raises(ValueError, match=f"has sha256 {weights_digest(path, None)}, expected 6726"):
         load_inception_weights(path)
