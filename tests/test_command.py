@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -66,6 +67,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert capsys.readouterr().out == f"relaywave {project['version']}\n"
+
+
+def test_version_of_a_copy_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "9"\n')
+    monkeypatch.setattr(relaywave, "HERE", tmp_path)
+    assert relaywave.version() != "9"
+    monkeypatch.setattr(importlib.metadata, "version", _not_found)
+    assert relaywave.version() == "unknown"
+
+
+def _not_found(name: str) -> str:
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 @pytest.mark.parametrize(
