@@ -46,7 +46,13 @@ class ReferenceSettings:
 
 
 def open_reference(path: Path) -> tuple[Path | None, ImageSet | None]:
-    """Return the statistics file and the images that a path names: one, or an ADM batch's both."""
+    """Return the statistics file and the images that a path names: one, or an ADM batch's both.
+
+    Raises:
+        ValueError: It does not exist, or is neither.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a statistics file or a set of images")
     arrays = npz_names(path) if path.suffix == ".npz" else set()
     is_file = path.suffix in STATISTICS_SUFFIXES and arrays != {"arr_0"}
     holds_images = not is_file or "arr_0" in arrays
