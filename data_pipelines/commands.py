@@ -7,8 +7,12 @@ import os
 from pathlib import Path
 
 from data_pipelines.images import ORIGINAL
-from data_pipelines.packed.manifest import BETON, Manifest, read_manifest
+from data_pipelines.packed.manifest import BETON, SKIPPED, Manifest, read_manifest
 from data_pipelines.packed.remote import is_remote
+from data_pipelines.sources.base import printable
+
+NAMED_CLASSES = 10
+"""Classes that a summary names."""
 
 
 def summary(path: Path, manifest: Manifest) -> str:
@@ -21,9 +25,28 @@ def summary(path: Path, manifest: Manifest) -> str:
         f"{path}: {manifest.num_images} images of {f'{edge}x{edge}' if edge else 'any size'},"
         f" {classes}, {stored}, {size:.1f} MB"
     )
+    return text + _remarks(manifest)
+
+
+def _remarks(manifest: Manifest) -> str:
+    """Return what a user should look at: classes, skipped items, images that were enlarged."""
+    text = ""
+    if manifest.class_names:
+        more = len(manifest.class_names) - NAMED_CLASSES
+        named = ", ".join(map(printable, manifest.class_names[:NAMED_CLASSES]))
+        text += f"; classes: {named}" + (f", ... ({more} more)" if more > 0 else "")
+        pairs = zip(manifest.class_names, manifest.class_counts, strict=True)
+        if empty := [printable(name) for name, count in pairs if not count]:
+            text += f"; {len(empty)} without images ({', '.join(empty[:NAMED_CLASSES])})"
     if manifest.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
-        text += f"; skipped {sum(manifest.skipped.values())} ({reasons}; see skipped.jsonl)"
+        text += f"; skipped {sum(manifest.skipped.values())} ({reasons}; see {SKIPPED})"
+    if manifest.enlarged:
+        edge = manifest.resolution
+        text += (
+            f"; warning: {manifest.enlarged} images are smaller than {edge} pixels and were"
+            f" enlarged (--min-edge {edge} skips them)"
+        )
     return text
 
 
@@ -49,11 +72,11 @@ def _info(arguments: argparse.Namespace) -> None:
         print(len(manifest.class_names))
         return
     print(summary(arguments.path, manifest))
-    print(f"source   {manifest.kind}: {manifest.source['path']}")
+    print(f"source   {manifest.kind}: {printable(manifest.source['path'])}")
     print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))
     print(f"digest   {manifest.digest}")
     for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):
-        print(f"  {count:8d}  {name}")
+        print(f"  {count:8d}  {printable(name)}")
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

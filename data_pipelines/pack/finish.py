@@ -89,6 +89,7 @@ def _write_set(
         skipped=count_reasons(skips),
         digest=digest,
         shuffle_window=min(len(index), WINDOW_SHARDS * max(len(r.items) for r in records)),
+        enlarged=sum(records[shard].is_enlarged(row, resolution) for shard, row in places),
     )
     check_shard_sizes(set_dir, manifest)
     write_manifest(set_dir, manifest)
@@ -103,10 +104,9 @@ def _places(
     duplicates: list[Skip] = []
     first: dict[str, Entry] = {}
     for shard, record in enumerate(records):
-        rows = next(iter(record.samples.values()))
-        for row, (item, sample) in enumerate(zip(record.items, rows, strict=True)):
+        for row, item in enumerate(record.items):
             entry = listing.entries[item]
-            original = entry if keep_duplicates else first.setdefault(sample.blake2b, entry)
+            original = entry if keep_duplicates else first.setdefault(record.content(row), entry)
             if original is entry:
                 places.append((shard, row))
             else:

@@ -93,29 +93,17 @@ class PackOptions:
         )
 
 
-def select(listing: Listing, options: PackOptions) -> dict[str, Listing]:
-    """Return what each part of the pack holds: {"": all}, or {"train": ..., "holdout": ...}.
+def select(listing: Listing, options: PackOptions) -> Listing:
+    """Return what is packed of a listing, the hold-out included.
 
     Raises:
-        PackError: The hold-out or the subset would leave nothing.
+        PackError: The subset would leave nothing.
     """
     entries = listing.entries[: options.limit]
-    names = listing.class_names
     if options.subset is not None and options.subset < len(entries):
-        entries = _pick(entries, stratified(entries, options.subset, "subset"), inside=True)
-    held = stratified(entries, options.holdout, "holdout") if options.holdout else set()
-    if not options.labelled:
-        entries, names = [entry._replace(label=-1) for entry in entries], ()
-    if not options.holdout:
-        return {"": Listing(entries, names, listing.skips)}
-    return {
-        "train": Listing(_pick(entries, held, inside=False), names, listing.skips),
-        "holdout": Listing(_pick(entries, held, inside=True), names),
-    }
-
-
-def _pick(entries: Sequence[Entry], chosen: set[int], *, inside: bool) -> list[Entry]:
-    return [entry for place, entry in enumerate(entries) if (place in chosen) is inside]
+        chosen = stratified(entries, options.subset, "subset")
+        entries = [entry for place, entry in enumerate(entries) if place in chosen]
+    return replace(listing, entries=entries)
 
 
 def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
@@ -135,14 +123,17 @@ def stratified(entries: Sequence[Entry], count: int, purpose: str) -> set[int]:
     chosen: set[int] = set()
     seen = 0
     for label in sorted(by_class):
-        places = sorted(by_class[label], key=lambda place: _hash(purpose, entries[place].name))
+        places = sorted(
+            by_class[label], key=lambda place: choice_hash(purpose, entries[place].name)
+        )
         before = seen * count // len(entries)
         seen += len(places)
         chosen.update(places[: seen * count // len(entries) - before])
     return chosen
 
 
-def _hash(purpose: str, name: str) -> bytes:
+def choice_hash(purpose: str, name: str) -> bytes:
+    """Return what the choice by names is sorted by, for a subset or a hold-out."""
     return hashlib.blake2b(name_bytes(f"{purpose}/{name}"), digest_size=16).digest()
 
 

@@ -9,15 +9,16 @@ shards are never rewritten; the manifests are written last.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.finish import check_skips, join, shard_name
-from data_pipelines.pack.options import PackError, PackOptions, select
+from data_pipelines.pack.holdout import choose_holdout
+from data_pipelines.pack.options import PackError, PackOptions, select, stratified
 from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
 from data_pipelines.pack.work_dir import (
     WorkDir,
@@ -99,12 +100,8 @@ class Packer:
         self._work = WorkDir(destination)
         listing = source.list_items().usable(options.labelled)
         self._request = make_request(source, listing, self._options)
-        per_shard = self._options.shard_images
-        assert per_shard is not None
-        self._parts = [
-            Part(name, chosen, self._set_dirs(name), per_shard)
-            for name, chosen in select(listing, self._options).items()
-        ]
+        self._set_dirs = {name: self._dirs_of(name) for name in self._part_names()}
+        self._all = self._items_to_convert(select(listing, self._options))
 
     def pack(self) -> dict[Path, Manifest]:
         """Pack everything, resuming an interrupted run; complete sets are left alone.
@@ -126,7 +123,7 @@ class Packer:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names by class index of the sets that are packed."""
-        return self._parts[0].listing.class_names
+        return self._all.listing.class_names
 
     def check(self) -> None:
         """Raise PackError if the destination holds another set; writes nothing."""
@@ -154,12 +151,32 @@ class Packer:
             shutil.rmtree(self._work.path, ignore_errors=True)
         return manifests
 
-    def _set_dirs(self, part: str) -> dict[int, Path]:
+    def _part_names(self) -> tuple[str, ...]:
+        return ("train", "holdout") if self._options.holdout else ("",)
+
+    def _dirs_of(self, part: str) -> dict[int, Path]:
         resolutions = self._options.resolutions
         base = self._destination / part
         if len(resolutions) == 1:
             return {resolutions[0]: base}
         return {r: base / ("original" if r == ORIGINAL else str(r)) for r in resolutions}
+
+    def _items_to_convert(self, listing: Listing) -> Part:
+        """Return all items as one part: the set itself, or what the hold-out is taken from."""
+        count, entries = self._options.holdout, listing.entries
+        self._by_name = stratified(entries, count, "holdout") if count else set()
+        if not self._options.labelled:
+            entries = [entry._replace(label=-1) for entry in entries]
+            listing = replace(listing, entries=entries, class_names=())
+        if not count:
+            return self._part("", listing)
+        dirs = {r: self._work.path / "all" / str(r) for r in self._options.resolutions}
+        return replace(self._part("", listing), set_dirs=dirs)
+
+    def _part(self, name: str, listing: Listing) -> Part:
+        per_shard = self._options.shard_images
+        assert per_shard is not None
+        return Part(name, listing, self._dirs_of(name), per_shard)
 
     def _check_destination(self) -> None:
         """Raise PackError unless the destination is new, empty, or was made by a pack."""
@@ -167,9 +184,7 @@ class Packer:
         if path.exists() and not path.is_dir():
             raise PackError(f"the destination {path} is a file; give a directory")
         ours = self._work.exists() or any(
-            (set_dir / MANIFEST).exists()
-            for part in self._parts
-            for set_dir in part.set_dirs.values()
+            (set_dir / MANIFEST).exists() for set_dir in self._all_set_dirs()
         )
         if path.is_dir() and any(path.iterdir()) and not ours:
             raise PackError(f"the destination {path} holds other files; give a new directory")
@@ -182,7 +197,7 @@ class Packer:
             DatasetError: A set is damaged.
         """
         manifests = {}
-        set_dirs = [set_dir for part in self._parts for set_dir in part.set_dirs.values()]
+        set_dirs = self._all_set_dirs()
         for set_dir in set_dirs:
             if (set_dir / MANIFEST).exists():
                 manifest = read_manifest(set_dir)
@@ -202,27 +217,60 @@ class Packer:
         if other:
             raise PackError(f"{complaint}: {other}; give another destination, or remove it")
 
+    def _all_set_dirs(self) -> list[Path]:
+        return [set_dir for dirs in self._set_dirs.values() for set_dir in dirs.values()]
+
     def _join(self) -> dict[Path, Manifest]:
+        records = self._records(self._all)
+        if not self._options.holdout:
+            return self._join_part(self._all, records)
         manifests: dict[Path, Manifest] = {}
-        for part in self._parts:
-            records = [self._work.read(part.name, number) for number in range(part.num_shards())]
-            written = [record for record in records if record is not None]
-            if len(written) < len(records):
-                missing = [str(n) for n, record in enumerate(records) if record is None]
-                raise PackError(
-                    f"{len(missing)} of {len(records)} shards are not written yet (the first:"
-                    f" {', '.join(missing[:5])}); run their tasks again, or pack without --shard"
-                )
-            manifests |= join(written, part.listing, part.set_dirs, self._request, self._max_skips)
+        converted_items = ConvertedItems(self._all, records)
+        for part, positions in self._divide(converted_items):
+            with closing(converted_items.read(positions)) as items:
+                for number in range(part.num_shards()):
+                    self._write_shard(part, number, zip(part.items(number), items, strict=False))
+            manifests |= self._join_part(part, self._records(part))
         return manifests
+
+    def _divide(self, items: ConvertedItems) -> Iterator[tuple[Part, list[int]]]:
+        """Yield training set and hold-out, with the positions of their items among all."""
+        listing, count = self._all.listing, self._options.holdout
+        assert count is not None
+        held = choose_holdout(
+            listing.entries,
+            items.contents(),
+            self._by_name,
+            count,
+            keep_duplicates=bool(self._options.keep_duplicates),
+        )
+        for name, skips in (("train", listing.skips), ("holdout", ())):
+            positions = [n for n in range(len(listing.entries)) if (n in held) == (name != "train")]
+            entries = [listing.entries[position] for position in positions]
+            yield self._part(name, replace(listing, entries=entries, skips=skips)), positions
+
+    def _records(self, part: Part) -> list[ShardRecord]:
+        """Return the records of a part's shards. Raises PackError if one is missing."""
+        records = [self._work.read(part.name, number) for number in range(part.num_shards())]
+        written = [record for record in records if record is not None]
+        if len(written) < len(records):
+            missing = [str(n) for n, record in enumerate(records) if record is None]
+            raise PackError(
+                f"{len(missing)} of {len(records)} shards are not written yet (the first:"
+                f" {', '.join(missing[:5])}); run their tasks again, or pack without --shard"
+            )
+        return written
+
+    def _join_part(self, part: Part, records: list[ShardRecord]) -> dict[Path, Manifest]:
+        return join(records, part.listing, part.set_dirs, self._request, self._max_skips)
 
     def _write_shards(self, task: Task) -> None:
         """Write the task's shards that have no record yet."""
-        shards = [(part, n) for part in self._parts for n in range(part.num_shards())]
-        ours = [shards[index] for index in range(task.number, len(shards), task.count)]
-        missing = [(part, n) for part, n in ours if not self._is_written(part, n)]
-        total = sum(len(part.items(n)) for part, n in ours)
-        chosen = [part.listing.entries[item] for part, n in missing for item in part.items(n)]
+        part = self._all
+        ours = range(task.number, part.num_shards(), task.count)
+        missing = [number for number in ours if not self._is_written(part, number)]
+        total = sum(len(part.items(number)) for number in ours)
+        chosen = [part.listing.entries[item] for number in missing for item in part.items(number)]
         with (
             closing(converted(self._source, self._conversion(), chosen, self._workers)) as results,
             Progress(
@@ -230,7 +278,7 @@ class Packer:
             ) as progress,
         ):
             skips = 0
-            for part, number in missing:
+            for number in missing:
                 items = zip(part.items(number), progress.counting(results), strict=False)
                 skips += self._write_shard(part, number, items)
                 check_skips(skips, self._max_skips)
@@ -261,6 +309,8 @@ class Packer:
     ) -> int:
         """Write one shard at all resolutions, then its record; return its number of skips."""
         kept: list[int] = []
+        edges: list[int] = []
+        pixels: list[str] = []
         skips: list[Skip] = []
         with ExitStack() as stack:
             writers = {}
@@ -272,6 +322,8 @@ class Packer:
                     skips.append(item)
                     continue
                 kept.append(place)
+                edges.append(item.edge)
+                pixels += [item.pixels] if item.pixels else []
                 for resolution, encoded in item.encoded.items():
                     writers[resolution].add(f"{place:09d}", encoded, item.label)
             sha256 = {r: writer.finish() for r, writer in writers.items()}
@@ -281,9 +333,56 @@ class Packer:
             samples={r: writer.samples for r, writer in writers.items()},
             items=kept,
             skips=skips,
+            edges=edges,
+            pixels=pixels,
         )
         self._work.write(part.name, number, record)
         return len(skips)
+
+
+class ConvertedItems:
+    """Items that were converted into shards, to be read again."""
+
+    def __init__(self, part: Part, records: Sequence[ShardRecord]) -> None:
+        self._part, self._records = part, records
+        self._rows = {
+            item: (shard, row)
+            for shard, record in enumerate(records)
+            for row, item in enumerate(record.items)
+        }
+        self._skips = {skip.name: skip for record in records for skip in record.skips}
+
+    def contents(self) -> dict[int, str]:
+        """Return what identifies the pixels of each usable item, by position."""
+        return {item: self._records[s].content(row) for item, (s, row) in self._rows.items()}
+
+    def read(self, positions: Sequence[int]) -> Generator[Packed | Skip]:
+        """Yield items by position, ascending."""
+        with ExitStack() as stack:
+            opened: dict[int, IO[bytes]] = {}
+            current = -1
+            for position in positions:
+                if position not in self._rows:
+                    yield self._skips[self._part.listing.entries[position].name]
+                    continue
+                shard, row = self._rows[position]
+                if shard != current:
+                    stack.close()
+                    opened = {
+                        r: stack.enter_context(open(set_dir / shard_name(shard), "rb"))
+                        for r, set_dir in self._part.set_dirs.items()
+                    }
+                    current = shard
+                yield self._packed(opened, self._records[shard], row)
+
+    def _packed(self, opened: dict[int, IO[bytes]], record: ShardRecord, row: int) -> Packed:
+        encoded = {}
+        for resolution, file in opened.items():
+            sample = record.samples[resolution][row]
+            file.seek(sample.offset)
+            encoded[resolution] = file.read(sample.length)
+        edge = record.edges[row] if record.edges else 0
+        return Packed(sample.label, encoded, edge, record.pixels[row] if record.pixels else "")
 
 
 def _new_shard(path: Path) -> AbstractContextManager[IO[bytes]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, NamedTuple
 
 from data_pipelines.sources.base import Skip
@@ -75,6 +75,8 @@ class ShardRecord:
         samples: Rows of the shard's samples, by resolution; all have the same items.
         items: Position in the listing of each sample.
         skips: Items that were skipped.
+        edges: Shorter side of each sample's image in the source, in pixels; empty if unknown.
+        pixels: Digest of each sample's pixels, where its bytes do not identify them; else empty.
     """
 
     num_bytes: dict[int, int]
@@ -82,3 +84,13 @@ class ShardRecord:
     samples: dict[int, list[WrittenSample]]
     items: list[int]
     skips: list[Skip]
+    edges: list[int] = field(default_factory=list)
+    pixels: list[str] = field(default_factory=list)
+
+    def is_enlarged(self, row: int, resolution: int) -> bool:
+        """Return whether a sample's image has fewer pixels than the resolution."""
+        return bool(self.edges) and 0 < self.edges[row] < resolution
+
+    def content(self, row: int) -> str:
+        """Return what identifies the pixels of a sample (at the first resolution)."""
+        return self.pixels[row] if self.pixels else next(iter(self.samples.values()))[row].blake2b

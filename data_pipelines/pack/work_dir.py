@@ -74,6 +74,8 @@ class WorkDir:
             },
             items=document["items"],
             skips=[Skip(*skip) for skip in document["skips"]],
+            edges=document.get("edges", []),  # records may be older
+            pixels=document.get("pixels", []),
         )
 
     @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -126,7 +128,9 @@ class ChunkConverter:
 
     def __call__(self, entries: Sequence[Entry]) -> list[Packed | Skip]:
         """Convert the entries, in order; unusable ones become a Skip with the reason."""
-        return [self._convert(entry) for entry in entries]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, on metadata that is damaged
+            return [self._convert(entry) for entry in entries]
 
     def close(self) -> None:
         """Close the source."""
@@ -134,11 +138,13 @@ class ChunkConverter:
 
     def _convert(self, entry: Entry) -> Packed | Skip:
         try:
-            return Packed(entry.label, self._conversion.apply(self._read(entry)))
+            return self._conversion.apply(self._read(entry), entry.label)
         except BadImage as error:
             return Skip(entry.name, str(error))
         except OSError as error:
             return Skip(entry.name, f"unreadable: {error.strerror or error}")
+        except Exception as error:  # one odd item must not end the pack
+            return Skip(entry.name, f"unusable: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -161,8 +167,8 @@ class Conversion:
     min_edge: int
     upright: bool
 
-    def apply(self, item: bytes | Pixels) -> dict[int, bytes]:
-        """Return the stored bytes by resolution. Raises BadImage: damaged, or too small."""
+    def apply(self, item: bytes | Pixels, label: int) -> Packed:
+        """Return an item as it is stored. Raises BadImage: damaged, or too small."""
         if isinstance(item, bytes):
             image = decode(item, upright=self.upright)
         else:
@@ -170,9 +176,9 @@ class Conversion:
         if min(image.size) < self.min_edge:
             width, height = image.size
             raise BadImage(f"too small: {width}x{height} pixels, fewer than {self.min_edge}")
-        return {
-            resolution: self._stored(image, item, resolution) for resolution in self.resolutions
-        }
+        encoded = {r: self._stored(image, item, r) for r in self.resolutions}
+        pixels = _pixel_digest(image) if self.resolutions[0] == ORIGINAL else ""
+        return Packed(label, encoded, min(image.size), pixels)
 
     def _stored(self, image: Image.Image, item: bytes | Pixels, resolution: int) -> bytes:
         if resolution != ORIGINAL:
@@ -183,8 +189,22 @@ class Conversion:
         return encode(image, "png", self.quality)
 
 
+def _pixel_digest(image: Image.Image) -> str:
+    """Return what identifies an image's pixels, for files whose bytes have more in them."""
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
 class Packed(NamedTuple):
-    """One converted item: its label, and its encoded bytes by resolution."""
+    """One converted item.
+
+    Attributes:
+        label: Its class index, -1 if it has none.
+        encoded: Its encoded bytes by resolution.
+        edge: Shorter side of the image in the source, in pixels; 0 if unknown.
+        pixels: Digest of its pixels where its bytes do not identify them, else "".
+    """
 
     label: int
     encoded: dict[int, bytes]
+    edge: int = 0
+    pixels: str = ""

@@ -92,6 +92,7 @@ class Manifest:
             order; does not depend on the shard size.
         shuffle_window: Images within which remote sets are shuffled (see sample_order.py); 0 if
             the set was packed before this was recorded.
+        enlarged: Images whose shorter side in the source has fewer pixels than the resolution.
     """
 
     kind: str
@@ -106,6 +107,7 @@ class Manifest:
     skipped: dict[str, int]
     digest: str
     shuffle_window: int = 0
+    enlarged: int = 0
 
     @property
     def only_beton(self) -> bool:

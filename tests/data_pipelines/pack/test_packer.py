@@ -4,19 +4,23 @@ import dataclasses
 import errno
 import fcntl
 import io
+import itertools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
 from data_pipelines.__main__ import main
 from data_pipelines.images import BadImage, centre_square, decode_rgb
@@ -34,6 +38,7 @@ from data_pipelines.packed.manifest import (
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, SourceError
 from data_pipelines.sources.kinds import make_source
+from data_pipelines.sources.lister.archives import tar_files
 from tests.data_sets import encoded, pack, packed_set, smooth_pixels, write_class_dirs
 from tests.paths import ROOT
 
@@ -467,6 +472,225 @@ def test_duplicates_are_skipped_unless_the_set_is_published(tmp_path: Path) -> N
     options = PackOptions(resolution=16, keep_duplicates=True)
     (kept,) = pack(make_source("folder", source), tmp_path / "kept", options).values()
     assert kept.num_images == 8
+
+
+def write_copies(path: Path, copies: Sequence[int]) -> Path:
+    """Write pictures, each under as many names as said."""
+    path.mkdir()
+    for number, times in enumerate(copies):
+        for copy in range(times):
+            (path / f"{copy}_{number:03d}.png").write_bytes(encoded(smooth_pixels(number)))
+    return path
+
+
+def pixels_of(path: Path) -> list[bytes]:
+    images = ShardedImages(path)
+    found = [images.decode(index).numpy().tobytes() for index in range(len(images))]
+    images.close()
+    return found
+
+
+@pytest.mark.parametrize("resolution", [16, 0])
+@pytest.mark.parametrize(
+    ("copies", "holdout", "keep", "sizes"),
+    [
+        ([2] * 20, 20, True, (20, 20)),
+        ([2] * 20, 10, False, (10, 10)),
+        ([2] * 20, 19, False, (1, 19)),
+        ([1] * 10 + [3] * 5, 7, True, (18, 7)),
+        ([1] * 10 + [3] * 5, 7, False, (8, 7)),
+        ([4, 3, 2, 2, 5], 9, True, (7, 9)),
+        ([5, 5, 4, 4, 3], 12, True, (9, 12)),
+    ],
+)
+def test_a_holdout_has_no_image_in_training(
+    tmp_path: Path,
+    copies: list[int],
+    holdout: int,
+    keep: bool,
+    sizes: tuple[int, int],
+    resolution: int,
+) -> None:
+    source = write_copies(tmp_path / "source", copies)
+    options = PackOptions(
+        resolution=resolution, holdout=holdout, keep_duplicates=keep, shard_images=6
+    )
+    pack(make_source("folder", source), tmp_path / "sets", options)
+    sets = [tmp_path / "sets/train", tmp_path / "sets/holdout"]
+    train, held = map(pixels_of, sets) if resolution else map(contents_of_originals, sets)
+    assert (len(train), len(held)) == sizes
+    assert not set(train) & set(held)
+    shards = [shard for path in sets for shard in (path / "shards").iterdir()]
+    assert sum(len(tar_files(shard)) for shard in shards) == sum(
+        copies
+    )  # none in a shard of the other, not even unlisted
+
+
+def contents_of_originals(path: Path) -> list[bytes]:
+    images = ShardedImages(path)
+    found = [images.read(index)[0] for index in range(len(images))]
+    images.close()
+    return found
+
+
+def test_originals_of_equal_pixels_are_duplicates_whatever_their_metadata(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(6):
+        image = Image.fromarray(smooth_pixels(number))
+        exif = Image.Exif()
+        exif[0x010E] = "another description"
+        image.save(source / f"{number}.jpg", quality=90)
+        image.save(source / f"{number}_copy.jpg", quality=90, exif=exif)
+    options = PackOptions(resolution=0, holdout=3)
+    pack(make_source("folder", source), tmp_path / "sets", options)
+    sets = [tmp_path / "sets/train", tmp_path / "sets/holdout"]
+    assert [read_manifest(path).num_images for path in sets] == [3, 3]
+    names = [set(skips(path)) for path in sets]
+    assert sum(map(len, names)) == 6
+
+
+@pytest.mark.parametrize(
+    ("copies", "holdout", "keep", "message"),
+    [
+        ([2] * 20, 20, False, "holdout=20 of 20 usable different images leaves none; take fewer"),
+        ([2] * 20, 19, True, "holdout=19 cannot be met, .*; take 18 or 20, or --duplicates skip"),
+        ([3, 3], 1, True, "holdout=1 cannot be met, .*; take 3, or --duplicates skip"),
+    ],
+)
+def test_a_holdout_that_cannot_be_met_is_rejected(
+    tmp_path: Path, copies: list[int], holdout: int, keep: bool, message: str
+) -> None:
+    source = write_copies(tmp_path / "source", copies)
+    options = PackOptions(resolution=16, holdout=holdout, keep_duplicates=keep)
+    with pytest.raises(PackError, match=message):
+        pack(make_source("folder", source), tmp_path / "sets", options)
+
+
+def test_unusable_items_do_not_shrink_a_holdout(tmp_path: Path) -> None:
+    source = write_copies(tmp_path / "source", [1] * 12)
+    for number in range(8):
+        (source / f"bad{number}.png").write_bytes(b"bad")
+    options = PackOptions(resolution=16, holdout=6, shard_images=5)
+    sets = pack(make_source("folder", source), tmp_path / "sets", options)
+    assert [manifest.num_images for manifest in sets.values()] == [6, 6]
+    assert sum(sum(manifest.skipped.values()) for manifest in sets.values()) == 8
+
+
+def test_array_tasks_and_interruptions_give_the_same_holdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source("folder", write_copies(tmp_path / "source", [2] * 15))
+    options = PackOptions(resolution=(16, 8), holdout=7, shard_images=4)
+    pack(source, tmp_path / "one", options)
+
+    def packer() -> Packer:
+        return Packer(source, tmp_path / "many", options)
+
+    for number in (1, 0):
+        packer().pack_share(Task(number, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipelines.pack.finish.write_manifest", None)
+        with pytest.raises(TypeError):
+            packer().finish()
+    packer().finish()
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert packer().finish() == packer().pack()
+
+
+def test_images_that_were_enlarged_are_counted(tmp_path: Path, capsys: Capture) -> None:
+    source = write_class_dirs(tmp_path / "source", classes=2, per_class=3)  # 40 x 36 pixels
+    Image.fromarray(smooth_pixels(9, 300, 200)).save(source / "class0/large.png")
+    arguments = ["pack", "images", str(source), str(tmp_path / "sets"), "--resolution", "32,64"]
+    assert main(arguments) == 0
+    small, large = capsys.readouterr().out.splitlines()
+    assert "were enlarged" not in small
+    assert large.endswith(
+        "; classes: class0, class1; warning: 6 images are smaller than 64 pixels and were enlarged"
+        " (--min-edge 64 skips them)"
+    )
+    assert read_manifest(tmp_path / "sets/64").enlarged == 6
+    assert (
+        main([*arguments[:3], str(tmp_path / "a"), "--resolution", "64", "--min-edge", "64"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert ": 1 images of 64x64" in out
+    assert "were enlarged" not in out
+    assert main([*arguments[:3], str(tmp_path / "o"), "--resolution", "original"]) == 0
+    assert "were enlarged" not in capsys.readouterr().out
+
+
+def test_summaries_name_classes(tmp_path: Path, capsys: Capture) -> None:
+    source = tmp_path / "source"
+    for name in (*map(str, range(1, 14)), "15"):
+        (source / name).mkdir(parents=True)
+        (source / name / "0.png").write_bytes(encoded(smooth_pixels(int(name))))
+    assert main(["pack", "images", str(source), str(tmp_path / "s"), "--resolution", "16"]) == 0
+    line = capsys.readouterr().out
+    assert "16 classes" in line
+    assert "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (6 more); 2 without images (0, 14)" in line
+
+
+ODD_EXIF = {
+    "a resolution that is text": [(0x0112, 3, 1, b"\6\0\0\0"), (0x011A, 2, 2, b"7\0\0\0")],
+    "an orientation of 4 bytes": [(0x0112, 4, 1, b"\6\0\0\0")],
+    "an orientation out of range": [(0x0112, 3, 1, b"\x63\0\0\0")],
+    "an orientation that is text": [(0x0112, 2, 2, b"6\0\0\0")],
+    "offsets out of the file": [(0x0112, 3, 1, b"\6\0\0\0"), (0x010F, 2, 99, b"\xff" * 4)],
+    "an unknown type": [(0x0112, 3, 1, b"\6\0\0\0"), (0x9999, 77, 1, b"\0" * 4)],
+    "nothing": [],
+}
+
+
+def jpeg_with_exif(tags: Sequence[tuple[int, int, int, bytes]], cut: int = 0) -> bytes:
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    tiff += b"".join(struct.pack("<HHI", *tag[:3]) + tag[3] for tag in tags) + bytes(4)
+    payload = b"Exif\0\0" + tiff[: len(tiff) - cut]
+    jpeg = encoded(smooth_pixels(1), "JPEG")
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged metadata
+@pytest.mark.parametrize("resolution", [32, 0])
+def test_odd_exif_costs_no_image(tmp_path: Path, resolution: int) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, tags in ODD_EXIF.items():
+        (source / f"{name}.jpg").write_bytes(jpeg_with_exif(tags))
+    (source / "cut.jpg").write_bytes(jpeg_with_exif(ODD_EXIF["an unknown type"], cut=20))
+    (source / "junk.jpg").write_bytes(jpeg_with_exif([], cut=14))
+    options = PackOptions(resolution=resolution, keep_duplicates=True)
+    (manifest,) = pack(make_source("images", source), tmp_path / "set", options).values()
+    assert (manifest.num_images, manifest.skipped) == (9, {})
+    upright = decode_rgb(jpeg_with_exif([]))
+    for name in ("a resolution that is text", "offsets out of the file"):
+        turned = decode_rgb(jpeg_with_exif(ODD_EXIF[name]), upright=True)
+        assert np.array_equal(turned, np.rot90(upright, -1))
+
+
+def test_whatever_a_decoder_raises_costs_one_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_copies(tmp_path / "source", [1] * 4)
+    raised = [TypeError("bad\noperand"), ZeroDivisionError(), MemoryError()]
+    errors = itertools.chain(raised, itertools.repeat(None))
+
+    def load(self: object) -> object:
+        if error := next(errors):
+            raise error
+        return real(self)
+
+    real = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", load)
+    (manifest,) = pack(
+        make_source("images", source), tmp_path / "set", PackOptions(resolution=16)
+    ).values()
+    assert manifest.num_images == 1
+    assert list(skips(tmp_path / "set").values()) == [
+        "undecodable: bad operand",
+        "undecodable: ZeroDivisionError",
+        "undecodable: MemoryError",
+    ]
 
 
 def test_array_tasks_write_the_same_set(image_dir: Path, tmp_path: Path) -> None:
