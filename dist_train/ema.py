@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_train.ema_profiles import EmaProfile
-from dist_train.engine.fragments import Fragment
+from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
 
 MAIN = "main"
@@ -21,33 +21,33 @@ def average_group(network: str, average: str) -> str:
 
 
 class ShardedEma:
-    """A float32 average of this rank's own fragments of the master weights.
+    """A float32 average of this rank's own shards of the master weights.
 
     It costs 4 / N bytes per parameter and rank and needs no communication until it is read: an
     EMA in half precision would not move at all (docs/reference/deepspeed.md#4.3).
 
     Args:
-        fragments: The rank's owned fragments; their weights are followed from now on.
+        shards: The rank's owned shards; their weights are followed from now on.
         profile: How the decay depends on training progress.
     """
 
-    def __init__(self, fragments: list[Fragment], profile: EmaProfile) -> None:
+    def __init__(self, shards: list[ParameterShard], profile: EmaProfile) -> None:
         self.profile = profile
-        self._fragments = fragments
-        self._averages = [fragment.weight.clone() for fragment in fragments]
+        self._shards = shards
+        self._averages = [shard.weight.clone() for shard in shards]
 
     def update(self, images_seen: int, batch: int) -> None:
         """Take in the weights after the step that began at `images_seen`, in one fused pass."""
         beta = self.profile.beta(images_seen, batch)
-        weights = [fragment.weight for fragment in self._fragments]
+        weights = [shard.weight for shard in self._shards]
         if weights:  # a rank of very many may hold none
             torch._foreach_lerp_(self._averages, weights, 1 - beta)
 
-    def fragments(self) -> list[Fragment]:
-        """Return the averages as fragments (without moments), views that may be overwritten."""
+    def shards(self) -> list[ParameterShard]:
+        """Return the averages as shards (without moments), views that may be overwritten."""
         return [
-            Fragment(fragment.name, fragment.start, average, {})
-            for fragment, average in zip(self._fragments, self._averages, strict=True)
+            ParameterShard(shard.name, shard.start, average, {})
+            for shard, average in zip(self._shards, self._averages, strict=True)
         ]
 
     def gather(self, shapes: Mapping[str, torch.Size], world: World) -> dict[str, Tensor]:
@@ -59,14 +59,14 @@ class ShardedEma:
             shapes: Shape by name of all parameters of the network.
             world: The process group.
         """
-        mine: dict[str, list[Fragment]] = {}
-        for fragment in self.fragments():
-            mine.setdefault(fragment.name, []).append(fragment)
+        mine: dict[str, list[ParameterShard]] = {}
+        for shard in self.shards():
+            mine.setdefault(shard.name, []).append(shard)
         whole = {}
         for name, shape in shapes.items():
             flat = torch.zeros(shape.numel(), device=world.device)
-            for fragment in mine.get(name, []):
-                flat[fragment.start : fragment.start + fragment.weight.numel()] = fragment.weight
+            for shard in mine.get(name, []):
+                flat[shard.start : shard.start + shard.weight.numel()] = shard.weight
             world.reduce_sum(flat, to=0)
             if world.rank == 0:
                 whole[name] = flat.view(shape).cpu()

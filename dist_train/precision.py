@@ -7,6 +7,7 @@ a run that continues elsewhere keeps its precision.
 from __future__ import annotations
 
 import typing
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -74,13 +75,13 @@ def _groups(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if is_dataclass(value)}
 
 
-def check_precision(config: Any, device: torch.device) -> None:
-    """Refuse a precision that the device lacks.
+def check_precision(dtypes: Collection[str], device: torch.device) -> None:
+    """Reject a precision that the device lacks.
 
     Raises:
         ConfigError: bfloat16 on a GPU that only emulates it.
     """
-    if device.type != "cuda" or "bfloat16" not in compute_dtypes(config):
+    if device.type != "cuda" or "bfloat16" not in dtypes:
         return
     if not has_bfloat16(device):
         raise ConfigError(

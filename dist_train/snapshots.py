@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from data_pipelines.pipeline import ImagePipeline
-from dist_train.config import RunConfig
+from data_pipelines.pipeline import DatasetInfo, ImagePipeline
+from dist_train.config import ComputeConfig, LoggingConfig
 from dist_train.ema import MAIN, ShardedEma
 from dist_train.runtime.world import World
 from models.config_io import to_json
+from models.families import AnyObjective
 from models.objective import images_to_unit_range
 from models.rdm.config import RelayConfig
 from models.sample_rng import Draws
@@ -26,8 +28,10 @@ class SnapshotWriter:
     """Writes `snapshots/IMAGES`, `ema/NAME/IMAGES` for the other averages, and `grids/IMAGES.png`.
 
     Args:
-        config: The run's configuration.
-        run_dir: The run folder.
+        objective: What is trained.
+        logging: How many samples a grid has, and what a relay's start from.
+        provenance: What snapshots record of the run.
+        run_dir: The run directory.
         world: The process group.
         pipeline: The training set.
         on_snapshot: Called on rank 0 with the path of every snapshot of the main average.
@@ -35,23 +39,17 @@ class SnapshotWriter:
 
     def __init__(
         self,
-        config: RunConfig,
+        objective: AnyObjective,
+        logging: LoggingConfig,
+        provenance: Mapping[str, Any],
         run_dir: Path,
         world: World,
         pipeline: ImagePipeline,
         on_snapshot: Callable[[Path], None] | None,
     ) -> None:
-        self._config, self._run_dir, self._world = config, run_dir, world
-        self._provenance = {
-            "run": run_dir.name,
-            "recipe": config.recipe,
-            "dataset_digest": pipeline.info.digest,
-            "class_names": list(pipeline.info.class_names),
-            "torch": torch.__version__,
-            "compute": to_json(config.compute),
-        }
-        self._on_snapshot = on_snapshot
-        self._grids = GridDrawer(config, run_dir, world, pipeline)
+        self._objective, self._provenance = objective, dict(provenance)
+        self._run_dir, self._world, self._on_snapshot = run_dir, world, on_snapshot
+        self._grids = GridDrawer(objective, logging, run_dir, world, pipeline)
 
     def write(
         self, images_seen: int, emas: Mapping[str, ShardedEma], shapes: Mapping[str, torch.Size]
@@ -65,8 +63,8 @@ class SnapshotWriter:
         """
         grid = None
         for name, ema in emas.items():
-            folder = "snapshots" if name == MAIN else f"ema/{name}"
-            path = self._run_dir / folder / f"{images_seen:012d}"
+            parent = "snapshots" if name == MAIN else f"ema/{name}"
+            path = self._run_dir / parent / f"{images_seen:012d}"
             if self._world.broadcast_object((path / "snapshot.json").exists()):
                 continue
             weights = ema.gather(shapes, self._world)
@@ -83,14 +81,28 @@ class SnapshotWriter:
         write_snapshot(
             path,
             weights,
-            objective=self._config.objective,
-            network=self._config.objective.build().sampled_network,
+            objective=self._objective,
+            network=self._objective.build().sampled_network,
             images_seen=images_seen,
             ema=ema.profile.describe(),
             provenance=self._provenance,
         )
         if self._on_snapshot is not None and path.parent.name == "snapshots":
             self._on_snapshot(path)
+
+
+def describe_run(
+    run: str, recipe: str, compute: ComputeConfig, data: DatasetInfo
+) -> dict[str, Any]:
+    """Return what snapshots record of the run that wrote them."""
+    return {
+        "run": run,
+        "recipe": recipe,
+        "dataset_digest": data.digest,
+        "class_names": list(data.class_names),
+        "torch": torch.__version__,
+        "compute": to_json(compute),
+    }
 
 
 BATCH = 16
@@ -100,28 +112,35 @@ BATCH = 16
 class GridDrawer:
     """Draws `grids/IMAGES.png`: sample k has the seed k, on any number of ranks.
 
-    A relay needs images to go on from: samples of `grid_previous`, or else the first training
-    images, reduced to what its stage begins with.
+    A relay starts from images: samples of `logging.grid_previous`, or else the first training
+    images, reduced to the size of its first stage.
 
     Args:
-        config: The run's configuration.
-        run_dir: The run folder.
+        objective: What is trained.
+        logging: Number of samples, and the stage before.
+        run_dir: The run directory.
         world: The process group.
         pipeline: The training set.
     """
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, world: World, pipeline: ImagePipeline
+        self,
+        objective: AnyObjective,
+        logging: LoggingConfig,
+        run_dir: Path,
+        world: World,
+        pipeline: ImagePipeline,
     ) -> None:
-        self._world, self._count = world, config.logging.grid_seeds
-        self._folder = run_dir / "grids"
+        check_previous(objective, logging)
+        self._world, self._count = world, logging.grid_seeds
+        self._grid_dir = run_dir / "grids"
         self._stages: list[Path] = []
-        self._reduced: _Reduced | None = None
-        if isinstance(config.objective, RelayConfig) and self._count:
-            if config.logging.grid_previous is not None:
-                self._stages = [Path(config.logging.grid_previous)]
+        self._reduced: _ReducedImages | None = None
+        if isinstance(objective, RelayConfig) and self._count:
+            if logging.grid_previous is not None:
+                self._stages = [Path(logging.grid_previous)]
             else:
-                self._reduced = _Reduced(config.objective, pipeline, self._count, world.device)
+                self._reduced = _ReducedImages(objective, pipeline, self._count, world.device)
 
     def draw(self, snapshot: Path) -> Path | None:
         """Draw a snapshot's grid, each rank its share; returns the file on rank 0. Collective."""
@@ -134,13 +153,13 @@ class GridDrawer:
         if self._world.rank:
             return None
         drawn = {seed: image for part in parts for seed, image in part.items()}
-        self._folder.mkdir(exist_ok=True)
-        file = self._folder / f"{snapshot.name}.png"
+        self._grid_dir.mkdir(exist_ok=True)
+        file = self._grid_dir / f"{snapshot.name}.png"
         Image.fromarray(tile([drawn[seed] for seed in sorted(drawn)]).numpy()).save(file)
         return file
 
     def _work(self, snapshot: Path) -> list[tuple[list[int], Tensor | None, Sampler]]:
-        """Return this rank's batches: seeds, labels, and the sampler to draw them with."""
+        """Return this rank's batches: seeds, labels, and the sampler that draws them."""
         if self._reduced is not None:
             last = read_snapshot(snapshot)
             network = last.load_network(self._world.device)
@@ -154,27 +173,26 @@ class GridDrawer:
         return [(mine[k : k + BATCH], None, sampler) for k in range(0, len(mine), BATCH)]
 
 
-def check_previous(config: RunConfig) -> None:
-    """Refuse a `grid_previous` that grids cannot go on from. Raises ValueError."""
-    logging = config.logging
-    if isinstance(config.objective, RelayConfig) and logging.grid_seeds and logging.grid_previous:
+def check_previous(objective: AnyObjective, logging: LoggingConfig) -> None:
+    """Raise ValueError if grids cannot start from samples of `logging.grid_previous`."""
+    if isinstance(objective, RelayConfig) and logging.grid_seeds and logging.grid_previous:
         stage = read_snapshot(Path(logging.grid_previous))
-        check_stages([stage.objective, config.objective])
+        check_stages([stage.objective, objective])
 
 
-class _Reduced:
-    """The images of the first places of the global order that fall to this rank, made small."""
+class _ReducedImages:
+    """This rank's share of the first training images, reduced to the first stage's size."""
 
     def __init__(
         self, config: RelayConfig, pipeline: ImagePipeline, count: int, device: torch.device
     ) -> None:
-        self._batches: list[_Given] = []
+        self._batches: list[_FixedImages] = []
         for batch in pipeline.batches(0):
             kept = [k for k, position in enumerate(batch.positions) if position < count]
             if kept:
                 images = images_to_unit_range(batch.images[kept])
                 self._batches.append(
-                    _Given(
+                    _FixedImages(
                         functional.avg_pool2d(images, config.process.upscale).to(device),
                         [batch.positions[k] for k in kept],
                         batch.labels[kept]
@@ -186,12 +204,12 @@ class _Reduced:
             if max(batch.positions) >= count - 1:
                 return
 
-    def batches(self) -> list[_Given]:
+    def batches(self) -> list[_FixedImages]:
         return self._batches
 
 
-class _Given:
-    """A first stage that returns given images (models.sampler.Sampler)."""
+class _FixedImages:
+    """A first stage that returns these images (models.sampler.Sampler)."""
 
     def __init__(
         self, images: Tensor, seeds: Sequence[int], labels: Tensor | None, label_dim: int

@@ -31,12 +31,13 @@ def train(
         profile_steps: Steps to trace.
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
+    from dist_train.build import build_trainer
     from dist_train.precision import set_float32_mode
     from dist_train.runtime.preemption import stop_with_launcher
     from dist_train.runtime.run_dir import RunFolderError, enter_run_folder
     from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import DivergedError, Outcome, Trainer
+    from dist_train.trainer import DivergedError, Outcome
 
     stop_with_launcher()
     # Collectives outlast the watchdog, which says more than they do.
@@ -45,7 +46,7 @@ def train(
     try:
         lock, config = enter_run_folder(run_dir, config, world, allow_changes)
         set_float32_mode(config.compute)
-        outcome = Trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
+        outcome = build_trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
     except LostRankError as error:
         return refuse(error, EXIT_LOST, always=True)
     except DivergedError as error:

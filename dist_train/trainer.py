@@ -9,28 +9,31 @@ micro-batches continues it with the same global batches and the same noise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from dist_train.build import build_data, build_engines, called_networks, plan_batches
-from dist_train.checkpoint.format import CheckpointReader, Retention, TrainState, find_newest_whole
+from dist_train.checkpoint.format import CheckpointReader, TrainState, find_newest_complete
 from dist_train.checkpoint.writer import CheckpointWriter
-from dist_train.config import RunConfig
+from dist_train.config import AdamConfig, DivergencePolicy
 from dist_train.ema import ShardedEma, average_group
-from dist_train.engine.engine import parameter_lists, updating_only
-from dist_train.engine.fragments import Fragment
+from dist_train.engine.engine import Engine, parameter_lists, updating_only
+from dist_train.engine.shards import ParameterShard
+from dist_train.examples import ExampleStream
 from dist_train.monitoring.divergence import DivergedError
 from dist_train.monitoring.profiler import StepProfiler
 from dist_train.monitoring.reporter import Reporter
+from dist_train.planning.checks import Batches
 from dist_train.runtime.preemption import StopRequest
 from dist_train.runtime.watchdog import Watchdog, blaming_lost_ranks
 from dist_train.runtime.world import World
-from dist_train.snapshots import SnapshotWriter, check_previous
-from models.objective import Example
+from dist_train.snapshots import SnapshotWriter
+from models.objective import Example, Objective
 
-__all__ = ["DivergedError", "Outcome", "Trainer", "plan_batches"]
+__all__ = ["DivergedError", "Intervals", "Outcome", "Parts", "Trainer"]
 
 
 class Outcome(enum.Enum):
@@ -40,85 +43,105 @@ class Outcome(enum.Enum):
     PREEMPTED = "preempted"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Length of training and of what recurs in it, in images."""
+
+    total: int
+    log: int
+    checkpoint: int
+    snapshot: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop works with; `build_trainer` (build.py) makes them from a configuration.
+
+    Attributes:
+        objective: What is trained.
+        examples: The training set, as losses take it.
+        engines: One per network.
+        called: The networks as losses call them.
+        optim: Learning rates by network.
+        emas: Averages of the sampled network by name.
+        reporter: Metrics and logs.
+        checkpoints: Writes all state.
+        snapshots: Writes the averages.
+        profiler: Traces some steps.
+        watchdog: Ends a rank that hangs.
+    """
+
+    objective: Objective
+    examples: ExampleStream
+    engines: Mapping[str, Engine]
+    called: Mapping[str, nn.Module]
+    optim: Mapping[str, AdamConfig]
+    emas: Mapping[str, ShardedEma]
+    reporter: Reporter
+    checkpoints: CheckpointWriter
+    snapshots: SnapshotWriter
+    profiler: StepProfiler
+    watchdog: Watchdog
+
+
 class Trainer:
-    """A run: networks, engines, EMA, data, and the folder that it lives in.
+    """A run: its parts, its clock, and the directory that it lives in.
 
     Args:
-        config: The resolved configuration.
-        run_dir: The run folder; its newest whole checkpoint is resumed.
+        parts: What it works with.
+        batches: How a step's samples are split.
+        intervals: When it ends, and when it logs and saves.
+        divergence: What follows when training goes wrong.
+        run_dir: The run directory; `fit` resumes its newest complete checkpoint.
         world: The process group.
-        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
-        profile_steps: Steps of this process to trace into `profile/`; 0 traces none.
-
-    Raises:
-        ConfigError: The settings do not fit each other, the data, or the number of ranks.
-        CheckpointError: The folder has checkpoints, but none that is whole or fits.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        parts: Parts,
+        batches: Batches,
+        intervals: Intervals,
+        divergence: DivergencePolicy,
         run_dir: Path,
         world: World,
-        on_snapshot: Callable[[Path], None] | None = None,
-        profile_steps: int = 0,
     ) -> None:
-        self.config, self.run_dir, self.world = config, run_dir, world
-        self.objective = config.objective.build()
-        batches = plan_batches(config, self.objective.batch_multiple, world.size)
-        self.micro_batch_size, self.accumulation_steps = batches
-        self.pipeline = build_data(config, self.objective, world, self.micro_batch_size)
-        check_previous(config)
-        self.engines = build_engines(config, self.objective, world, batches)
-        self.networks = {name: engine.network for name, engine in self.engines.items()}
-        self._parameters = parameter_lists(self.networks)
-        self.losses = self.objective.losses()
-        owned = self.engines[self.objective.sampled_network].owned()
-        self.emas = {name: ShardedEma(owned, profile) for name, profile in config.ema.items()}
+        self.parts, self.batches, self.intervals = parts, batches, intervals
+        self.run_dir, self.world = run_dir, world
+        self.engines, self.losses = parts.engines, parts.objective.losses()
         self.images_seen = self.step = self.data_offset = 0
-        self._called = called_networks(config, self.objective, self.engines)
-        self._reporter = Reporter(config, run_dir, world, self.objective, self.engines)
-        self._writer = CheckpointWriter(
-            run_dir,
-            world,
-            Retention(
-                last=config.checkpoint.keep_last,
-                every_images=config.checkpoint.keep_every_images,
-                best=config.checkpoint.keep_best is not None,
-            ),
-        )
-        self._snapshots = SnapshotWriter(config, run_dir, world, self.pipeline, on_snapshot)
-        self._profiler = StepProfiler(run_dir, world, profile_steps)
-        self._watchdog = Watchdog(run_dir, world, config.divergence.hang_timeout)
+        self._divergence = divergence
+        networks = {name: engine.network for name, engine in parts.engines.items()}
+        self._parameters = parameter_lists(networks)
+        self._notes: list[str] = []
         self._saved: int | None = None
         self._roll_backs = 0
-        self._notes = self._resume()
 
     def fit(self) -> Outcome:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
 
         Raises:
-            DivergedError: A loss is sick, and the policy says stop.
-            CheckpointError: A checkpoint could not be written.
+            DivergedError: Training diverged, and the policy says stop.
+            CheckpointError: A checkpoint could not be written, or none of those there is complete.
         """
-        config = self.config
+        parts, intervals = self.parts, self.intervals
         try:
-            self._reporter.open(self.images_seen)
+            self._notes = self._resume()
+            parts.reporter.open(self.images_seen)
             for note in self._notes:
-                self._reporter.say(note)
-            with StopRequest() as stop, self._watchdog, blaming_lost_ranks(self.world):
+                parts.reporter.say(note)
+            with StopRequest() as stop, parts.watchdog, blaming_lost_ranks(self.world):
                 if self.images_seen == 0:
                     self._write_snapshots()
                 examples = self._examples()
-                self._reporter.timer.read()  # what took time until now was no training
-                while self.images_seen < config.total_images:
+                parts.reporter.timer.read()  # what took time until now was no training
+                while self.images_seen < intervals.total:
                     self._train_step(examples)
-                    saving = self._crossed(config.checkpoint.every_images)
-                    sampling = self._crossed(config.checkpoint.snapshot_every_images)
-                    if saving or sampling or self._crossed(config.logging.every_images):
-                        trouble = self._report()  # before saving: what diverged is never saved
-                        if trouble:
-                            self._roll_back(trouble)
+                    saving = self._crossed(intervals.checkpoint)
+                    sampling = self._crossed(intervals.snapshot)
+                    if saving or sampling or self._crossed(intervals.log):
+                        problem = self._report()  # before saving: what diverged is never saved
+                        if problem:
+                            self._roll_back(problem)
                             examples = self._examples()
                             continue
                     if sampling:
@@ -126,64 +149,57 @@ class Trainer:
                     if saving:
                         self._begin_checkpoint()
                     if self._agree_to_stop(stop):
-                        if trouble := self._report():
-                            raise DivergedError(trouble)
+                        if problem := self._report():
+                            raise DivergedError(problem)
                         self._save()
                         return Outcome.PREEMPTED
                 self._save()
                 self._write_snapshots()
             return Outcome.FINISHED
         finally:
-            self._profiler.close()
-            self._reporter.close()
-            self.pipeline.close()
+            parts.profiler.close()
+            parts.reporter.close()
+            parts.examples.close()
 
     # One step.
 
     def _train_step(self, examples: Iterator[Example]) -> None:
-        timer = self._reporter.timer
-        self._watchdog.beat(f"the data for step {self.step}")
+        parts, timer = self.parts, self.parts.reporter.timer
+        parts.watchdog.beat(f"the data for step {self.step}")
         with timer.phase("data_wait", host=True):
-            batch = [next(examples) for _ in range(self.accumulation_steps)]
-        self._watchdog.beat(f"step {self.step}")
+            batch = [next(examples) for _ in range(self.batches.accumulation_steps)]
+        parts.watchdog.beat(f"step {self.step}")
         for name, loss_fn in self.losses.items():
             rate, engine = self._learning_rate(name), self.engines[name]
             with updating_only(name, self._parameters):
                 for example in batch:
                     with timer.phase("forward"):
-                        loss, metrics = loss_fn(self._called, example, self.step)
+                        loss, metrics = loss_fn(parts.called, example, self.step)
                     with timer.phase("backward"):
                         engine.backward(loss)
                     with timer.phase("save", host=True):
-                        self._writer.wait_for_copy()
+                        parts.checkpoints.wait_for_copy()
                     with timer.phase("update"):
                         engine.step(rate)
-                    self._reporter.add(name, metrics)
+                    parts.reporter.add(name, metrics)
         with timer.phase("ema"):
-            for ema in self.emas.values():
-                ema.update(self.images_seen, self.config.global_batch_size)
-        self.images_seen += self.config.global_batch_size
+            for ema in parts.emas.values():
+                ema.update(self.images_seen, self.batches.total)
+        self.images_seen += self.batches.total
         self.step += 1
-        self._profiler.step()
+        parts.profiler.step()
 
     def _examples(self) -> Iterator[Example]:
-        """Yield this rank's micro-batches in model space, endlessly, from the current position."""
-        compute = self.config.compute
-        layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-        conditional = self.config.objective.label_dim > 0
-        for batch in self.pipeline.batches(self.images_seen + self.data_offset):
-            x = self.objective.prepare(batch.images).contiguous(memory_format=layout)
-            labels = batch.labels if conditional else None
-            yield Example(x, labels, batch.positions, self.config.seed)
+        return self.parts.examples.start(self.images_seen + self.data_offset)
 
     def _learning_rate(self, name: str) -> float:
-        adam = self.config.optim[name]
+        adam = self.parts.optim[name]
         return adam.schedule.rate(adam.lr, self.images_seen)
 
     def _crossed(self, interval: int) -> bool:
         """Whether the last step reached or passed a multiple of `interval`, or the end."""
-        before = self.images_seen - self.config.global_batch_size
-        ended = self.images_seen >= self.config.total_images
+        before = self.images_seen - self.batches.total
+        ended = self.images_seen >= self.intervals.total
         return ended or self.images_seen // interval > before // interval
 
     # What leaves the loop: metrics, checkpoints, snapshots.
@@ -191,14 +207,14 @@ class Trainer:
     def _report(self) -> str | None:
         """Report the interval that ends here, and return what is wrong, if anything."""
         rates = {name: self._learning_rate(name) for name in self.engines}
-        corrupt = len(self.pipeline.corrupt)
-        return self._reporter.report(self.images_seen, self.step, rates, corrupt)
+        replaced = self.parts.examples.replaced
+        return self.parts.reporter.report(self.images_seen, self.step, rates, replaced)
 
-    def _groups(self) -> dict[str, list[Fragment]]:
+    def _groups(self) -> dict[str, list[ParameterShard]]:
         """Return all tensors of the run's state that this rank owns, by group."""
-        name = self.objective.sampled_network
+        sampled, emas = self.parts.objective.sampled_network, self.parts.emas
         groups = {name: engine.owned() for name, engine in self.engines.items()}
-        return groups | {average_group(name, k): ema.fragments() for k, ema in self.emas.items()}
+        return groups | {average_group(sampled, name): emas[name].shards() for name in emas}
 
     def _begin_checkpoint(self) -> None:
         state = TrainState(
@@ -207,42 +223,48 @@ class Trainer:
             updates={name: engine.updates for name, engine in self.engines.items()},
             loss_scales={name: engine.loss_scale.state() for name, engine in self.engines.items()},
             data_offset=self.data_offset,
-            metric=self._reporter.metric,
+            metric=self.parts.reporter.metric,
         )
-        self._watchdog.beat("a checkpoint")
-        with self._reporter.timer.phase("save", host=True):
-            self._writer.begin(state, self._groups())
+        self.parts.watchdog.beat("a checkpoint")
+        with self.parts.reporter.timer.phase("save", host=True):
+            self.parts.checkpoints.begin(state, self._groups())
         self._saved = self.images_seen
 
     def _save(self) -> None:
         """Have the present state on disk before returning."""
         if self._saved != self.images_seen:
             self._begin_checkpoint()
-        self._writer.finish()
+        self.parts.checkpoints.finish()
 
     def _agree_to_stop(self, stop: StopRequest) -> bool:
         """Share all ranks' flags: commit a checkpoint that all have written; stop if any must."""
-        flags = [stop.requested, self._writer.written, self._writer.failed]
+        writer = self.parts.checkpoints
+        flags = [stop.requested, writer.written, writer.failed]
         stops, written, failed = self.world.all_reduce_sum(torch.tensor(flags).float()).tolist()
         if failed:
-            self._writer.finish()  # raises on all ranks
-        if self._writer.pending and written == self.world.size:
-            self._writer.commit()
+            writer.finish()  # raises on all ranks
+        if writer.pending and written == self.world.size:
+            writer.commit()
         return bool(stops > 0)
 
     def _write_snapshots(self) -> None:
-        self._watchdog.beat("a snapshot")
-        shapes = self.engines[self.objective.sampled_network].shapes
-        grid = self._snapshots.write(self.images_seen, self.emas, shapes)
+        parts = self.parts
+        parts.watchdog.beat("a snapshot")
+        shapes = self.engines[parts.objective.sampled_network].shapes
+        grid = parts.snapshots.write(self.images_seen, parts.emas, shapes)
         if grid is not None:
-            self._reporter.show_grid(self.images_seen, grid)
+            parts.reporter.show_grid(self.images_seen, grid)
 
-    # Going on, and going back.
+    # Resuming, and rolling back.
 
     def _resume(self) -> list[str]:
-        """Restore the newest whole checkpoint, if any; return what should be told about it."""
-        path, problems = find_newest_whole(self.run_dir, self.world)
-        notes = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
+        """Restore the newest complete checkpoint, if any; return what to say about it.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none that is complete or fits.
+        """
+        path, problems = find_newest_complete(self.run_dir, self.world)
+        notes = [f"skipped a damaged checkpoint: {problem}" for problem in problems]
         if path is None:
             return notes
         self._restore(path)
@@ -250,38 +272,38 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         reader = CheckpointReader(path)
-        state, sampled = reader.state, self.objective.sampled_network
+        state, sampled = reader.state, self.parts.objective.sampled_network
         for name, engine in self.engines.items():
             reader.restore(name, engine.begin_restore(state.updates[name]))
             reader.restore_parameters(name, engine.whole_parameters())
             engine.end_restore()
             engine.loss_scale.load_state(state.loss_scales[name])
-        for name, ema in self.emas.items():
-            reader.restore(average_group(sampled, name), ema.fragments())
+        for name, ema in self.parts.emas.items():
+            reader.restore(average_group(sampled, name), ema.shards())
         self.images_seen, self.step = state.images_seen, state.step
         self.data_offset = state.data_offset
         self._saved = self.images_seen
 
-    def _roll_back(self, trouble: str) -> None:
-        """Return to the last whole checkpoint and pass over the images that led to the trouble.
+    def _roll_back(self, problem: str) -> None:
+        """Return to the last complete checkpoint and skip the images that led to the problem.
 
         Raises:
             DivergedError: The policy does not roll back, has done so too often, or cannot.
         """
-        policy, diverged = self.config.divergence, self.images_seen
-        self._writer.finish()
-        path, _ = find_newest_whole(self.run_dir, self.world)
+        policy, diverged = self._divergence, self.images_seen
+        self.parts.checkpoints.finish()
+        path, _ = find_newest_complete(self.run_dir, self.world)
         if policy.action != "roll_back" or self._roll_backs >= policy.max_roll_backs or not path:
             raise DivergedError(
-                f"training diverged by {diverged:,} images: {trouble}."
+                f"training diverged by {diverged:,} images: {problem}."
                 f" The checkpoints before that are kept in {self.run_dir}"
             )
-        passed_over = self.data_offset
+        skipped = self.data_offset
         self._restore(path)
         self._roll_backs += 1
-        self.data_offset = passed_over + diverged - self.images_seen
-        self._reporter.rewind(
+        self.data_offset = skipped + diverged - self.images_seen
+        self.parts.reporter.rewind(
             self.images_seen,
-            f"rolled back from {diverged:,} to {self.images_seen:,} images and passed over the"
-            f" images between: {trouble}",
+            f"rolled back from {diverged:,} to {self.images_seen:,} images and skipped the images"
+            f" between: {problem}",
         )

@@ -23,9 +23,9 @@ ORDER = {
     " > objective > sampler > sample_rng config_io > safe_files",
     "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"
     " > sources packed > images sample_order progress",
-    "dist_train": "__main__ > commands completion > train ema_posthoc > trainer > build"
-    " > monitoring snapshots > planning checkpoint ema > engine > runtime > precision > recipes"
-    " > config > config_groups > ema_profiles schedules",
+    "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
+    " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
+    " > precision > recipes > config > config_groups > examples ema_profiles schedules",
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request > protocols"
     " > samples reference results > rank_errors > features > metrics > image_sets detectors"
     " > progress disk",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.format import CheckpointReader, check_files, find_newest_whole
+from dist_train.checkpoint.format import CheckpointReader, check_files, find_newest_complete
 from dist_train.config import AdamConfig, RunConfig
 from dist_train.runtime.world import World
 from models.config_io import ConfigError, read_config
@@ -112,7 +112,7 @@ def _find(run_dir: Path, at: int | None) -> Path:
     """Return a whole checkpoint. Raises ConfigError if there is none."""
     alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     if at is None:
-        newest, _ = find_newest_whole(run_dir, alone)
+        newest, _ = find_newest_complete(run_dir, alone)
         if newest is None:
             raise ConfigError(f"{run_dir} has no checkpoint yet")
         return newest

@@ -1,8 +1,8 @@
 """Checkpoints: all state that a run needs to go on, by parameter name, sharded and atomic.
 
 A checkpoint is a folder `checkpoints/<images seen>/` with one safetensors file per rank of
-*fragments* (ranges of flattened parameters: weights, Adam moments, EMA), one JSON index per file
-with its size and SHA-256, and `checkpoint.json`, the marker, written last. Fragments carry names
+*parameter shards* (ranges of flattened parameters: weights, Adam moments, EMA), one JSON index per
+file with its size and SHA-256, and `checkpoint.json`, the marker, written last. Shards carry names
 and offsets, so neither the number of ranks nor the ZeRO stage is baked in: any rank of a later run
 reads just the ranges that it holds.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dist_train.engine.fragments import Fragment
+from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
 from models.snapshot import file_sha256
 
@@ -75,7 +74,7 @@ def read_metric(path: Path) -> float | None:
     return metric
 
 
-def find_newest_whole(
+def find_newest_complete(
     run_dir: Path, world: World, *, contents: bool = True
 ) -> tuple[Path | None, list[str]]:
     """Return the newest undamaged checkpoint, and why newer ones were passed over. Collective.
@@ -99,7 +98,7 @@ def find_newest_whole(
         problems += found
     if problems:
         raise CheckpointError(
-            f"no checkpoint of {run_dir} is whole: {'; '.join(problems)}."
+            f"no checkpoint of {run_dir} is complete: {'; '.join(problems)}."
             " Restore one from a backup,"
             " or start again in a new run folder"
         )
@@ -107,7 +106,7 @@ def find_newest_whole(
 
 
 def check_files(path: Path, world: World, *, contents: bool = True) -> list[str]:
-    """Return the problems of this rank's share of a checkpoint's files; see find_newest_whole."""
+    """Return what is wrong with this rank's share of a checkpoint's files."""
     try:
         marker = json.loads((path / MARKER).read_text())
         files = sorted(marker["files"].items())
@@ -134,7 +133,7 @@ class CheckpointReader:
     """Reads ranges of named tensors from a whole checkpoint, whatever ranks wrote it.
 
     Args:
-        path: A checkpoint found by `find_newest_whole`.
+        path: A checkpoint found by `find_newest_complete`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -178,11 +177,11 @@ class CheckpointReader:
                 " it belongs to another architecture"
             )
 
-    def restore(self, group: str, fragments: Sequence[Fragment]) -> None:
-        """Overwrite fragments (weights and moments) with the state of a group."""
-        for fragment in fragments:
-            for kind, values in {"weight": fragment.weight, **fragment.moments}.items():
-                self.read(f"{group}/{kind}/{fragment.name}", fragment.start, values)
+    def restore(self, group: str, shards: Sequence[ParameterShard]) -> None:
+        """Overwrite shards (weights and moments) with the state of a group."""
+        for shard in shards:
+            for kind, values in {"weight": shard.weight, **shard.moments}.items():
+                self.read(f"{group}/{kind}/{shard.name}", shard.start, values)
 
     @torch.no_grad()
     def restore_parameters(self, group: str, parameters: Mapping[str, Tensor]) -> None:
@@ -191,37 +190,3 @@ class CheckpointReader:
             flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
             self.read(f"{group}/weight/{name}", 0, flat)
             parameter.copy_(flat.view(parameter.shape))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """What stays on disk; whatever one rule keeps, stays.
-
-    Attributes:
-        last: How many newest ones.
-        every_images: Those that first reached a multiple of this many images; None: no rule.
-        best: Whether the one with the lowest metric stays (the newest of equals).
-    """
-
-    last: int
-    every_images: int | None = None
-    best: bool = False
-
-    def expendable(self, checkpoints: Mapping[int, float | None]) -> list[int]:
-        """Return the images of those that no rule keeps, oldest first.
-
-        Args:
-            checkpoints: Metric (None: unknown) by images seen.
-        """
-        images = sorted(checkpoints)
-        kept = set(images[-self.last :])
-        if self.every_images:
-            first: dict[int, int] = {}
-            for n in images:
-                if n >= self.every_images:
-                    first.setdefault(n // self.every_images, n)
-            kept |= set(first.values())
-        known = {n: m for n, m in checkpoints.items() if m is not None and math.isfinite(m)}
-        if self.best and known:
-            kept.add(min(known, key=lambda n: (known[n], -n)))
-        return [n for n in images if n not in kept]

@@ -26,12 +26,12 @@ from dist_train.checkpoint.format import (
     FORMAT_VERSION,
     MARKER,
     CheckpointError,
-    Retention,
     TrainState,
     committed,
     read_metric,
 )
-from dist_train.engine.fragments import Fragment
+from dist_train.config import CheckpointConfig
+from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
 
 
@@ -41,13 +41,13 @@ class CheckpointWriter:
     Args:
         run_dir: The run folder, shared by all ranks.
         world: The process group.
-        retention: Which checkpoints stay.
+        kept: Which checkpoints stay.
     """
 
-    def __init__(self, run_dir: Path, world: World, retention: Retention) -> None:
+    def __init__(self, run_dir: Path, world: World, kept: CheckpointConfig) -> None:
         self._folder = run_dir / "checkpoints"
         self._world = world
-        self._retention = retention
+        self._kept = kept
         self._buffer = StateBuffer(world.device)
         self._copied = threading.Event()
         self._copied.set()
@@ -74,31 +74,31 @@ class CheckpointWriter:
         """Whether this rank could not write, for instance because the disk is full."""
         return self._error is not None
 
-    def begin(self, state: TrainState, groups: Mapping[str, Iterable[Fragment]]) -> None:
-        """Start copying and writing this rank's fragments.
+    def begin(self, state: TrainState, groups: Mapping[str, Iterable[ParameterShard]]) -> None:
+        """Start copying and writing this rank's shards.
 
         They must stay as they are until `wait_for_copy` has returned.
 
         Args:
             state: Progress to record.
-            groups: Owned fragments by name ("denoiser", "denoiser.ema", ...).
+            groups: Owned shards by name ("denoiser", "denoiser.ema", ...).
 
         Raises:
             CheckpointError: As `finish`, of the previous checkpoint.
         """
         self.finish()
         tensors = {
-            f"{group}/{kind}/{fragment.name}@{fragment.start}": values
-            for group, fragments in groups.items()
-            for fragment in fragments
-            for kind, values in {"weight": fragment.weight, **fragment.moments}.items()
+            f"{group}/{kind}/{shard.name}@{shard.start}": values
+            for group, shards in groups.items()
+            for shard in shards
+            for kind, values in {"weight": shard.weight, **shard.moments}.items()
         }
         self._state = state
         self._copied.clear()
         self._start(lambda: self._write(state, tensors))
 
     def wait_for_copy(self) -> None:
-        """Return as soon as the fragments may change."""
+        """Return as soon as the shards may change."""
         self._copied.wait()
 
     def commit(self) -> None:
@@ -195,8 +195,32 @@ class CheckpointWriter:
     def _prune(self) -> None:
         paths = {int(path.name): path for path in committed(self._folder.parent)}
         metrics = {images: read_metric(path) for images, path in paths.items()}
-        for images in self._retention.expendable(metrics):
+        for images in expendable(metrics, self._kept):
             shutil.rmtree(paths[images])
+
+
+def expendable(checkpoints: Mapping[int, float | None], kept: CheckpointConfig) -> list[int]:
+    """Return the images of the checkpoints that no rule keeps, oldest first.
+
+    Kept are the newest, those that first reached a multiple of `keep_every_images`, and with
+    `keep_best` the one with the lowest metric (the newest of equals).
+
+    Args:
+        checkpoints: Metric (None: unknown) by images seen.
+        kept: The rules; whatever one of them keeps, stays.
+    """
+    images = sorted(checkpoints)
+    stay = set(images[-kept.keep_last :])
+    if interval := kept.keep_every_images:
+        first: dict[int, int] = {}
+        for n in images:
+            if n >= interval:
+                first.setdefault(n // interval, n)
+        stay |= set(first.values())
+    known = {n: m for n, m in checkpoints.items() if m is not None and math.isfinite(m)}
+    if kept.keep_best is not None and known:
+        stay.add(min(known, key=lambda n: (known[n], -n)))
+    return [n for n in images if n not in stay]
 
 
 def _write_json(path: Path, value: Any) -> None:

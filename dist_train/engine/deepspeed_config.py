@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dist_train.config import ShardingConfig
 from models.config_io import ConfigError
 
 OWNED = {
     "optimizer": "optimizers are the recipe's: change optim.NETWORK",
     "scheduler": "learning rates are the recipe's: change optim.NETWORK.schedule",
-    "fp16": "precision belongs to the networks: change compute_dtype or dtype of the objective",
-    "bf16": "precision belongs to the networks: change compute_dtype or dtype of the objective",
-    "amp": "precision belongs to the networks: change compute_dtype or dtype of the objective",
-    "torch_autocast": "precision belongs to the networks: change compute_dtype of the objective",
+    "fp16": "precision belongs to the networks: change compute.precision",
+    "bf16": "precision belongs to the networks: change compute.precision",
+    "amp": "precision belongs to the networks: change compute.precision",
+    "torch_autocast": "precision belongs to the networks: change compute.precision",
     "train_batch_size": "change global_batch_size",
     "data_types": "weights and gradients are float32",
     "checkpoint": "checkpoints are relaywave's own",
@@ -25,54 +26,56 @@ MAX_BUCKET = 50_000_000
 """Gradients that are reduced together. DeepSpeed's default allocates 2 GB per network at once."""
 
 
-def check_stage(zero_stage: int, offload: str, networks: int, second_order: bool) -> None:
-    """Refuse a ZeRO stage that cannot train an objective.
+def check_stage(sharding: ShardingConfig, networks: int, second_order: bool) -> None:
+    """Reject a ZeRO stage that cannot train an objective.
 
     Raises:
         ConfigError: R1 or several networks under ZeRO-3, or offloading that the stage lacks.
     """
+    zero_stage, offload = sharding.zero_stage, sharding.offload
     if zero_stage == 3 and second_order:
         raise ConfigError(
-            "zero_stage=3 cannot train an objective with a gradient penalty (R1): its double"
-            " backward finds the weights already released; set zero_stage to 1 or 2"
+            "sharding.zero_stage=3 cannot train an objective with a gradient penalty (R1): its"
+            " double backward finds the weights already released; set it to 1 or 2"
         )
     if zero_stage == 3 and networks > 1:
         raise ConfigError(
-            f"zero_stage=3 trains one network, this objective has {networks}: a frozen network's"
-            " weights are released in the middle of another's step; set zero_stage to 1 or 2"
+            f"sharding.zero_stage=3 trains one network, this objective has {networks}: a frozen"
+            " network's weights are released in the middle of another's step; set it to 1 or 2"
         )
     if offload == "parameters" and zero_stage != 3:
         raise ConfigError(
-            f"offload=parameters needs zero_stage=3, not {zero_stage}; use offload=optimizer"
+            f"sharding.offload=parameters needs sharding.zero_stage=3, not {zero_stage};"
+            " use sharding.offload=optimizer"
         )
     if offload == "optimizer" and zero_stage == 0:
         raise ConfigError(
-            "offload=optimizer needs a sharded optimizer; set zero_stage to 1 or more"
+            "sharding.offload=optimizer needs a sharded optimizer; set sharding.zero_stage to 1 or"
+            " more"
         )
 
 
-def used_stage(zero_stage: int, offload: str, ranks: int) -> int:
+def used_stage(sharding: ShardingConfig, ranks: int) -> int:
     """Return the ZeRO stage that an engine works in: one rank has nothing to shard."""
-    return zero_stage if ranks > 1 or offload != "none" else 0
+    return sharding.zero_stage if ranks > 1 or sharding.offload != "none" else 0
 
 
 def engine_settings(
-    extra: Mapping[str, Any],
+    sharding: ShardingConfig,
     *,
-    zero_stage: int,
     micro_batch_size: int,
     accumulation_steps: int,
     clip: float,
-    offload: str,
     parameters: int = MAX_BUCKET,
 ) -> dict[str, Any]:
-    """Return DeepSpeed's settings: ours and `extra` (in DeepSpeed's own JSON format).
+    """Return DeepSpeed's settings: ours and those of `sharding.deepspeed` (DeepSpeed's own format).
 
     Raises:
-        ConfigError: `extra` has a setting that contradicts ours or belongs to the recipe.
+        ConfigError: The latter contradict ours or belong to the recipe.
     """
+    extra, zero_stage, offload = sharding.deepspeed, sharding.zero_stage, sharding.offload
     for name in OWNED.keys() & extra.keys():
-        raise ConfigError(f"deepspeed.{name} contradicts the recipe: {OWNED[name]}")
+        raise ConfigError(f"sharding.deepspeed.{name} contradicts the recipe: {OWNED[name]}")
     defaults: dict[str, Any] = {"reduce_bucket_size": min(parameters, MAX_BUCKET)}
     if zero_stage < 3:  # by default every rank would get, and send, the sum of whole gradients
         defaults["use_multi_rank_bucket_allreduce"] = False
@@ -94,7 +97,7 @@ def engine_settings(
         "gradient_clipping": clip,
         "steps_per_print": 10**12,
     }
-    return _merged(ours, extra, "deepspeed")
+    return _merged(ours, extra, "sharding.deepspeed")
 
 
 def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -24,20 +24,20 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dist_train.config import AdamConfig
+from dist_train.config import AdamConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import engine_settings, used_stage
-from dist_train.engine.fragments import Fragment, share
 from dist_train.engine.gradient_reduction import average_gradients, scatter_gradients
 from dist_train.engine.loss_scaling import CheckedAdam, LossScale, partitioned_norm
+from dist_train.engine.shards import ParameterShard, share
 from dist_train.runtime.world import World
 
-__all__ = ["MOMENTS", "Engine", "Fragment", "parameter_lists", "updating_only"]
+__all__ = ["MOMENTS", "Engine", "ParameterShard", "parameter_lists", "updating_only"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,40 +48,34 @@ class Engine:
     Args:
         network: The module, float32, on the world's device. The weights of rank 0 win.
         adam: Optimizer settings.
-        world: The process group.
-        zero_stage: 0 (replicated), 1 (optimizer sharded), 2 (gradients sharded as well) or
-            3 (weights sharded as well). One rank without offloading has nothing to shard, and is
+        sharding: What each rank holds. One rank without offloading has nothing to shard, and is
             spared the copies that sharding makes.
+        world: The process group.
         micro_batch_size: Samples per rank and backward call.
         accumulation_steps: Backward calls per update.
-        offload: What lives in the memory of the CPU: nothing, the optimizer, or the weights as well
-            (ZeRO-3).
         scale_loss: Whether gradients pass through float16 and need a dynamic loss scale.
         explosion: Updates whose gradient's norm is above this multiple of the last one's are
             skipped (up to ZeRO-2 without offloading); None skips only what is not finite.
-        extra: Further settings of DeepSpeed.
 
     Raises:
-        ValueError: `extra` contradicts what this engine has to set.
+        ConfigError: `sharding.deepspeed` contradicts what this engine has to set.
     """
 
     def __init__(
         self,
         network: nn.Module,
         adam: AdamConfig,
+        sharding: ShardingConfig,
         *,
         world: World,
-        zero_stage: int,
         micro_batch_size: int,
         accumulation_steps: int,
-        offload: Literal["none", "optimizer", "parameters"] = "none",
         scale_loss: bool = False,
         explosion: float | None = None,
-        extra: Mapping[str, Any] | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(world)
         self.network = network
-        self.zero_stage = used_stage(zero_stage, offload, world.size)
+        self.zero_stage = used_stage(sharding, world.size)
         self.loss_scale = LossScale(scale_loss, explosion)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.updates = 0
@@ -98,12 +92,10 @@ class Engine:
             else CheckedAdam(network.parameters(), self.loss_scale, clip, **settings)
         )
         config = engine_settings(
-            extra or {},
-            zero_stage=zero_stage,
+            sharding,
             micro_batch_size=micro_batch_size,
             accumulation_steps=accumulation_steps,
             clip=clip if self.zero_stage else 0.0,
-            offload=offload,
             parameters=sum(shape.numel() for shape in self.shapes.values()),
         )
         config["zero_optimization"]["stage"] = self.zero_stage
@@ -116,7 +108,9 @@ class Engine:
             norm = functools.partial(partitioned_norm, self.loss_scale)
             self._sharded.get_grad_norm_direct = norm
         self._parameters = list(network.parameters())
-        self._reduces = self.zero_stage == 0 or (self.zero_stage == 1 and offload == "none")
+        self._reduces = self.zero_stage == 0 or (
+            self.zero_stage == 1 and sharding.offload == "none"
+        )
         if self._reduces:
             self._take_over_reduction()
 
@@ -162,19 +156,19 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    def held(self) -> list[Fragment]:
+    def held(self) -> list[ParameterShard]:
         """Return what this rank's optimizer works on: all under ZeRO-0, else its partition."""
         named = self.network.named_parameters()
         if self.zero_stage == 0:
             return [
-                Fragment(name, 0, p.detach().view(-1), self._moments(p, 0, p.numel()))
+                ParameterShard(name, 0, p.detach().view(-1), self._moments(p, 0, p.numel()))
                 for name, p in named
             ]
         if self.zero_stage == 3:
             pieces = [self._held_piece(name, p) for name, p in named]
             return [piece for piece in pieces if piece.weight.numel()]
         return [
-            Fragment(
+            ParameterShard(
                 name,
                 mapping.lp_fragment_address.start,
                 mapping.hp_fragment,
@@ -188,15 +182,13 @@ class Engine:
             if (mapping := getattr(p, "_hp_mapping", None)) is not None
         ]
 
-    def owned(self) -> list[Fragment]:
+    def owned(self) -> list[ParameterShard]:
         """Return this rank's part of a disjoint cover of all parameters (checkpoints, EMA)."""
-        fragments = self.held()
-        return (
-            fragments if self.zero_stage else share(fragments, self._world.rank, self._world.size)
-        )
+        shards = self.held()
+        return shards if self.zero_stage else share(shards, self._world.rank, self._world.size)
 
-    def begin_restore(self, updates: int) -> list[Fragment]:
-        """Return the held fragments, moments allocated, to be overwritten with a saved state.
+    def begin_restore(self, updates: int) -> list[ParameterShard]:
+        """Return the held shards, moments allocated, to be overwritten with a saved state.
 
         Afterwards the caller sets `whole_parameters` to the same weights and calls `end_restore`.
         """
@@ -258,14 +250,14 @@ class Engine:
         group, offset, size = self._sharded.grad_position[self._sharded.get_param_id(parameter)]
         return group, offset, size
 
-    def _held_piece(self, name: str, parameter: nn.Parameter) -> Fragment:
+    def _held_piece(self, name: str, parameter: nn.Parameter) -> ParameterShard:
         """Return this rank's part of a parameter under ZeRO-3, without its padding."""
         group, offset, size = self._place(parameter)
         start = min(self._world.rank * size, self.shapes[name].numel())
         size = min(size, self.shapes[name].numel() - start)
         master = self._sharded.fp32_partitioned_groups_flat[group]
         weight = master.detach().narrow(0, offset, size)
-        return Fragment(name, start, weight, self._moments(master, offset, size))
+        return ParameterShard(name, start, weight, self._moments(master, offset, size))
 
     def _moments(self, parameter: Tensor, start: int, numel: int) -> dict[str, Tensor]:
         state: dict[Any, Any] = self._optimizer.state.get(parameter, {})

@@ -1,9 +1,10 @@
 """What is seen of a run: metrics, loggers, divergence, profiles, status.
 
-divergence.py   Judging the metrics of an interval: is training going wrong, and what follows
-loggers.py      Copies of the metrics elsewhere
-metrics_log.py  Metrics
+divergence.py   Checks the metrics of an interval: is training going wrong, and what to change
+loggers.py      Copies of the metrics: wandb and TensorBoard
+metrics_log.py  Metrics: averaged over ranks, metrics.jsonl, the progress bar
 profiler.py     A trace of a few steps, for chrome://tracing or Perfetto
-reporter.py     What an interval of training was like: collected step by step, judged, logged
+reporter.py     What an interval of training was like: collected step by step, checked, logged
 status.py       `relaywave train status RUN`
+throughput.py   How fast training is, and where the time of a step goes
 """

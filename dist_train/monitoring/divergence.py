@@ -1,4 +1,4 @@
-"""Judging the metrics of an interval: is training going wrong, and what follows."""
+"""Checking the metrics of an interval: is training going wrong, and what to change."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SMALLEST_SCALE = 1.0
 
 
 class DivergedError(RuntimeError):
-    """A loss is not finite or the networks are sick; the last checkpoint before it is kept."""
+    """A loss is non-finite, or training has collapsed; the last checkpoint before it is kept."""
 
 
-class Judge:
+class DivergenceCheck:
     """Looks at every interval's means, which are the same on all ranks.
 
     Args:
         policy: What counts as a sign of divergence.
-        diagnose: The objective's own judgement.
+        diagnose: The objective's own check.
         scales: Loss scales by network, which count skipped updates.
     """
 
@@ -37,18 +37,18 @@ class Judge:
         self._last: dict[str, float] = {}
         self._skipped = {name: scale.skipped for name, scale in scales.items()}
 
-    def find_trouble(self, metrics: Mapping[str, float]) -> str | None:
+    def find_problem(self, metrics: Mapping[str, float]) -> str | None:
         """Return what is wrong and what to change, or None; remembers the interval if healthy."""
         skipped = sum(scale.skipped for scale in self._scales.values())
-        passed_over = self._policy.action == "skip" and skipped > sum(self._skipped.values())
-        trouble = self._updates()
-        if passed_over:  # the losses are those of updates that were never applied
-            return trouble
-        # The objective's judgement first: it knows which network's setting made a loss rise.
-        trouble = trouble or self._diagnose(metrics) or self._losses(metrics)
-        if not trouble:
+        skipping = self._policy.action == "skip" and skipped > sum(self._skipped.values())
+        problem = self._updates()
+        if skipping:  # the losses are those of updates that were never applied
+            return problem
+        # The objective's check first: it knows which network's setting made a loss rise.
+        problem = problem or self._diagnose(metrics) or self._losses(metrics)
+        if not problem:
             self._last = {name: metrics[f"{name}/loss"] for name in self._scales}
-        return trouble
+        return problem
 
     def forget(self) -> None:
         """Start anew after a roll-back."""

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dist_train.config import RunConfig
-from models.config_io import to_json
+from dist_train.config import LoggingConfig
 
 WANDB_TIMEOUT = 30.0
 """Seconds that wandb's server has to answer at the start; afterwards it retries by itself."""
 
 
-class Mirror(Protocol):
+class Logger(Protocol):
     """Somewhere that metrics are copied to."""
 
     def write(self, line: Mapping[str, float]) -> None:
@@ -32,17 +31,23 @@ class Mirror(Protocol):
         """Send what is left."""
 
 
-def start_mirrors(config: RunConfig, run_dir: Path) -> list[Mirror]:
-    """Return the mirrors that the configuration asks for and that could be started."""
-    mirrors: list[Mirror | None] = []
-    if config.logging.wandb_project is not None:
-        mirrors.append(_start_wandb(config.logging.wandb_project, run_dir, to_json(config)))
-    if config.logging.tensorboard:
-        mirrors.append(_start_tensorboard(run_dir))
-    return [mirror for mirror in mirrors if mirror is not None]
+def start_loggers(logging: LoggingConfig, config: Mapping[str, Any], run_dir: Path) -> list[Logger]:
+    """Return the loggers that the settings ask for and that could be started.
+
+    Args:
+        logging: Which ones.
+        config: The whole configuration as JSON, for wandb to show.
+        run_dir: The run directory.
+    """
+    loggers: list[Logger | None] = []
+    if logging.wandb_project is not None:
+        loggers.append(_start_wandb(logging.wandb_project, run_dir, config))
+    if logging.tensorboard:
+        loggers.append(_start_tensorboard(run_dir))
+    return [logger for logger in loggers if logger is not None]
 
 
-class WandbMirror:
+class WandbLogger:
     """A wandb run, whose step axis is images seen."""
 
     def __init__(self, run: Any) -> None:
@@ -65,7 +70,7 @@ class WandbMirror:
         self._run.finish()
 
 
-class TensorboardMirror:
+class TensorboardLogger:
     """A TensorBoard event file in `tensorboard/`."""
 
     def __init__(self, writer: Any) -> None:
@@ -87,10 +92,10 @@ class TensorboardMirror:
         self._writer.close()
 
 
-def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Mirror | None:
+def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Logger | None:
     """Start or continue the run's wandb record; offline unless the user is logged in.
 
-    The id lives in the run folder from the first second, so that a requeued job goes on with it.
+    The id lives in the run directory from the first second, so that a requeued job continues it.
     """
     try:
         import wandb
@@ -115,16 +120,16 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Mirr
     except (wandb.Error, OSError) as error:
         _say(f"wandb could not start ({error})")
         return None
-    return WandbMirror(run)
+    return WandbLogger(run)
 
 
-def _start_tensorboard(run_dir: Path) -> Mirror | None:
+def _start_tensorboard(run_dir: Path) -> Logger | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         _say("tensorboard is not installed (pip install 'relaywave[tensorboard]')")
         return None
-    return TensorboardMirror(SummaryWriter(str(run_dir / "tensorboard")))
+    return TensorboardLogger(SummaryWriter(str(run_dir / "tensorboard")))
 
 
 def _say(problem: str) -> None:

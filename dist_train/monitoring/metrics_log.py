@@ -1,20 +1,21 @@
-"""Metrics: averaged without synchronising the device, kept in metrics.jsonl, shown and mirrored."""
+"""Metrics: averaged without synchronising the device, then written, shown and copied."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train.config import RunConfig
-from dist_train.monitoring.loggers import start_mirrors
+from dist_train.config import LoggingConfig
+from dist_train.monitoring.loggers import Logger, start_loggers
 from dist_train.runtime.world import World
 
 
@@ -50,24 +51,33 @@ class MetricAverages:
 
 
 class MetricsLog:
-    """Rank 0's record of a run: metrics.jsonl, a progress bar or plain lines, and mirrors.
+    """Rank 0's record of a run: metrics.jsonl, a progress bar or plain lines, and loggers.
 
-    metrics.jsonl is the truth. wandb and TensorBoard are mirrors: if one fails, training goes on.
+    metrics.jsonl is the truth; wandb and TensorBoard are copies: if one fails, training goes on.
 
     Args:
-        config: The run's configuration.
-        run_dir: The run folder.
-        images_seen: Where the run goes on: lines of an interrupted process after it are cut off.
+        run_dir: The run directory.
+        total_images: Length of training.
+        logging: Which loggers there are.
+        config: The whole configuration as JSON, for loggers to show.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, images_seen: int) -> None:
+    def __init__(
+        self, run_dir: Path, total_images: int, logging: LoggingConfig, config: Mapping[str, Any]
+    ) -> None:
         self._path = run_dir / "metrics.jsonl"
+        self._total, self._name = total_images, run_dir.name
+        self._start_loggers = functools.partial(start_loggers, logging, config, run_dir)
+        self._file: IO[str] | None = None
+        self._loggers: list[Logger] = []
+        self._bar: Any = None
+
+    def open(self, images_seen: int) -> None:
+        """Start recording; lines that an interrupted process wrote after that are cut off."""
         _cut_after(self._path, images_seen)
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._bar = _progress_bar(run_dir.name, images_seen, config.total_images)
-        self._total = config.total_images
-        self._name = run_dir.name
-        self._mirrors = start_mirrors(config, run_dir)
+        self._bar = _progress_bar(self._name, images_seen, self._total)
+        self._loggers = self._start_loggers()
 
     def write(self, images_seen: int, step: int, metrics: Mapping[str, float]) -> None:
         """Record one interval's means."""
@@ -76,15 +86,16 @@ class MetricsLog:
             k: (v if not isinstance(v, float) or math.isfinite(v) else None)
             for k, v in line.items()
         }
+        assert self._file is not None
         self._file.write(json.dumps(finite) + "\n")
-        for mirror in self._mirrors:
-            mirror.write({k: v for k, v in finite.items() if v is not None})
+        for logger in self._loggers:
+            logger.write({k: v for k, v in finite.items() if v is not None})
         self._show(images_seen, metrics)
 
     def show_grid(self, images_seen: int, grid: Path) -> None:
-        """Mirror a grid of samples."""
-        for mirror in self._mirrors:
-            mirror.show_grid(images_seen, grid)
+        """Send a grid of samples to the loggers."""
+        for logger in self._loggers:
+            logger.show_grid(images_seen, grid)
 
     def say(self, message: str) -> None:
         """Print a line without tearing the progress bar."""
@@ -94,7 +105,8 @@ class MetricsLog:
             self._bar.write(message)
 
     def rewind(self, images_seen: int) -> None:
-        """Forget the lines after `images_seen`: the run has gone back."""
+        """Forget the lines after `images_seen`: the run was rolled back."""
+        assert self._file is not None
         self._file.close()
         _cut_after(self._path, images_seen)
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
@@ -106,9 +118,10 @@ class MetricsLog:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
-        for mirror in self._mirrors:
-            mirror.close()
-        self._file.close()
+        for logger in self._loggers:
+            logger.close()
+        if self._file is not None:
+            self._file.close()
 
     def _show(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}

@@ -78,8 +78,8 @@ def settle_config(
     device: torch.device | None = None,
     correct: bool = False,
 ) -> RunConfig:
-    """Write the run's configuration, if `judge_config` has nothing against it, and return it."""
-    asked, config = config, judge_config(run_dir, config, allow_changes, device, correct)
+    """Write the run's configuration, if `validate_config` has nothing against it, and return it."""
+    asked, config = config, validate_config(run_dir, config, allow_changes, device, correct)
     begun = _begun_config(run_dir, asked, device, correct)
     began_as = FORMAT_VERSION if begun is None else _first_format(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def settle_config(
     return config
 
 
-def judge_config(
+def validate_config(
     run_dir: Path,
     config: RunConfig,
     allow_changes: bool = False,

@@ -73,12 +73,13 @@ def _log_new_results(run_dir: Path, evaluation: Path) -> int:
     if not new:
         return 0
     from dist_train.config import RunConfig
-    from dist_train.monitoring.loggers import start_mirrors
-    from models.config_io import read_config
+    from dist_train.monitoring.loggers import start_loggers
+    from models.config_io import read_config, to_json
 
     log_dir = evaluation / "mirror" / f"{run_dir.name}-evaluation"
     log_dir.mkdir(parents=True, exist_ok=True)
-    loggers = start_mirrors(read_config(RunConfig, run_dir / "config.json"), log_dir)
+    config = read_config(RunConfig, run_dir / "config.json")
+    loggers = start_loggers(config.logging, to_json(config), log_dir)
     if not loggers:
         return 0
     for images, protocol in new:

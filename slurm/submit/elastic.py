@@ -32,15 +32,16 @@ def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tupl
         ConfigError: `min_nodes` is not below the requested number, or no such number divides the
             batch.
     """
-    from dist_train.trainer import plan_batches
+    from dist_train.planning.checks import plan_batches
 
     if not 0 < min_nodes < resources.nodes:
         raise ConfigError(f"--min-nodes={min_nodes} must be positive and below {resources.nodes}")
-    batch_multiple = config.objective.build().batch_multiple
+    multiple = config.objective.build().batch_multiple
     fit = []
     for nodes in range(resources.nodes - 1, min_nodes - 1, -1):
         try:
-            plan_batches(config, batch_multiple, nodes * resources.tasks_per_node)
+            ranks = nodes * resources.tasks_per_node
+            plan_batches(config.global_batch_size, config.micro_batch_size, multiple, ranks)
         except ConfigError:
             continue
         fit.append(nodes)

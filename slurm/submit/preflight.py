@@ -68,15 +68,15 @@ def check_run(
     """
     from data_pipelines.backends.build import import_backend
     from data_pipelines.packed.remote import Unreachable, is_remote
-    from dist_train import build
+    from dist_train import dry_run
     from dist_train.checkpoint.format import CheckpointError
-    from dist_train.runtime.run_dir import judge_config
+    from dist_train.runtime.run_dir import validate_config
 
-    judge_config(run_dir, config, checks.allow_changes, correct=checks.correct)
+    validate_config(run_dir, config, checks.allow_changes, correct=checks.correct)
     if not site.container.image:
         import_backend(config.data.backend)
     try:
-        build.check_run(config, run_dir, resources.world_size, data_later=checks.data_later)
+        dry_run.check_run(config, run_dir, resources.world_size, data_later=checks.data_later)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     except Unreachable as error:

@@ -92,18 +92,18 @@ def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_
         classes: Names of the classes that an earlier step packs, None if they are not known.
         job_id: Its job in the queue, whose settings cannot change any more; "" if there is none.
     """
-    from dist_train.build import check_labels
-    from dist_train.runtime.run_dir import judge_config
+    from dist_train.planning.checks import check_labels
+    from dist_train.runtime.run_dir import validate_config
 
     config, run_dir = step.config, step.root
     if config is None:
         return
     if job_id or step.finished():
-        judge_config(run_dir, config)
+        validate_config(run_dir, config)
         return
     later = not (Path(config.data.path) / MANIFEST).exists()  # an earlier step packs it
     if later and classes is not None:
-        check_labels(config, classes)
+        check_labels(config.data, config.objective.label_dim, classes)
     checks = RunChecks(correct=True, data_later=later)
     check_run(config, run_dir, step.resources, target.site, checks)
     check_time_limit(config, run_dir, step.resources, target.site)

@@ -34,14 +34,14 @@ WARM_UP = 3
 
 
 def _time_steps(root: Path, name: str, steps: int) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     config = override(
         benchmarked(name), [f"global_batch_size={8 * world.size}", "logging.grid_seeds=0"]
     )
-    trainer = Trainer(config, root / f"{name}-{world.size}", world)
+    trainer = build_trainer(config, root / f"{name}-{world.size}", world)
     examples = trainer._examples()
     times = [_seconds(lambda: trainer._train_step(examples)) for _ in range(WARM_UP + steps)]
     step = statistics.median(times[WARM_UP:])
@@ -56,10 +56,10 @@ def _time_steps(root: Path, name: str, steps: int) -> None:
 
 
 def _measure_memory(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.planning.flops import CostMeter, measure_step
     from dist_train.planning.plan import memory
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     for zero_stage in range(4):
@@ -69,7 +69,7 @@ def _measure_memory(root: Path) -> None:
         gc.collect()
         meter = CostMeter()
         with meter:
-            trainer = Trainer(config, root / f"memory-{zero_stage}", world)
+            trainer = build_trainer(config, root / f"memory-{zero_stage}", world)
             examples = trainer._examples()
             for _ in range(3):
                 trainer._train_step(examples)
@@ -87,24 +87,24 @@ def _measure_memory(root: Path) -> None:
 
 
 def _measure_traffic(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.planning.flops import measure_step
     from dist_train.planning.plan import traffic
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     runs = [override(benchmarked(name), ["logging.grid_seeds=0"]) for name in NAMES]
     runs += [wide(stage) for stage in range(4)]
     for number, config in enumerate(runs):
-        trainer = Trainer(config, root / f"traffic-{number}", world)
+        trainer = build_trainer(config, root / f"traffic-{number}", world)
         examples = trainer._examples()
         trainer._train_step(examples)
         with TrafficMeter(world.size) as meter:
             trainer._train_step(examples)
-        footprint = measure_step(config.objective, trainer.micro_batch_size)
+        footprint = measure_step(config.objective, trainer.batches.micro)
         size = sum(footprint.parameters.values())
         stage = config.sharding.zero_stage
-        planned = traffic(footprint, stage, world.size, trainer.accumulation_steps)
+        planned = traffic(footprint, stage, world.size, trainer.batches.accumulation_steps)
         if world.rank == 0:
             kinds = Counter(name.strip("_") for name, _ in meter.messages)
             print(

@@ -140,15 +140,15 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0, 1]) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.preemption import StopRequest
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world, stop = init_world(), StopRequest()
     for name in names:
         config = replace(benchmarked(name), sharding=ShardingConfig(zero_stage=zero_stage))
-        trainer = Trainer(config, root / name, world)
-        trainer._reporter.open(0)
+        trainer = build_trainer(config, root / name, world)
+        trainer.parts.reporter.open(0)
         examples = trainer._examples()
         bare = BareLoop(config, world.size, world.rank)
 
@@ -177,12 +177,12 @@ def _compare(root: Path, names: Sequence[str], steps: int, zero_stage: Literal[0
 
 
 def _measure_stall(root: Path, checkpoints: int) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.preemption import StopRequest
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world, stop = init_world(), StopRequest()
-    trainer = Trainer(wide(1), root / "stall", world)
+    trainer = build_trainer(wide(1), root / "stall", world)
     examples = trainer._examples()
 
     def steps() -> None:
@@ -193,7 +193,7 @@ def _measure_stall(root: Path, checkpoints: int) -> None:
     def written() -> float:
         began = time.perf_counter()
         trainer._begin_checkpoint()
-        trainer._writer.finish()
+        trainer.parts.checkpoints.finish()
         return time.perf_counter() - began
 
     steps(), written()
@@ -201,15 +201,16 @@ def _measure_stall(root: Path, checkpoints: int) -> None:
     for _ in range(checkpoints):
         alone = _seconds(steps)
         whole = written()
-        trainer._reporter.timer.read()
+        trainer.parts.reporter.timer.read()
         began = time.perf_counter()
         trainer._begin_checkpoint()
         steps()
         prolonged = time.perf_counter() - began - alone
-        committing = _seconds(trainer._writer.commit) if trainer._writer.pending else 0.0
-        waited.append((trainer._reporter.timer.read()[1]["save"] + committing) / whole)
+        writer = trainer.parts.checkpoints
+        committing = _seconds(writer.commit) if writer.pending else 0.0
+        waited.append((trainer.parts.reporter.timer.read()[1]["save"] + committing) / whole)
         slower.append(prolonged / whole)
-        trainer._writer.finish()
+        trainer.parts.checkpoints.finish()
     if world.rank == 0:
         print(
             f"a checkpoint, written while the loop waits: {whole:.3f} s; asynchronously, of that,"
@@ -219,7 +220,7 @@ def _measure_stall(root: Path, checkpoints: int) -> None:
 
 
 def _end(trainer: Any) -> None:
-    trainer._reporter.close()
+    trainer.parts.reporter.close()
     for engine in trainer.engines.values():
         engine.close()
 

@@ -72,7 +72,7 @@ def test_bad_settings_are_refused_before_anything_starts(
             ['sharding.deepspeed={"fp16": {"enabled": true}}'],
             "deepspeed.fp16 contradicts the recipe",
         ),
-        (["sharding.offload=parameters"], "offload=parameters needs zero_stage=3, not 1"),
+        (["sharding.offload=parameters"], "offload=parameters needs sharding.zero_stage=3, not 1"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_or_the_ranks(

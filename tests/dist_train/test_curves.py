@@ -43,8 +43,8 @@ def _machine() -> dict[str, str]:
 
 
 def _train(root: Path, names: list[str], perturbation: float) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     for name in names:
         config = replace(
@@ -56,9 +56,9 @@ def _train(root: Path, names: list[str], perturbation: float) -> None:
             sharding=ShardingConfig(zero_stage=0),
         )
         (root / name).mkdir(parents=True)
-        trainer = Trainer(config, root / name, init_world())
-        for network in trainer.networks.values():
-            for parameter in network.parameters():
+        trainer = build_trainer(config, root / name, init_world())
+        for engine in trainer.engines.values():
+            for parameter in engine.network.parameters():
                 parameter.data *= 1 + perturbation * torch.randn_like(parameter)
         trainer.fit()
 

@@ -63,9 +63,9 @@ def test_two_power_profiles_stored_often_span_the_others() -> None:
 
 
 def _train(run_dir: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.run_dir import settle_config
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     widths = {"short": 0.05, "long": 0.10, "between": 0.07, "beyond": 0.14}
     config = replace(
@@ -79,7 +79,7 @@ def _train(run_dir: Path) -> None:
     world = init_world()
     if world.rank == 0:
         settle_config(run_dir, config)
-    Trainer(config, run_dir, world).fit()
+    build_trainer(config, run_dir, world).fit()
 
 
 @pytest.mark.distributed

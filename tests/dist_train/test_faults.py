@@ -28,11 +28,12 @@ from dist_train.config import (
     AdamConfig,
     CheckpointConfig,
     DivergencePolicy,
+    LoggingConfig,
     RunConfig,
     WarmupSchedule,
 )
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
-from dist_train.monitoring.divergence import Judge
+from dist_train.monitoring.divergence import DivergenceCheck
 from dist_train.runtime.watchdog import EXIT_LOST
 from models.config_io import ConfigError, override
 from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
@@ -52,11 +53,11 @@ def _fit(
     root: Path, config: RunConfig, poisoned: tuple[int, ...] = (), poison: float = torch.nan
 ) -> Any:
     """Train; samples at the poisoned positions give losses that are multiplied by the poison."""
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     root.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, root, init_world())
+    trainer = build_trainer(config, root, init_world())
     healthy = trainer.losses["denoiser"]
 
     def loss_fn(networks: Any, example: Any, step: int) -> Any:
@@ -131,9 +132,9 @@ def test_sick_updates_stop_are_skipped_or_rolled_back(
 
 
 def _check_sick_pair(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.monitoring.divergence import DivergedError
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     config = tiny_wavediff()
     soaring = AdamConfig(lr=1.0, schedule=WarmupSchedule(images=50 * BATCH))
@@ -145,7 +146,7 @@ def _check_sick_pair(root: Path) -> None:
     )
     root.mkdir()
     with pytest.raises(DivergedError, match=r"raise objective\.r1_gamma") as stop:
-        Trainer(config, root, init_world()).fit()
+        build_trainer(config, root, init_world()).fit()
     lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
     assert f"diverged by {lines[-1]['images_seen']} images" in str(stop.value)
     newest = committed(root)[-1].name
@@ -160,18 +161,18 @@ def test_a_sick_pair_stops_with_the_setting_and_the_last_good_checkpoint(tmp_pat
 def test_judge_sees_explosions_and_falling_scales() -> None:
     policy = DivergencePolicy(explosion=10.0)
     scale = LossScale(dynamic=False)
-    judge = Judge(policy, lambda metrics: None, {"net": scale})
-    assert judge.find_trouble({"net/loss": 0.1}) is None
-    assert judge.find_trouble({"net/loss": 9.0}) is None  # small losses may vary
-    assert "rose from 9 to 91" in str(judge.find_trouble({"net/loss": 91.0}))
-    assert "is inf" in str(judge.find_trouble({"net/loss": torch.inf}))
+    judge = DivergenceCheck(policy, lambda metrics: None, {"net": scale})
+    assert judge.find_problem({"net/loss": 0.1}) is None
+    assert judge.find_problem({"net/loss": 9.0}) is None  # small losses may vary
+    assert "rose from 9 to 91" in str(judge.find_problem({"net/loss": 91.0}))
+    assert "is inf" in str(judge.find_problem({"net/loss": torch.inf}))
     falling = LossScale(dynamic=True)
-    judge = Judge(policy, lambda metrics: None, {"net": falling})
+    judge = DivergenceCheck(policy, lambda metrics: None, {"net": falling})
     for _ in range(16):
         falling.update_scale(True)
-    assert judge.find_trouble({"net/loss": 1.0}) is None
+    assert judge.find_problem({"net/loss": 1.0}) is None
     falling.update_scale(True)
-    assert "loss scale of the net fell to 0.5" in str(judge.find_trouble({"net/loss": 1.0}))
+    assert "loss scale of the net fell to 0.5" in str(judge.find_problem({"net/loss": 1.0}))
 
 
 def test_loss_scale_halves_doubles_and_survives_a_checkpoint() -> None:
@@ -278,7 +279,7 @@ def _check_damage(root: Path) -> None:
             damage(newest)
         world.barrier()
         trainer = _fit(root / name, _config(f"checkpoint.every_images={2 * BATCH}"))
-        assert "passed over a damaged checkpoint" in trainer._notes[0]
+        assert "skipped a damaged checkpoint" in trainer._notes[0]
         assert f"resumed from {older}" in trainer._notes[-1]
         assert trainer.step == undisturbed.step
         _same(root / name, root / "undisturbed")
@@ -465,7 +466,7 @@ def test_wandb_out_of_reach_stops_nothing(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_SILENT", "true")
     began = time.monotonic()
-    assert loggers.start_mirrors(_config("logging.wandb_project=x"), tmp_path) == []
+    assert loggers.start_loggers(LoggingConfig(wandb_project="x"), {}, tmp_path) == []
     assert "metrics go to metrics.jsonl only" in capsys.readouterr().err
     assert time.monotonic() - began < 60
 
@@ -510,10 +511,12 @@ def test_stale_locks_and_file_systems_without_locks(
 
 
 def test_checkpoints_are_kept_by_rules() -> None:
-    from dist_train.checkpoint.format import Retention
+    from dist_train.checkpoint.writer import expendable
 
     metrics = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 1.0, 60: float("nan"), 70: 5.0}
-    assert Retention(last=2).expendable(metrics) == [10, 20, 30, 40, 50]
-    assert Retention(last=1, every_images=25).expendable(metrics) == [10, 20, 40, 60]
-    assert Retention(last=1, best=True).expendable(metrics) == [10, 20, 30, 40, 60]
-    assert Retention(last=9).expendable(metrics) == []
+    assert expendable(metrics, CheckpointConfig(keep_last=2)) == [10, 20, 30, 40, 50]
+    every = CheckpointConfig(keep_last=1, keep_every_images=25)
+    assert expendable(metrics, every) == [10, 20, 40, 60]
+    best = CheckpointConfig(keep_last=1, keep_best="net/loss")
+    assert expendable(metrics, best) == [10, 20, 30, 40, 60]
+    assert expendable(metrics, CheckpointConfig(keep_last=9)) == []

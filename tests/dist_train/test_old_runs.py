@@ -93,8 +93,8 @@ def test_an_old_run_keeps_the_precision_that_it_was_begun_with(tmp_path: Path) -
 
 
 def _begin(root: Path, total: int) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     overrides = [
         f"total_images={total}",
@@ -105,7 +105,7 @@ def _begin(root: Path, total: int) -> None:
     config = override(RECIPES["rdm_debug_edm16"](), overrides)
     world = init_world()
     config = settle_config(root, config, allow_changes=True, device=world.device)
-    Trainer(config, root, world).fit()
+    build_trainer(config, root, world).fit()
 
 
 @pytest.mark.distributed

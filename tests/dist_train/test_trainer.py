@@ -40,8 +40,9 @@ def _train(
     change: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> None:
     """Train each objective to each of `totals` in turn, as separate processes would."""
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Outcome, Trainer
+    from dist_train.trainer import Outcome
 
     world = init_world()
     for name, recipe in TINY.items():
@@ -54,7 +55,7 @@ def _train(
             )
             run_dir = Path(root) / name
             run_dir.mkdir(parents=True, exist_ok=True)
-            assert Trainer(config, run_dir, world).fit() is Outcome.FINISHED
+            assert build_trainer(config, run_dir, world).fit() is Outcome.FINISHED
 
 
 def _train_recomputing(root: str) -> None:

@@ -36,15 +36,15 @@ def test_state_is_copied_once_and_written_as_safetensors(tmp_path: Path) -> None
 
 
 def _train(run_dir: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.run_dir import settle_config
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     config = replace(tiny_wavediff(), total_images=3 * BATCH)
     if world.rank == 0:
         settle_config(run_dir, config)
-    Trainer(config, run_dir, world).fit()
+    build_trainer(config, run_dir, world).fit()
 
 
 def _load(exported: Path, wanted: dict[str, torch.Tensor]) -> None:

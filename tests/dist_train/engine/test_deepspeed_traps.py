@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_train.config import ComputeConfig
+from dist_train.config import ShardingConfig
 from models.config_io import ConfigError
 from tests.dist_train.engine.test_engine import (
     LOSSES,
@@ -59,11 +59,13 @@ def _our_engine(network: nn.Module, zero_stage: int, **zero: Any) -> Any:
     return Engine(
         network,
         AdamConfig(lr=1e-2, betas=(0.5, 0.9)),
+        ShardingConfig(
+            zero_stage=zero_stage,  # type: ignore[arg-type]
+            deepspeed={"zero_optimization": zero},
+        ),
         world=init_world(),
-        zero_stage=zero_stage,
         micro_batch_size=MICRO,
         accumulation_steps=1,
-        extra={"zero_optimization": zero},
     )
 
 
@@ -170,15 +172,13 @@ def test_r1_through_an_engine_breaks_and_through_the_module_is_right() -> None:
 
 
 def test_r1_is_not_compiled() -> None:
-    from dataclasses import replace
 
     from dist_train.build import called_networks
 
-    config = replace(tiny_wavediff(), compute=ComputeConfig(compile=True))
-    objective = config.objective.build()
+    objective = tiny_wavediff().objective.build()
     networks = objective.build_networks()
     engines: Any = {name: _Called(network) for name, network in networks.items()}
-    called = called_networks(config, objective, engines)
+    called = called_networks(engines, True, objective.second_order)
     assert called["discriminator"] is networks["discriminator"]
     assert isinstance(called["generator"], torch._dynamo.OptimizedModule)
 
@@ -285,17 +285,17 @@ def test_deepspeed_decides_nothing_by_itself() -> None:
 def test_an_average_in_half_precision_never_moves() -> None:
     from dist_train.config import ConstantEma
     from dist_train.ema import ShardedEma
-    from dist_train.engine.fragments import Fragment
+    from dist_train.engine.shards import ParameterShard
 
     weight = torch.ones(8)
-    ema = ShardedEma([Fragment("w", 0, weight, {})], ConstantEma(decay=0.9999))
+    ema = ShardedEma([ParameterShard("w", 0, weight, {})], ConstantEma(decay=0.9999))
     ema.update(0, 1)
     weight += 1
     half = torch.ones(8, dtype=torch.bfloat16)
     for step in range(1, 501):
         ema.update(step, 1)
         half.lerp_(weight.to(torch.bfloat16), 1 - 0.9999)
-    average = ema.fragments()[0].weight
+    average = ema.shards()[0].weight
     assert torch.equal(half, torch.ones_like(half))
     assert average.dtype == torch.float32
     torch.testing.assert_close(average, torch.full((8,), 2 - 0.9999**500), rtol=1e-4, atol=0)
@@ -392,4 +392,4 @@ def test_engines_refuse_what_zero3_cannot_do() -> None:
     from dist_train.engine.deepspeed_config import check_stage
 
     with pytest.raises(ConfigError, match=r"gradient penalty \(R1\)"):
-        check_stage(3, "none", 2, second_order=True)
+        check_stage(ShardingConfig(zero_stage=3), 2, second_order=True)

@@ -69,7 +69,7 @@ def _train_plainly() -> dict[str, dict[str, Tensor]]:
 
 
 def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> None:
-    from dist_train.config import AdamConfig, ConstantEma
+    from dist_train.config import AdamConfig, ConstantEma, ShardingConfig
     from dist_train.ema import ShardedEma
     from dist_train.engine.engine import Engine, parameter_lists, updating_only
     from dist_train.runtime.world import init_world
@@ -80,8 +80,8 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
         name: Engine(
             network,
             AdamConfig(lr=1e-2, betas=(0.5, 0.9)),
+            ShardingConfig(zero_stage=zero_stage),  # type: ignore[arg-type]
             world=world,
-            zero_stage=zero_stage,
             micro_batch_size=MICRO,
             accumulation_steps=ACCUMULATION,
         )
@@ -115,20 +115,20 @@ def _check_parity(zero_stage: int, reference: dict[str, dict[str, Tensor]]) -> N
 
 
 def _check_cover(engine, network, world, zero_stage: int) -> None:  # type: ignore[no-untyped-def]
-    """Owned fragments cover every weight exactly once and carry weights and moments."""
+    """Owned shards cover every weight exactly once and carry weights and moments."""
     seen = {name: torch.zeros(p.numel()) for name, p in network.named_parameters()}
-    for fragment in engine.owned():
-        end = fragment.start + fragment.weight.numel()
-        seen[fragment.name][fragment.start : end] += 1
-        whole = dict(network.named_parameters())[fragment.name].detach().flatten()
-        assert torch.equal(whole[fragment.start : end], fragment.weight)
-        assert {k: v.shape for k, v in fragment.moments.items()} == dict.fromkeys(
-            ("exp_avg", "exp_avg_sq"), fragment.weight.shape
+    for shard in engine.owned():
+        end = shard.start + shard.weight.numel()
+        seen[shard.name][shard.start : end] += 1
+        whole = dict(network.named_parameters())[shard.name].detach().flatten()
+        assert torch.equal(whole[shard.start : end], shard.weight)
+        assert {k: v.shape for k, v in shard.moments.items()} == dict.fromkeys(
+            ("exp_avg", "exp_avg_sq"), shard.weight.shape
         )
     for counts in seen.values():
         assert torch.equal(world.all_reduce_sum(counts), torch.ones_like(counts))
     total = sum(p.numel() for p in network.parameters())
-    held = sum(fragment.weight.numel() for fragment in engine.held())
+    held = sum(shard.weight.numel() for shard in engine.held())
     assert held == total if zero_stage == 0 else held <= total // 2 + 8
 
 
@@ -142,25 +142,25 @@ def _check_checkpoint_damage(folder: Path) -> None:
     from dist_train.checkpoint.format import (
         CheckpointError,
         CheckpointReader,
-        Retention,
         TrainState,
-        find_newest_whole,
+        find_newest_complete,
     )
     from dist_train.checkpoint.writer import CheckpointWriter
-    from dist_train.engine.fragments import Fragment
+    from dist_train.config import CheckpointConfig
+    from dist_train.engine.shards import ParameterShard
     from dist_train.runtime.world import init_world
 
     world = init_world()
-    writer = CheckpointWriter(folder, world, Retention(last=3))
+    writer = CheckpointWriter(folder, world, CheckpointConfig(keep_last=3))
     for images in (10, 20, 30):
         values = torch.arange(6.0) + 100 * images
         part = values[:2] if world.rank == 0 else values[2:]
-        fragment = Fragment("w", 2 * world.rank, part, {"exp_avg": -part})
-        writer.begin(TrainState(images, images // 10, {"net": images // 10}), {"net": [fragment]})
+        shard = ParameterShard("w", 2 * world.rank, part, {"exp_avg": -part})
+        writer.begin(TrainState(images, images // 10, {"net": images // 10}), {"net": [shard]})
         writer.wait_for_copy()
         part.zero_()  # training goes on: what is written is a copy
         writer.finish()
-    newest, problems = find_newest_whole(folder, world)
+    newest, problems = find_newest_complete(folder, world)
     assert newest is not None
     assert (newest.name, problems) == (f"{30:012d}", [])
     world.barrier()
@@ -172,7 +172,7 @@ def _check_checkpoint_damage(folder: Path) -> None:
         cut = folder / "checkpoints" / f"{20:012d}" / "rank_00000.safetensors"
         cut.write_bytes(cut.read_bytes()[:-1])
     world.barrier()
-    oldest, problems = find_newest_whole(folder, world)
+    oldest, problems = find_newest_complete(folder, world)
     assert oldest is not None
     assert oldest.name == f"{10:012d}"
     assert [("SHA-256" in p, "bytes, expected" in p) for p in problems] == [
@@ -193,7 +193,7 @@ def _check_checkpoint_damage(folder: Path) -> None:
         (oldest / "rank_00000.safetensors").unlink()
     world.barrier()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole"):
-        find_newest_whole(folder, world)
+        find_newest_complete(folder, world)
     world.barrier()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_train.config import AdamConfig
+from dist_train.config import AdamConfig, ShardingConfig
 from dist_train.runtime.world import World
 from models.objective import Example
 from tests.models.wavediff.test_objective import TINY, random_pair
@@ -71,8 +71,8 @@ def train_sharded(world: World, zero_stage: int) -> dict[str, dict[str, Tensor]]
         name: Engine(
             network,
             AdamConfig(**ADAM),
+            ShardingConfig(zero_stage=zero_stage),  # type: ignore[arg-type]
             world=world,
-            zero_stage=zero_stage,
             micro_batch_size=MICRO,
             accumulation_steps=ACCUMULATION,
         )

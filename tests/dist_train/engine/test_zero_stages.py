@@ -46,21 +46,22 @@ def _config(name: str, variant: str, total: int = STEPS) -> RunConfig:
 
 
 def _train_all(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Outcome, Trainer
+    from dist_train.trainer import Outcome
 
     world = init_world()
     for name, variant in CASES:
         run_dir = root / variant / name
         run_dir.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(_config(name, variant), run_dir, world)
+        trainer = build_trainer(_config(name, variant), run_dir, world)
         assert trainer.fit() is Outcome.FINISHED
         _end(trainer)
     # A run goes from ZeRO-3 with offloading to ZeRO-3 without, to ZeRO-1, and back.
     run_dir = root / "wandering" / "tiny_edm"
     run_dir.mkdir(parents=True, exist_ok=True)
     for total, variant in ((5, "zero3_offload"), (10, "zero3"), (15, "zero1"), (20, "zero3")):
-        trainer = Trainer(_config("tiny_edm", variant, total), run_dir, world)
+        trainer = build_trainer(_config("tiny_edm", variant, total), run_dir, world)
         assert trainer.fit() is Outcome.FINISHED
         _end(trainer)
 
@@ -91,22 +92,23 @@ def test_stages_agree_to_1e_6(trained: Path, name: str, variant: str) -> None:
     [
         (3, "none", 2, True, r"gradient penalty \(R1\): its double backward"),
         (3, "none", 2, False, "zero_stage=3 trains one network, this objective has 2"),
-        (2, "parameters", 1, False, "offload=parameters needs zero_stage=3, not 2"),
+        (2, "parameters", 1, False, "offload=parameters needs sharding.zero_stage=3, not 2"),
         (0, "optimizer", 1, False, "offload=optimizer needs a sharded optimizer"),
     ],
 )
 def test_what_cannot_go_together_is_refused(
     stage: int, offload: str, networks: int, second_order: bool, message: str
 ) -> None:
+    sharding: Any = {"zero_stage": stage, "offload": offload}
     with pytest.raises(ConfigError, match=message):
-        check_stage(stage, offload, networks, second_order)
+        check_stage(ShardingConfig(**sharding), networks, second_order)
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer contradicts the recipe: .* change"),
-        ({"fp16": {"enabled": True}}, "deepspeed.fp16 contradicts .* change compute_dtype"),
+        ({"fp16": {"enabled": True}}, "deepspeed.fp16 contradicts .* change compute.precision"),
         ({"gradient_clipping": 1.0}, "deepspeed.gradient_clipping=1.0 contradicts"),
         ({"zero_optimization": {"stage": 2}}, "deepspeed.zero_optimization.stage=2 contradicts"),
     ],
@@ -115,11 +117,12 @@ def test_settings_of_deepspeed_that_contradict_are_refused(
     extra: dict[str, Any], message: str
 ) -> None:
     batches = {"micro_batch_size": 2, "accumulation_steps": 3}
-    ours: dict[str, Any] = {"zero_stage": 1, "clip": 0.0, "offload": "none", **batches}
+    ours: dict[str, Any] = {"clip": 0.0, **batches}
     with pytest.raises(ConfigError, match=message):
-        engine_settings(extra, **ours)
+        engine_settings(ShardingConfig(deepspeed=extra), **ours)
     harmless = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "wall_clock": True}
-    merged = engine_settings(harmless, **ours)
+    merged = engine_settings(ShardingConfig(deepspeed=harmless), **ours)
     assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
-    assert engine_settings({}, **ours, parameters=9)["zero_optimization"]["reduce_bucket_size"] == 9
+    small = engine_settings(ShardingConfig(), **ours, parameters=9)
+    assert small["zero_optimization"]["reduce_bucket_size"] == 9
     assert (merged["wall_clock"], merged["train_micro_batch_size_per_gpu"]) == (True, 2)

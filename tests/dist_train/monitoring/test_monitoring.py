@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from dist_train.__main__ import main
-from dist_train.config import RunConfig, ShardingConfig
+from dist_train.config import LoggingConfig, RunConfig, ShardingConfig
 from dist_train.monitoring import loggers
-from dist_train.monitoring.reporter import PHASES
+from dist_train.monitoring.throughput import PHASES
 from dist_train.precision import check_precision, compute_dtypes, settle_precision
 from dist_train.recipes import RECIPES
 from dist_train.runtime import run_dir
@@ -29,14 +29,14 @@ from tests.tiny import BATCH, TINY, tiny_edm, tiny_wavediff
 
 
 def _observed(run_dir: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.run_dir import settle_config
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     settings = ["logging.grid_seeds=5", "logging.peak_tflops=0.5"]
     config = override(tiny_wavediff(), [*settings, "checkpoint.keep_best=generator/loss"])
     settle_config(run_dir, config)
-    Trainer(config, run_dir, init_world(), profile_steps=1).fit()
+    build_trainer(config, run_dir, init_world(), profile_steps=1).fit()
 
 
 @pytest.mark.distributed
@@ -75,12 +75,12 @@ def test_a_run_shows_where_it_stands(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def _profiled(run_dir: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     config = replace(tiny_edm(), total_images=4 * BATCH)
     run_dir.mkdir()
-    Trainer(config, run_dir, init_world(), profile_steps=9).fit()
+    build_trainer(config, run_dir, init_world(), profile_steps=9).fit()
 
 
 @pytest.mark.distributed
@@ -105,15 +105,15 @@ def _half_precision(total: int, zero_stage: Literal[0, 1]) -> RunConfig:
 
 
 def _train_half(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     for name, totals in (("zero0", [48]), ("zero1", [48]), ("resumed", [24, 48])):
         run_dir = root / name
         run_dir.mkdir(exist_ok=True)
         for total in totals:
             stage: Any = 1 if name == "zero1" else 0
-            Trainer(_half_precision(total, stage), run_dir, init_world()).fit()
+            build_trainer(_half_precision(total, stage), run_dir, init_world()).fit()
 
 
 @pytest.mark.distributed
@@ -134,11 +134,11 @@ def test_a_precision_that_the_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPat
     objective = tiny_edm().objective
     assert isinstance(objective, EdmConfig)
     assert compute_dtypes(objective) == {"float32"}
-    check_precision(objective, torch.device("cuda"))
+    check_precision(compute_dtypes(objective), torch.device("cuda"))
     brain = replace(objective, unet=replace(objective.unet, compute_dtype="bfloat16"))
-    check_precision(brain, torch.device("cpu"))
+    check_precision(compute_dtypes(brain), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"which Tesla V100 lacks; set compute.precision=float"):
-        check_precision(brain, torch.device("cuda"))
+        check_precision(compute_dtypes(brain), torch.device("cuda"))
 
 
 def test_automatic_precision_is_that_of_the_device_unless_a_network_names_one() -> None:
@@ -180,15 +180,15 @@ def test_a_run_keeps_the_precision_that_it_was_begun_with(
 
 
 def _draw_grids(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, recipe in TINY.items():
         run_dir = root / name
         run_dir.mkdir(parents=True, exist_ok=True)
         config = override(recipe(), [f"total_images={BATCH}", "logging.grid_seeds=10"])
-        Trainer(config, run_dir, world).fit()
+        build_trainer(config, run_dir, world).fit()
 
 
 @pytest.mark.distributed
@@ -213,12 +213,10 @@ def test_wandb_goes_on_with_one_record_while_offline(
     monkeypatch.setenv("WANDB_SILENT", "true")
     Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     for images_seen in (8, 16):  # two jobs, one after the other
-        (mirror,) = loggers.start_mirrors(
-            override(tiny_edm(), ["logging.wandb_project=x"]), tmp_path
-        )
-        mirror.write({"images_seen": images_seen, "net/loss": 0.5})
-        mirror.show_grid(images_seen, tmp_path / "grid.png")
-        mirror.close()
+        (logger,) = loggers.start_loggers(LoggingConfig(wandb_project="x"), {}, tmp_path)
+        logger.write({"images_seen": images_seen, "net/loss": 0.5})
+        logger.show_grid(images_seen, tmp_path / "grid.png")
+        logger.close()
         time.sleep(1.1)  # wandb names its folders by the second
     name = (tmp_path / "wandb_id").read_text()
     records = sorted((tmp_path / "wandb").glob(f"offline-run-*-{name}"))
@@ -234,7 +232,7 @@ def test_tensorboard_is_an_option(
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert loggers.start_mirrors(override(tiny_edm(), ["logging.tensorboard=true"]), tmp_path) == []
+    assert loggers.start_loggers(LoggingConfig(tensorboard=True), {}, tmp_path) == []
     assert "pip install 'relaywave[tensorboard]'" in capsys.readouterr().err
 
     recorded: list[tuple[Any, ...]] = []
@@ -249,11 +247,11 @@ def test_tensorboard_is_an_option(
         def close(self) -> None:
             recorded.append(("closed",))
 
-    mirror = loggers.TensorboardMirror(Writer())
-    mirror.write({"images_seen": 8, "net/loss": 0.5})
+    logger = loggers.TensorboardLogger(Writer())
+    logger.write({"images_seen": 8, "net/loss": 0.5})
     Image.new("RGB", (4, 2)).save(tmp_path / "grid.png")
-    mirror.show_grid(8, tmp_path / "grid.png")
-    mirror.close()
+    logger.show_grid(8, tmp_path / "grid.png")
+    logger.close()
     assert recorded == [
         ("images_seen", 8, 8),
         ("net/loss", 0.5, 8),

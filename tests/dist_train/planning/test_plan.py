@@ -44,8 +44,8 @@ CASES = [*(("tiny_edm", stage) for stage in range(4)), *(("tiny_wavediff", z) fo
 
 
 def _measure(run_dir: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, zero_stage in CASES:
@@ -55,7 +55,7 @@ def _measure(run_dir: Path) -> None:
         gc.collect()
         meter = CostMeter()
         with meter:  # all tensors of this process, from the first weight on
-            trainer = Trainer(config, folder, world)
+            trainer = build_trainer(config, folder, world)
             examples = trainer._examples()
             for _ in range(2):  # the second step has moments; step 0 has all that is done at times
                 trainer.step = 0
@@ -75,20 +75,20 @@ def test_planned_memory_is_that_of_real_runs_within_ten_per_cent(tmp_path: Path)
 
 
 def _count_traffic(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     world = init_world()
     for name, zero_stage in CASES:
         for micro in (None, 2):
             config = replace(_config(name, zero_stage), micro_batch_size=micro)
-            trainer = Trainer(config, root, world)
+            trainer = build_trainer(config, root, world)
             examples = trainer._examples()
             trainer._train_step(examples)
             with TrafficMeter(RANKS) as meter:
                 trainer._train_step(examples)
             footprint = measure_step(config.objective, BATCH // RANKS)
-            planned = traffic(footprint, zero_stage, RANKS, trainer.accumulation_steps)
+            planned = traffic(footprint, zero_stage, RANKS, trainer.batches.accumulation_steps)
             assert meter.sent == pytest.approx(planned, rel=0.05), f"{name} ZeRO-{zero_stage}"
             for engine in trainer.engines.values():
                 engine.close()

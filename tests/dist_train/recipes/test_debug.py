@@ -24,14 +24,14 @@ STAGES = {
 
 
 def _train(root: Path) -> None:
+    from dist_train.build import build_trainer
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import Trainer
 
     for name in STAGES:
         (root / name).mkdir()
         names = ("total_images", "checkpoint.every_images", "checkpoint.snapshot_every_images")
         config = override(RECIPES[name](), [f"{setting}={IMAGES}" for setting in names])
-        Trainer(config, root / name, init_world()).fit()
+        build_trainer(config, root / name, init_world()).fit()
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_results_go_to_loggers_once_by_images_seen(
             written.append({})
 
     monkeypatch.setattr(
-        "dist_train.monitoring.loggers.start_mirrors", lambda config, log_dir: [Logger()]
+        "dist_train.monitoring.loggers.start_loggers", lambda logging, config, log_dir: [Logger()]
     )
     write_config(override(tiny_edm(), ["logging.wandb_project=p"]), tmp_path / "config.json")
     for images in (200, 100):

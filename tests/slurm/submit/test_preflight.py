@@ -54,7 +54,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("edm16", ['optim={{"x": {{"lr": 1}}}}'], "optim has settings for"),
         ("edm16", ['sharding.deepspeed={{"fp16": {{"enabled": true}}}}'], "contradicts the recipe"),
         ("edm16", ['sharding.deepspeed={{"gradient_clipping": 3}}'], "contradicts the recipe"),
-        ("edm16", ["sharding.offload=parameters"], "needs zero_stage=3"),
+        ("edm16", ["sharding.offload=parameters"], "needs sharding.zero_stage=3"),
         ("relay64", ["logging.grid_previous={sets}/three"], "is not a snapshot"),
         ("relay64", ["logging.grid_previous={sets}/stage"], "the previous stage has 4 classes"),
     ],

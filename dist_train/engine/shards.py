@@ -1,4 +1,4 @@
-"""Fragments: the ranges of parameters that a rank holds, whatever the ZeRO stage.
+"""Parameter shards: the ranges of parameters that a rank holds, whatever the ZeRO stage.
 
 They are the language between engines, EMA and checkpoints: names and offsets in whole parameters,
 so that nothing on disk knows how many ranks wrote it.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Fragment:
+class ParameterShard:
     """A contiguous range of one parameter's flattened float32 master weights, held by this rank.
 
     Attributes:
@@ -28,24 +28,24 @@ class Fragment:
     weight: Tensor
     moments: Mapping[str, Tensor]
 
-    def cut(self, first: int, last: int) -> Fragment:
-        """Return the elements [first, last) of this fragment."""
+    def cut(self, first: int, last: int) -> ParameterShard:
+        """Return the elements [first, last) of this shard."""
         moments = {name: values[first:last] for name, values in self.moments.items()}
-        return Fragment(self.name, self.start + first, self.weight[first:last], moments)
+        return ParameterShard(self.name, self.start + first, self.weight[first:last], moments)
 
 
-def share(fragments: Sequence[Fragment], rank: int, size: int) -> list[Fragment]:
-    """Return the rank's part of fragments that all ranks hold alike: an even, disjoint cover."""
-    total = sum(fragment.weight.numel() for fragment in fragments)
-    return list(_between(fragments, total * rank // size, total * (rank + 1) // size))
+def share(shards: Sequence[ParameterShard], rank: int, size: int) -> list[ParameterShard]:
+    """Return the rank's part of shards that all ranks hold alike: an even, disjoint cover."""
+    total = sum(shard.weight.numel() for shard in shards)
+    return list(_between(shards, total * rank // size, total * (rank + 1) // size))
 
 
-def _between(fragments: Sequence[Fragment], first: int, last: int) -> Iterator[Fragment]:
-    """Yield the parts of `fragments`, laid end to end, that fall in the range [first, last)."""
+def _between(shards: Sequence[ParameterShard], first: int, last: int) -> Iterator[ParameterShard]:
+    """Yield the parts of `shards`, laid end to end, that fall in the range [first, last)."""
     offset = 0
-    for fragment in fragments:
-        size = fragment.weight.numel()
+    for shard in shards:
+        size = shard.weight.numel()
         low, high = max(first - offset, 0), min(last - offset, size)
         offset += size
         if low < high:
-            yield fragment.cut(low, high)
+            yield shard.cut(low, high)

@@ -1,0 +1,72 @@
+"""Dry run: validates a run on a login node; what ranks would reject is rejected here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from data_pipelines.backends.build import describe_data
+from dist_train.checkpoint.format import find_newest_complete
+from dist_train.config import AdamConfig, RunConfig, ShardingConfig
+from dist_train.engine.deepspeed_config import engine_settings, used_stage
+from dist_train.planning.checks import (
+    Batches,
+    check_labels,
+    check_networks,
+    check_resolution,
+    plan_batches,
+)
+from dist_train.runtime.world import World
+from dist_train.snapshots import check_previous
+
+
+def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> None:
+    """Reject what ranks would reject before their first step, by the same functions.
+
+    Neither engines nor networks with weights are made, no image is decoded, the backend's package
+    is not needed, and checkpoints are checked by their sizes instead of their hashes.
+
+    Args:
+        config: The resolved configuration.
+        run_dir: The run directory, which may exist.
+        world_size: Number of ranks.
+        data_later: Whether sets, and the stage that grids start from, cannot be seen yet.
+
+    Raises:
+        ValueError: It would be rejected.
+        CheckpointError: No checkpoint is complete.
+        Unreachable: A remote set cannot be read.
+    """
+    objective = config.objective.build()
+    batches = plan_batches(
+        config.global_batch_size, config.micro_batch_size, objective.batch_multiple, world_size
+    )
+    check_resolution(config.data, objective)
+    check_networks(config.optim, config.sharding, objective)
+    with torch.device("meta"):
+        objective.build_networks()
+    for adam in config.optim.values():
+        _check_deepspeed(config.sharding, adam, batches, world_size)
+    find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
+    if data_later:
+        return
+    with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
+        info = describe_data(replace(config.data, cache=cache))
+    check_labels(config.data, config.objective.label_dim, info.class_names)
+    check_previous(config.objective, config.logging)
+
+
+def _check_deepspeed(
+    sharding: ShardingConfig, adam: AdamConfig, batches: Batches, world_size: int
+) -> None:
+    """Raise ConfigError if settings in DeepSpeed's format contradict ours."""
+    sharded = used_stage(sharding, world_size) > 0
+    engine_settings(
+        sharding,
+        micro_batch_size=batches.micro,
+        accumulation_steps=batches.accumulation_steps,
+        clip=(adam.max_gradient_norm or 0.0) if sharded else 0.0,
+    )

@@ -1,0 +1,88 @@
+"""What has to fit together in a configuration: batch and ranks, data, networks, sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from data_pipelines.pipeline import DataConfig
+from dist_train.config import AdamConfig, ShardingConfig
+from dist_train.engine.deepspeed_config import check_stage
+from models.config_io import ConfigError
+from models.objective import Objective
+
+
+class Batches(NamedTuple):
+    """Samples of a step, and how they are split; total = micro x accumulation_steps x ranks.
+
+    Attributes:
+        total: Samples per update, over all ranks.
+        micro: Samples per rank and pass.
+        accumulation_steps: Passes per update.
+    """
+
+    total: int
+    micro: int
+    accumulation_steps: int
+
+
+def plan_batches(total: int, micro: int | None, multiple: int, ranks: int) -> Batches:
+    """Split a global batch.
+
+    Args:
+        total: `global_batch_size`.
+        micro: `micro_batch_size`; None takes one pass.
+        multiple: What the losses need `micro` to be a multiple of.
+        ranks: Number of ranks.
+
+    Raises:
+        ConfigError: The global batch cannot be split so; names sizes that can.
+    """
+    if micro is None:
+        micro = max(total // ranks, 1)
+    unit = micro * ranks
+    if total % unit:
+        fits = sorted({max(total // unit, 1) * unit, -(-total // unit) * unit})
+        raise ConfigError(
+            f"global_batch_size={total} is not a multiple of micro_batch_size {micro} x"
+            f" {ranks} ranks; set it to {' or '.join(map(str, fits))}"
+        )
+    if micro % multiple:
+        raise ConfigError(
+            f"micro_batch_size={micro} is not a multiple of {multiple}, the size of a"
+            " minibatch-stddev group; change it, global_batch_size or the number of ranks"
+        )
+    return Batches(total, micro, total // unit)
+
+
+def check_resolution(data: DataConfig, objective: Objective) -> None:
+    """Raise ConfigError if images have another size than the objective's."""
+    if data.resolution != objective.resolution:
+        raise ConfigError(
+            f"data.resolution={data.resolution}, but the objective is for"
+            f" {objective.resolution}x{objective.resolution} images; set both alike"
+        )
+
+
+def check_labels(data: DataConfig, label_dim: int, class_names: Sequence[str]) -> None:
+    """Raise ConfigError if a set has no labels, or more classes than the networks take."""
+    classes, name = len(class_names), data.path or "the synthetic set"
+    if label_dim and not classes:
+        raise ConfigError(f"label_dim={label_dim}, but {name} has no labels; set it to 0")
+    if label_dim and classes > label_dim:
+        raise ConfigError(
+            f"label_dim={label_dim}, but {name} has {classes} classes; set it to {classes}"
+        )
+
+
+def check_networks(
+    optim: Mapping[str, AdamConfig], sharding: ShardingConfig, objective: Objective
+) -> None:
+    """Raise ConfigError if the optimizers' or sharding's settings do not fit the networks."""
+    names = objective.losses().keys()
+    if names != optim.keys():
+        raise ConfigError(
+            f"optim has settings for {sorted(optim)}, the objective has the networks"
+            f" {sorted(names)}"
+        )
+    check_stage(sharding, len(names), second_order=bool(objective.second_order))
