@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dist_train") 
 
     # Imported here, so that --help, and a shell that completes, need not wait for torch.
     from dist_train.checkpoint.format import CheckpointError
-    from dist_train.train import refuse
+    from dist_train.train import report
 
     try:
         code: int = options.run_command(options)
     except (ValueError, OSError, CheckpointError) as error:
-        return refuse(error)
+        return report(error)
     return code
 
 

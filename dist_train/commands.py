@@ -18,7 +18,7 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     """Train a recipe, in ranks started here or as one rank; returns the exit code.
 
     Args:
-        options: The command line; `arguments` are its words, for ranks.
+        options: The command line; `arguments` are all of it, for ranks.
         commands: What else might have been meant instead of a recipe.
 
     Raises:

@@ -1,7 +1,7 @@
 """`relaywave train ema RUN`: averages of other lengths, made after training.
 
 An average is a weighted sum of the weights at all steps; its weights over time are its profile. The
-averages that a run stored now and then are a basis: any other profile is approximated by the
+averages that a run stored at intervals are a basis: any other profile is approximated by the
 combination that is nearest to it in the least-squares sense, and the same combination of the stored
 weights is the wanted average (Karras et al., "Analyzing and improving the training dynamics of
 diffusion models", section 3.2). Profiles are computed exactly, step by step, from the run's own
@@ -87,15 +87,15 @@ def reconstruct_command(options: argparse.Namespace) -> int:
 
 def find_stored(run_dir: Path, config: RunConfig) -> list[Stored]:
     """Return all averages that the run has stored, oldest first."""
-    folders = {
+    parents = {
         "snapshots" if name == MAIN else f"ema/{name}": profile
         for name, profile in config.ema.items()
     }
     return sorted(
         (
             Stored(file.parent, profile, int(file.parent.name))
-            for folder, profile in folders.items()
-            for file in run_dir.glob(f"{folder}/[0-9]*/snapshot.json")
+            for parent, profile in parents.items()
+            for file in run_dir.glob(f"{parent}/[0-9]*/snapshot.json")
         ),
         key=lambda stored: (stored.images_seen, str(stored.path)),
     )

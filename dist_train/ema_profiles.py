@@ -57,9 +57,9 @@ class PowerEma:
     """EMA whose memory grows with training: the weights of time s count as s^gamma.
 
     beta = (1 - batch / (images_seen + batch))^(gamma + 1); `relative_width` is the standard
-    deviation of the profile relative to the length of training, 0.05 or 0.10 are usual (Karras et
-    al., "Analyzing and improving the training dynamics of diffusion models", section 3.1). Two such
-    averages, stored now and then, let any other be reconstructed after training.
+    deviation of the profile relative to the length of training, 0.05 or 0.10 are customary (Karras
+    et al., "Analyzing and improving the training dynamics of diffusion models", section 3.1). Two
+    such averages, stored at intervals, let any other be reconstructed after training.
     """
 
     relative_width: float

@@ -18,7 +18,7 @@ class ExampleStream:
     Attributes:
         pipeline: Where images come from.
         objective: Takes them to model space.
-        conditional: Whether the networks are told labels.
+        conditional: Whether the networks are conditioned on labels.
         memory_format: Layout of images in memory.
         seed: Of all random draws.
     """

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from data_pipelines.pipeline import DatasetInfo, ImagePipeline
+from data_pipelines.packed.manifest import DatasetInfo
+from data_pipelines.pipeline import ImagePipeline
 from dist_train.config import ComputeConfig, LoggingConfig
 from dist_train.ema import MAIN, ShardedEma
 from dist_train.runtime.world import World

@@ -11,7 +11,7 @@ from pathlib import Path
 from dist_train.checkpoint.format import CheckpointError
 from dist_train.config import RunConfig
 
-EXIT_REFUSED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
+EXIT_REJECTED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
 
 def train(
@@ -21,12 +21,12 @@ def train(
     on_snapshot: Callable[[Path], None] | None = None,
     profile_steps: int = 0,
 ) -> int:
-    """Train, or go on training, in this process group; returns the exit code.
+    """Train, or resume training, in this process group; returns the exit code.
 
     Args:
         config: The resolved configuration.
-        run_dir: The run folder.
-        allow_changes: Whether harmless settings may differ from those that the run began with.
+        run_dir: The run directory.
+        allow_changes: Whether harmless settings may differ from those that the run started with.
         on_snapshot: Called on rank 0 with the path of every snapshot that was written.
         profile_steps: Steps to trace.
     """
@@ -34,7 +34,7 @@ def train(
     from dist_train.build import build_trainer
     from dist_train.precision import set_float32_mode
     from dist_train.runtime.preemption import stop_with_launcher
-    from dist_train.runtime.run_dir import RunFolderError, enter_run_folder
+    from dist_train.runtime.run_dir import RunDirError, enter_run_dir
     from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
     from dist_train.runtime.world import init_world
     from dist_train.trainer import DivergedError, Outcome
@@ -44,18 +44,18 @@ def train(
     world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
     lock = None
     try:
-        lock, config = enter_run_folder(run_dir, config, world, allow_changes)
+        lock, config = enter_run_dir(run_dir, config, world, allow_changes)
         set_float32_mode(config.compute)
         outcome = build_trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
     except LostRankError as error:
-        return refuse(error, EXIT_LOST, always=True)
+        return report(error, EXIT_LOST, always=True)
     except DivergedError as error:
-        return refuse(error, EXIT_DIVERGED)
-    except (CheckpointError, RunFolderError, ValueError) as error:
-        return refuse(error)
+        return report(error, EXIT_DIVERGED)
+    except (CheckpointError, RunDirError, ValueError) as error:
+        return report(error)
     except OSError as error:  # one rank's alone: the others lose it, and end by themselves
-        problem = f"the run folder {run_dir} cannot be written ({error})"
-        return refuse(RunFolderError(f"{problem}; the last checkpoint is kept"), always=True)
+        problem = f"the run directory {run_dir} cannot be written ({error})"
+        return report(RunDirError(f"{problem}; the last checkpoint is kept"), always=True)
     finally:
         if lock is not None:
             lock.release()
@@ -63,7 +63,7 @@ def train(
     return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
 
 
-def refuse(error: Exception, code: int = EXIT_REFUSED, always: bool = False) -> int:
+def report(error: Exception, code: int = EXIT_REJECTED, always: bool = False) -> int:
     """Say in one line, on one rank, what is wrong."""
     if always or os.environ.get("RANK", "0") == "0":
         print(f"dist_train: {error}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 DeepSpeed's format is an export and nothing that a run reads: it has no hashes, a flipped byte
 loads silently, a lost `latest` file means a fresh start, and ZeRO's files fit one number of ranks
 only (docs/reference/deepspeed.md#4.4, #4.5). Written is the layout without ZeRO, which does not
-depend on ranks: one folder per network, with the weights, Adam's moments and the counters, for
+depend on ranks: one directory per network, with the weights, Adam's moments and the counters, for
 `DeepSpeedEngine.load_checkpoint` (under ZeRO with `load_module_only=True`). The files are pickles,
 because DeepSpeed reads nothing else; they hold tensors and plain values only, so that
 `torch.load(..., weights_only=True)` reads them as well.
@@ -30,11 +30,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
     parser.description = (
-        "Write the newest whole checkpoint in DeepSpeed's format, one folder per"
+        "Write the newest complete checkpoint in DeepSpeed's format, one directory per"
         " network: weights, Adam's moments, counters. Averages are in the run's snapshots."
     )
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("out", type=Path, help="a new directory")
     parser.add_argument("--at", type=int, help="images seen of an older checkpoint")
     parser.set_defaults(run_command=export_command)
 
@@ -46,17 +46,17 @@ def export_command(options: argparse.Namespace) -> int:
         ConfigError: There is no such run or checkpoint, it is damaged, or OUT exists.
     """
     if not (options.run / "config.json").exists():
-        raise ConfigError(f"{options.run} is not a run folder: it has no config.json")
+        raise ConfigError(f"{options.run} is not a run directory: it has no config.json")
     if options.out.exists():
-        raise ConfigError(f"{options.out} exists; name a new folder")
+        raise ConfigError(f"{options.out} exists; name a new directory")
     config = read_config(RunConfig, options.run / "config.json")
     reader = CheckpointReader(_find(options.run, options.at))
     for name, network in config.objective.build().build_networks().items():
         tag = f"global_step{reader.state.updates[name]}"
-        folder = options.out / name / tag
-        folder.mkdir(parents=True)
+        tag_dir = options.out / name / tag
+        tag_dir.mkdir(parents=True)
         states = model_states(reader, name, network, config.optim[name])
-        torch.save(states, folder / "mp_rank_00_model_states.pt")
+        torch.save(states, tag_dir / "mp_rank_00_model_states.pt")
         (options.out / name / "latest").write_text(tag)
         print(f"{options.out / name}: {name} after {reader.state.images_seen:,} images")
     return 0
@@ -109,7 +109,7 @@ def _whole(reader: CheckpointReader, tensor: str, shape: torch.Size) -> Tensor:
 
 
 def _find(run_dir: Path, at: int | None) -> Path:
-    """Return a whole checkpoint. Raises ConfigError if there is none."""
+    """Return a complete checkpoint. Raises ConfigError if there is none."""
     alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     if at is None:
         newest, _ = find_newest_complete(run_dir, alone)

@@ -1,6 +1,6 @@
-"""Checkpoints: all state that a run needs to go on, by parameter name, sharded and atomic.
+"""Checkpoints: all state that a run needs to resume, by parameter name, sharded and atomic.
 
-A checkpoint is a folder `checkpoints/<images seen>/` with one safetensors file per rank of
+A checkpoint is a directory `checkpoints/<images seen>/` with one safetensors file per rank of
 *parameter shards* (ranges of flattened parameters: weights, Adam moments, EMA), one JSON index per
 file with its size and SHA-256, and `checkpoint.json`, the marker, written last. Shards carry names
 and offsets, so neither the number of ranks nor the ZeRO stage is baked in: any rank of a later run
@@ -11,7 +11,7 @@ flipped byte loads silently (docs/reference/deepspeed.md#5.2), its metadata is a
 ShardedTensor, which a collective builds for each tensor, can describe ranges that begin and end
 inside a parameter.
 
-This file reads; checkpoint_writer.py writes.
+This file reads; writer.py writes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TrainState:
         step: Passes over all updates.
         updates: Optimizer updates by network.
         loss_scales: State of the loss scale by network.
-        data_offset: Images of the global order that roll-backs passed over.
+        data_offset: Images of the global order that roll-backs skipped.
         metric: Value of the metric that the best checkpoint is chosen by.
     """
 
@@ -77,7 +77,7 @@ def read_metric(path: Path) -> float | None:
 def find_newest_complete(
     run_dir: Path, world: World, *, contents: bool = True
 ) -> tuple[Path | None, list[str]]:
-    """Return the newest undamaged checkpoint, and why newer ones were passed over. Collective.
+    """Return the newest undamaged checkpoint, and why newer ones were skipped. Collective.
 
     Every file is hashed before anything is loaded, the work shared among the ranks, and all ranks
     come to the same answer; without `contents` only sizes are compared, for a first look. None
@@ -87,8 +87,8 @@ def find_newest_complete(
         CheckpointError: There are checkpoints, but all are damaged: starting afresh would silently
             throw the run away.
     """
-    folders = sorted(run_dir.glob("checkpoints/[0-9]*")) if world.rank == 0 else None
-    candidates = world.broadcast_object(folders)  # with those that have lost their marker
+    paths = sorted(run_dir.glob("checkpoints/[0-9]*")) if world.rank == 0 else None
+    candidates = world.broadcast_object(paths)  # with those that have lost their marker
     problems: list[str] = []
     for path in reversed(candidates):
         mine = check_files(path, world, contents=contents)
@@ -100,7 +100,7 @@ def find_newest_complete(
         raise CheckpointError(
             f"no checkpoint of {run_dir} is complete: {'; '.join(problems)}."
             " Restore one from a backup,"
-            " or start again in a new run folder"
+            " or start again in a new run directory"
         )
     return None, []
 
@@ -161,7 +161,7 @@ class CheckpointReader:
             out: Destination, any device.
 
         Raises:
-            CheckpointError: The checkpoint does not hold the whole range.
+            CheckpointError: The checkpoint does not hold all of the range.
         """
         filled, end = 0, start + out.numel()
         for first, key, file in self._pieces.get(tensor, []):

@@ -1,9 +1,9 @@
 """Writing checkpoints: asynchronous, atomic, and agreed upon by all ranks.
 
 A thread copies the state while the loop runs the next step's forward and backward passes, which
-leave it alone; only the update waits for the copy. The thread goes on to write and hash. When every
+leave it alone; only the update waits for the copy. The thread then writes and hashes. When every
 rank has reported its file as written, at a step boundary, rank 0 commits, again in a thread. The
-format is checkpoint.py's.
+format is that of format.py.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class CheckpointWriter:
     """Writes one rank's part of checkpoints in the background, and prunes old ones.
 
     Args:
-        run_dir: The run folder, shared by all ranks.
+        run_dir: The run directory, shared by all ranks.
         world: The process group.
         kept: Which checkpoints stay.
     """
 
     def __init__(self, run_dir: Path, world: World, kept: CheckpointConfig) -> None:
-        self._folder = run_dir / "checkpoints"
+        self._dir = run_dir / "checkpoints"
         self._world = world
         self._kept = kept
         self._buffer = StateBuffer(world.device)
@@ -55,13 +55,13 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._state: TrainState | None = None
         if world.rank == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._dir.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         world.barrier()
 
     @property
     def pending(self) -> bool:
-        """Whether a checkpoint was begun and not all ranks have agreed yet that it is written."""
+        """Whether a checkpoint was started and not all ranks have agreed yet that it is written."""
         return self._state is not None
 
     @property
@@ -110,7 +110,7 @@ class CheckpointWriter:
         self._state = None
 
     def finish(self) -> None:
-        """Wait until what was begun is committed. Collective.
+        """Wait until what was started is committed. Collective.
 
         Raises:
             CheckpointError: A rank could not write; earlier checkpoints are untouched.
@@ -147,17 +147,17 @@ class CheckpointWriter:
                 if self._world.rank == 0:
                     self._remove_leftovers()
                 raise CheckpointError(
-                    f"rank {rank} could not write its checkpoint to {self._folder}: {failure};"
+                    f"rank {rank} could not write its checkpoint to {self._dir}: {failure};"
                     " the previous checkpoint is kept: make room and run the same command again"
                 )
 
     def _remove_leftovers(self) -> None:
-        """Free the space of what was begun and given up."""
-        for leftover in self._folder.glob(".*.tmp"):
+        """Free the space of checkpoints that were abandoned."""
+        for leftover in self._dir.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _temporary(self, state: TrainState) -> Path:
-        return self._folder / f".{state.images_seen:012d}.tmp"
+        return self._dir / f".{state.images_seen:012d}.tmp"
 
     def _write(self, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         """Copy, write and index this rank's part."""
@@ -165,35 +165,35 @@ class CheckpointWriter:
             self._buffer.take(tensors)
         finally:
             self._copied.set()
-        folder = self._temporary(state)
-        folder.mkdir(exist_ok=True)
-        file = folder / f"rank_{self._world.rank:05d}.safetensors"
+        temporary = self._temporary(state)
+        temporary.mkdir(exist_ok=True)
+        file = temporary / f"rank_{self._world.rank:05d}.safetensors"
         _write_json(file.with_suffix(".json"), self._buffer.write(file))
 
     def _commit(self, state: TrainState) -> None:
-        """Write the marker, give the folder its name, and delete what need not stay."""
-        folder = self._temporary(state)
-        indices = sorted(folder.glob("rank_*.json"))
+        """Write the marker, give the directory its name, and delete what need not stay."""
+        temporary = self._temporary(state)
+        indices = sorted(temporary.glob("rank_*.json"))
         if len(indices) != self._world.size:
             raise CheckpointError(
-                f"{folder} holds the files of {len(indices)} ranks, expected {self._world.size}:"
-                " is the run folder shared by all nodes?"
+                f"{temporary} holds the files of {len(indices)} ranks, expected {self._world.size}:"
+                " is the run directory shared by all nodes?"
             )
         files = {i.with_suffix(".safetensors").name: json.loads(i.read_text()) for i in indices}
         for index in indices:
             index.unlink()
         marker = {"format_version": FORMAT_VERSION, **asdict(state), "files": files}
-        _write_json(folder / MARKER, marker)
-        _fsync(folder)
-        final = self._folder / f"{state.images_seen:012d}"
+        _write_json(temporary / MARKER, marker)
+        _fsync(temporary)
+        final = self._dir / f"{state.images_seen:012d}"
         if final.exists():  # the same state was saved before a restart
             shutil.rmtree(final)
-        folder.replace(final)
-        _fsync(self._folder)
+        temporary.replace(final)
+        _fsync(self._dir)
         self._prune()
 
     def _prune(self) -> None:
-        paths = {int(path.name): path for path in committed(self._folder.parent)}
+        paths = {int(path.name): path for path in committed(self._dir.parent)}
         metrics = {images: read_metric(path) for images, path in paths.items()}
         for images in expendable(metrics, self._kept):
             shutil.rmtree(paths[images])
@@ -229,7 +229,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Force a file's (or folder's) content to disk."""
+    """Force a file's (or directory's) content to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

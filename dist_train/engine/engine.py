@@ -13,7 +13,7 @@ rejects what cannot work):
   second call raises.
 * While one network is updated, the others are frozen (`updating_only`), else their gradients leak.
 * We pass our own torch optimizer; DeepSpeed's name lookup may turn Adam into AdamW.
-* DeepSpeed clips gradients to norm 1 unless it is told not to.
+* DeepSpeed clips gradients to norm 1 unless clipping is set to 0.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Engine:
     def step(self, learning_rate: float) -> None:
         """End a micro-batch; on the last one of an update, average over ranks and apply Adam.
 
-        An update whose gradient is sick (LossScale.is_sick) is skipped on all ranks and counted.
+        An update whose gradient is non-finite or explodes (LossScale.rejects) is skipped on all
+        ranks and counted.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -295,7 +296,7 @@ def _import_deepspeed(world: World) -> Any:
     """Import and initialise DeepSpeed: quietly, and without compiling anything."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed refuses to start without
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed needs it to start
     # DeepSpeed calls collectives that this torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""What happens between a gradient and an update: loss scaling, sick gradients, clipping.
+"""What happens between a gradient and an update: loss scaling, skipped updates, clipping.
 
 Under ZeRO-1/2/3 DeepSpeed looks at the partitioned gradient, and asks our `LossScale`; under ZeRO-0
 it looks at nothing, and `CheckedAdam` does the same for it. Either way an update whose gradient is
-not finite on any rank, or explodes where the policy skips such ones, is skipped on all of them, and
+non-finite on any rank, or explodes where the policy skips such ones, is skipped on all of them, and
 counted.
 """
 
@@ -31,7 +31,7 @@ class LossScale:
     Args:
         dynamic: Whether to scale at all.
         explosion: A gradient whose norm is above this multiple of the last applied one's (or of 1,
-            if that was less) is as sick as one that is not finite; None: only those are.
+            if that was less) is skipped like a non-finite one; None: only those are.
     """
 
     def __init__(self, dynamic: bool, explosion: float | None = None) -> None:
@@ -52,8 +52,8 @@ class LossScale:
         """Return the scaled loss."""
         return loss * self.cur_scale if self.dynamic else loss
 
-    def is_sick(self, norm: float) -> bool:
-        """Judge the norm of an unscaled gradient, alike on all ranks; remembers a healthy one."""
+    def rejects(self, norm: float) -> bool:
+        """Whether an unscaled gradient of this norm must not be applied; remembers one that may."""
         if not math.isfinite(norm):
             return True
         limit = math.inf
@@ -87,7 +87,7 @@ class LossScale:
         }
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint; a run that newly scales starts with the initial factor."""
+        """Continue from a checkpoint; a run that newly scales starts with the initial factor."""
         self.cur_scale = state["scale"] if self.dynamic and state["scale"] != 1 else self.cur_scale
         self.skipped = int(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
@@ -124,7 +124,7 @@ class CheckedAdam(torch.optim.Adam):
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients)) / self._scale.cur_scale
-        self.overflow = self._scale.is_sick(norm)
+        self.overflow = self._scale.rejects(norm)
         self._global_grad_norm = math.inf if self.overflow else norm
         if not self.overflow:
             excess = max((norm + 1e-6) / self._max_norm, 1.0) if self._max_norm else 1.0
@@ -135,17 +135,17 @@ class CheckedAdam(torch.optim.Adam):
 
 
 def partitioned_norm(scale: LossScale, gradients: Iterable[Tensor], *_: Any) -> Tensor:
-    """Return the L2 norm of the gradient whose partitions the ranks hold, -1 if it is sick.
+    """Return the L2 norm of the gradient whose partitions the ranks hold, -1 to skip the update.
 
     It stands in for ZeRO-1/2's `get_grad_norm_direct`, which walks through all tensors in Python
     and takes one or two per cent of a small network's step. Collective.
 
     Args:
-        scale: What gradients are multiplied by; it judges them.
+        scale: What gradients are multiplied by; it decides whether to skip.
         gradients: This rank's partition of the averaged gradient.
     """
     total = torch.stack(torch._foreach_norm(list(gradients))).square().sum()
     dist.all_reduce(total)
     norm = total.sqrt()
-    sick = scale.is_sick(float(norm) / scale.cur_scale)
-    return torch.full_like(norm, -1.0) if sick else norm
+    skip = scale.rejects(float(norm) / scale.cur_scale)
+    return torch.full_like(norm, -1.0) if skip else norm

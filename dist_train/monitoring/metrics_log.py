@@ -53,7 +53,7 @@ class MetricAverages:
 class MetricsLog:
     """Rank 0's record of a run: metrics.jsonl, a progress bar or plain lines, and loggers.
 
-    metrics.jsonl is the truth; wandb and TensorBoard are copies: if one fails, training goes on.
+    metrics.jsonl is the truth; wandb and TensorBoard are copies: if one fails, training continues.
 
     Args:
         run_dir: The run directory.

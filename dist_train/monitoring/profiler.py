@@ -17,7 +17,7 @@ class StepProfiler:
     """Traces some steps of this process into `profile/rank_00000.json`.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run directory.
         world: The process group.
         steps: How many steps; 0 switches the profiler off.
     """

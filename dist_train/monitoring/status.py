@@ -1,4 +1,4 @@
-"""`relaywave train status RUN`: where a run stands, read from its folder alone."""
+"""`relaywave train status RUN`: where a run stands, read from its directory alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def print_status(options: argparse.Namespace) -> int:
     """
     run_dir = options.run
     if not (run_dir / "config.json").exists():
-        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json")
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
     for name, value in describe_run(run_dir).items():
         print(f"{name:12} {value}")
     return 0
@@ -65,7 +65,7 @@ def describe_run(run_dir: Path) -> dict[str, str]:
 
 
 def _last_metrics(run_dir: Path) -> dict[str, Any]:
-    """Return the last whole line of metrics.jsonl (a kill may have torn the very last)."""
+    """Return the last complete line of metrics.jsonl (a kill may have torn the very last)."""
     path = run_dir / "metrics.jsonl"
     for line in reversed(path.read_text().splitlines() if path.exists() else []):
         try:
@@ -80,9 +80,9 @@ def _snapshots(run_dir: Path) -> list[Path]:
     return sorted(path.parent for path in run_dir.glob("snapshots/[0-9]*/snapshot.json"))
 
 
-def _listed(folders: Sequence[Path]) -> str:
+def _listed(paths: Sequence[Path]) -> str:
     """Return "3, newest at 1,000 images (12.0 MB)"."""
-    if not folders:
+    if not paths:
         return "none"
-    size = sum(file.stat().st_size for file in folders[-1].iterdir()) / 1e6
-    return f"{len(folders)}, newest at {int(folders[-1].name):,} images ({size:,.1f} MB)"
+    size = sum(file.stat().st_size for file in paths[-1].iterdir()) / 1e6
+    return f"{len(paths)}, newest at {int(paths[-1].name):,} images ({size:,.1f} MB)"

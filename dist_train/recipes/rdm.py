@@ -125,7 +125,7 @@ def rdm_imagenet256_guided() -> RunConfig:
     """RDM stage 2, ImageNet 64 -> 256, with the label dropout that guidance needs.
 
     Table 2's RDM-G samples with guidance 3.5 (FID 1.99; 1.87 with balanced classes, which sampling
-    by seed always has). The published code never hides labels; 0.1 is usual
+    by seed always has). The published code never hides labels; 0.1 is customary
     (docs/reference/rdm.md#11.3).
     """
     run = rdm_imagenet256()

@@ -39,7 +39,7 @@ class _Row:
     """A row of the official training scripts.
 
     Attributes:
-        dataset: Name of the packed set's folder.
+        dataset: Name of the packed set's directory.
         images: Training images.
         batch: Images per GPU and step.
         gpus: Number of GPUs.

@@ -2,7 +2,7 @@
 
 launch.py      Several ranks on this machine
 preemption.py  Signals that ask a run to stop
-run_dir.py     The run folder: one configuration, one writer at a time
+run_dir.py     The run directory: one configuration, one writer at a time
 watchdog.py    Noticing that a rank hangs or is gone, and saying which one
 world.py       Process groups
 """

@@ -1,7 +1,7 @@
 """Several ranks on this machine: `--ranks N` of every command that can share its work.
 
 torchrun does the same, but returns 1 for every failure and buries the one line that says what was
-wrong under pages of its own; here the ranks' exit codes (refused, stopped, diverged) pass through.
+wrong under pages of its own; here the ranks' exit codes (rejected, stopped, diverged) pass through.
 On several machines a launcher such as Slurm sets the ranks' environment instead.
 """
 

@@ -1,4 +1,4 @@
-"""The run folder: one configuration, one writer at a time.
+"""The run directory: one configuration, one writer at a time.
 
 run_dir/config.json      resolved once, compared on every later start
 run_dir/metrics.jsonl    one line per logging interval
@@ -41,21 +41,21 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """How file systems say that they have no locks."""
 
 
-class RunFolderError(RuntimeError):
-    """A run folder that cannot be used; the message says why."""
+class RunDirError(RuntimeError):
+    """A run directory that cannot be used; the message says why."""
 
 
-class RunFolderBusyError(RunFolderError):
-    """Another process is training in this run folder."""
+class RunDirBusyError(RunDirError):
+    """Another process is training in this run directory."""
 
 
-def enter_run_folder(
+def enter_run_dir(
     run_dir: Path, config: RunConfig, world: World, allow_changes: bool
 ) -> tuple[RunLock | None, RunConfig]:
-    """Lock the run folder (rank 0) and settle the configuration, alike on all ranks. Collective.
+    """Lock the run directory (rank 0) and settle the configuration, alike on all ranks. Collective.
 
     Raises:
-        RunFolderError: On all ranks, for any reason that rank 0 had.
+        RunDirError: On all ranks, for any reason that rank 0 had.
     """
     lock, problem = None, None
     if world.rank == 0:
@@ -63,11 +63,11 @@ def enter_run_folder(
             run_dir.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_dir)
             config = settle_config(run_dir, config, allow_changes, world.device)
-        except (ValueError, OSError, RunFolderError) as error:
+        except (ValueError, OSError, RunDirError) as error:
             problem = str(error)
     problem, config = world.broadcast_object((problem, config))
     if problem is not None:
-        raise RunFolderError(problem)
+        raise RunDirError(problem)
     return lock, config
 
 
@@ -78,10 +78,10 @@ def settle_config(
     device: torch.device | None = None,
     correct: bool = False,
 ) -> RunConfig:
-    """Write the run's configuration, if `validate_config` has nothing against it, and return it."""
+    """Write the run's configuration, if `validate_config` accepts it, and return it."""
     asked, config = config, validate_config(run_dir, config, allow_changes, device, correct)
-    begun = _begun_config(run_dir, asked, device, correct)
-    began_as = FORMAT_VERSION if begun is None else _first_format(run_dir)
+    existing = _binding_config(run_dir, asked, device, correct)
+    began_as = FORMAT_VERSION if existing is None else _first_format(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     versions = {"format_version": FORMAT_VERSION, "began_as": began_as}
     (run_dir / "format.json").write_text(json.dumps(versions) + "\n")
@@ -96,53 +96,53 @@ def validate_config(
     device: torch.device | None = None,
     correct: bool = False,
 ) -> RunConfig:
-    """Check that a configuration is the one that the run was begun with; writes nothing.
+    """Check that a configuration is the one that the run was started with; writes nothing.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run directory.
         config: The configuration that is asked for.
         allow_changes: Whether harmless settings may differ.
         device: Where the networks will compute; it settles the precision. None, for instance on a
             login node, leaves that to the first process that trains.
-        correct: Whether, without a device, a recipe's settings may be put right of a run that has
+        correct: Whether, without a device, a recipe's settings may be corrected in a run that has
             not made its first step. (A process that trains may always do so.)
 
     Returns:
-        The configuration, with the precision that the run was begun with.
+        The configuration, with the precision that the run was started with.
 
     Raises:
-        ConfigError: The folder belongs to other settings (they are listed).
+        ConfigError: The run has other settings (they are listed).
     """
     check_format(run_dir)
-    begun = _begun_config(run_dir, config, device, correct)
-    if begun is not None:
-        config = _with_compute_of(begun, config, _first_format(run_dir))
+    existing = _binding_config(run_dir, config, device, correct)
+    if existing is not None:
+        config = _with_compute_of(existing, config, _first_format(run_dir))
     if device is not None:
         config = settle_precision(config, has_bfloat16(device))
-        begun = begun and settle_precision(begun, has_bfloat16(device))
-    if begun is not None:
-        _compare(run_dir, begun, config, allow_changes)
+        existing = existing and settle_precision(existing, has_bfloat16(device))
+    if existing is not None:
+        _compare(run_dir, existing, config, allow_changes)
     return config
 
 
-def _begun_config(
+def _binding_config(
     run_dir: Path, config: RunConfig, device: torch.device | None, correct: bool
 ) -> RunConfig | None:
     """Return the settings that bind the run, None if those asked for may take their place."""
     path = run_dir / "config.json"
-    begun = read_config(RunConfig, path) if path.exists() else None
-    replaces = device is not None or (correct and begun and begun.recipe == config.recipe)
+    existing = read_config(RunConfig, path) if path.exists() else None
+    replaces = device is not None or (correct and existing and existing.recipe == config.recipe)
     trains = any(run_dir.glob("snapshots/[0-9]*"))  # else it was rejected before its first step
-    return None if replaces and not trains else begun
+    return None if replaces and not trains else existing
 
 
-def _with_compute_of(begun: RunConfig, config: RunConfig, began_as: int) -> RunConfig:
+def _with_compute_of(existing: RunConfig, config: RunConfig, began_as: int) -> RunConfig:
     """Return settings with what was settled when the run began.
 
     That is what `auto` became. A run of format 1 also keeps its precision, TF32 and cuDNN's choice
     where the recipe names others by now: recipes did not pin them then.
     """
-    was, wanted = begun.compute, config.compute
+    was, wanted = existing.compute, config.compute
     if was.precision != "auto" and (wanted.precision == "auto" or began_as == 1):
         wanted = replace(wanted, precision=was.precision)
     if began_as == 1:
@@ -151,20 +151,20 @@ def _with_compute_of(begun: RunConfig, config: RunConfig, began_as: int) -> RunC
     return config if wanted.precision == "auto" else settle_precision(config, bfloat16=False)
 
 
-def _compare(run_dir: Path, begun: RunConfig, config: RunConfig, allow_changes: bool) -> None:
+def _compare(run_dir: Path, existing: RunConfig, config: RunConfig, allow_changes: bool) -> None:
     """Raise ConfigError, listing the differences, unless they are harmless and allowed."""
-    changed = differences(to_json(begun), to_json(config))
+    changed = differences(to_json(existing), to_json(config))
     harmful = {key for key in changed if not _is_harmless(key)}
     if changed and (harmful or not allow_changes):
-        told = ["recipe"] if "recipe" in changed else list(changed)  # it explains all others
-        pairs = [(key, *changed[key]) for key in told]
+        listed = ["recipe"] if "recipe" in changed else list(changed)  # it explains all others
+        pairs = [(key, *changed[key]) for key in listed]
         listing = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in pairs)
         advice = (
-            "use another run folder"
+            "use another run directory"
             if harmful
-            else "add --allow-changes to go on with them (they do not alter what is learnt)"
+            else "add --allow-changes to resume with them (they do not alter what is learnt)"
         )
-        raise ConfigError(f"{run_dir} was begun with other settings ({listing}); {advice}")
+        raise ConfigError(f"{run_dir} was started with other settings ({listing}); {advice}")
 
 
 def check_format(run_dir: Path) -> None:
@@ -178,7 +178,7 @@ def check_format(run_dir: Path) -> None:
 
 
 def _first_format(run_dir: Path) -> int:
-    """Return the format that a run directory was begun in."""
+    """Return the format that a run directory was started in."""
     versions = _formats(run_dir)
     return versions.get("began_as", versions["format_version"])
 
@@ -194,32 +194,32 @@ def _is_harmless(key: str) -> bool:
 
 
 class RunLock:
-    """An exclusive lock on a run folder, held by rank 0 for as long as it lives.
+    """An exclusive lock on a run directory, held by rank 0 for as long as it lives.
 
     It is an flock, which the kernel releases with the process, so a killed run leaves none behind
     whatever the file says. Where the file system has no locks, a warning is all that there is.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run directory.
         patience: Seconds to wait for a predecessor that is still saving.
 
     Raises:
-        RunFolderBusyError: Another process still holds the lock after that time.
-        RunFolderError: The folder cannot be written.
+        RunDirBusyError: Another process still holds the lock after that time.
+        RunDirError: The directory cannot be written.
     """
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
         try:
             self._file: IO[str] = open(run_dir / "lock", "a+")  # noqa: SIM115 - until release()
         except OSError as error:
-            raise RunFolderError(f"{run_dir} cannot be written: {error.strerror}") from None
+            raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
         deadline = time.monotonic() + patience
         while not _lock(self._file):
             if time.monotonic() > deadline:
                 owner = _read_owner(self._file)
                 self._file.close()
-                raise RunFolderBusyError(
-                    f"{run_dir} is in use by {owner}; stop it, or choose another run folder"
+                raise RunDirBusyError(
+                    f"{run_dir} is in use by {owner}; stop it, or choose another run directory"
                 )
             time.sleep(0.2)
         self._file.seek(0)
@@ -230,7 +230,7 @@ class RunLock:
 
     @staticmethod
     def owner(run_dir: Path) -> str | None:
-        """Return who trains in the folder now, or None; changes nothing."""
+        """Return who trains in the directory now, or None; changes nothing."""
         try:
             with open(run_dir / "lock") as file:
                 return None if _lock(file, fcntl.LOCK_SH) else _read_owner(file)
@@ -238,7 +238,7 @@ class RunLock:
             return None
 
     def release(self) -> None:
-        """Let others train in the folder."""
+        """Let others train in the directory."""
         self._file.close()
 
 

@@ -36,13 +36,13 @@ class Watchdog:
     """Context manager around the loop.
 
     Args:
-        run_dir: The run folder, for `hangs/rank_00000.txt`.
+        run_dir: The run directory, for `hangs/rank_00000.txt`.
         world: The process group.
         timeout: Seconds without a `beat` that count as a hang.
     """
 
     def __init__(self, run_dir: Path, world: World, timeout: float) -> None:
-        self._folder = run_dir / "hangs"
+        self._dir = run_dir / "hangs"
         self._world = world
         self._timeout = timeout
         self._last = (time.monotonic(), "the start")
@@ -89,8 +89,8 @@ class Watchdog:
     def _give_up(self, where: str) -> None:
         """Write all stacks and end the process: its main thread cannot."""
         rank = self._world.rank
-        self._folder.mkdir(exist_ok=True)
-        file = self._folder / f"rank_{rank:05d}.txt"
+        self._dir.mkdir(exist_ok=True)
+        file = self._dir / f"rank_{rank:05d}.txt"
         with open(file, "w") as stacks:
             print(f"no progress for {self._timeout:g} s in {where}", file=stacks, flush=True)
             faulthandler.dump_traceback(stacks, all_threads=True)

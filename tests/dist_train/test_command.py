@@ -1,4 +1,4 @@
-"""The command: bad input is refused in one line; a killed run goes on to the same weights."""
+"""The command: bad input is rejected in one line; a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ TINY = [
         (["quickstart_relay64", "objective.process.upscale=5"], "not a multiple of"),
         (["quickstart_edm16", "divergence.action=pray"], "not one of 'stop', 'skip', 'roll_back'"),
         (["quickstart_edm16", "--deepspeed", "/nowhere.json"], "No such file"),
-        (["status", "/nowhere"], "/nowhere is not a run folder"),
+        (["status", "/nowhere"], "/nowhere is not a run directory"),
         (["quickstart_edm16"], "--run-dir is missing"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_starts(
+def test_bad_settings_are_rejected_before_anything_starts(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -85,7 +85,7 @@ def test_settings_that_do_not_fit_the_data_or_the_ranks(
     assert not committed(tmp_path / "run")
 
 
-def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_run_directory_of_other_settings_is_rejected_and_left_alone(tmp_path: Path) -> None:
     from dist_train.runtime.run_dir import settle_config
     from models.config_io import ConfigError
 
@@ -93,7 +93,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path
     settle_config(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
     settle_config(tmp_path, config)
-    with pytest.raises(ConfigError, match=r"seed: 0 -> 1\); use another run folder"):
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1\); use another run directory"):
         settle_config(tmp_path, override(config, ["seed=1"]), allow_changes=True)
     with pytest.raises(ConfigError, match=r"every_images: 3200 -> 16\); add --allow-changes"):
         settle_config(tmp_path, override(config, ["logging.every_images=16"]))
@@ -102,7 +102,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_alone(tmp_path: Path
     assert json.loads((tmp_path / "config.json").read_text())["logging"]["every_images"] == 16
 
 
-def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> None:
+def test_settings_that_were_rejected_do_not_bind_the_directory(tmp_path: Path) -> None:
     from dist_train.runtime.run_dir import settle_config
     from models.config_io import ConfigError
 
@@ -110,15 +110,15 @@ def test_settings_that_were_refused_do_not_bind_the_folder(tmp_path: Path) -> No
     settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
     assert settle_config(tmp_path, config, device=device).data.resolution == 16
     (tmp_path / "snapshots" / f"{0:012d}").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"data.resolution: 16 -> 32\); use another run folder"):
+    with pytest.raises(ConfigError, match=r"resolution: 16 -> 32\); use another run directory"):
         settle_config(tmp_path, override(config, ["data.resolution=32"]), device=device)
 
 
-def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
-    from dist_train.runtime.run_dir import RunFolderBusyError, RunLock
+def test_a_run_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    from dist_train.runtime.run_dir import RunDirBusyError, RunLock
 
     lock = RunLock(tmp_path)
-    with pytest.raises(RunFolderBusyError, match=f"in use by pid {os.getpid()} on"):
+    with pytest.raises(RunDirBusyError, match=f"in use by pid {os.getpid()} on"):
         RunLock(tmp_path, patience=0.0)
     lock.release()
     RunLock(tmp_path, patience=0.0).release()
@@ -165,7 +165,7 @@ def _rank_pids(launcher: int) -> list[int]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: Path) -> None:
     undisturbed = _start(tmp_path / "undisturbed")
 
     run_dir = tmp_path / "disturbed"

@@ -125,13 +125,13 @@ def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> Non
 @pytest.mark.distributed
 @pytest.mark.parametrize("poison", SIGNS)
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_sick_updates_stop_are_skipped_or_rolled_back(
+def test_non_finite_updates_stop_are_skipped_or_rolled_back(
     tmp_path: Path, zero_stage: int, poison: str
 ) -> None:
     run_ranks(2, _check_divergence, tmp_path, zero_stage, poison)
 
 
-def _check_sick_pair(root: Path) -> None:
+def _check_collapsed_pair(root: Path) -> None:
     from dist_train.build import build_trainer
     from dist_train.monitoring.divergence import DivergedError
     from dist_train.runtime.world import init_world
@@ -154,8 +154,10 @@ def _check_sick_pair(root: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_a_sick_pair_stops_with_the_setting_and_the_last_good_checkpoint(tmp_path: Path) -> None:
-    run_ranks(1, _check_sick_pair, tmp_path / "run")
+def test_a_collapsed_pair_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run_ranks(1, _check_collapsed_pair, tmp_path / "run")
 
 
 def test_judge_sees_explosions_and_falling_scales() -> None:
@@ -242,7 +244,7 @@ def _check_storage(root: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_full_disk_and_read_only_folder_lose_nothing(tmp_path: Path) -> None:
+def test_full_disk_and_read_only_directory_lose_nothing(tmp_path: Path) -> None:
     run_ranks(2, _check_storage, tmp_path)
     for name in ("full", "read_only"):
         _same(tmp_path / name, tmp_path / "undisturbed")
@@ -288,13 +290,13 @@ def _check_damage(root: Path) -> None:
             for folder in committed(root / name):
                 DAMAGES["truncated"](folder)
         world.barrier()
-        with pytest.raises(CheckpointError, match="is whole"):  # and no fresh start
+        with pytest.raises(CheckpointError, match="is complete"):  # and no fresh start
             _fit(root / name, _config())
         world.barrier()
 
 
 @pytest.mark.distributed
-def test_damaged_checkpoints_are_passed_over_and_the_run_is_the_same(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_skipped_and_the_run_is_the_same(tmp_path: Path) -> None:
     run_ranks(2, _check_damage, tmp_path)
 
 
@@ -311,14 +313,14 @@ from tests.dist_train.test_faults import _config
 """
 
 HANGING = """
-def sleep_for_ever(self, original=Trainer._train_step):
+def sleep_without_end(self, original=Trainer._train_step):
     def step(trainer, examples):
         while trainer.step == 4 and trainer.world.rank == 1:
             time.sleep(1)
         original(trainer, examples)
     return step
 
-Trainer._train_step = sleep_for_ever(None)
+Trainer._train_step = sleep_without_end(None)
 sys.exit(train(_config("divergence.hang_timeout=6"), Path(sys.argv[1])))
 """
 
@@ -367,7 +369,7 @@ def _start_ranks(script: str, run_dir: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
-def _go_on(root: Path) -> None:
+def _resume(root: Path) -> None:
     _fit(root / "disturbed", _config())
     _fit(root / "undisturbed", _config())
 
@@ -381,12 +383,12 @@ def test_a_hang_ends_all_ranks_with_their_stacks(tmp_path: Path) -> None:
     assert "step 4" in stacks[0].read_text()
     assert "in step" in stacks[1].read_text()  # the function that sleeps
     assert "rank 1 hangs: no progress for 6 s in" in errors[1]
-    run_ranks(2, _go_on, tmp_path)
+    run_ranks(2, _resume, tmp_path)
     _same(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
 @pytest.mark.distributed
-def test_a_run_folder_that_turns_read_only_ends_all_ranks(tmp_path: Path) -> None:
+def test_a_run_directory_that_turns_read_only_ends_all_ranks(tmp_path: Path) -> None:
     run_dir = tmp_path / "disturbed"
     processes = _start_ranks(STOPPABLE + READ_ONLY, run_dir)
     errors = [process.communicate(timeout=180)[1] for process in processes]
@@ -394,13 +396,13 @@ def test_a_run_folder_that_turns_read_only_ends_all_ranks(tmp_path: Path) -> Non
     assert "rank 1 lost contact with rank 0" in errors[1]
     assert [process.returncode for process in processes] == [2, EXIT_LOST]
     assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
-    run_ranks(2, _go_on, tmp_path)
+    run_ranks(2, _resume, tmp_path)
     _same(run_dir, tmp_path / "undisturbed")
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_stopped_process_is_named_and_the_run_goes_on(tmp_path: Path, stopped: int) -> None:
+def test_a_stopped_process_is_named_and_the_run_resumes(tmp_path: Path, stopped: int) -> None:
     """SIGSTOP, as a dying node does it: the process is there, and answers nothing."""
     run_dir = tmp_path / "disturbed"
     processes = _start_ranks(STOPPABLE + STOPPED, run_dir)
@@ -419,7 +421,7 @@ def test_a_stopped_process_is_named_and_the_run_goes_on(tmp_path: Path, stopped:
     processes[stopped].communicate(timeout=60)
     assert processes[stopped].returncode == EXIT_LOST
     assert [path.name for path in committed(run_dir)] == [f"{HALF:012d}"]
-    run_ranks(2, _go_on, tmp_path)
+    run_ranks(2, _resume, tmp_path)
     _same(run_dir, tmp_path / "undisturbed")
 
 
@@ -482,7 +484,7 @@ def test_nothing_depends_on_the_clock_of_the_wall() -> None:
                 assert node.attr not in {"st_mtime", "st_ctime"}, path
 
 
-def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+def test_a_run_directory_of_a_newer_format_is_rejected(tmp_path: Path) -> None:
     from dist_train.runtime.run_dir import settle_config
 
     settle_config(tmp_path, tiny_edm())

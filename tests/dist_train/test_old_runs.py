@@ -74,7 +74,7 @@ def test_an_average_is_added_by_its_name() -> None:
     assert config.ema == {"main": HalflifeEma(halflife_images=3 * BATCH), "short": SHORT}
 
 
-def test_an_old_run_keeps_the_precision_that_it_was_begun_with(tmp_path: Path) -> None:
+def test_an_old_run_keeps_the_precision_that_it_was_started_with(tmp_path: Path) -> None:
     device = torch.device("cpu")
     asked = override(tiny_edm(), ["compute.precision=float32", "compute.tf32=false"])
     begun = override(tiny_edm(), ["compute.precision=bfloat16"])

@@ -90,7 +90,7 @@ def test_deepspeed_loads_an_export(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["export", str(run_dir), str(tmp_path / "b"), "--at", "7"]) == 2
     assert "000000000007/checkpoint.json cannot be read" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "b")]) == 2
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     damaged = run_dir / "checkpoints" / f"{3 * BATCH:012d}" / "rank_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert main(["export", str(run_dir), str(tmp_path / "b")]) == 2

@@ -388,7 +388,7 @@ def test_torchs_distributed_checkpoints_load_a_flipped_byte(tmp_path: Path) -> N
     assert (state["w"] != weight).sum() == 1
 
 
-def test_engines_refuse_what_zero3_cannot_do() -> None:
+def test_engines_reject_what_zero3_cannot_do() -> None:
     from dist_train.engine.deepspeed_config import check_stage
 
     with pytest.raises(ConfigError, match=r"gradient penalty \(R1\)"):

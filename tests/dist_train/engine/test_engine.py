@@ -192,7 +192,7 @@ def _check_checkpoint_damage(folder: Path) -> None:
     if world.rank == 0:
         (oldest / "rank_00000.safetensors").unlink()
     world.barrier()
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is complete"):
         find_newest_complete(folder, world)
     world.barrier()
 

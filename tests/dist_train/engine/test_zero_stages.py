@@ -96,7 +96,7 @@ def test_stages_agree_to_1e_6(trained: Path, name: str, variant: str) -> None:
         (0, "optimizer", 1, False, "offload=optimizer needs a sharded optimizer"),
     ],
 )
-def test_what_cannot_go_together_is_refused(
+def test_what_cannot_go_together_is_rejected(
     stage: int, offload: str, networks: int, second_order: bool, message: str
 ) -> None:
     sharding: Any = {"zero_stage": stage, "offload": offload}
@@ -113,7 +113,7 @@ def test_what_cannot_go_together_is_refused(
         ({"zero_optimization": {"stage": 2}}, "deepspeed.zero_optimization.stage=2 contradicts"),
     ],
 )
-def test_settings_of_deepspeed_that_contradict_are_refused(
+def test_settings_of_deepspeed_that_contradict_are_rejected(
     extra: dict[str, Any], message: str
 ) -> None:
     batches = {"micro_batch_size": 2, "accumulation_steps": 3}

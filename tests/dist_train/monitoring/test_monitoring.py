@@ -128,7 +128,7 @@ def test_float16_is_trained_with_a_loss_scale_on_all_stages(tmp_path: Path) -> N
     assert 1 <= line["denoiser/loss_scale"] <= 2**16
 
 
-def test_a_precision_that_the_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_the_gpu_lacks_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     objective = tiny_edm().objective
@@ -158,7 +158,7 @@ def test_automatic_precision_is_that_of_the_device_unless_a_network_names_one() 
     assert compute_dtypes(single.objective) == {"float32"}
 
 
-def test_a_run_keeps_the_precision_that_it_was_begun_with(
+def test_a_run_keeps_the_precision_that_it_was_started_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, device = tiny_edm(), torch.device("cpu")
@@ -205,7 +205,7 @@ def test_grids_are_of_the_same_seeds_on_any_number_of_ranks(tmp_path: Path) -> N
         assert pictures[0].float().std() > 1
 
 
-def test_wandb_goes_on_with_one_record_while_offline(
+def test_wandb_resumes_with_one_record_while_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb").teardown()  # an earlier test's service keeps its settings

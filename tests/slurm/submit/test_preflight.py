@@ -107,7 +107,7 @@ def test_settings_of_a_run_without_steps_can_be_corrected(
     run_dir = make_run(tmp_path / "run")
     dry = ["--run-dir", str(run_dir), "--nodes=1", "--gpus-per-node=0", "--dry-run"]
     assert main(["train", "rdm_debug_edm16", "seed=1", *dry]) == 2
-    assert "was begun with other settings (seed: 0 -> 1)" in capsys.readouterr().err
+    assert "was started with other settings (seed: 0 -> 1)" in capsys.readouterr().err
     for file in (run_dir / "snapshots").rglob("*.*"):
         file.unlink()
     next((run_dir / "snapshots").iterdir()).rmdir()
