@@ -5,7 +5,7 @@
 Speed: 1, 2 and 4 processes of one thread, each with the same micro-batch, under ZeRO-1. A machine
 of two cores can at best keep the time of a step up to two processes and double it at four.
 
-Memory: the peak of all tensor bytes of one of two ranks, in bytes per parameter, beside the
+Memory: the peak of all tensor bytes of one of two ranks, in bytes per parameter, next to the
 formulas of dist_train/planning/plan.py.
 
 Traffic: the messages of a step on two ranks, from the collectives that are really called, and what

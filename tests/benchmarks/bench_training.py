@@ -5,7 +5,7 @@
 Steps: both loops take turns step by step in one process, first one and then the other first, so
 that what else the machine does hits both alike; the median over blocks of steps and its quartiles
 are printed. Ours is what `Trainer.fit` does for a step, with the ranks' agreement after each and a
-report, written and judged, after each block. The bare loop is what one would write by hand:
+report, written and checked, after each block. The bare loop is what one would write by hand:
 networks, losses, torch's fused Adam, gradients averaged by DistributedDataParallel (by hand where
 there is R1, whose double backward DDP does not support), an EMA; no metrics, checks or timers.
 

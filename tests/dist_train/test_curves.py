@@ -98,8 +98,8 @@ def test_the_committed_curve_is_reproduced(trained: Path, name: str) -> None:
 
 def _regenerate() -> None:
     RECORDS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         run_ranks(1, _train, root / "exact", list(TINY), 0.0)
         run_ranks(1, _train, root / "perturbed", list(TINY), 1e-7)
         for name in TINY:

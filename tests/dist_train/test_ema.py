@@ -89,9 +89,9 @@ def test_reconstructed_averages_are_those_that_were_tracked(
     run_ranks(2, _train, tmp_path)
     tracked = {}
     for name, width in (("between", 0.07), ("beyond", 0.14)):
-        folder = tmp_path / "ema" / name
-        tracked[name] = read_snapshot(folder / f"{48 * BATCH:012d}").load_weights()
-        for path in folder.iterdir():  # what is looked for must not be in the basis
+        ema_dir = tmp_path / "ema" / name
+        tracked[name] = read_snapshot(ema_dir / f"{48 * BATCH:012d}").load_weights()
+        for path in ema_dir.iterdir():  # what is looked for must not be in the basis
             (path / "snapshot.json").rename(path / "hidden.json")
         out = tmp_path / f"out_{name}"
         command = ["ema", str(tmp_path), "--relative-width", str(width), "--out", str(out)]

@@ -1,4 +1,4 @@
-"""Faults, each injected on purpose: what is kept and said, and that the run goes on exactly."""
+"""Faults, each injected on purpose: what is kept and said, and that the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _check_divergence(root: Path, zero_stage: Literal[0, 1], poison: str) -> Non
     whole = fit("back", bad[1:], action="roll_back")
     assert whole.data_offset == 2 * BATCH  # from the checkpoint to where it was noticed
     assert whole.engines["denoiser"].loss_scale.skipped == 0
-    for total in (5 * BATCH, WHOLE):  # diverges, goes back and is interrupted; goes on
+    for total in (5 * BATCH, WHOLE):  # diverges, goes back and is interrupted; resumes
         fit("back_resumed", bad[1:], total, action="roll_back")
     _same(root / "back", root / "back_resumed")
     lines = (root / "back" / "metrics.jsonl").read_text().splitlines()
@@ -163,18 +163,18 @@ def test_a_collapsed_pair_stops_and_keeps_the_last_good_checkpoint(
 def test_judge_sees_explosions_and_falling_scales() -> None:
     policy = DivergencePolicy(explosion=10.0)
     scale = LossScale(dynamic=False)
-    judge = DivergenceCheck(policy, lambda metrics: None, {"net": scale})
-    assert judge.find_problem({"net/loss": 0.1}) is None
-    assert judge.find_problem({"net/loss": 9.0}) is None  # small losses may vary
-    assert "rose from 9 to 91" in str(judge.find_problem({"net/loss": 91.0}))
-    assert "is inf" in str(judge.find_problem({"net/loss": torch.inf}))
+    check = DivergenceCheck(policy, lambda metrics: None, {"net": scale})
+    assert check.find_problem({"net/loss": 0.1}) is None
+    assert check.find_problem({"net/loss": 9.0}) is None  # small losses may vary
+    assert "rose from 9 to 91" in str(check.find_problem({"net/loss": 91.0}))
+    assert "is inf" in str(check.find_problem({"net/loss": torch.inf}))
     falling = LossScale(dynamic=True)
-    judge = DivergenceCheck(policy, lambda metrics: None, {"net": falling})
+    check = DivergenceCheck(policy, lambda metrics: None, {"net": falling})
     for _ in range(16):
         falling.update_scale(True)
-    assert judge.find_problem({"net/loss": 1.0}) is None
+    assert check.find_problem({"net/loss": 1.0}) is None
     falling.update_scale(True)
-    assert "loss scale of the net fell to 0.5" in str(judge.find_problem({"net/loss": 1.0}))
+    assert "loss scale of the net fell to 0.5" in str(check.find_problem({"net/loss": 1.0}))
 
 
 def test_loss_scale_halves_doubles_and_survives_a_checkpoint() -> None:
@@ -204,20 +204,20 @@ def _full_disk() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _read_only(folder: Path) -> Iterator[None]:
-    """Take away the right to write a folder, from root as well."""
+def _read_only(directory: Path) -> Iterator[None]:
+    """Take away the right to write a directory, from root as well."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, data) == 0
     effective = data[0]
     data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
     assert libc.capset(header, data) == 0
-    mode = folder.stat().st_mode
-    folder.chmod(0o555)
+    mode = directory.stat().st_mode
+    directory.chmod(0o555)
     try:
         yield
     finally:
-        folder.chmod(mode)
+        directory.chmod(mode)
         data[0] = effective
         assert libc.capset(header, data) == 0
 
@@ -229,15 +229,15 @@ def _check_storage(root: Path) -> None:
     world = init_world()
     for name in ("full", "read_only"):
         _fit(root / name, _config(total=HALF))
-        folder = root / name / "checkpoints"
-        fault = _full_disk() if name == "full" else _read_only(folder)
+        directory = root / name / "checkpoints"
+        fault = _full_disk() if name == "full" else _read_only(directory)
         with (
             fault if name == "read_only" or world.rank == 1 else contextlib.nullcontext(),
             pytest.raises(CheckpointError, match=r"rank \d could not write .*: make room"),
         ):
             _fit(root / name, _config(total=WHOLE))
         world.barrier()
-        assert sorted(path.name for path in folder.iterdir()) == [f"{HALF:012d}"]
+        assert sorted(path.name for path in directory.iterdir()) == [f"{HALF:012d}"]
         world.barrier()
         _fit(root / name, _config(total=WHOLE))
     _fit(root / "undisturbed", _config())
@@ -251,10 +251,14 @@ def test_full_disk_and_read_only_directory_lose_nothing(tmp_path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
-    "flipped": lambda folder: _rewrite(folder / "rank_00001.safetensors", _with_a_flipped_byte),
-    "truncated": lambda folder: _rewrite(folder / "rank_00000.safetensors", lambda data: data[:-9]),
-    "unmarked": lambda folder: (folder / "checkpoint.json").unlink(),
-    "emptied": lambda folder: [file.unlink() for file in folder.iterdir()],  # type: ignore
+    "flipped": lambda directory: _rewrite(
+        directory / "rank_00001.safetensors", _with_a_flipped_byte
+    ),
+    "truncated": lambda directory: _rewrite(
+        directory / "rank_00000.safetensors", lambda data: data[:-9]
+    ),
+    "unmarked": lambda directory: (directory / "checkpoint.json").unlink(),
+    "emptied": lambda directory: [file.unlink() for file in directory.iterdir()],  # type: ignore
 }
 """What may happen to a checkpoint."""
 
@@ -287,8 +291,8 @@ def _check_damage(root: Path) -> None:
         _same(root / name, root / "undisturbed")
         world.barrier()
         if world.rank == 0:
-            for folder in committed(root / name):
-                DAMAGES["truncated"](folder)
+            for directory in committed(root / name):
+                DAMAGES["truncated"](directory)
         world.barrier()
         with pytest.raises(CheckpointError, match="is complete"):  # and no fresh start
             _fit(root / name, _config())

@@ -77,15 +77,15 @@ def test_an_average_is_added_by_its_name() -> None:
 def test_an_old_run_keeps_the_precision_that_it_was_started_with(tmp_path: Path) -> None:
     device = torch.device("cpu")
     asked = override(tiny_edm(), ["compute.precision=float32", "compute.tf32=false"])
-    begun = override(tiny_edm(), ["compute.precision=bfloat16"])
-    settle_config(tmp_path, begun, device=device)
+    started = override(tiny_edm(), ["compute.precision=bfloat16"])
+    settle_config(tmp_path, started, device=device)
     (tmp_path / "snapshots" / f"{0:012d}").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"compute\.precision: 'bfloat16' -> 'float32'"):
         settle_config(tmp_path, asked, device=device)
     (tmp_path / "format.json").write_text('{"format_version": 1}')  # recipes did not pin it then
     for _ in range(2):  # also when its files have been written in the new format
         resumed = settle_config(tmp_path, asked, device=device)
-        assert resumed.compute == begun.compute
+        assert resumed.compute == started.compute
     assert json.loads((tmp_path / "format.json").read_text()) == {
         "format_version": 2,
         "began_as": 1,

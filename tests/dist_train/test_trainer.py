@@ -88,7 +88,7 @@ def _losses(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train every objective to the end in several ways; returns the folder of the runs."""
+    """Train every objective to the end in several ways; returns the directory of the runs."""
     root = tmp_path_factory.mktemp("runs")
     run_ranks(2, _train, str(root / "two_ranks"), 1, None, WHOLE)
     run_ranks(2, _train, str(root / "resumed"), 1, None, HALF, WHOLE)
@@ -163,5 +163,5 @@ def test_committed_checkpoints_are_pruned_and_no_leftovers_stay(runs: Path) -> N
         state = CheckpointReader(committed(runs / "two_ranks" / name)[-1]).state
         assert (state.images_seen, state.step) == (WHOLE, WHOLE // BATCH)
         assert set(state.updates.values()) == {WHOLE // BATCH}
-        folder = runs / "two_ranks" / name / "checkpoints"
-        assert sorted(path.name for path in folder.iterdir()) == names
+        checkpoints = runs / "two_ranks" / name / "checkpoints"
+        assert sorted(path.name for path in checkpoints.iterdir()) == names

@@ -86,7 +86,7 @@ def test_deepspeed_loads_an_export(tmp_path: Path, capsys: pytest.CaptureFixture
     run_ranks(1, _load, out, wanted)
 
     assert main(["export", str(run_dir), str(out)]) == 2
-    assert "exists; name a new folder" in capsys.readouterr().err
+    assert "exists; name a new directory" in capsys.readouterr().err
     assert main(["export", str(run_dir), str(tmp_path / "b"), "--at", "7"]) == 2
     assert "000000000007/checkpoint.json cannot be read" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "b")]) == 2
@@ -94,4 +94,4 @@ def test_deepspeed_loads_an_export(tmp_path: Path, capsys: pytest.CaptureFixture
     damaged = run_dir / "checkpoints" / f"{3 * BATCH:012d}" / "rank_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert main(["export", str(run_dir), str(tmp_path / "b")]) == 2
-    assert "is whole" in capsys.readouterr().err
+    assert "is complete" in capsys.readouterr().err

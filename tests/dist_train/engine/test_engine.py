@@ -138,7 +138,7 @@ def test_pair_with_r1_matches_plain_pytorch_on_the_joined_batch(zero_stage: int)
     run_ranks(2, _check_parity, zero_stage, _train_plainly())
 
 
-def _check_checkpoint_damage(folder: Path) -> None:
+def _check_checkpoint_damage(run_dir: Path) -> None:
     from dist_train.checkpoint.format import (
         CheckpointError,
         CheckpointReader,
@@ -151,16 +151,16 @@ def _check_checkpoint_damage(folder: Path) -> None:
     from dist_train.runtime.world import init_world
 
     world = init_world()
-    writer = CheckpointWriter(folder, world, CheckpointConfig(keep_last=3))
+    writer = CheckpointWriter(run_dir, world, CheckpointConfig(keep_last=3))
     for images in (10, 20, 30):
         values = torch.arange(6.0) + 100 * images
         part = values[:2] if world.rank == 0 else values[2:]
         shard = ParameterShard("w", 2 * world.rank, part, {"exp_avg": -part})
         writer.begin(TrainState(images, images // 10, {"net": images // 10}), {"net": [shard]})
         writer.wait_for_copy()
-        part.zero_()  # training goes on: what is written is a copy
+        part.zero_()  # training continues: what is written is a copy
         writer.finish()
-    newest, problems = find_newest_complete(folder, world)
+    newest, problems = find_newest_complete(run_dir, world)
     assert newest is not None
     assert (newest.name, problems) == (f"{30:012d}", [])
     world.barrier()
@@ -169,10 +169,10 @@ def _check_checkpoint_damage(folder: Path) -> None:
         content = bytearray(flipped.read_bytes())
         content[-1] ^= 1
         flipped.write_bytes(content)
-        cut = folder / "checkpoints" / f"{20:012d}" / "rank_00000.safetensors"
+        cut = run_dir / "checkpoints" / f"{20:012d}" / "rank_00000.safetensors"
         cut.write_bytes(cut.read_bytes()[:-1])
     world.barrier()
-    oldest, problems = find_newest_complete(folder, world)
+    oldest, problems = find_newest_complete(run_dir, world)
     assert oldest is not None
     assert oldest.name == f"{10:012d}"
     assert [("SHA-256" in p, "bytes, expected" in p) for p in problems] == [
@@ -193,7 +193,7 @@ def _check_checkpoint_damage(folder: Path) -> None:
         (oldest / "rank_00000.safetensors").unlink()
     world.barrier()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is complete"):
-        find_newest_complete(folder, world)
+        find_newest_complete(run_dir, world)
     world.barrier()
 
 

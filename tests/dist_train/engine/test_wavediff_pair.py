@@ -2,7 +2,7 @@
 
 Two ranks with two micro-batches each, lazy R1 with its double backward, ZeRO 0, 1 and 2. Adam's eps
 is wide, because a key bias of attention has a gradient of zero, of whose rounding Adam would make a
-full step with the usual one.
+full step with the ordinary one.
 """
 
 from __future__ import annotations

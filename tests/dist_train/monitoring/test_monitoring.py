@@ -166,13 +166,13 @@ def test_a_run_keeps_the_precision_that_it_was_started_with(
 
     settle_config(tmp_path / "there", config)  # a login node writes down what is asked for
     monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: True)
-    begun = settle_config(tmp_path / "there", config, device=device)
-    assert begun.compute.precision == "bfloat16"
-    assert compute_dtypes(begun.objective) == {"bfloat16"}
+    started = settle_config(tmp_path / "there", config, device=device)
+    assert started.compute.precision == "bfloat16"
+    assert compute_dtypes(started.objective) == {"bfloat16"}
     (tmp_path / "there" / "snapshots" / f"{0:012d}").mkdir(parents=True)  # it trains
     monkeypatch.setattr(run_dir, "has_bfloat16", lambda device: False)
-    assert settle_config(tmp_path / "there", config, device=device) == begun
-    assert settle_config(tmp_path / "there", config) == begun
+    assert settle_config(tmp_path / "there", config, device=device) == started
+    assert settle_config(tmp_path / "there", config) == started
     with pytest.raises(ConfigError, match=r"compute.precision: 'bfloat16' -> 'float32'"):
         settle_config(
             tmp_path / "there", override(config, ["compute.precision=float32"]), device=device
@@ -217,7 +217,7 @@ def test_wandb_resumes_with_one_record_while_offline(
         logger.write({"images_seen": images_seen, "net/loss": 0.5})
         logger.show_grid(images_seen, tmp_path / "grid.png")
         logger.close()
-        time.sleep(1.1)  # wandb names its folders by the second
+        time.sleep(1.1)  # wandb names its directories by the second
     name = (tmp_path / "wandb_id").read_text()
     records = sorted((tmp_path / "wandb").glob(f"offline-run-*-{name}"))
     assert len(records) == 2  # one id: `wandb sync --append` joins them

@@ -26,7 +26,7 @@ RANKS = 2
 
 
 def _config(name: str, zero_stage: int) -> RunConfig:
-    """Return a run whose weights take memory that shows beside its activations."""
+    """Return a run whose weights take memory that shows next to its activations."""
     config = replace(TINY[name](), sharding=ShardingConfig(zero_stage=zero_stage))  # type: ignore[arg-type]
     if isinstance(config.objective, WaveDiffConfig):
         pair = config.objective
@@ -50,12 +50,12 @@ def _measure(run_dir: Path) -> None:
     world = init_world()
     for name, zero_stage in CASES:
         config = _config(name, zero_stage)
-        folder = run_dir / f"{name}{zero_stage}"
-        folder.mkdir(exist_ok=True)
+        case_dir = run_dir / f"{name}{zero_stage}"
+        case_dir.mkdir(exist_ok=True)
         gc.collect()
         meter = CostMeter()
         with meter:  # all tensors of this process, from the first weight on
-            trainer = build_trainer(config, folder, world)
+            trainer = build_trainer(config, case_dir, world)
             examples = trainer._examples()
             for _ in range(2):  # the second step has moments; step 0 has all that is done at times
                 trainer.step = 0
