@@ -235,19 +235,27 @@ class Packer:
 
     def _divide(self, items: ConvertedItems) -> Iterator[tuple[Part, list[int]]]:
         """Yield training set and hold-out, with the positions of their items among all."""
-        listing, count = self._all.listing, self._options.holdout
+        listing = self._all.listing
+        try:
+            held = self._choose_holdout(items)
+        except PackError:  # the same command cannot succeed, and another cannot use what is there
+            shutil.rmtree(self._work.path, ignore_errors=True)
+            raise
+        for name, skips in (("train", listing.skips), ("holdout", ())):
+            positions = [n for n in range(len(listing.entries)) if (n in held) == (name != "train")]
+            entries = [listing.entries[position] for position in positions]
+            yield self._part(name, replace(listing, entries=entries, skips=skips)), positions
+
+    def _choose_holdout(self, items: ConvertedItems) -> set[int]:
+        count = self._options.holdout
         assert count is not None
-        held = choose_holdout(
-            listing.entries,
+        return choose_holdout(
+            self._all.listing.entries,
             items.contents(),
             self._by_name,
             count,
             keep_duplicates=bool(self._options.keep_duplicates),
         )
-        for name, skips in (("train", listing.skips), ("holdout", ())):
-            positions = [n for n in range(len(listing.entries)) if (n in held) == (name != "train")]
-            entries = [listing.entries[position] for position in positions]
-            yield self._part(name, replace(listing, entries=entries, skips=skips)), positions
 
     def _records(self, part: Part) -> list[ShardRecord]:
         """Return the records of a part's shards. Raises PackError if one is missing."""

@@ -20,12 +20,17 @@ def per_class_distances(gen: FeatureSet, ref: FeatureSet, tap: str) -> dict[str,
     """Return mean, worst class and number of dimensions, and `class_<i>` for every class.
 
     Raises:
-        ValueError: A set has no labels, or a class has too few images in one of them.
+        ValueError: A set has no labels, or a class has too few images in one of them, or none.
     """
     if gen.labels is None or ref.labels is None:
         raise ValueError("distances per class need labels in both sets (conditional samples)")
     x, y = gen.rows(tap), ref.rows(tap)
     classes = np.unique(ref.labels)
+    if only := sorted(set(gen.labels.tolist()) ^ set(classes.tolist())):
+        raise ValueError(
+            f"{len(only)} classes have images in one of the sets only (the first: {only[0]});"
+            " distances per class need the same classes, numbered alike, in both"
+        )
     smallest = min(int((labels == c).sum()) for labels in (gen.labels, ref.labels) for c in classes)
     dimensions = min(smallest // SAMPLES_PER_DIMENSION, MOST_DIMENSIONS, x.shape[1])
     if dimensions < 1:

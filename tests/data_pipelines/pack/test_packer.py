@@ -521,9 +521,8 @@ def test_a_holdout_has_no_image_in_training(
     assert (len(train), len(held)) == sizes
     assert not set(train) & set(held)
     shards = [shard for path in sets for shard in (path / "shards").iterdir()]
-    assert sum(len(tar_files(shard)) for shard in shards) == sum(
-        copies
-    )  # none in a shard of the other, not even unlisted
+    written = sum(len(tar_files(shard)) for shard in shards)
+    assert written == sum(copies)  # none in a shard of the other, not even unlisted
 
 
 def contents_of_originals(path: Path) -> list[bytes]:
@@ -565,6 +564,9 @@ def test_a_holdout_that_cannot_be_met_is_rejected(
     options = PackOptions(resolution=16, holdout=holdout, keep_duplicates=keep)
     with pytest.raises(PackError, match=message):
         pack(make_source("folder", source), tmp_path / "sets", options)
+    assert not list((tmp_path / "sets").iterdir())
+    one = dataclasses.replace(options, holdout=None)
+    assert pack(make_source("folder", source), tmp_path / "sets", one)
 
 
 def test_unusable_items_do_not_shrink_a_holdout(tmp_path: Path) -> None:

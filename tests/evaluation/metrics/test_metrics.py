@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -209,6 +210,10 @@ def test_distances_per_class_find_the_bad_class() -> None:
     assert values["class_2"] > 5 * values["class_0"]
     with pytest.raises(ValueError, match="labels"):
         per_class_distances(FeatureSet({}, 1), sets[1], "t")
+    for shifted in (labels + 1, labels * 5, np.minimum(labels, 1)):
+        other = dataclasses.replace(sets[0], labels=shifted)
+        with pytest.raises(ValueError, match=r"\d classes have images in one of the sets only"):
+            per_class_distances(other, sets[1], "t")
 
 
 @pytest.mark.parametrize("split", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
