@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.base import (
+    NOT_AN_IMAGE,
+    Entry,
+    Listing,
+    ReadItem,
+    Skip,
+    SourceError,
+    printable,
+)
 from data_pipelines.sources.lister.archives import (
     TAR_ERRORS,
     open_maybe_compressed,
@@ -114,14 +122,16 @@ class DirectorySource(FileSource):
     def pictures(self) -> Pictures:
         """Return the images. Raises SourceError if there are archives of images beside them."""
         pictures = super().pictures()
-        if pictures.files and not self.published:
-            for skip in pictures.skips:
-                if skip.name.lower().endswith(ARCHIVES) and holds_images(self.path / skip.name):
-                    raise SourceError(
-                        f"{self.path} holds two kinds of source, images"
-                        f" ({pictures.files[0].name}) and an archive of images ({skip.name});"
-                        " move one of them elsewhere"
-                    )
+        if not pictures.files or self.published:
+            return pictures
+        others = [skip.name for skip in pictures.skips if skip.category == NOT_AN_IMAGE]
+        for name in others:
+            if name.lower().endswith(ARCHIVES) and holds_images(self.path / name):
+                raise SourceError(
+                    f"{self.path} holds two kinds of source, images"
+                    f" ({printable(pictures.files[0].name)}) and an archive of images"
+                    f" ({printable(name)}); move one of them elsewhere"
+                )
         return pictures
 
     def found(self) -> Found:

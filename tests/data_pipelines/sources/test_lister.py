@@ -588,6 +588,9 @@ def test_a_directory_of_two_kinds_is_rejected(tmp_path: Path, where: str, archiv
             run(path)
     write(path / f"{where}{archive}", {"1.txt": b"no image"})
     assert reasons(listing(path))[f"{where}{archive}"] == "not an image"
+    (path / ".old").mkdir()
+    write(path / ".old" / archive, {"1.png": PNG[1]})
+    assert len(listing(path).entries) == 1
     published = write_files(tmp_path / "in", {f"{WNIDS[0]}/0.JPEG": PNG[0]})
     write(published / archive, {"1.png": PNG[1]})
     assert reasons(listing(published, "imagenet")) == {archive: "not an image"}
