@@ -74,7 +74,7 @@ def test_requests_that_cannot_run(
 
 
 ARGUMENTS = {
-    "eval {run} --reference {root}/no.npz": "no.npz cannot be read as npz",
+    "eval {run} --reference {root}/no.npz": "no.npz does not exist",
     "eval {root}/no --reference {root}/ref.npz": "no does not exist",
     "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
     "eval {run} --reference {root}/ref.npz --metrics fdd": "metric 'fdd' is not one of fd,",
