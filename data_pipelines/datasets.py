@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.beton import check_beton
 from data_pipelines.packed.joined import JoinedImages
-from data_pipelines.packed.manifest import DatasetInfo, canonical_json
+from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.packed.prefetch import ShardPrefetcher
 from data_pipelines.packed.reader import DEFAULT_CACHE, ShardedImages
 from data_pipelines.packed.remote import FileCache
@@ -27,6 +27,7 @@ from data_pipelines.sample_order import (
     quotas,
     subset,
 )
+from models.safe_files.documents import canonical_json
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,14 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     factor = box_factor(sets[0].info.resolution, config.resolution, config.path)
     samples: ShardedImages | JoinedImages = sets[0]
     order: Order = orders[0]
-    info = sets[0].info
+    digests = [_digest(images, chosen) for images, chosen in selected]
+    info = replace(sets[0].info, digest=digests[0])
     if len(sets) > 1:
         _check_alike(sets)
         weights = [config.weight, *(other.weight for other in config.mix)]
         samples = JoinedImages(sets)
         order = MixedOrder(orders, tuple(map(len, sets)), quotas(weights), seed)
-        info = replace(info, digest=_joint_digest(sets, weights))
+        info = replace(info, digest=_joint_digest(digests, weights))
     counts = [len(part) if chosen is None else len(chosen) for part, chosen in selected]
     info = replace(info, num_images=sum(counts))
     prefetcher = _prefetcher(sets, samples, order, cache)
@@ -120,7 +122,7 @@ def _check_backend(images: ShardedImages, backend: Backend) -> None:
     if images.is_remote and backend == "ffcv":
         raise ValueError("backend='ffcv' reads local sets; copy the set, or set data.backend=dali")
     if backend == "ffcv":
-        check_beton(images.path, images.info.digest)
+        check_beton(images.path, images.manifest)
 
 
 def _selection(
@@ -183,9 +185,17 @@ def _check_alike(sets: Sequence[ShardedImages]) -> None:
             )
 
 
-def _joint_digest(sets: Sequence[ShardedImages], weights: Sequence[float]) -> str:
-    identity = canonical_json([[images.info.digest for images in sets], weights])
-    return hashlib.sha256(identity).hexdigest()
+def _digest(images: ShardedImages, selection: Integers | None) -> str:
+    """Return what identifies the selected samples of a set: all of them have the set's digest."""
+    if selection is None or len(selection) == len(images):
+        return images.info.digest
+    identity = canonical_json({"digest": images.info.digest, "samples": len(selection)})
+    return hashlib.sha256(identity + np.asarray(selection, "<i8").tobytes()).hexdigest()
+
+
+def _joint_digest(digests: Sequence[str], weights: Sequence[float]) -> str:
+    """Return what identifies a mix: its sets, in order, and how often each is drawn from."""
+    return hashlib.sha256(canonical_json([list(digests), weights])).hexdigest()
 
 
 def _prefetcher(

@@ -13,18 +13,20 @@ import numpy as np
 from data_pipelines.pack.options import PackError
 from data_pipelines.pack.shard_writer import ShardRecord
 from data_pipelines.packed.manifest import (
+    INDEX,
     INDEX_ROW,
+    MANIFEST,
     SKIPPED,
     Index,
     Manifest,
     Shard,
-    atomic_file,
-    canonical_json,
     check_shard_sizes,
     write_index,
     write_manifest,
 )
 from data_pipelines.sources.base import Entry, Listing, Skip, count_reasons, printable
+from models.safe_files.atomic import atomic_file, remove_left_overs
+from models.safe_files.documents import canonical_json
 
 WINDOW_SHARDS = 8
 """Shards that remote sets keep in use: enough to mix classes well, few enough for a cache."""
@@ -67,8 +69,8 @@ def _write_set(
     request: Mapping[str, Any],
     skips: Sequence[Skip],
 ) -> Manifest:
-    for left_over in set_dir.glob(".*.tmp"):  # of a run that was killed here
-        left_over.unlink()
+    for name in (MANIFEST, INDEX, SKIPPED):  # of a run that was killed here
+        remove_left_overs(set_dir / name)
     index, digest = _index(records, places, resolution, listing.class_names)
     with atomic_file(set_dir / SKIPPED) as file:
         for skip in skips:

@@ -30,12 +30,12 @@ from data_pipelines.pack.worker import Conversion, Packed, converted
 from data_pipelines.packed.manifest import (
     MANIFEST,
     Manifest,
-    atomic_file,
     check_shard_sizes,
     read_manifest,
 )
 from data_pipelines.progress import Progress
 from data_pipelines.sources.base import Listing, Skip, Source
+from models.safe_files.atomic import atomic_file, remove_left_overs
 
 
 @dataclass(frozen=True)
@@ -396,6 +396,5 @@ class ConvertedItems:
 def _new_shard(path: Path) -> AbstractContextManager[IO[bytes]]:
     """Open a shard for writing, after removing what a killed run left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.tmp"):
-        left_over.unlink()
+    remove_left_overs(path)
     return atomic_file(path)

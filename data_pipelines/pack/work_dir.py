@@ -9,21 +9,61 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from data_pipelines.pack.options import PackError, PackOptions
 from data_pipelines.pack.shard_writer import ShardRecord, WrittenSample
-from data_pipelines.packed.manifest import Manifest, atomic_file, canonical_json
+from data_pipelines.packed.manifest import Manifest
 from data_pipelines.sources.base import Listing, Skip, Source
+from models.safe_files.documents import DocumentError, Format, canonical_json
 
 WORK_DIR = ".packing"
 REQUEST = "request.json"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is being packed; see make_request."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    kind: str
+    source: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A ShardRecord as JSON holds it, resolutions as text."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    num_bytes: dict[str, int]
+    sha256: dict[str, str]
+    samples: dict[str, list[Any]]
+    items: list[int]
+    skips: list[tuple[str, str]]
+    edges: list[int] = field(default_factory=list)  # records may be older
+    pixels: list[str] = field(default_factory=list)
+
+
+_REMEDY = "remove it, and run the same pack command again"
+_REQUESTS = Format(schema=_Request, remedy=_REMEDY)
+_RECORDS = Format(schema=_Record, remedy=_REMEDY, indent=None)
+T = TypeVar("T")
+
+
+def _read(kind: Format[T], path: Path) -> T | None:
+    """Read a document of the working directory, None if there is none. Raises PackError."""
+    try:
+        return kind.read(path)
+    except FileNotFoundError:
+        return None
+    except DocumentError as error:
+        raise PackError(str(error)) from None
 
 
 class WorkDir:
@@ -40,43 +80,43 @@ class WorkDir:
     def claim(self, request: dict[str, Any]) -> dict[str, Any]:
         """Record what is being packed, unless it is recorded already; return the record."""
         if self.request() is None:
-            with atomic_file(self.path / REQUEST) as file:
-                file.write(canonical_json(request))
+            _REQUESTS.write(self.path / REQUEST, request)
         return self.request() or {}
 
     def request(self) -> dict[str, Any] | None:
         """Return what is being packed, None if nothing is."""
-        path = self.path / REQUEST
-        if not path.exists():
-            return None
-        recorded: dict[str, Any] = json.loads(path.read_bytes())
-        return recorded
+        recorded = _read(_REQUESTS, self.path / REQUEST)
+        return None if recorded is None else vars(recorded)
 
     def write(self, part: str, number: int, record: ShardRecord) -> None:
         """Write the record of a finished shard."""
         samples = {str(r): [list(row) for row in rows] for r, rows in record.samples.items()}
-        document = {**vars(record), "samples": samples}
-        with atomic_file(self._record(part, number)) as file:
-            file.write(json.dumps(document).encode())
+        sizes = {str(r): size for r, size in record.num_bytes.items()}
+        sha256 = {str(r): text for r, text in record.sha256.items()}
+        fields = {"samples": samples, "num_bytes": sizes, "sha256": sha256}
+        _RECORDS.write(self._record(part, number), {**vars(record), **fields})
 
     def read(self, part: str, number: int) -> ShardRecord | None:
         """Return the record of a shard, or None if it is not written."""
-        try:
-            document = json.loads(self._record(part, number).read_bytes())
-        except FileNotFoundError:
+        record = _read(_RECORDS, self._record(part, number))
+        if record is None:
             return None
-        return ShardRecord(
-            num_bytes={int(r): size for r, size in document["num_bytes"].items()},
-            sha256={int(r): text for r, text in document["sha256"].items()},
-            samples={
-                int(r): [WrittenSample(*row) for row in rows]
-                for r, rows in document["samples"].items()
-            },
-            items=document["items"],
-            skips=[Skip(*skip) for skip in document["skips"]],
-            edges=document.get("edges", []),  # records may be older
-            pixels=document.get("pixels", []),
-        )
+        try:
+            return ShardRecord(
+                num_bytes={int(r): size for r, size in record.num_bytes.items()},
+                sha256={int(r): text for r, text in record.sha256.items()},
+                samples={
+                    int(r): [WrittenSample(*row) for row in rows]
+                    for r, rows in record.samples.items()
+                },
+                items=record.items,
+                skips=[Skip(*skip) for skip in record.skips],
+                edges=record.edges,
+                pixels=record.pixels,
+            )
+        except (TypeError, ValueError) as error:
+            path = self._record(part, number)
+            raise PackError(f"{path} is damaged: {error}; {_REMEDY}") from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:

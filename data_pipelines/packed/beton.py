@@ -11,14 +11,13 @@ decodes JPEG by the fast DCT, up to 14 of 255 levels off.
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +30,18 @@ from data_pipelines.packed.manifest import (
     INDEX_ROW,
     DatasetError,
     Index,
+    Manifest,
     Shard,
-    atomic_file,
     file_sha256,
+    map_index,
     read_manifest,
     write_index,
     write_manifest,
 )
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
+from models.safe_files.atomic import atomic_file
+from models.safe_files.documents import DocumentError, Format
 
 BETON_RECORD = "set.beton.json"
 PAGE = 1 << 23
@@ -62,8 +64,8 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
         raise DatasetError(
             f"FFCV needs images of one size; {path} has any: pack it at one resolution"
         )
-    mode = JPEG if keep_jpeg and images.manifest.options["image_format"] == "jpeg" else RAW
-    if _is_current(path, images.info.digest, mode):
+    mode = JPEG if keep_jpeg and images.manifest.options.get("image_format") == "jpeg" else RAW
+    if _is_current(path, images.manifest, mode):
         return
     if images.manifest.only_beton:
         raise DatasetError(f"{path} has no shards to write a {BETON} from; pack it again")
@@ -72,10 +74,14 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
         rows = _write(file, images, mode, progress.advance)
     write_index(path, rows, BETON_INDEX)
     num_bytes = (path / BETON).stat().st_size
-    record = {"digest": images.info.digest, "mode": mode, "num_bytes": num_bytes}
-    record["sha256"] = file_sha256(path / BETON)
-    with atomic_file(path / BETON_RECORD) as file:
-        file.write(json.dumps(record).encode())
+    record = BetonRecord(
+        digest=images.info.digest,
+        mode=mode,
+        num_bytes=num_bytes,
+        sha256=file_sha256(path / BETON),
+        index_sha256=file_sha256(path / BETON_INDEX),
+    )
+    _RECORD.write(path / BETON_RECORD, asdict(record))
     images.close()
 
 
@@ -84,56 +90,100 @@ def keep_only_beton(path: Path) -> None:
     write_beton(path)
     manifest = read_manifest(path)
     if not manifest.only_beton:
-        record = json.loads((path / BETON_RECORD).read_bytes())
-        beton = Shard(BETON, record["num_bytes"], record["sha256"], manifest.num_images)
+        record, _ = check_beton(path, manifest)
+        beton = Shard(BETON, record.num_bytes, record.sha256, manifest.num_images)
         index_sha256 = file_sha256(path / BETON_INDEX)
         write_manifest(path, replace(manifest, shards=(beton,), index_sha256=index_sha256))
     shutil.rmtree(path / "shards", ignore_errors=True)
     (path / INDEX).unlink(missing_ok=True)
 
 
-def beton_problem(path: Path, digest: str) -> str | None:
+def beton_problem(path: Path, manifest: Manifest) -> str | None:
     """Return what is wrong with a set's beton after reading all of it; None if it is intact."""
     if not (path / BETON).exists():
         return None
     try:
-        check_beton(path, digest)
+        record, rows = check_beton(path, manifest)
     except DatasetError as error:
         return str(error)
-    record = json.loads((path / BETON_RECORD).read_bytes())
-    intact = file_sha256(path / BETON) == record["sha256"]
-    return None if intact else f"{BETON}: damaged; remove it and write it again"
+    if file_sha256(path / BETON) != record.sha256:
+        return f"{BETON}: damaged; remove it and write it again"
+    if record.index_sha256 is None and not _has_all(path / BETON, rows):
+        return f"{BETON_INDEX}: damaged; remove {BETON} and write it again"
+    return None
 
 
-def _is_current(path: Path, digest: str, mode: int) -> bool:
+def _has_all(beton: Path, rows: Index) -> bool:
+    """Tell whether a beton has the samples that an index says, where the index has no checksum."""
+    with open(beton, "rb") as file:
+        for row in rows:
+            file.seek(int(row["offset"]))
+            if zlib.crc32(file.read(int(row["length"]))) != int(row["crc32"]):
+                return False
+    return True
+
+
+def _is_current(path: Path, manifest: Manifest, mode: int) -> bool:
     try:
-        check_beton(path, digest)
+        record, _ = check_beton(path, manifest)
     except DatasetError:
         return False
-    return beton_mode(path) == mode
+    return record.mode == mode
 
 
-def beton_mode(path: Path) -> int:
-    """Return what a complete beton holds of each image: JPEG or RAW."""
-    return int(json.loads((path / BETON_RECORD).read_bytes())["mode"])
+@dataclass(frozen=True)
+class BetonRecord:
+    """What a complete beton is; `set.beton.json`, written last.
+
+    Attributes:
+        digest: Digest of the set that it was written from.
+        mode: What it holds of each image: JPEG or RAW.
+        num_bytes: Size of the file.
+        sha256: Checksum of the file.
+        index_sha256: Checksum of its index; None if it was written before this was recorded.
+    """
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    digest: str
+    mode: int
+    num_bytes: int
+    sha256: str
+    index_sha256: str | None = None
 
 
-def check_beton(path: Path, digest: str) -> Index:
-    """Return the beton's index. Raises DatasetError unless it was written from this very set."""
+_RECORD = Format(schema=BetonRecord)
+
+
+def check_beton(path: Path, manifest: Manifest) -> tuple[BetonRecord, Index]:
+    """Return what a beton is, and its index.
+
+    Raises:
+        DatasetError: It was not written from this very set, or its index is damaged.
+    """
     advice = f"write it with `relaywave data beton {path}`"
     try:
-        record = json.loads((path / BETON_RECORD).read_bytes())
+        record = _RECORD.read(path / BETON_RECORD)
         size = (path / BETON).stat().st_size
-        rows: Index = np.load(path / BETON_INDEX, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        rows = map_index(path / BETON_INDEX)
+    except (OSError, DocumentError, DatasetError):
         raise DatasetError(f"{path} holds no complete {BETON}; {advice}") from None
-    if record.get("digest") != digest or rows.dtype != INDEX_ROW:
+    if record.digest != manifest.digest or rows.dtype != INDEX_ROW:
         raise DatasetError(f"{path / BETON} was written from another set; {advice}")
-    if record.get("num_bytes") != size:
-        raise DatasetError(
-            f"{path / BETON} has {size} bytes, not {record.get('num_bytes')}; {advice}"
-        )
-    return rows
+    if record.num_bytes != size:
+        raise DatasetError(f"{path / BETON} has {size} bytes, not {record.num_bytes}; {advice}")
+    if not _is_index(path / BETON_INDEX, rows, record, manifest):
+        raise DatasetError(f"{path / BETON_INDEX} is damaged; {advice}")
+    return record, rows
+
+
+def _is_index(file: Path, rows: Index, record: BetonRecord, manifest: Manifest) -> bool:
+    """Tell whether an index is a beton's: by its checksum, or else as far as its values tell."""
+    if rows.shape != (manifest.num_images,) or record.mode not in (JPEG, RAW):
+        return False
+    if record.index_sha256 is not None:
+        return file_sha256(file) == record.index_sha256
+    space = record.num_bytes - np.minimum(rows["offset"], np.uint64(record.num_bytes))
+    return bool((rows["length"] <= space).all())
 
 
 def _write(

@@ -8,9 +8,10 @@ import zlib
 from collections import OrderedDict
 
 from data_pipelines.images import BadImage
-from data_pipelines.packed.beton import beton_mode, check_beton, page_size
+from data_pipelines.packed.beton import check_beton, page_size
 from data_pipelines.packed.manifest import BETON
 from data_pipelines.packed.reader import ShardedImages
+from models.safe_files.transient import SteadyFile
 
 Content = tuple[int, bytes]
 """What a beton holds of an image: the mode (JPEG or RAW), and the bytes."""
@@ -32,13 +33,15 @@ class BetonSamples:
     ) -> None:
         self._images = images
         self.path = images.path
-        self._rows = check_beton(images.path, images.info.digest)
-        self._mode = beton_mode(images.path)
-        self._file = os.open(self.path / BETON, os.O_RDONLY | os.O_CLOEXEC)
+        record, self._rows = check_beton(images.path, images.manifest)
+        self._mode = record.mode
+        self._file = SteadyFile(self.path / BETON)
         self._pages: PageCache | None = None
         if cache_bytes is not None:
             size = page_size(images.info.resolution)
-            self._pages = PageCache(self._file, size, max(cache_bytes // size, min_pages))
+            self._pages = PageCache(
+                self._file.descriptor, size, max(cache_bytes // size, min_pages)
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,8 +59,9 @@ class BetonSamples:
 
     def _bytes(self, offset: int, length: int) -> bytes:
         if self._pages is None:
-            return os.pread(self._file, length, offset)
-        return self._pages.read(offset, length)
+            return self._file.read(length, offset)
+        pages = self._pages
+        return self._file.retried(lambda: pages.read(offset, length))
 
     def locate(self, index: int) -> str:
         """Return where a sample is stored, for messages."""
@@ -65,7 +69,7 @@ class BetonSamples:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        del self._file
 
 
 class PageCache:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.images import BadImage
 from data_pipelines.packed.beton import beton_problem
-from data_pipelines.packed.manifest import file_sha256
+from data_pipelines.packed.manifest import file_sha256, index_problem
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
 
@@ -49,20 +49,23 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
     Raises:
         DatasetError: The manifest or the index cannot be read at all.
     """
-    images = ShardedImages(path, check_sizes=False)
+    images = ShardedImages(path, check_sizes=False, check_index=False)
     report = Report()
-    index = images.manifest.index_name
-    if file_sha256(path / index) != images.manifest.index_sha256:
-        report.problems.append(f"{index}: its sha256 is not the one in the manifest")
+    index_is_wrong = index_problem(path, images.manifest, images.index)
+    if index_is_wrong:
+        report.problems.append(f"{images.manifest.index_name}: {index_is_wrong}")
     elif _class_counts(images) != images.manifest.class_counts:
-        report.problems.append(f"{index}: its labels do not match the counts in the manifest")
-    problem = None if images.manifest.only_beton else beton_problem(path, images.info.digest)
+        report.problems.append(
+            f"{images.manifest.index_name}: its labels do not match the counts in the manifest"
+        )
+    problem = None if images.manifest.only_beton else beton_problem(path, images.manifest)
     if problem is not None:
         report.problems.append(problem)
     shards = range(len(images.manifest.shards))
     total = len(images)
     with ThreadPoolExecutor(workers) as pool, Progress("checking", total=total) as progress:
-        for part in pool.map(lambda number: _check_shard(images, number, decode), shards):
+        check_one = _check_bytes if index_is_wrong else _check_shard
+        for part in pool.map(lambda number: check_one(images, number, decode), shards):
             report.problems += part.problems
             report.histogram += part.histogram
             progress.advance(total // len(shards))
@@ -73,6 +76,17 @@ def check(path: Path, *, workers: int = 1, decode: bool = True) -> Report:
 def _class_counts(images: ShardedImages) -> tuple[int, ...]:
     labels = images.index["label"][images.index["label"] >= 0]
     return tuple(np.bincount(labels, minlength=len(images.manifest.class_names)).tolist())
+
+
+def _check_bytes(images: ShardedImages, number: int, decode: bool) -> Report:
+    """Check a shard without the index, which is damaged and cannot tell where samples lie."""
+    del decode
+    shard = images.manifest.shards[number]
+    path = images.path / shard.name
+    if not path.is_file():
+        return Report([f"{shard.name}: the file is missing"])
+    intact = path.stat().st_size == shard.num_bytes and file_sha256(path) == shard.sha256
+    return Report([] if intact else [f"{shard.name}: damaged"])
 
 
 def _check_shard(images: ShardedImages, number: int, decode: bool) -> Report:

@@ -15,6 +15,7 @@ from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.packed.manifest import check_shard_sizes, read_index, read_manifest
 from data_pipelines.packed.remote import FileCache, RemoteSet, is_remote
 from data_pipelines.sample_order import Integers
+from models.safe_files.transient import SteadyFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,7 @@ class ShardedImages:
     Args:
         path: Directory of the packed set, or its URL (see data_pipelines/packed/remote.py).
         check_sizes: Compare the sizes of local shards with the manifest when opening the set.
+        check_index: Compare the index with the manifest when opening the set.
         cache: Local cache of remote sets.
 
     Raises:
@@ -63,17 +65,22 @@ class ShardedImages:
     """
 
     def __init__(
-        self, path: Path | str, *, check_sizes: bool = True, cache: FileCache = DEFAULT_CACHE
+        self,
+        path: Path | str,
+        *,
+        check_sizes: bool = True,
+        check_index: bool = True,
+        cache: FileCache = DEFAULT_CACHE,
     ) -> None:
         self._remote = RemoteSet(str(path), cache) if is_remote(str(path)) else None
         self.is_remote = self._remote is not None
         self.path = self._remote.path if self._remote else Path(path)
-        self.manifest = read_manifest(self.path)
-        self.index = read_index(self.path, self.manifest)
+        self.manifest = self._remote.manifest if self._remote else read_manifest(self.path)
+        self.index = read_index(self.path, self.manifest, verify=check_index)
         if check_sizes and not self._remote:
             check_shard_sizes(self.path, self.manifest)
         self.info = self.manifest.info
-        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[int, SteadyFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -138,7 +145,7 @@ class ShardedImages:
             return np.frombuffer(stored, np.uint8).reshape(edge, edge, 3)
         return decode_rgb(stored)
 
-    def _file(self, shard: int) -> _OpenFile:
+    def _file(self, shard: int) -> SteadyFile:
         """Return a shard's file; the least recently used ones are closed."""
         with self._lock:
             if shard in self._files:
@@ -151,25 +158,11 @@ class ShardedImages:
                 self._files.popitem(last=False)
         return opened
 
-    def _open(self, shard: int) -> _OpenFile:
+    def _open(self, shard: int) -> SteadyFile:
         if self._remote is None:
-            return _OpenFile(self.path / self.manifest.shards[shard].name)
+            return SteadyFile(self.path / self.manifest.shards[shard].name)
         while True:
             try:
-                return _OpenFile(self._remote.shard(shard))
+                return SteadyFile(self._remote.shard(shard))
             except FileNotFoundError:  # another process has just evicted it from the cache
                 continue
-
-
-class _OpenFile:
-    """A file that several threads read at offsets; closed when the last reference is gone."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self, length: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, length, offset)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import http.client
+import io
 import logging
 import os
 import re
@@ -20,20 +22,38 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
-from data_pipelines.packed.manifest import INDEX, MANIFEST, Manifest, atomic_file, read_manifest
+from data_pipelines.packed.manifest import (
+    INDEX,
+    INDEX_ROW,
+    MANIFEST,
+    SHARD_NAME,
+    DatasetError,
+    Manifest,
+    parse_manifest,
+    write_manifest,
+)
+from models.safe_files.atomic import atomic_file
+from models.safe_files.documents import MAX_BYTES
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SCHEME = re.compile(r"(https?|s3|gs)://|pipe:")
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 TIMEOUT = 60.0
 BLOCK = 1 << 20
+HEADER_BYTES = 4096
+"""More than the header of an index has."""
+
+MARK = ".relaywave-cache"
+"""File in each directory that the cache has made."""
+
 COMMANDS = {"s3": ("aws", "s3", "cp", "{}", "-"), "gs": ("gsutil", "-q", "cat", "{}")}
 
 
@@ -58,10 +78,23 @@ class FileCache:
     path: Path
     max_bytes: int
 
+    def directory_of(self, url: str) -> Path:
+        """Return the directory of a set's files, created and marked as the cache's own."""
+        directory = self.path / hashlib.sha256(url.encode()).hexdigest()[:16]
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / MARK).exists():
+            with atomic_file(directory / MARK) as file:
+                file.write(f"downloads of {url}; relaywave removes shards from here\n".encode())
+        return directory
+
     def make_room(self, newest: Path) -> None:
-        """Remove the least recently used shards until the rest fits; `newest` stays."""
+        """Remove the least recently used shards until the rest fits; `newest` stays.
+
+        Only shards in directories that the cache has marked are counted and removed: whatever else
+        is below its path belongs to somebody else.
+        """
         files = []
-        for file in self.path.rglob("*.tar"):
+        for file in self._shards():
             with suppress(FileNotFoundError):  # another process evicts files, too
                 status = file.stat()
                 files.append((status.st_mtime, status.st_size, file))
@@ -70,6 +103,31 @@ class FileCache:
             if total > self.max_bytes and file != newest:
                 total -= size
                 file.unlink(missing_ok=True)  # readers that have it open keep its content
+                self._log_eviction(file)
+
+    def _shards(self) -> Iterator[Path]:
+        for mark in self.path.glob(f"*/{MARK}"):
+            for file in mark.parent.glob("shards/*.tar"):
+                name = file.relative_to(mark.parent).as_posix()
+                if SHARD_NAME.fullmatch(name) and not file.is_symlink():
+                    yield file
+
+    def _log_eviction(self, file: Path) -> None:
+        """Log what was removed: the first time as a warning, for the cache may be too small."""
+        level = logging.INFO if self.path in _FULL else logging.WARNING
+        _FULL.add(self.path)
+        limit = f"{self.max_bytes / 1e9:g} GB"
+        logger.log(
+            level,
+            "the cache %s is full (data.cache_gb: %s): removed the least recently used shard, %s",
+            self.path,
+            limit,
+            file,
+        )
+
+
+_FULL: set[Path] = set()
+"""Caches that this process has had to remove shards from."""
 
 
 class RemoteSet:
@@ -87,12 +145,16 @@ class RemoteSet:
     def __init__(self, url: str, cache: FileCache) -> None:
         self.url = url
         self._cache = cache
-        name = hashlib.sha256(url.encode()).hexdigest()[:16]
-        self.path = cache.path / name
-        self._download(MANIFEST, None, None)
-        self.manifest: Manifest = read_manifest(self.path)
+        self.manifest: Manifest = self._read_manifest()
+        if self.manifest.only_beton:
+            raise DatasetError(
+                f"{url} is a beton alone, without shards; copy the set, and set data.backend=ffcv"
+            )
+        self.path = cache.directory_of(url)
+        write_manifest(self.path, self.manifest)
         if not self._is_there(INDEX, self.manifest.index_sha256):
-            self._download(INDEX, None, self.manifest.index_sha256)
+            num_bytes = INDEX_ROW.itemsize * self.manifest.num_images + HEADER_BYTES
+            self._download(INDEX, self.manifest.index_sha256, max_bytes=num_bytes)
 
     def shard(self, number: int) -> Path:
         """Return the local path of a shard, downloaded if it is not in the cache.
@@ -106,7 +168,9 @@ class RemoteSet:
             if path.exists() and path.stat().st_size == shard.num_bytes:
                 os.utime(path)
             else:
-                self._download(shard.name, shard.num_bytes, shard.sha256)
+                self._download(
+                    shard.name, shard.sha256, max_bytes=shard.num_bytes, min_bytes=shard.num_bytes
+                )
                 self._cache.make_room(path)
         return path
 
@@ -117,38 +181,81 @@ class RemoteSet:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
-    def _download(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
-        """Download a file into the cache, with retries; it appears there only when complete."""
-        for delay in (*DELAYS, None):
-            try:
-                self._download_once(name, num_bytes, sha256)
-                return
-            except (OSError, _Incomplete) as error:
-                if delay is None:
-                    raise Unreachable(
-                        f"{name} of {self.url} cannot be read after {len(DELAYS) + 1} attempts:"
-                        f" {error}; check the address, the network and the access rights,"
-                        " then run the same command again"
-                    ) from None
-                logger.warning("%s of %s: %s; retrying in %g s", name, self.url, error, delay)
-                time.sleep(delay)
+    def _read_manifest(self) -> Manifest:
+        """Download the manifest; it is checked before anything is written."""
+        where = f"{self.url}/{MANIFEST}"
 
-    def _download_once(self, name: str, num_bytes: int | None, sha256: str | None) -> None:
+        def attempt() -> Manifest:
+            content = io.BytesIO()
+            self._copy(MANIFEST, content, MAX_BYTES)
+            try:
+                return parse_manifest(content.getvalue(), where)
+            except DatasetError as error:
+                raise _Rejected(str(error)) from None
+
+        try:
+            return self._retried(MANIFEST, attempt)
+        except _Rejected as error:
+            raise DatasetError(str(error)) from None
+
+    def _download(self, name: str, sha256: str, *, max_bytes: int, min_bytes: int = 0) -> None:
+        """Download a file into the cache, with retries; it appears there only when complete."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
+
+        def attempt() -> None:
+            with atomic_file(target) as file:
+                digest = self._copy(name, file, max_bytes)
+                if file.tell() < min_bytes:
+                    raise _Incomplete(
+                        f"received {file.tell()} bytes, the manifest says {min_bytes}"
+                    )
+                if digest != sha256:
+                    raise _Incomplete("its sha256 is not the one in the manifest")
+
+        self._retried(name, attempt)
+
+    def _copy(self, name: str, file: IO[bytes], max_bytes: int) -> str:
+        """Copy a file of the set and return its SHA-256. Raises _Incomplete if it is too large."""
         digest = hashlib.sha256()
-        with _open_stream(self.url, name) as stream, atomic_file(target) as file:
+        with _open_stream(self.url, name) as stream:
             while block := stream.read(BLOCK):
                 file.write(block)
                 digest.update(block)
-            if num_bytes is not None and file.tell() != num_bytes:
-                raise _Incomplete(f"received {file.tell()} bytes, the manifest says {num_bytes}")
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise _Incomplete("its sha256 is not the one in the manifest")
+                if file.tell() > max_bytes:
+                    raise _Incomplete(f"it has more than the {max_bytes} bytes that it may have")
+        return digest.hexdigest()
+
+    def _retried(self, name: str, attempt: Callable[[], T]) -> T:
+        """Return what an attempt returns; try again, with back-off, after any failure to read.
+
+        Raises:
+            Unreachable: All attempts failed.
+            _Rejected: The last attempt delivered a file that is not what it should be.
+        """
+        for delay in (*DELAYS, None):
+            try:
+                return attempt()
+            except (OSError, http.client.HTTPException, _Incomplete) as error:
+                reason = str(error) or type(error).__name__
+                if delay is not None:
+                    logger.warning("%s of %s: %s; retrying in %g s", name, self.url, reason, delay)
+                    time.sleep(delay)
+                elif isinstance(error, _Rejected):
+                    raise
+        raise Unreachable(
+            f"{name} of {self.url} cannot be read after {len(DELAYS) + 1} attempts:"
+            f" {reason}; check the address, the network and the access rights,"
+            " then run the same command again"
+        )
 
 
 class _Incomplete(Exception):  # noqa: N818 (always retried)
     """A transfer that ended early, or delivered other bytes."""
+
+
+class _Rejected(_Incomplete):
+    """A complete file that is not what it should be, unless the transfer was damaged."""
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from data_pipelines.pack.finish import join, shard_name
 from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
-from data_pipelines.packed.manifest import atomic_file
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, Listing
 from data_pipelines.sources.lister.archives import tar_files
 from dist_train.runtime.world import World
 from evaluation.image_sets.files import encode_image
 from evaluation.samples.generate import GeneratedImages
+from models.safe_files.atomic import atomic_file
 
 PARTS = ".batches"
 

@@ -36,13 +36,17 @@ class Format(Generic[T]):
         version: The `format_version` that is read and written; null for documents without.
         needs_checksum: Whether a document without a checksum is rejected; those of kinds that were
             once written without one are not.
+        made: What writes such documents, for the message that one was changed after it.
         remedy: What to do about a document that cannot be used.
+        indent: Spaces per level of the text; null writes one line.
     """
 
     schema: type[T]
     version: int | None = None
     needs_checksum: bool = False
+    made: str = "writing"
     remedy: str = "restore it, or write it again"
+    indent: int | None = 1
 
     def write(self, path: Path, fields: Mapping[str, Any]) -> None:
         """Write a document atomically, with its version and a checksum."""
@@ -54,7 +58,7 @@ class Format(Generic[T]):
         version = {} if self.version is None else {"format_version": self.version}
         document = {**version, **fields}
         document["checksum"] = checksum(document)
-        return json.dumps(document, indent=1).encode() + b"\n"
+        return json.dumps(document, indent=self.indent).encode() + b"\n"
 
     def read(self, path: Path) -> T:
         """Read a document.
@@ -93,7 +97,7 @@ class Format(Generic[T]):
         content = {name: value for name, value in document.items() if name != "checksum"}
         if document.get("checksum") != checksum(content):
             raise DocumentError(
-                f"{where} was changed after it was written (its checksum does not match);"
+                f"{where} was changed after {self.made} (its checksum does not match);"
                 f" {self.remedy}"
             )
 
@@ -110,7 +114,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
-            content = file.read(max_bytes)
+            content = file.read()
     except FileNotFoundError:
         raise
     except OSError as error:

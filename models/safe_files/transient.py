@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,21 +37,23 @@ def retried(
     action: Callable[[], T],
     what: str,
     *,
-    delays: Sequence[float] = DELAYS,
+    delays: Sequence[float] | None = None,
     errors: frozenset[int] = TRANSIENT,
+    recover: Callable[[], object] = lambda: None,
 ) -> T:
     """Return the action's result; try again, with back-off, after a transient error.
 
     Args:
         action: What to do; it must be safe to do it again.
         what: What it does, for the log: `reading shards/000001.tar`.
-        delays: Seconds before each further attempt.
+        delays: Seconds before each further attempt; null takes DELAYS.
         errors: Error numbers that are tried again.
+        recover: Called before each further attempt.
 
     Raises:
         OSError: Another error, or the last attempt's.
     """
-    for delay in delays:
+    for delay in DELAYS if delays is None else delays:
         try:
             return action()
         except OSError as error:
@@ -56,4 +61,53 @@ def retried(
                 raise
             logger.warning("%s: %s; trying again in %g s", what, error, delay)
             time.sleep(delay)
+            recover()
     return action()
+
+
+class SteadyFile:
+    """A file that threads read at offsets, and that is opened again after a transient error.
+
+    A stale handle of a network file system (ESTALE) stays stale until then. The file is closed when
+    the last reference is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Return bytes from an offset on: fewer than `length` only where the file ends.
+
+        Raises:
+            OSError: They cannot be read, also after several attempts.
+        """
+        return self.retried(lambda: self._read(length, offset))
+
+    def retried(self, action: Callable[[], T]) -> T:
+        """Do something with the descriptor, again if a transient error occurs."""
+        return retried(action, f"reading {self._path}", recover=self._reopen)
+
+    def _read(self, length: int, offset: int) -> bytes:
+        parts: list[bytes] = []
+        missing = length
+        while missing:
+            part = os.pread(self.descriptor, missing, offset + length - missing)
+            if not part:
+                break
+            parts.append(part)
+            missing -= len(part)
+        if missing and os.fstat(self.descriptor).st_size >= offset + length:
+            raise OSError(errno.EIO, f"{length - missing} of {length} bytes were read")
+        return b"".join(parts)
+
+    def _reopen(self) -> None:
+        """Open the file anew under the same descriptor, which other threads may be using."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(descriptor, self.descriptor, inheritable=False)
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)

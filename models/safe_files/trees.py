@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 MAX_ENTRIES = 1_000_000
 MAX_DEPTH = 100
 
@@ -46,7 +44,8 @@ def _children(value: Any) -> Iterable[Any] | None:
         return [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, set, frozenset)):
         return value
-    if isinstance(value, np.ndarray):
-        return value.ravel() if value.dtype.hasobject else None
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:  # an array or a tensor
+        return value.ravel() if getattr(dtype, "hasobject", False) else None
     attributes = getattr(value, "__dict__", None)
     return attributes.values() if isinstance(attributes, dict) and attributes else None

@@ -104,6 +104,36 @@ def test_web_servers_with_retries(
     assert [path for path in FlakyServer.requests if path.endswith(".tar")] == tars
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shards/000001.tar"])
+def test_damaged_transfers_are_tried_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The first transfer of a file ends early, the second is too long, the third is right."""
+    monkeypatch.setattr(remote, "DELAYS", (0.0, 0.0))
+    script = tmp_path / "script.sh"
+    script.write_text(
+        f"""if [ "$1" != "{name}" ]; then exec cat "{dataset}/$1"; fi
+        echo >> "{tmp_path}/tries"
+        case $(wc -l < "{tmp_path}/tries") in
+            1) head -c 1000 "{dataset}/$1" ;;
+            2) cat "{dataset}/$1" "{dataset}/$1" ;;
+            *) cat "{dataset}/$1" ;;
+        esac"""
+    )
+    delivery = delivered(f"pipe:sh {script} {{}}", tmp_path / "cache")
+    assert same(delivery, delivered(str(dataset), tmp_path))
+    assert len((tmp_path / "tries").read_text().splitlines()) == 3
+
+
+def test_endless_files_are_given_up(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DELAYS", ())
+    url = f"pipe:sh -c 'case {{}} in m*) cat {dataset}/{{}};; *) cat /dev/zero;; esac'"
+    with pytest.raises(Unreachable, match=r"index\.npy of .* it has more than the \d+ bytes"):
+        ShardedImages(url, cache=FileCache(tmp_path / "cache", 1))
+
+
 def test_pipes(dataset: Path, tmp_path: Path) -> None:
     url = f"pipe:cat {dataset}/{{}}"
     assert same(delivered(url, tmp_path), delivered(str(dataset), tmp_path))
