@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.config_io import ConfigError, from_json, override, to_json
+from models.config_io import override, to_json
 from models.families import AnyObjective
+from models.safe_files.atomic import atomic_directory, check_replaceable
+from models.safe_files.documents import DocumentError, Format, read_object
 from models.sampler import Sampler
 
-FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "weights.safetensors", "snapshot.json"
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class SnapshotError(ValueError):
@@ -56,7 +57,7 @@ class Snapshot:
 
     def check_weights(self) -> Path:
         """Return the weights' file. Raises SnapshotError if it is missing or damaged."""
-        file = self.path / "weights.safetensors"
+        file = self.path / WEIGHTS
         try:
             digest = file_sha256(file)
         except OSError as error:
@@ -79,7 +80,13 @@ class Snapshot:
     def load_network(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return the sampled network with the snapshot's weights, in eval mode, frozen."""
         with torch.device("meta"):
-            network = self.objective.build().build_networks()[self.network]
+            networks = self.objective.build().build_networks()
+        if self.network not in networks:
+            raise SnapshotError(
+                f"{self.path} holds the network {self.network!r}, but its objective has"
+                f" {', '.join(networks)}: the snapshot is damaged"
+            )
+        network = networks[self.network]
         weights = self.load_weights()
         expected = network.state_dict()
         problems = describe_mismatch(expected, weights)
@@ -88,6 +95,30 @@ class Snapshot:
         network.load_state_dict(weights, assign=True)
         network.to(device).eval().requires_grad_(False)
         return network
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What snapshot.json holds; see Snapshot."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    objective: AnyObjective
+    network: str
+    images_seen: int
+    ema: str
+    weights_sha256: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.images_seen < 1 << 62:
+            raise ValueError(f"images_seen={self.images_seen} is negative or too large")
+        if not SHA256.fullmatch(self.weights_sha256):
+            raise ValueError(f"weights_sha256={self.weights_sha256[:80]!r} is no SHA-256")
+
+
+_FORMAT = Format(
+    schema=_Description, version=1, remedy="write the snapshot again; settings change by key=value"
+)
 
 
 def write_snapshot(
@@ -103,29 +134,41 @@ def write_snapshot(
     """Write a snapshot atomically (temporary directory, fsync, rename) and return it.
 
     Weights are stored as contiguous float32. An existing snapshot of that path is replaced.
+
+    Raises:
+        NotOurs: The directory holds anything else.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
-    save_file(tensors, temporary / "weights.safetensors")
-    document = {
-        "format_version": FORMAT_VERSION,
-        "objective": to_json(objective),
-        "network": network,
-        "images_seen": images_seen,
-        "ema": ema,
-        "weights_sha256": file_sha256(temporary / "weights.safetensors"),
-        "provenance": dict(provenance),
-    }
-    with open(temporary / "snapshot.json", "w") as file:
-        json.dump(document, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.replace(path)
+    with atomic_directory(path, is_snapshot, "a snapshot") as directory:
+        save_file(tensors, directory / WEIGHTS)
+        fields = {
+            "objective": to_json(objective),
+            "network": network,
+            "images_seen": images_seen,
+            "ema": ema,
+            "weights_sha256": file_sha256(directory / WEIGHTS),
+            "provenance": dict(provenance),
+        }
+        _FORMAT.write(directory / DESCRIPTION, fields)
     return read_snapshot(path)
+
+
+def check_output(path: Path) -> None:
+    """Check that a snapshot may be written to a directory. Raises NotOurs if it holds others'."""
+    check_replaceable(path, is_snapshot, "a snapshot")
+
+
+def is_snapshot(path: Path) -> bool:
+    """Tell whether a directory holds exactly what write_snapshot writes."""
+    files = {entry.name: entry for entry in path.iterdir()}
+    if files.keys() != {WEIGHTS, DESCRIPTION}:
+        return False
+    if not all(file.is_file() and not file.is_symlink() for file in files.values()):
+        return False
+    try:
+        return {"format_version", "weights_sha256"} <= read_object(path / DESCRIPTION).keys()
+    except DocumentError:
+        return False
 
 
 def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
@@ -142,25 +185,12 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
     """
     snapshot_dir = newest_snapshot(path) if (path / "snapshots").is_dir() else path
     try:
-        document = json.loads((snapshot_dir / "snapshot.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        described = _FORMAT.read(snapshot_dir / DESCRIPTION)
+    except (OSError, DocumentError) as error:
         raise SnapshotError(f"{snapshot_dir} is not a snapshot: {error}") from None
-    version = document.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise SnapshotError(
-            f"{snapshot_dir} has snapshot format {version}, this relaywave reads {FORMAT_VERSION};"
-            " use the relaywave that wrote it, or a newer one"
-        )
-    try:
-        objective: AnyObjective = from_json(AnyObjective, document.pop("objective"), "objective")
-        names = {f.name for f in dataclasses.fields(Snapshot)}
-        known = {key: value for key, value in document.items() if key in names}
-        snapshot = Snapshot(path=snapshot_dir, objective=objective, **known)
-    except (ConfigError, KeyError, TypeError) as error:
-        raise SnapshotError(f"{snapshot_dir}/snapshot.json does not parse: {error}") from None
-    changed = override(objective, overrides)
-    _check_trained(snapshot_dir, objective, changed)
-    return dataclasses.replace(snapshot, objective=changed)
+    changed = override(described.objective, overrides)
+    _check_trained(snapshot_dir, described.objective, changed)
+    return Snapshot(path=snapshot_dir, **vars(described) | {"objective": changed})
 
 
 def _check_trained(snapshot_dir: Path, trained: AnyObjective, changed: AnyObjective) -> None:
@@ -211,18 +241,28 @@ def check_stages(objectives: Sequence[AnyObjective]) -> None:
         sampler = config.build_sampler(network, sampler)
 
 
-def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+class Shaped(Protocol):
+    """A tensor, or what becomes one when it is loaded."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its edges."""
+
+
+def describe_mismatch(expected: Mapping[str, Shaped], found: Mapping[str, Shaped]) -> str:
     """Say in one line how two sets of named tensors differ in names or shapes; "" if they agree."""
     missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
+    unknown = [
+        name if name.isprintable() else ascii(name) for name in found if name not in expected
+    ]
     shapes = [
         f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in found and tuple(found[name].shape) != tuple(expected[name].shape)
     ]
     groups = (("missing", missing), ("unknown", unknown), ("other shape", shapes))
     return "; ".join(
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {kind} ({', '.join(names[:3])[:300]}{', ...' if len(names) > 3 else ''})"
         for kind, names in groups
         if names
     )

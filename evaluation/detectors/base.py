@@ -19,6 +19,8 @@ from torch import Tensor
 
 from evaluation.detectors.resize import PREPROCESSINGS
 from models.convert.pickle_reader import unreadable
+from models.safe_files.archives import check_torch_file
+from models.safe_files.trees import check_tree
 
 CPU_CHUNK = 16
 """Images that a CPU takes through the network at once: their maps stay in its caches."""
@@ -154,7 +156,9 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
             from safetensors.torch import load_file
 
             return load_file(path), digest
+        check_torch_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        check_tree(weights)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file
         raise ValueError(
             f"{path} cannot be read as a plain state dict: {unreadable(error)}"

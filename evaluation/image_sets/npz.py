@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -12,6 +14,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
+
+from models.safe_files.archives import check_member
 
 AnyArray = NDArray[Any]
 Stream = tuple[np.dtype[Any], tuple[int, ...], Iterable[AnyArray]]
@@ -30,14 +34,21 @@ class NpzArray:
         self._path, self._name = path, name
         try:
             archive = zipfile.ZipFile(path)
-            self._file = cast(BinaryIO, archive.open(f"{name}.npy"))
+            member = archive.getinfo(f"{name}.npy")
+            self._file = cast(BinaryIO, archive.open(member))
         except KeyError:
             raise ValueError(f"{path} has no array {name}") from None
         except (OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} cannot be read as npz: {error}") from None
         self.shape, self.dtype = self._read_header()
         self._start = self._file.tell()
-        self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        needed = self._start + math.prod(self.shape) * self.dtype.itemsize
+        if needed > member.file_size:
+            raise ValueError(
+                f"{path}: {name} has the shape {list(self.shape)}, but only {member.file_size}"
+                " bytes; the file is truncated"
+            )
 
     @property
     def digest(self) -> str:
@@ -82,9 +93,13 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, AnyArr
         ValueError: The file is missing or damaged, or an array holds pickled objects.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if names is None or member.filename.removesuffix(".npy") in names:
+                    check_member(member)
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if names is None or key in names}
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, MemoryError, RuntimeError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as npz: {error}") from None
     except ValueError as error:
         if "pickle" in str(error):

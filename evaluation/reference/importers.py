@@ -24,6 +24,7 @@ from models.convert.pickle_reader import (
     read_pickle,
     read_pickled_npy,
 )
+from models.safe_files.archives import ArchiveError, check_torch_file, read_member
 
 SPATIAL_EDGE = 17
 CLEAN_MODES = {
@@ -58,6 +59,9 @@ def read_statistics(path: Path, detector: Mapping[str, str]) -> FeatureSet:
         gaussians, features, n = reader(path, detector["name"])
     except PickleReadError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]!a}"
+        raise ValueError(f"{path} holds other values than such a file ({reason})") from None
     preprocessing = _known_preprocessing(path, detector["pipeline"])
     for tap, gaussian in gaussians.items():
         gaussian.check(f"{path} ({tap})")
@@ -229,6 +233,10 @@ def _torch_cache(path: Path, detector: str) -> Content:
     """torch-fidelity caches: a feature tensor, or a dict with numpy moments."""
     tap = main_tap(detector)
     try:
+        check_torch_file(path)
+    except ArchiveError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # the moments' cache holds numpy arrays, which torch rejects
         content = _zipped_pickle(path)
@@ -244,7 +252,7 @@ def _zipped_pickle(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            return read_pickle(archive.read(name), NUMPY_GLOBALS)
+            return read_pickle(read_member(archive, name), NUMPY_GLOBALS)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ from models.objective import images_to_unit_range
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix
 from models.rdm.relay_sampler import enlarge
+from models.safe_files.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +113,8 @@ def analyse(
     write_table(spectra, table)
     figure = plot(spectra, sigma, upscale)
     for picture in pictures:
-        figure.savefig(picture, dpi=150)
+        with atomic_file(picture) as file:
+            figure.savefig(file, format=picture.suffix[1:], dpi=150)
     return [table, *pictures]
 
 
@@ -211,10 +214,12 @@ def _read_image(path: Path, resolution: int) -> Image.Image | None:
 def write_table(spectra: Spectra, path: Path) -> None:
     """Write the columns of spectra as CSV."""
     columns = {name: values.tolist() for name, values in spectra.columns().items()}
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def plot(spectra: Spectra, sigma: float, upscale: int) -> Figure:

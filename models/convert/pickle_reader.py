@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from models.safe_files.trees import check_tree
+
 NUMERIC_KINDS = frozenset("biufcSU")
+MAX_INSTRUCTIONS = 2_000_000
+MAX_COPIES = 4
+"""How often, on average, each byte of a pickle may be copied."""
+
+FREE_BYTES = 64 << 20
+"""Bytes that a pickle may copy in any case."""
+
+LEAST_COPY = 256
+"""Bytes that a copy counts at least, for the time that it takes."""
 
 
 class PickleReadError(ValueError):
@@ -50,12 +64,77 @@ def read_pickle(
         PickleReadError: The pickle is damaged or truncated, or names another global.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    start = stream.tell()
     try:
-        return _Reader(stream, allowed, persistent_load).load()
+        _check_program(stream)
+        budget = _Budget(FREE_BYTES + MAX_COPIES * (stream.tell() - start))
+        stream.seek(start)
+        content = _with_budget(budget, _Reader(stream, allowed, persistent_load).load)
+        check_tree(content)
     except PickleReadError:
         raise
     except Exception as error:  # a damaged program can fail in any instruction
         raise PickleReadError(f"the pickle is damaged or truncated: {error}") from None
+    return content
+
+
+def _check_program(stream: IO[bytes]) -> None:
+    """Read a pickle's instructions without following them, up to its end.
+
+    What an instruction announces (a length, a place in the list of objects to refer to) is memory
+    that is taken before its content is read; here each must be there.
+
+    Raises:
+        PickleReadError: It has too many instructions, or refers to a place far behind its objects.
+    """
+    start = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(start)
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+        if count > MAX_INSTRUCTIONS:
+            raise PickleReadError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
+        if instruction.name == "FRAME":
+            largest = size
+        elif instruction.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            largest = count
+        else:
+            continue
+        if int(argument or 0) > largest:
+            raise PickleReadError(
+                f"the pickle is damaged or truncated: {instruction.name} announces {argument}"
+            )
+
+
+class _Budget:
+    """How many bytes the stand-ins of one pickle may still copy."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+
+    def spend(self, num_bytes: int) -> None:
+        """Count a copy. Raises PickleReadError if a small pickle copies its data again and again.
+
+        Each copy costs a few instructions of the pickle, and without a bound any amount of memory.
+        """
+        self._num_bytes -= num_bytes
+        if self._num_bytes < 0:
+            raise PickleReadError("rejected: the pickle copies its data too often")
+
+
+def count_copy(num_bytes: int) -> None:
+    """Count bytes that a stand-in copies or reads again. Raises PickleReadError, see _Budget."""
+    _budget.get().spend(max(num_bytes, LEAST_COPY))
+
+
+_budget: ContextVar[_Budget] = ContextVar("_budget")
+
+
+def _with_budget(budget: _Budget, load: Callable[[], Any]) -> Any:
+    token = _budget.set(budget)
+    try:
+        return load()
+    finally:
+        _budget.reset(token)
 
 
 def read_pickled_npy(path: Path, allowed: Mapping[str, Any] | None = None) -> Any:
@@ -72,14 +151,22 @@ def read_pickled_npy(path: Path, allowed: Mapping[str, Any] | None = None) -> An
         try:
             version = np.lib.format.read_magic(file)
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-            _, _, dtype = read_header(file)
-        except (ValueError, AttributeError) as error:
+            shape, _, dtype = read_header(file)
+        except Exception as error:  # parsing a damaged header raises many kinds
             raise PickleReadError(f"it is not an .npy file: {error}") from None
         if not dtype.hasobject:
+            _check_size(file, math.prod(shape) * dtype.itemsize)
             file.seek(0)
             return np.load(file, allow_pickle=False)
         array = read_pickle(file, NUMPY_GLOBALS if allowed is None else allowed)
     return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
+
+
+def _check_size(file: IO[bytes], num_bytes: int) -> None:
+    """Raise PickleReadError if a file has fewer bytes left than an array needs."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if num_bytes > left:
+        raise PickleReadError(f"the array has {num_bytes} bytes, but the file only {left}")
 
 
 class _Reader(pickle.Unpickler):
@@ -132,6 +219,7 @@ class _Array(np.ndarray[Any, Any]):
         size = len(raw) if dtype.dtype.kind == "O" else len(raw) // max(dtype.dtype.itemsize, 1)
         if min(shape, default=0) < 0 or size != count:
             raise PickleReadError(f"an array of shape {shape} has data for {size} entries")
+        count_copy(size * max(dtype.dtype.itemsize, 1))
         super().__setstate__((1, shape, dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
 
@@ -152,6 +240,7 @@ def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) 
     """Stand in for numpy's _frombuffer, by which protocol 5 writes arrays."""
     if dtype.dtype.kind == "O":
         raise PickleReadError("rejected: objects in a raw buffer")
+    count_copy(len(raw))
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -159,6 +248,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stand in for codecs.encode, by which protocol 2 writes byte strings."""
     if encoding != "latin1":
         raise PickleReadError(f"rejected: text in the encoding {encoding!r}")
+    count_copy(len(text))
     return text.encode("latin1")
 
 

@@ -8,19 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.config_io import override
-from models.convert.rdm_files import ModuleObject, module_tensors, read_container
+from models.convert.rdm_files import (
+    ModuleObject,
+    StoredTensor,
+    module_tensors,
+    read_container,
+)
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.unet import UNet, UNetConfig
-from models.snapshot import Snapshot, SnapshotError, describe_mismatch, file_sha256, write_snapshot
+from models.snapshot import (
+    Snapshot,
+    SnapshotError,
+    check_output,
+    describe_mismatch,
+    file_sha256,
+    write_snapshot,
+)
 
 Stage = Literal["edm", "relay"]
 NAME_PREFIX = "model."
 BUFFER = "resample_filter"
+MAX_EDGE, MAX_LEVELS, MAX_CLASSES = 4096, 64, 10**6
+MAX_IMAGES = 1 << 62
+"""Bounds on what a file says, far above all published networks: building one takes time."""
+
 RELAY_RESOLUTION = 256  # the official training script takes stage 2 at exactly this resolution
 
 
@@ -48,12 +65,12 @@ def convert_official(
         PickleReadError: The file is damaged, or asks for a global that is not allowed.
         SnapshotError: The network is of another architecture, or the progress is unknown.
     """
+    check_output(target)
     container = read_container(source)
     module = container["ema"]
     unet = unet_config(constructor_arguments(module))
-    weights = network_weights(
-        {name: stored.load() for name, stored in module_tensors(module)}, unet, str(source)
-    )
+    objective = override(objective_config(module, unet, stage), overrides)
+    weights = network_weights(dict(module_tensors(module)), unet, str(source))
     images_seen = container.get("step") if images_seen is None else images_seen
     if images_seen is None:
         raise SnapshotError(
@@ -62,9 +79,9 @@ def convert_official(
     return write_snapshot(
         target,
         weights,
-        objective=override(objective_config(module, unet, stage), overrides),
+        objective=objective,
         network="denoiser",
-        images_seen=int(images_seen),
+        images_seen=_whole_number("step", images_seen, 0, MAX_IMAGES),
         ema="as in the official checkpoint",
         provenance={
             "converted_from": source.name,
@@ -84,37 +101,70 @@ def constructor_arguments(module: ModuleObject) -> dict[str, Any]:
 
 def plain_json(arguments: Mapping[str, Any]) -> Any:
     """Return arguments as JSON values; what JSON cannot hold is described."""
-    return json.loads(json.dumps(arguments, default=str))
+    try:
+        return json.loads(json.dumps(arguments, default=str, skipkeys=True))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SnapshotError(f"the network's constructor arguments are damaged: {error}") from None
 
 
 def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
     """Translate the official wrapper's arguments, filling in its defaults.
 
     Raises:
-        SnapshotError: The network is not the ADM U-Net.
+        SnapshotError: The network is not the ADM U-Net, or an argument is of a wrong type or size.
     """
     model_type = arguments.get("model_type", "DhariwalUNet")
-    if model_type != "DhariwalUNet":
-        raise SnapshotError(f"the checkpoint's network is a {model_type}, not the ADM U-Net of RDM")
+    if not isinstance(model_type, str) or model_type != "DhariwalUNet":
+        raise SnapshotError(
+            f"the checkpoint's network is a {str(model_type)[:80]}, not the ADM U-Net of RDM"
+        )
+
+    def number(name: str, default: int | None, smallest: int, largest: int) -> int:
+        return _whole_number(name, arguments.get(name, default), smallest, largest)
+
+    def numbers(name: str, default: tuple[int, ...], largest: int) -> tuple[int, ...]:
+        values = arguments.get(name, default)
+        if not isinstance(values, (list, tuple)) or len(values) > MAX_LEVELS:
+            raise SnapshotError(f"the checkpoint's {name} is not a list of up to {MAX_LEVELS}")
+        return tuple(_whole_number(name, value, 1, largest) for value in values)
+
     return UNetConfig(
-        resolution=int(arguments["img_resolution"]),
-        image_channels=int(arguments["img_channels"]),
-        model_channels=int(arguments.get("model_channels", 192)),
-        channel_mult=tuple(arguments.get("channel_mult", (1, 2, 3, 4))),
-        num_blocks=int(arguments.get("num_blocks", 3)),
-        attn_resolutions=tuple(arguments.get("attn_resolutions", (32, 16, 8))),
-        label_dim=int(arguments.get("label_dim", 0)),
-        augment_dim=int(arguments.get("augment_dim", 0)),
-        dropout=float(arguments.get("dropout", 0.10)),
-        compute_dtype="float16" if arguments.get("use_fp16") else "float32",
+        resolution=number("img_resolution", None, 1, MAX_EDGE),
+        image_channels=number("img_channels", None, 1, MAX_EDGE),
+        model_channels=number("model_channels", 192, 1, MAX_EDGE),
+        channel_mult=numbers("channel_mult", (1, 2, 3, 4), MAX_EDGE),
+        num_blocks=number("num_blocks", 3, 1, MAX_LEVELS),
+        attn_resolutions=numbers("attn_resolutions", (32, 16, 8), MAX_EDGE),
+        label_dim=number("label_dim", 0, 0, MAX_CLASSES),
+        augment_dim=number("augment_dim", 0, 0, MAX_EDGE),
+        dropout=_probability("dropout", arguments.get("dropout", 0.10)),
+        compute_dtype="float16" if arguments.get("use_fp16") is True else "float32",
     )
+
+
+def _whole_number(name: str, value: Any, smallest: int, largest: int) -> int:
+    """Return a number of the file. Raises SnapshotError if it is none, or out of bounds."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise SnapshotError(f"the checkpoint's {name} is a {type(value).__name__}, not a number")
+    if not smallest <= value <= largest:
+        raise SnapshotError(
+            f"the checkpoint's {name} is {str(value)[:20]}, expected {smallest} to {largest}"
+        )
+    return int(value)
+
+
+def _probability(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        raise SnapshotError(f"the checkpoint's {name} is not a number from 0 to 1")
+    return float(value)
 
 
 def objective_config(
     module: ModuleObject, unet: UNetConfig, stage: Stage | None
 ) -> EdmConfig | RelayConfig:
     """Return the published configuration that fits the network."""
-    label_dropout = float(constructor_arguments(module).get("label_dropout", 0.0))
+    arguments = constructor_arguments(module)
+    label_dropout = _probability("label_dropout", arguments.get("label_dropout", 0.0))
     if stage == "edm" or (stage is None and unet.resolution != RELAY_RESOLUTION):
         edm = presets.IMAGENET_EDM if unet.label_dim else presets.CELEBAHQ_EDM
         return EdmConfig(unet=unet, label_dropout=label_dropout, sampling=edm)
@@ -128,7 +178,7 @@ def objective_config(
 
 
 def network_weights(
-    official: Mapping[str, Tensor], unet: UNetConfig, source: str
+    official: Mapping[str, StoredTensor], unet: UNetConfig, source: str
 ) -> dict[str, Tensor]:
     """Return the weights under this package's names: no prefix, no buffers.
 
@@ -136,15 +186,15 @@ def network_weights(
         SnapshotError: Names or shapes are not those of the network, or a buffer is not the 2x2
             mean that all published networks resample with.
     """
-    weights = {}
-    for name, tensor in official.items():
-        if not name.endswith(BUFFER):
-            weights[name.removeprefix(NAME_PREFIX)] = tensor.to(torch.float32)
-        elif not torch.equal(tensor.to(torch.float32), torch.full((1, 1, 2, 2), 0.25)):
-            raise SnapshotError(f"{source}: {name} is not the 2x2 mean of the published networks")
+    stored = {name.removeprefix(NAME_PREFIX): tensor for name, tensor in official.items()}
+    buffers = {name: stored.pop(name) for name in [*stored] if name.endswith(BUFFER)}
     with torch.device("meta"):
         expected = UNet(replace(unet, compute_dtype="float32")).state_dict()
-    problems = describe_mismatch(expected, weights)
+    problems = describe_mismatch(expected, stored)  # before anything is loaded
     if problems:
         raise SnapshotError(f"{source} does not fit the arguments that it records: {problems}")
-    return weights
+    mean = torch.full((1, 1, 2, 2), 0.25)
+    for name, buffer in buffers.items():
+        if buffer.shape != mean.shape or not torch.equal(buffer.load().to(torch.float32), mean):
+            raise SnapshotError(f"{source}: {name} is not the 2x2 mean of the published networks")
+    return {name: tensor.load().to(torch.float32) for name, tensor in stored.items()}

@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.convert.pickle_reader import NUMPY_GLOBALS, PickleReadError, read_pickle
+from models.convert.pickle_reader import NUMPY_GLOBALS, PickleReadError, count_copy, read_pickle
+from models.safe_files.archives import ArchiveError, check_uncompressed, read_member
+
+LEAST_STORAGE = 4096
+"""Bytes that reading a storage within a pickle counts, however short it is."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_DTYPES = {
@@ -45,6 +49,11 @@ class StoredTensor:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its size, under the name that tensors have for it."""
+        return self.size
+
     def load(self) -> Tensor:
         """Return the tensor, contiguous, on the CPU.
 
@@ -52,14 +61,20 @@ class StoredTensor:
             PickleReadError: The storage is shorter than announced, or than the view needs.
         """
         raw = self.storage.read()
-        width = torch.empty((), dtype=self.storage.dtype).element_size()
+        width = self.storage.dtype.itemsize
         if len(raw) != self.storage.count * width or math.prod(self.size) > self.storage.count:
             raise PickleReadError(
                 f"a storage holds {len(raw)} bytes, its tensor of shape {list(self.size)} announces"
                 f" {self.storage.count} values: the file is damaged or truncated"
             )
+        if not math.prod(self.size):
+            return torch.empty(self.size, dtype=self.storage.dtype)
         flat = torch.frombuffer(bytearray(raw), dtype=self.storage.dtype)
-        return flat.as_strided(self.size, self.stride, self.offset).clone()
+        try:
+            return flat.as_strided(self.size, self.stride, self.offset).clone()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise PickleReadError(f"a tensor of shape {list(self.size)}: {reason}") from None
 
 
 class ModuleObject:
@@ -95,27 +110,36 @@ def module_tensors(module: ModuleObject, prefix: str = "") -> Iterator[tuple[str
     """Yield the parameters and buffers of a module and its children under state_dict names."""
     attributes = vars(module)
     for kind in ("_parameters", "_buffers"):
-        for name, tensor in attributes.get(kind, {}).items():
+        for name, tensor in _entries(attributes, kind):
             if isinstance(tensor, StoredTensor):
-                yield prefix + name, tensor
-    for name, child in attributes.get("_modules", {}).items():
+                yield f"{prefix}{name}", tensor
+    for name, child in _entries(attributes, "_modules"):
         if isinstance(child, ModuleObject):
             yield from module_tensors(child, f"{prefix}{name}.")
+
+
+def _entries(attributes: dict[str, Any], kind: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the entries of a module's dict. Raises PickleReadError if it is something else."""
+    entries = attributes.get(kind, {})
+    if not isinstance(entries, dict):
+        raise PickleReadError(f"a module's {kind} is a {type(entries).__name__}, not a dict")
+    yield from entries.items()
 
 
 def _read_zip(path: Path) -> Any:
     """Read torch's zip format; storages are members `<prefix>/data/<key>`, little endian."""
     try:
+        check_uncompressed(path)
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            pickled = archive.read(index)
+            pickled = read_member(archive, index)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise PickleReadError(f"the archive is damaged or truncated: {error}") from None
     prefix = index.removesuffix("data.pkl") + "data/"
 
     def storage(pid: Any) -> Storage:
         _, dtype, key, _, count = pid
-        return Storage(dtype, count, lambda: _read_member(path, f"{prefix}{key}"))
+        return _checked(dtype, count, lambda: _read_member(path, f"{prefix}{key}"))
 
     return read_pickle(pickled, _ALLOWED, storage)
 
@@ -123,13 +147,21 @@ def _read_zip(path: Path) -> Any:
 def _read_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise PickleReadError(f"{path}: member {name} is damaged or missing: {error}") from None
+            return read_member(archive, name)
+    except (zipfile.BadZipFile, ArchiveError, EOFError) as error:
+        raise PickleReadError(f"{path}: {error}") from None
+
+
+def _checked(dtype: Any, count: Any, read: Callable[[], bytes]) -> Storage:
+    """Return a storage of a known dtype and a possible length."""
+    if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or count < 0:
+        raise PickleReadError("a storage's dtype or length is damaged")
+    return Storage(dtype, count, read)
 
 
 def _load_from_bytes(raw: bytes) -> Storage:
     """Stand in for torch.storage._load_from_bytes: one storage in torch's old stream format."""
+    count_copy(LEAST_STORAGE + len(raw))
     stream = io.BytesIO(raw)
     if read_pickle(stream, {}) != LEGACY_MAGIC or read_pickle(stream, {}) != 1001:
         raise PickleReadError("a storage is not in torch's old stream format")
@@ -139,10 +171,13 @@ def _load_from_bytes(raw: bytes) -> Storage:
         _, dtype, _, _, count, _ = pid
         return dtype, count
 
-    dtype, count = read_pickle(stream, _STORAGE_GLOBALS, storage)
+    content = read_pickle(stream, _STORAGE_GLOBALS, storage)
+    if not isinstance(content, tuple) or len(content) != 2:
+        raise PickleReadError("a storage is not in torch's old stream format")
+    dtype, count = content
     read_pickle(stream, {})  # keys: one storage
     start = stream.tell() + 8  # after the count, which the id has already announced
-    return Storage(dtype, count, lambda: raw[start:])
+    return _checked(dtype, count, lambda: raw[start:])
 
 
 def _module(meta: dict[str, Any]) -> ModuleObject:
@@ -154,7 +189,11 @@ def _module(meta: dict[str, Any]) -> ModuleObject:
 
 
 def _tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
-    return StoredTensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+    tensor = StoredTensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+    edges = (tensor.offset, *tensor.size, *tensor.stride)
+    if not isinstance(storage, Storage) or min(edges) < 0 or len(edges) > 20:
+        raise PickleReadError(f"a tensor of shape {list(tensor.size)[:8]} is damaged")
+    return tensor
 
 
 def _parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:

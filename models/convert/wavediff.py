@@ -21,7 +21,7 @@ from models.convert.wavediff_files import (
     wavediff_config,
 )
 from models.convert.wavediff_shapes import InferredShape, expected_shape, infer_shape
-from models.snapshot import Snapshot, describe_mismatch, write_snapshot
+from models.snapshot import Snapshot, check_output, describe_mismatch, write_snapshot
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.discriminator import DiscriminatorConfig
@@ -53,6 +53,7 @@ def convert_official(
         ConfigError: An override does not fit.
         ValueError: The settings do not fit each other.
     """
+    check_output(target)
     file = read_official(source, averaged=averaged)
     config = override(_configuration(file, preset, resolution), overrides)
     check_weights(config, file.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.config_io import from_json, to_json
 from models.convert.pickle_reader import unreadable
+from models.safe_files.archives import check_torch_file
+from models.safe_files.trees import check_tree
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
+
+MAX_WEIGHTS, MAX_LEVELS = 5000, 64
+MAX_COPIES = 4
+"""Bytes of weights per byte of a file, at most: tensors may share their storage."""
+
+FREE_BYTES = 512 << 20
+"""Bytes of weights that a file may hold in any case."""
+
+BOUNDS = {
+    "num_res_blocks": 64, "n_mlp": 64, "num_channels_dae": 4096, "ch_mult": 64, "nz": 4096,
+    "z_emb_dim": 8192, "t_emb_dim": 8192, "ngf": 4096, "num_disc_layers": 16, "patch_size": 64,
+    "image_size": 8192, "current_resolution": 8192, "num_timesteps": 10_000, "num_channels": 64,
+}  # fmt: skip
+"""Largest values of settings, far above all published ones."""
 
 SMALL_DATASETS = ("cifar10", "stl10", "stackmnist", "tiny_imagenet", "tiny-imagenet")
 """Data sets that the official trainers give the small discriminator."""
@@ -66,8 +84,10 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
         OfficialFileError: The file cannot be read safely, or holds something else.
     """
     try:
+        check_torch_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             document = torch.load(path, map_location="cpu", weights_only=True)
+        check_tree(document)
     except OSError as error:
         raise OfficialFileError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # pickle, zip and torch each raise their own kinds
@@ -90,13 +110,14 @@ def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> Offic
         arguments = vars(document["args"])
         epoch, steps = int(document["epoch"]), int(document["global_step"])
         states = document["optimizerG"]["state"] if averaged else {}
-    except (KeyError, TypeError) as error:
-        raise OfficialFileError(f"{path} is an incomplete content.pth: {error!r}") from None
-    averages = {
-        name: states[index]["ema"]
-        for index, name in enumerate(weights)
-        if "ema" in states.get(index, {})
-    }
+        averages = {
+            name: states[index]["ema"]
+            for index, name in enumerate(weights)
+            if "ema" in states.get(index, {})
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]!a}"
+        raise OfficialFileError(f"{path} is an incomplete content.pth: {reason}") from None
     if averages:
         weights |= _named_weights(path, averages)
     return OfficialFile(weights, arguments, epoch, steps, averaged=bool(averages))
@@ -104,10 +125,17 @@ def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> Offic
 
 def _named_weights(path: Path, document: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return tensors by name, cloned out of shared storage, without a literal `module.` prefix."""
+    if not isinstance(document, Mapping) or len(document) > MAX_WEIGHTS:
+        raise OfficialFileError(f"{path} holds no dict of up to {MAX_WEIGHTS} named weights")
     weights = {}
+    left = max(MAX_COPIES * path.stat().st_size, FREE_BYTES)
     for name, value in document.items():
+        shown = repr(name)[:80]
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise OfficialFileError(f"{path}: {name!r} is a {type(value).__name__}, not a weight")
+            raise OfficialFileError(f"{path}: {shown} is a {type(value).__name__}, not a weight")
+        left -= value.numel() * value.element_size()
+        if value.layout != torch.strided or value.is_complex() or left < 0:
+            raise OfficialFileError(f"{path}: {shown} is larger than the file, or no weight")
         weights[name.removeprefix("module.")] = value.detach().float().clone()
     return weights
 
@@ -124,8 +152,9 @@ def generator_config(arguments: Mapping[str, Any], *, wavelet: bool) -> Generato
     """
     for name, supported in UNSUPPORTED.items():
         if arguments.get(name, supported[0]) not in supported:
+            found = repr(arguments[name])[:80]
             raise OfficialFileError(
-                f"{name}={arguments[name]!r} is not supported; expected one of {list(supported)}"
+                f"{name}={found} is not supported; expected one of {list(supported)}"
             )
     pyramid = arguments.get("progressive_input", "residual")
     return GeneratorConfig(
@@ -179,26 +208,46 @@ def wavediff_config(arguments: Mapping[str, Any]) -> WaveDiffConfig:
         ValueError: The settings do not fit each other.
     """
     try:
-        space: WaveletSpace | PixelSpace = PixelSpace()
-        resolution = arguments["image_size"]
-        if in_wavelets(arguments):
-            swapped = arguments.get("use_pytorch_wavelet", False)
-            space = WaveletSpace(band_order="LL_HL_LH_HH" if swapped else "LL_LH_HL_HH")
-            resolution = 2 * arguments["current_resolution"]
-        return WaveDiffConfig(
-            resolution=resolution,
-            space=space,
-            generator=generator_config(arguments, wavelet=arguments.get("net_type") == "wavelet"),
-            discriminator=discriminator_config(arguments),
-            diffusion=DiffusionConfig(
-                steps=arguments["num_timesteps"],
-                beta_min=arguments.get("beta_min", 0.1),
-                beta_max=arguments.get("beta_max", 20.0),
-                geometric=arguments.get("use_geometric", False),
-            ),
-            r1_gamma=arguments["r1_gamma"],
-            r1_interval=arguments["lazy_reg"] or 1,
-            reconstruction_weight=float(arguments.get("rec_loss", False)),
-        )
+        _check_bounds(arguments)
+        config = _wavediff_config(arguments)
+        return from_json(WaveDiffConfig, to_json(config), "the training settings")  # checks types
     except KeyError as error:
         raise OfficialFileError(f"the training settings lack {error}") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise OfficialFileError(f"the training settings are damaged: {error}") from None
+
+
+def _check_bounds(arguments: Mapping[str, Any]) -> None:
+    """Raise OfficialFileError if a setting is far from all published ones: building takes time."""
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        largest = BOUNDS.get(name, sys.maxsize)
+        if len(numbers) > MAX_LEVELS:
+            raise OfficialFileError(f"{name} has {len(numbers)} entries, more than {MAX_LEVELS}")
+        for number in numbers:
+            if isinstance(number, int) and not -largest <= number <= largest:
+                raise OfficialFileError(f"{name}={number} is larger than {largest}")
+
+
+def _wavediff_config(arguments: Mapping[str, Any]) -> WaveDiffConfig:
+    space: WaveletSpace | PixelSpace = PixelSpace()
+    resolution = arguments["image_size"]
+    if in_wavelets(arguments):
+        swapped = arguments.get("use_pytorch_wavelet", False)
+        space = WaveletSpace(band_order="LL_HL_LH_HH" if swapped else "LL_LH_HL_HH")
+        resolution = 2 * arguments["current_resolution"]
+    return WaveDiffConfig(
+        resolution=resolution,
+        space=space,
+        generator=generator_config(arguments, wavelet=arguments.get("net_type") == "wavelet"),
+        discriminator=discriminator_config(arguments),
+        diffusion=DiffusionConfig(
+            steps=arguments["num_timesteps"],
+            beta_min=arguments.get("beta_min", 0.1),
+            beta_max=arguments.get("beta_max", 20.0),
+            geometric=arguments.get("use_geometric", False),
+        ),
+        r1_gamma=arguments["r1_gamma"],
+        r1_interval=arguments["lazy_reg"] or 1,
+        reconstruction_weight=float(arguments.get("rec_loss", False)),
+    )

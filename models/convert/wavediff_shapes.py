@@ -70,6 +70,16 @@ def infer_shape(weights: Mapping[str, Tensor]) -> InferredShape:
     Raises:
         ValueError: They are not those of an NCSN++ or WaveletNCSN++ with a residual input pyramid.
     """
+    try:
+        return _infer_shape(weights)
+    except (LookupError, ArithmeticError) as error:
+        raise ValueError(
+            "the weights are not those of a WaveDiff or DDGAN generator: a layer is missing or of"
+            f" another shape ({error})"
+        ) from None
+
+
+def _infer_shape(weights: Mapping[str, Tensor]) -> InferredShape:
     kinds = _layer_kinds(weights)
     pyramid = [index for index, kind in enumerate(kinds) if kind == "pyramid"]
     if not pyramid or "latent" not in kinds or "block" not in kinds:

@@ -56,6 +56,19 @@ def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int | None = Non
         raise ArchiveError(f"member {name!a} is damaged or unreadable: {error}") from None
 
 
+def check_torch_file(path: Path) -> None:
+    """Check a file before torch.load reads it: within a zip archive, nothing may be compressed.
+
+    Raises:
+        ArchiveError: It is an archive that is damaged, or expands to more than its size.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            check_uncompressed(path)
+    except zipfile.BadZipFile as error:
+        raise ArchiveError(f"the archive is damaged or truncated: {error}") from None
+
+
 def check_uncompressed(path: Path) -> None:
     """Check that an archive's members are stored as they are, as those of PyTorch's files are.
 
