@@ -11,10 +11,9 @@ decodes JPEG by the fast DCT, up to 14 of 255 levels off.
 from __future__ import annotations
 
 import importlib
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -28,6 +27,7 @@ from data_pipelines.packed.manifest import (
     BETON_INDEX,
     INDEX,
     INDEX_ROW,
+    SHARD_NAME,
     DatasetError,
     Index,
     Manifest,
@@ -94,7 +94,11 @@ def keep_only_beton(path: Path) -> None:
         beton = Shard(BETON, record.num_bytes, record.sha256, manifest.num_images)
         index_sha256 = file_sha256(path / BETON_INDEX)
         write_manifest(path, replace(manifest, shards=(beton,), index_sha256=index_sha256))
-    shutil.rmtree(path / "shards", ignore_errors=True)
+    for shard in (path / "shards").glob("*.tar"):
+        if SHARD_NAME.fullmatch(shard.relative_to(path).as_posix()):
+            shard.unlink()
+    with suppress(OSError):  # something of the user's is in it, and stays
+        (path / "shards").rmdir()
     (path / INDEX).unlink(missing_ok=True)
 
 

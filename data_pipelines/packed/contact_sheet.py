@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipelines.images import centre_square
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sample_order import SampleOrder
+from models.safe_files.atomic import atomic_file
 
 GAP = 2
 ORIGINAL_EDGE = 128
@@ -25,7 +26,13 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
         picture: The picture to write; its extension is the format.
         count: Images to show, at most.
         seed: Chooses the images.
+
+    Raises:
+        ValueError: The set is missing or damaged, or the extension is of no picture.
     """
+    picture_format = Image.registered_extensions().get(picture.suffix.lower())
+    if picture_format is None:
+        raise ValueError(f"{picture} has no extension of a picture; write it as .png")
     images = ShardedImages(path)
     count = min(count, len(images))
     chosen = SampleOrder(len(images), seed).samples(np.arange(count)).tolist()
@@ -39,5 +46,6 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
         image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
         sheet[top : top + edge, left : left + edge] = np.asarray(centre_square(image, edge))
     images.close()
-    Image.fromarray(sheet).save(picture)
+    with atomic_file(picture) as file:
+        Image.fromarray(sheet).save(file, format=picture_format)
     return count

@@ -20,7 +20,13 @@ import pytest
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline, describe_data
 from data_pipelines.datasets import open_data
-from data_pipelines.packed.beton import BETON, BETON_INDEX, BETON_RECORD, write_beton
+from data_pipelines.packed.beton import (
+    BETON,
+    BETON_INDEX,
+    BETON_RECORD,
+    keep_only_beton,
+    write_beton,
+)
 from data_pipelines.packed.check import check
 from data_pipelines.packed.manifest import (
     INDEX,
@@ -36,7 +42,7 @@ from data_pipelines.packed.remote import MARK, FileCache
 from data_pipelines.pipeline import DataConfig, MixedSet, Share
 from models.safe_files import transient
 from models.safe_files.documents import checksum
-from tests.data_sets import packed_set, write_class_dirs
+from tests.data_sets import damage, packed_set, write_class_dirs
 
 BACKENDS = ("dali", "webdataset", "ffcv")
 
@@ -410,3 +416,29 @@ def test_remote_betons_are_rejected(dataset: Path, tmp_path: Path) -> None:
     write_manifest(dataset, dataclasses.replace(manifest, shards=(beton,)))
     with pytest.raises(DatasetError, match="is a beton alone"):
         ShardedImages(f"pipe:cat {dataset}/{{}}", cache=FileCache(tmp_path / "cache", 1))
+
+
+def test_files_of_the_user_stay_where_a_beton_replaces_shards(dataset: Path) -> None:
+    (dataset / "shards/notes.tar").write_text("mine")
+    keep_only_beton(dataset)
+    assert sorted(path.name for path in (dataset / "shards").iterdir()) == ["notes.tar"]
+    assert first_labels(dataset, "ffcv") == [0] * 20 + [1] * 20 + [2] * 20
+    (dataset / "shards/notes.tar").unlink()
+    (dataset / "shards/000002.tar").touch()  # of a run that was killed here
+    keep_only_beton(dataset)
+    assert not (dataset / "shards").exists()
+
+
+def test_pictures_are_written_completely_or_not_at_all(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sheet.png", "sheet.JPG", "sheet.webp"):
+        assert main(["preview", str(dataset), str(tmp_path / name), "--count", "2"]) == 0
+    for name in ("sheet", "sheet.xyz"):
+        assert main(["preview", str(dataset), str(tmp_path / name), "--count", "2"]) == 2
+        assert f"{name} has no extension of a picture" in capsys.readouterr().err
+    damage(dataset, list(range(60)))
+    before = (tmp_path / "sheet.png").read_bytes()
+    assert main(["preview", str(dataset), str(tmp_path / "sheet.png")]) == 2
+    assert (tmp_path / "sheet.png").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
