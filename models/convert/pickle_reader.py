@@ -13,7 +13,8 @@ import pickle
 import pickletools
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
@@ -70,12 +71,27 @@ def read_pickle(
         budget = _Budget(FREE_BYTES + MAX_COPIES * (stream.tell() - start))
         stream.seek(start)
         content = _with_budget(budget, _Reader(stream, allowed, persistent_load).load)
-        check_tree(content)
     except PickleReadError:
         raise
     except Exception as error:  # a damaged program can fail in any instruction
         raise PickleReadError(f"the pickle is damaged or truncated: {error}") from None
+    try:
+        check_tree(content)
+    except ValueError as error:
+        raise PickleReadError(f"rejected: the pickle is no real file's: {error}") from None
     return content
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors about what a file holds begin with its name."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise PickleReadError(f"{path}: {error}") from None
+    except ValueError as error:
+        message = str(error)
+        raise type(error)(message if str(path) in message else f"{path}: {message}") from None
 
 
 def _check_program(stream: IO[bytes]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.config_io import override
+from models.convert.pickle_reader import naming
 from models.convert.rdm_files import (
     ModuleObject,
     StoredTensor,
@@ -68,20 +69,24 @@ def convert_official(
     check_output(target)
     container = read_container(source)
     module = container["ema"]
-    unet = unet_config(constructor_arguments(module))
-    objective = override(objective_config(module, unet, stage), overrides)
-    weights = network_weights(dict(module_tensors(module)), unet, str(source))
-    images_seen = container.get("step") if images_seen is None else images_seen
-    if images_seen is None:
-        raise SnapshotError(
-            f"{source} does not say how many images it was trained on; give --images-seen"
-        )
+    with naming(source):
+        unet = unet_config(constructor_arguments(module))
+        published = objective_config(module, unet, stage)
+    objective = override(published, overrides)
+    with naming(source):
+        weights = network_weights(dict(module_tensors(module)), unet, str(source))
+        images_seen = container.get("step") if images_seen is None else images_seen
+        if images_seen is None:
+            raise SnapshotError(
+                f"{source} does not say how many images it was trained on; give --images-seen"
+            )
+        images_seen = _whole_number("step", images_seen, 0, MAX_IMAGES)
     return write_snapshot(
         target,
         weights,
         objective=objective,
         network="denoiser",
-        images_seen=_whole_number("step", images_seen, 0, MAX_IMAGES),
+        images_seen=images_seen,
         ema="as in the official checkpoint",
         provenance={
             "converted_from": source.name,

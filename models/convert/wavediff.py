@@ -7,6 +7,7 @@ weights, the rest comes from a named configuration or from options; both are the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.config_io import override
+from models.convert.pickle_reader import naming
 from models.convert.wavediff_files import (
     OfficialFile,
     OfficialFileError,
@@ -55,14 +57,18 @@ def convert_official(
     """
     check_output(target)
     file = read_official(source, averaged=averaged)
-    config = override(_configuration(file, preset, resolution), overrides)
-    check_weights(config, file.weights)
+    with naming(source):
+        recorded = _configuration(file, preset, resolution)
+        images_seen = _images_seen(file)
+    config = override(recorded, overrides)
+    with naming(source):
+        check_weights(config, file.weights)
     return write_snapshot(
         target,
         file.weights,
         objective=config,
         network="generator",
-        images_seen=_images_seen(file),
+        images_seen=images_seen,
         ema="official" if file.averaged else "none",
         provenance={
             "converter": "wavediff-official",
@@ -181,5 +187,14 @@ def _images_seen(file: OfficialFile) -> int:
     """Return 0 where unknown: netG files do not record batch and set sizes."""
     if file.arguments is None:
         return 0
-    per_step = file.arguments.get("batch_size", 0) * file.arguments.get("world_size", 1)
-    return int(file.steps * per_step)
+    factors = (
+        file.steps,
+        file.arguments.get("batch_size", 0),
+        file.arguments.get("world_size", 1),
+    )
+    for factor in factors:
+        if not isinstance(factor, int) or not 0 <= factor < 1 << 40:
+            raise OfficialFileError(
+                f"global_step, batch_size, world_size={factors!r:.80} are not numbers of images"
+            )
+    return math.prod(factors)

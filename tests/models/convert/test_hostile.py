@@ -47,6 +47,7 @@ def convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Convert:
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
+        assert str(path) in error
         assert len(error) < 1500
         assert not (tmp_path / "out").exists()
         return error
@@ -198,6 +199,15 @@ def test_wavediff_settings_of_wrong_types_are_named(
     for value in ([1, "x"], {}, None, "x", -1, 10**9, 1e300, (1,) * 100):
         arguments = argparse.Namespace(**CONTENT | {name: value})
         convert(content_file(tmp_path / "content.pth", args=arguments), "wavediff-official")
+
+
+def test_odd_numbers_of_images_are_one_line(tmp_path: Path, convert: Convert) -> None:
+    for name in ("batch_size", "world_size"):
+        for value in ("x", [], 1.5, -1, 10**30):
+            arguments = argparse.Namespace(**CONTENT | {name: value})
+            convert(content_file(tmp_path / "content.pth", args=arguments), "wavediff-official")
+    for value in (-1, 10**30):
+        convert(content_file(tmp_path / "content.pth", global_step=value), "wavediff-official")
 
 
 @pytest.mark.parametrize(
