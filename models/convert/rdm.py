@@ -183,9 +183,14 @@ def objective_config(
 
 
 def network_weights(
-    official: Mapping[str, StoredTensor], unet: UNetConfig, source: str
+    official: Mapping[str, StoredTensor | Tensor], unet: UNetConfig, source: str
 ) -> dict[str, Tensor]:
     """Return the weights under this package's names: no prefix, no buffers.
+
+    Args:
+        official: Tensors by official name; those of a file are read once names and shapes fit.
+        unet: The network that they are for.
+        source: Where they come from, for messages.
 
     Raises:
         SnapshotError: Names or shapes are not those of the network, or a buffer is not the 2x2
@@ -200,6 +205,11 @@ def network_weights(
         raise SnapshotError(f"{source} does not fit the arguments that it records: {problems}")
     mean = torch.full((1, 1, 2, 2), 0.25)
     for name, buffer in buffers.items():
-        if buffer.shape != mean.shape or not torch.equal(buffer.load().to(torch.float32), mean):
+        if buffer.shape != mean.shape or not torch.equal(_loaded(buffer), mean):
             raise SnapshotError(f"{source}: {name} is not the 2x2 mean of the published networks")
-    return {name: tensor.load().to(torch.float32) for name, tensor in stored.items()}
+    return {name: _loaded(tensor) for name, tensor in stored.items()}
+
+
+def _loaded(tensor: StoredTensor | Tensor) -> Tensor:
+    """Return a tensor in float32."""
+    return (tensor.load() if isinstance(tensor, StoredTensor) else tensor).to(torch.float32)
