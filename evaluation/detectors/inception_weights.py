@@ -19,6 +19,7 @@ from torch import Tensor
 from evaluation.detectors.base import load_checked, weights_digest
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.torchscript import load_script
+from models.safe_files.atomic import atomic_path
 
 PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of `pt_inception-2015-12-05-6726825d.pth`."""
@@ -185,7 +186,6 @@ def convert_inception(source: Path, target: Path, sha256: str = "") -> str:
     weights = load_inception_weights(source, sha256)
     digest = tensors_digest(weights)
     metadata = {"tensors_sha256": digest, "source_sha256": weights_digest(source, None)}
-    temporary = target.with_name(f".{target.name}.tmp")
-    save_file(weights, temporary, metadata)
-    temporary.replace(target)
+    with atomic_path(target) as temporary:
+        save_file(weights, temporary, metadata)
     return digest

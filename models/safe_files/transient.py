@@ -24,9 +24,6 @@ TRANSIENT = frozenset(
 )  # fmt: skip
 """Errors of reading and writing that may be gone a moment later."""
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errors of writing that pass when others clean up."""
-
 
 def is_transient(error: OSError, errors: frozenset[int] = TRANSIENT) -> bool:
     """Tell whether an error may be gone a moment later."""
