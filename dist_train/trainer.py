@@ -119,6 +119,8 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
 
+        A run that is asked to stop in its last step is finished.
+
         Raises:
             DivergedError: Training diverged, and the policy says stop.
             CheckpointError: A checkpoint could not be written, or none of those there is complete.
@@ -148,7 +150,8 @@ class Trainer:
                         self._write_snapshots()
                     if saving:
                         self._begin_checkpoint()
-                    if self._agree_to_stop(stop):
+                    stopping = self._agree_to_stop(stop)
+                    if stopping and self.images_seen < intervals.total:
                         if problem := self._report():
                             raise DivergedError(problem)
                         self._save()

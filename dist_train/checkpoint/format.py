@@ -50,6 +50,7 @@ class TrainState:
         loss_scales: State of the loss scale by network.
         data_offset: Images of the global order that roll-backs skipped.
         metric: Value of the metric that the best checkpoint is chosen by.
+        data_digest: What identifies the training data; "" in checkpoints of older versions.
     """
 
     images_seen: int
@@ -58,6 +59,7 @@ class TrainState:
     loss_scales: dict[str, dict[str, float]] = field(default_factory=dict)
     data_offset: int = 0
     metric: float | None = None
+    data_digest: str = ""
 
 
 def committed(run_dir: Path) -> list[Path]:
@@ -139,7 +141,9 @@ class CheckpointReader:
     def __init__(self, path: Path) -> None:
         marker = json.loads((path / MARKER).read_text())
         self.path = path
-        self.state = TrainState(**{f.name: marker[f.name] for f in fields(TrainState)})
+        self.state = TrainState(
+            **{f.name: marker[f.name] for f in fields(TrainState) if f.name in marker}
+        )
         self._pieces: dict[str, list[tuple[int, str, Any]]] = {}
         for name in sorted(marker["files"]):
             try:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from dist_train.checkpoint.format import CheckpointReader, committed
 from dist_train.recipes import RECIPES
 from models.config_io import from_json, override, to_json
 from tests.dist_train.test_trainer import whole_tensors
+from tests.ranks import run_ranks
 
 TINY = [
     "quickstart_edm16",
@@ -199,3 +202,27 @@ def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: P
         assert torch.equal(ours[name], values), name
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images_seen"] for line in lines] == list(range(8, 401, 8))
+
+
+def _stop_in_step(run_dir: Path, step: int, code: int) -> None:
+    """Train for three steps, with SIGTERM in the middle of one; check the exit code."""
+    from dist_train.trainer import Trainer
+
+    healthy = Trainer._train_step
+
+    def asked_to_stop(trainer: Trainer, examples: Any) -> None:
+        if trainer.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        healthy(trainer, examples)
+
+    with mock.patch.object(Trainer, "_train_step", asked_to_stop):
+        assert main([*TINY, "total_images=24", "--run-dir", str(run_dir)]) == code
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("step", "code"), [(1, 75), (2, 0)])
+def test_a_run_that_is_asked_to_stop_in_its_last_step_is_finished(
+    step: int, code: int, tmp_path: Path
+) -> None:
+    run_ranks(1, _stop_in_step, tmp_path, step, code)
+    assert (tmp_path / "snapshots" / f"{24:012d}" / "snapshot.json").exists() == (code == 0)
