@@ -7,7 +7,6 @@ written last, so that a directory that has it is complete. No pickles anywhere.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from models.config_io import override, to_json
 from models.families import AnyObjective
 from models.safe_files.atomic import atomic_directory, check_replaceable
 from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.transient import file_sha256
 from models.sampler import Sampler
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "snapshot.json"
@@ -266,9 +266,3 @@ def describe_mismatch(expected: Mapping[str, Shaped], found: Mapping[str, Shaped
         for kind, names in groups
         if names
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

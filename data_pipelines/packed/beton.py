@@ -32,7 +32,6 @@ from data_pipelines.packed.manifest import (
     Index,
     Manifest,
     Shard,
-    file_sha256,
     map_index,
     read_manifest,
     write_index,
@@ -42,6 +41,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError, Format
+from models.safe_files.transient import file_sha256
 
 BETON_RECORD = "set.beton.json"
 PAGE = 1 << 23

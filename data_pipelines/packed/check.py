@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from data_pipelines.images import BadImage
 from data_pipelines.packed.beton import beton_problem
-from data_pipelines.packed.manifest import file_sha256, index_problem
+from data_pipelines.packed.manifest import index_problem
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
+from models.safe_files.transient import file_sha256
 
 
 @dataclass

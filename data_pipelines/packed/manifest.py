@@ -11,7 +11,6 @@ A directory with a manifest is complete; one without is an unfinished pack, or n
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError, Format
+from models.safe_files.transient import file_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -304,9 +304,3 @@ def check_shard_sizes(path: Path, manifest: Manifest) -> None:
                 f"{path / shard.name} has {size} bytes, the manifest says {shard.num_bytes}:"
                 " the shard is damaged; copy it again, or remove the set and pack it again"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
-from models.snapshot import file_sha256
+from models.safe_files.transient import file_sha256
 
 FORMAT_VERSION = 2
 MARKER = "checkpoint.json"

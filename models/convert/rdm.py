@@ -23,12 +23,12 @@ from models.convert.rdm_files import (
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.unet import UNet, UNetConfig
+from models.safe_files.transient import file_sha256
 from models.snapshot import (
     Snapshot,
     SnapshotError,
     check_output,
     describe_mismatch,
-    file_sha256,
     write_snapshot,
 )
 

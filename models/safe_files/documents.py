@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from models.safe_files.atomic import atomic_file
+from models.safe_files.transient import retried
 from models.safe_files.typed_json import ConfigError, from_json
 
 T = TypeVar("T")
@@ -103,23 +104,27 @@ class Format(Generic[T]):
 
 
 def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file that holds a JSON object; tries again after errors of the moment.
 
     Raises:
         FileNotFoundError: There is none.
         DocumentError: It cannot be read, is too large, or holds anything else.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
-            content = file.read()
+        content = retried(lambda: _read_bounded(path, max_bytes), f"reading {path}")
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DocumentError(f"{path} cannot be read: {error.strerror}") from None
     return parse_object(content, str(path))
+
+
+def _read_bounded(path: Path, max_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
+        return file.read()
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:

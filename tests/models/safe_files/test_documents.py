@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.transient import file_sha256
+from tests.flaky_files import make_flaky
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,25 @@ def test_sizes_and_directories(tmp_path: Path) -> None:
         read_object(tmp_path / "large.json", max_bytes=100)
     with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
         read_object(tmp_path)
+
+
+def test_documents_that_cannot_be_read_for_a_moment_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "thing.json"
+    OPEN.write(path, asdict(THING))
+    digest = file_sha256(path)
+    for number in (errno.EIO, errno.ESTALE):
+        with monkeypatch.context() as patch:
+            failed = make_flaky(patch, lambda p: p.name == "thing.json", 3, number)
+            assert OPEN.read(path) == THING
+            failed.clear()
+            assert file_sha256(path) == digest
+            assert failed == {path: 3}
+    with monkeypatch.context() as patch:
+        make_flaky(patch, lambda p: p.name == "thing.json", 4)
+        with pytest.raises(DocumentError, match="cannot be read: Input/output error"):
+            OPEN.read(path)
 
 
 def test_versions_and_checksums(tmp_path: Path) -> None:
