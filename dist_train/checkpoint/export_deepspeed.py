@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.format import CheckpointReader, check_files, find_newest_complete
+from dist_train.checkpoint.format import (
+    CheckpointReader,
+    checkpoint_path,
+    find_newest_complete,
+    find_problems,
+)
 from dist_train.config import AdamConfig, RunConfig
 from dist_train.runtime.world import World
 from models.config_io import ConfigError, read_config
@@ -116,7 +121,7 @@ def _find(run_dir: Path, at: int | None) -> Path:
         if newest is None:
             raise ConfigError(f"{run_dir} has no checkpoint yet")
         return newest
-    path = run_dir / "checkpoints" / f"{at:012d}"
-    if problems := check_files(path, alone):
+    path = checkpoint_path(run_dir, at)
+    if problems := find_problems(path, alone):
         raise ConfigError("; ".join(problems))
     return path

@@ -1,8 +1,9 @@
 """Checkpoints: all state that a run needs to resume, by parameter name, sharded and atomic.
 
 A checkpoint is a directory `checkpoints/<images seen>/` with one safetensors file per rank of
-*parameter shards* (ranges of flattened parameters: weights, Adam moments, EMA), one JSON index per
-file with its size and SHA-256, and `checkpoint.json`, the marker, written last. Shards carry names
+*parameter shards* (ranges of flattened parameters: weights, Adam moments, EMA), and
+`checkpoint.json`, the marker, written last: the clock, the size and SHA-256 of each file, and a
+checksum of the marker itself (those of older versions have none, and are read). Shards carry names
 and offsets, so neither the number of ranks nor the ZeRO stage is baked in: any rank of a later run
 reads just the ranges that it holds.
 
@@ -17,11 +18,14 @@ This file reads; writer.py writes.
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,10 +33,15 @@ from torch import Tensor
 
 from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
+from models.safe_files.documents import DocumentError, Format
 from models.safe_files.transient import file_sha256
+from models.snapshot import SHA256
 
-FORMAT_VERSION = 2
 MARKER = "checkpoint.json"
+NAME = re.compile(r"[0-9]{12,}")
+"""Of a checkpoint's directory: the images seen. Others are not ours."""
+TOO_LARGE = 1 << 62
+LOSS_SCALE = frozenset({"scale", "skipped", "skipped_in_a_row", "finite_in_a_row"})
 
 
 class CheckpointError(RuntimeError):
@@ -62,18 +71,99 @@ class TrainState:
     data_digest: str = ""
 
 
+@dataclass(frozen=True)
+class ShardFile:
+    """Size in bytes and SHA-256 of one rank's file."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size < TOO_LARGE:
+            raise ValueError(f"size={self.size} is negative or too large")
+        if not SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256={self.sha256[:80]!r} is no SHA-256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker(TrainState):
+    """What checkpoint.json holds: the state, and the ranks' files by name."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    files: dict[str, ShardFile]
+
+    def __post_init__(self) -> None:
+        """Check what even a marker without a checksum must fulfil."""
+        for name in ("images_seen", "step", "data_offset"):
+            if not 0 <= getattr(self, name) < TOO_LARGE:
+                raise ValueError(f"{name}={getattr(self, name)} is negative or too large")
+        if self.images_seen % self.step if self.step else self.images_seen:
+            raise ValueError(f"images_seen={self.images_seen} is no multiple of step={self.step}")
+        for name, count in self.updates.items():
+            if not 0 <= count <= self.step:
+                raise ValueError(f"{count} updates of {name[:80]!r} in {self.step} steps")
+        for name, scale in self.loss_scales.items():
+            fits = scale.keys() >= LOSS_SCALE and name in self.updates
+            if not fits or not all(0 <= v < math.inf for v in scale.values()):
+                raise ValueError(f"loss_scales of {name[:80]!r} are not those of a network")
+        if not self.files or self.files.keys() != {shard_name(r) for r in range(len(self.files))}:
+            raise ValueError(f"files are not those of ranks 0 to {len(self.files) - 1}")
+
+    def state(self) -> TrainState:
+        """Return what is restored."""
+        return TrainState(**{f.name: getattr(self, f.name) for f in fields(TrainState)})
+
+
+MARKER_FORMAT = Format(
+    schema=Marker, version=2, remedy="restore it from a backup, or leave it: an older one is used"
+)
+
+
+def shard_name(rank: int) -> str:
+    """Return the name of a rank's file."""
+    return f"rank_{rank:05d}.safetensors"
+
+
+def checkpoint_path(run_dir: Path, images_seen: int) -> Path:
+    """Return the directory of a checkpoint."""
+    return run_dir / "checkpoints" / f"{images_seen:012d}"
+
+
 def committed(run_dir: Path) -> list[Path]:
     """Return the run's committed checkpoints, oldest first."""
-    return sorted(marker.parent for marker in run_dir.glob(f"checkpoints/[0-9]*/{MARKER}"))
+    return [path for path in _candidates(run_dir) if (path / MARKER).exists()]
+
+
+def _candidates(run_dir: Path) -> list[Path]:
+    """Return what is called like a checkpoint, oldest first, also if it has lost its marker."""
+    paths = (run_dir / "checkpoints").glob("[0-9]*")
+    return sorted((p for p in paths if NAME.fullmatch(p.name)), key=lambda path: int(path.name))
+
+
+def read_marker(path: Path) -> Marker:
+    """Read a checkpoint's marker.
+
+    Raises:
+        DocumentError: It is missing or damaged, or belongs to another checkpoint.
+    """
+    try:
+        marker = MARKER_FORMAT.read(path / MARKER)
+    except FileNotFoundError:
+        raise DocumentError(f"{path / MARKER} cannot be read: it is missing") from None
+    if path.name != f"{marker.images_seen:012d}":
+        raise DocumentError(
+            f"{path / MARKER} is of {marker.images_seen} images: the directory was renamed, or the"
+            " marker is another checkpoint's"
+        )
+    return marker
 
 
 def read_metric(path: Path) -> float | None:
     """Return the metric that a committed checkpoint was written with, None if it cannot be read."""
     try:
-        metric: float | None = json.loads((path / MARKER).read_text())["metric"]
-    except (OSError, ValueError, KeyError):
+        return read_marker(path).metric
+    except DocumentError:
         return None
-    return metric
 
 
 def find_newest_complete(
@@ -89,12 +179,10 @@ def find_newest_complete(
         CheckpointError: There are checkpoints, but all are damaged: starting afresh would silently
             throw the run away.
     """
-    paths = sorted(run_dir.glob("checkpoints/[0-9]*")) if world.rank == 0 else None
-    candidates = world.broadcast_object(paths)  # with those that have lost their marker
+    candidates = world.broadcast_object(_candidates(run_dir) if world.rank == 0 else None)
     problems: list[str] = []
     for path in reversed(candidates):
-        mine = check_files(path, world, contents=contents)
-        found: list[str] = [*itertools.chain(*world.gather_objects(mine))]
+        found = find_problems(path, world, contents=contents)
         if not found:
             return path, problems
         problems += found
@@ -107,53 +195,94 @@ def find_newest_complete(
     return None, []
 
 
-def check_files(path: Path, world: World, *, contents: bool = True) -> list[str]:
-    """Return what is wrong with this rank's share of a checkpoint's files."""
+def find_problems(path: Path, world: World, *, contents: bool = True) -> list[str]:
+    """Return what is wrong with a checkpoint; each rank checks its share of the files. Collective.
+
+    Rank 0 alone reads the marker, so that ranks cannot see different ones.
+    """
+    marker, problem = world.broadcast_object(_try_marker(path) if world.rank == 0 else None)
+    if marker is None:
+        return [problem]
+    mine = sorted(marker.files.items())[world.rank :: world.size]
+    found = [_file_problem(path / name, file, contents) for name, file in mine]
+    problems = [p for p in itertools.chain(*world.gather_objects(found)) if p is not None]
+    if problems or not contents:
+        return problems
+    opened = world.broadcast_object(_try_reader(path) if world.rank == 0 else None)
+    return [] if opened is None else [opened]
+
+
+def _try_marker(path: Path) -> tuple[Marker | None, str]:
     try:
-        marker = json.loads((path / MARKER).read_text())
-        files = sorted(marker["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return [f"{path}/{MARKER} cannot be read ({error})"] if world.rank == 0 else []
-    if marker["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {marker['format_version']}, this relaywave reads"
-            f" {FORMAT_VERSION}; use the relaywave that wrote it"
-        )
-    problems = []
-    for name, index in files[world.rank :: world.size]:
-        file = path / name
-        if not file.exists():
-            problems.append(f"{file} is missing")
-        elif file.stat().st_size != index["size"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes, expected {index['size']}")
-        elif contents and file_sha256(file) != index["sha256"]:
-            problems.append(f"{file} does not match its SHA-256")
-    return problems
+        return read_marker(path), ""
+    except DocumentError as error:
+        return None, str(error)
+
+
+def _file_problem(file: Path, expected: ShardFile, contents: bool) -> str | None:
+    """Return what is wrong with a rank's file, if anything."""
+    try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode):
+            return f"{file} is no file"
+        if found.st_size != expected.size:
+            return f"{file} has {found.st_size} bytes, expected {expected.size}"
+        if contents and file_sha256(file) != expected.sha256:
+            return f"{file} does not match its SHA-256"
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def _try_reader(path: Path) -> str | None:
+    """Return why a checkpoint whose files are as they were written cannot be used, if so."""
+    try:
+        CheckpointReader(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 class CheckpointReader:
-    """Reads ranges of named tensors from a whole checkpoint, whatever ranks wrote it.
+    """Reads ranges of named tensors from a complete checkpoint, whatever ranks wrote it.
 
     Args:
         path: A checkpoint found by `find_newest_complete`.
     """
 
     def __init__(self, path: Path) -> None:
-        marker = json.loads((path / MARKER).read_text())
         self.path = path
-        self.state = TrainState(
-            **{f.name: marker[f.name] for f in fields(TrainState) if f.name in marker}
-        )
         self._pieces: dict[str, list[tuple[int, str, Any]]] = {}
-        for name in sorted(marker["files"]):
-            try:
-                file = safe_open(path / name, framework="pt")
-            except SafetensorError as error:
-                raise CheckpointError(f"{path / name} cannot be read: {error}") from None
-            keys: list[str] = file.keys()  # type: ignore[no-untyped-call]
+        try:
+            marker = read_marker(path)
+            for name in sorted(marker.files):
+                self._open(path / name)
+        except DocumentError as error:
+            raise CheckpointError(str(error)) from None
+        self.state = marker.state()
+        groups = {tensor.partition("/")[0] for tensor in self._pieces}
+        networks = {group for group in groups if "." not in group}
+        if networks != marker.updates.keys():
+            raise CheckpointError(
+                f"{path} holds tensors of {_listed(networks)}, but its marker counts updates of"
+                f" {_listed(marker.updates)}"
+            )
+
+    def _open(self, file: Path) -> None:
+        """Take note of the ranges that a file holds. Raises CheckpointError if it is not ours."""
+        try:
+            opened = safe_open(file, framework="pt")
+            keys: list[str] = opened.keys()  # type: ignore[no-untyped-call]
             for key in keys:
+                piece = opened.get_slice(key)  # type: ignore[no-untyped-call]
                 tensor, _, start = key.rpartition("@")
-                self._pieces.setdefault(tensor, []).append((int(start), key, file))
+                if not start.isdecimal() or len(piece.get_shape()) != 1:
+                    raise CheckpointError(f"{file} holds {key[:80]!r}, which is no shard")
+                self._pieces.setdefault(tensor, []).append((int(start), key, opened))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from None
 
     @torch.no_grad()
     def read(self, tensor: str, start: int, out: Tensor) -> None:
@@ -194,3 +323,7 @@ class CheckpointReader:
             flat = torch.empty(parameter.numel(), dtype=parameter.dtype)
             self.read(f"{group}/weight/{name}", 0, flat)
             parameter.copy_(flat.view(parameter.shape))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(name[:80] for name in names)) or "nothing"

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from dist_train.checkpoint.format import (
-    FORMAT_VERSION,
     MARKER,
+    MARKER_FORMAT,
     CheckpointError,
     TrainState,
     committed,
@@ -182,8 +182,7 @@ class CheckpointWriter:
         files = {i.with_suffix(".safetensors").name: json.loads(i.read_text()) for i in indices}
         for index in indices:
             index.unlink()
-        marker = {"format_version": FORMAT_VERSION, **asdict(state), "files": files}
-        _write_json(temporary / MARKER, marker)
+        MARKER_FORMAT.write(temporary / MARKER, {**asdict(state), "files": files})
         _fsync(temporary)
         final = self._dir / f"{state.images_seen:012d}"
         if final.exists():  # the same state was saved before a restart

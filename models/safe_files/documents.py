@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,11 +121,18 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def _read_bounded(path: Path, max_bytes: int) -> bytes:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
+    """Return a regular file's content; a pipe in its place would be waited for without end."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise DocumentError(f"{path} is no file")
+        if found.st_size > max_bytes:
+            raise DocumentError(f"{path} has {found.st_size} bytes, more than any document of ours")
         return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
