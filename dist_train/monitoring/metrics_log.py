@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dist_train.config import LoggingConfig
 from dist_train.monitoring.loggers import Logger, start_loggers
+from dist_train.runtime.metrics_file import METRICS, cut_metrics
 from dist_train.runtime.world import World
 
 
@@ -65,7 +66,7 @@ class MetricsLog:
     def __init__(
         self, run_dir: Path, total_images: int, logging: LoggingConfig, config: Mapping[str, Any]
     ) -> None:
-        self._path = run_dir / "metrics.jsonl"
+        self._run_dir = run_dir
         self._total, self._name = total_images, run_dir.name
         self._start_loggers = functools.partial(start_loggers, logging, config, run_dir)
         self._file: IO[str] | None = None
@@ -74,8 +75,7 @@ class MetricsLog:
 
     def open(self, images_seen: int) -> None:
         """Start recording; lines that an interrupted process wrote after that are cut off."""
-        _cut_after(self._path, images_seen)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._open_file(images_seen)
         self._bar = _progress_bar(self._name, images_seen, self._total)
         self._loggers = self._start_loggers()
 
@@ -108,8 +108,7 @@ class MetricsLog:
         """Forget the lines after `images_seen`: the run was rolled back."""
         assert self._file is not None
         self._file.close()
-        _cut_after(self._path, images_seen)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._open_file(images_seen)
         if self._bar is not None:
             self._bar.reset()
             self._bar.update(images_seen)
@@ -122,6 +121,11 @@ class MetricsLog:
             logger.close()
         if self._file is not None:
             self._file.close()
+
+    def _open_file(self, images_seen: int) -> None:
+        cut_metrics(self._run_dir, images_seen)
+        path = self._run_dir / METRICS
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
 
     def _show(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}
@@ -152,19 +156,3 @@ def _progress_bar(name: str, images_seen: int, total_images: int) -> Any:
         desc=name,
         dynamic_ncols=True,
     )
-
-
-def _cut_after(path: Path, images_seen: int) -> None:
-    """Drop the lines that an interrupted process wrote after the checkpoint it left."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["images_seen"] <= images_seen:
-                kept.append(line + "\n")
-        except ValueError:  # a line torn by a kill
-            continue
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)

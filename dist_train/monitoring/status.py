@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dist_train.checkpoint.format import committed
 from dist_train.config import RunConfig
+from dist_train.runtime.metrics_file import read_metrics
 from dist_train.runtime.run_dir import RunLock
 from models.config_io import ConfigError, read_config
 
@@ -38,7 +37,8 @@ def print_status(options: argparse.Namespace) -> int:
 def describe_run(run_dir: Path) -> dict[str, str]:
     """Return what is known about a run, by subject."""
     config = read_config(RunConfig, run_dir / "config.json")
-    last = _last_metrics(run_dir)
+    lines = read_metrics(run_dir)
+    last = lines[-1] if lines else {}
     seen = last.get("images_seen", 0)
     owner = RunLock.owner(run_dir)
     finished = seen >= config.total_images
@@ -62,18 +62,6 @@ def describe_run(run_dir: Path) -> dict[str, str]:
     skipped = sum(v for k, v in last.items() if k.endswith("/skipped_updates"))
     described["skipped"] = f"{skipped} updates, {last.get('data/replaced_samples', 0):.0f} samples"
     return described
-
-
-def _last_metrics(run_dir: Path) -> dict[str, Any]:
-    """Return the last complete line of metrics.jsonl (a kill may have torn the very last)."""
-    path = run_dir / "metrics.jsonl"
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
-        try:
-            metrics: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue
-        return metrics
-    return {}
 
 
 def _snapshots(run_dir: Path) -> list[Path]:

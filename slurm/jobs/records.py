@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config_io import ConfigError, from_json, to_json
+from models.safe_files.json_lines import read_lines
 from slurm.resources import Policy, Resources
 
 
@@ -115,18 +116,6 @@ def images_saved(run_dir: Path) -> int:
     """
     markers = run_dir.glob("checkpoints/[0-9]*/checkpoint.json")
     return max((int(marker.parent.name) for marker in markers), default=0)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON lines of a file that may not exist; skips a line cut off by a kill."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def write_json(path: Path, value: Any) -> None:

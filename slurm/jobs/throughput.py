@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.jobs.records import JobDir, read_lines
+from dist_train.runtime.metrics_file import METRICS, read_metrics
+from slurm.jobs.records import JobDir
 from slurm.resources import Resources
 from slurm.site import Site
 
@@ -32,9 +33,9 @@ def known_throughput(run_dir: Path, recipe: str, ranks: int) -> Throughput | Non
 
     It is scaled in proportion to the number of ranks. None if nothing was measured.
     """
-    siblings = sorted(path.parent for path in run_dir.parent.glob("*/metrics.jsonl"))
+    siblings = sorted(path.parent for path in run_dir.parent.glob(f"*/{METRICS}"))
     for other in (run_dir, *siblings):
-        rates = [line[RATE] for line in read_lines(other / "metrics.jsonl") if line.get(RATE)]
+        rates = [line[RATE] for line in read_metrics(other) if line.get(RATE)]
         if rates and _recipe_of(other) == recipe:
             records = [r for r in JobDir(other).records() if r.kind == "train"]
             measured_on = records[-1].resources.world_size if records else ranks

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_train.runtime.metrics_file import read_metrics
 from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
-from slurm.jobs.records import JobDir, JobRecord, read_lines
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.throughput import productive_seconds
 from slurm.monitor.status import (
     exited_states,
@@ -155,7 +156,7 @@ def run_history(root: Path) -> dict[str, Any]:
     rows = accounting((record.job_id for record in records), SACCT)
     runs = [row | {"kind": kinds[row["JobID"]]} for row in rows if row["JobID"] in kinds]
     training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
-    productive = productive_seconds(read_lines(root / "metrics.jsonl"))
+    productive = productive_seconds(read_metrics(root))
     return {
         "folder": str(root),
         "runs": runs,

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dist_train.runtime.metrics_file import read_metrics
 from slurm.continuous_eval.results import values
 from slurm.continuous_eval.schedule import read_schedule
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobDir, JobRecord, read_lines
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.slurm_cli import (
     MAINTENANCE,
     QueuedJob,
@@ -77,7 +78,7 @@ def _is_run(path: Path) -> bool:
 def _progress(run_dir: Path) -> dict[str, Any]:
     """Return the progress of training and evaluation."""
     config = json.loads((run_dir / "config.json").read_text())
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir)
     last = lines[-1] if lines else {}
     seen, total = last.get("images_seen", 0), config["total_images"]
     rate = last.get("speed/images_per_second")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
-from slurm.jobs.records import JobDir, read_lines
+from slurm.jobs.records import JobDir
 
 TRAIN = [
     "train",
@@ -37,7 +38,7 @@ def _wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:
 
 
 def _images(run_dir: Path) -> int:
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir)
     return int(lines[-1]["images_seen"]) if lines else 0
 
 
@@ -60,9 +61,7 @@ def test_a_local_job_is_stopped_and_resumes(tmp_path: Path) -> None:
     starts = [a for a in JobDir(run_dir).attempts(record.job_id) if a["event"] == "start"]
     assert [start["ranks"] for start in starts] == [2, 2]
     assert starts[1]["images_seen"] >= 40
-    assert [line["images_seen"] for line in read_lines(run_dir / "metrics.jsonl")] == [
-        *range(8, 401, 8)
-    ]
+    assert [line["images_seen"] for line in read_metrics(run_dir)] == [*range(8, 401, 8)]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit leaves its log files open

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
-from slurm.jobs.records import JobDir, read_lines
+from slurm.jobs.records import JobDir
 from slurm.slurm_cli import QueuedJob, SlurmError, queued
 
 Wait = tuple[str, Callable[[], object]]
@@ -78,7 +79,7 @@ def _next(scenario: Scenario) -> list[Wait]:
 
 
 def images(run_dir: Path) -> int:
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir)
     return int(lines[-1]["images_seen"]) if lines else 0
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
 from slurm.jobs.records import JobDir, images_saved
 from slurm.monitor.status import format_status, queue_or_empty, run_status
@@ -207,6 +208,6 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     assert ours.keys() == undisturbed.keys()
     for tensor, values in undisturbed.items():
         assert torch.equal(ours[tensor], values), tensor
-    seen = [line["images_seen"] for line in helpers.read_lines(run_dir / "metrics.jsonl")]
+    seen = [line["images_seen"] for line in read_metrics(run_dir)]
     assert seen == [*range(8, 641, 8)], "nothing lost, nothing twice"
     helpers.assert_no_orphans(run_dir)

@@ -144,7 +144,9 @@ def test_a_time_limit_below_one_checkpoint_interval(
     """By the throughput of the run itself, or of one of its recipe in the same directory."""
     measured = tmp_path / measured_run
     measured.mkdir()
-    (measured / "metrics.jsonl").write_text('{"speed/images_per_second": 0.001}\n')
+    (measured / "metrics.jsonl").write_text(
+        '{"images_seen": 8, "step": 1, "speed/images_per_second": 0.001}\n'
+    )
     settle_config(measured, find_recipe("rdm_debug_edm16")())
     assert main([*RUN, *site, "--time=60", "--time-min=10"]) == 2
     error = capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Files of JSON lines, such as logs, to which a process adds while others read them.
+
+A kill tears the last line, and a disk may damage any: what does not parse is left out, and counted
+in one warning. The good lines behind it count.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.safe_files.atomic import atomic_file
+from models.safe_files.transient import retried
+
+logger = logging.getLogger(__name__)
+
+
+def read_lines(
+    path: Path, is_valid: Callable[[Mapping[str, Any]], bool] = lambda entry: True
+) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines, [] if there is none.
+
+    Args:
+        path: The file.
+        is_valid: Tells whether an object has what a line needs; others are left out, too.
+
+    Raises:
+        OSError: The file cannot be read, also after several attempts.
+    """
+    try:
+        lines = retried(path.read_bytes, f"reading {path}").split(b"\n")
+    except FileNotFoundError:
+        return []
+    parsed = {number: _parse(line) for number, line in enumerate(lines, 1) if line.strip()}
+    good = {n: entry for n, entry in parsed.items() if entry is not None and is_valid(entry)}
+    if damaged := sorted(parsed.keys() - good.keys()):
+        logger.warning(
+            "%s: %d of %d lines are damaged or torn and left out, the first is line %d",
+            path, len(damaged), len(parsed), damaged[0],
+        )  # fmt: skip
+    return list(good.values())
+
+
+def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, atomically."""
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a line, None if it holds none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
