@@ -11,7 +11,9 @@ It lives in `models`, the lowest layer, because a snapshot carries its objective
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ __all__ = [
     "from_json",
     "override",
     "read_config",
+    "require_finite",
     "to_json",
     "write_config",
 ]
@@ -71,6 +74,14 @@ def override(config: T, assignments: Sequence[str]) -> T:
         _reject_renamed(config, key)
         _assign(document, key, _parse_value(text))
     return from_json(type(config), document, type(config).__name__)
+
+
+def require_finite(config: Any) -> None:
+    """Raise ValueError if a number among a dataclass's own settings is NaN or infinite."""
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{setting.name}={value} must be a finite number")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

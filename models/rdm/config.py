@@ -5,16 +5,21 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
+from models.config_io import require_finite
 from models.rdm.augment import LABEL_WIDTH
 from models.rdm.edm_sampler import EdmSampler, EdmSampling
 from models.rdm.objective import DenoisingObjective
 from models.rdm.process import EdmProcess, Process, RelayProcess
 from models.rdm.relay_sampler import RelaySampler, RelaySampling
-from models.rdm.sampler import Guidance, NetworkDenoiser
+from models.rdm.sampler import Guidance, NetworkDenoiser, SamplingBase
 from models.rdm.unet import UNetConfig
 from models.sampler import Sampler
+
+MIN_START = 0.5
+"""Least time of a relay's process that sampling should start at; published runs: 0.79 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class DenoisingConfig:
     gradient_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1)")
         if self.label_dropout and not self.unet.label_dim:
@@ -77,7 +83,19 @@ class DenoisingConfig:
             gradient_scale=self.gradient_scale,
         )
 
-    def _warn_if_unguidable(self, guidance: Guidance) -> None:
+    def _check_guidance(self, guidance: Guidance) -> None:
+        """Raise ValueError if there is nothing to guide by."""
+        if guidance.scale > 1 and not self.label_dim:
+            raise ValueError(
+                f"sampling.guidance.scale={guidance.scale} needs classes, but unet.label_dim=0;"
+                " set sampling.guidance.scale=1"
+            )
+
+    def _warn_of(self, sampling: SamplingBase) -> None:
+        """Warn of sampler settings that change nothing, or that the network was not trained for."""
+        for line in sampling.without_effect():
+            warnings.warn(line, stacklevel=3)
+        guidance = sampling.guidance
         if guidance.scale > 1 and self.label_dim and not self.label_dropout:
             warnings.warn(
                 f"guidance scale={guidance.scale} with a network trained with label_dropout=0: its"
@@ -98,6 +116,10 @@ class EdmConfig(DenoisingConfig):
     process: EdmProcess = field(default_factory=EdmProcess)
     sampling: EdmSampling = field(default_factory=EdmSampling)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_guidance(self.sampling.guidance)
+
     def build(self) -> DenoisingObjective:
         """Return the objective."""
         return self._build(self.process)
@@ -109,7 +131,7 @@ class EdmConfig(DenoisingConfig):
                 f"an EDM model starts from noise, but a stage at {previous.resolution} pixels"
                 " precedes it; put the EDM stage first"
             )
-        self._warn_if_unguidable(self.sampling.guidance)
+        self._warn_of(self.sampling)
         return EdmSampler(
             NetworkDenoiser(network, self.process.sigma_data),
             self.sampling,
@@ -133,6 +155,7 @@ class RelayConfig(DenoisingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_guidance(self.sampling.guidance)
         if self.unet.resolution % self.process.upscale:
             raise ValueError(
                 f"unet.resolution={self.unet.resolution} is not a multiple of"
@@ -147,14 +170,21 @@ class RelayConfig(DenoisingConfig):
         """Return the sampler of this stage and those before it.
 
         Raises:
-            ValueError: There is no previous stage, or one of another resolution or class count.
+            ValueError: There is no previous stage, or one of another resolution or class count, or
+                one whose images are enhanced.
         """
         if previous is None:
             raise ValueError(
                 f"a relay to {self.unet.resolution} pixels continues from a stage at"
                 f" {self.unet.resolution // self.process.upscale}; give its snapshot first"
             )
-        self._warn_if_unguidable(self.sampling.guidance)
+        if isinstance(previous, (EdmSampler, RelaySampler)) and previous.settings.enhance:
+            raise ValueError(
+                f"sampling.enhance of the stage at {previous.resolution} pixels would change what"
+                f" the relay to {self.unet.resolution} starts from; set it for the last stage only"
+            )
+        self._warn_of(self.sampling)
+        self._warn_of_start()
         return RelaySampler(
             NetworkDenoiser(network, self.process.sigma_data),
             previous,
@@ -163,4 +193,18 @@ class RelayConfig(DenoisingConfig):
             resolution=self.unet.resolution,
             label_dim=self.label_dim,
             device=next(network.parameters()).device,
+        )
+
+    def _warn_of_start(self) -> None:
+        """Warn if sampling starts at a level whose blur does not fit images of the stage before."""
+        start = torch.tensor(self.sampling.levels()[0], dtype=torch.float64)
+        time = float(self.process.time_at(start, self.sampling.prob_length))
+        if MIN_START <= time <= 1:
+            return
+        what = "training had no such level" if time > 1 else "images are hardly blurred there"
+        warnings.warn(
+            f"the relay to {self.unet.resolution} pixels starts at sigma={float(start):.3g}, time"
+            f" {time:.2f} of its process: {what}; set sampling.truncation_sigma and sampling.steps"
+            f" such that it starts at a time from {MIN_START} to 1",
+            stacklevel=3,
         )

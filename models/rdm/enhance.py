@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +12,12 @@ OPERATIONS = ("brightness", "color", "contrast")
 
 
 def check_operations(operations: Sequence[tuple[str, float]]) -> None:
-    """Raise ValueError if an operation is unknown."""
-    for name, _ in operations:
+    """Raise ValueError if an operation is unknown, or its factor is negative or not finite."""
+    for name, factor in operations:
         if name not in OPERATIONS:
             raise ValueError(f"enhance operation {name!r} is not one of {', '.join(OPERATIONS)}")
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"enhance factor {factor} of {name} must be 0 or more, and finite")
 
 
 def enhance(images: Tensor, operations: Sequence[tuple[str, float]]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from models.config_io import require_finite
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import attenuation, tile_blur
 from models.sample_rng import Draws
@@ -64,6 +65,7 @@ class EdmProcess:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name in ("p_std", "sigma_data"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -123,6 +125,7 @@ class RelayProcess:
     normalise_noise: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.upscale < 2:
             raise ValueError(f"upscale={self.upscale} must be at least 2")
         for name in ("p_std", "sigma_data", "truncate_sigma"):

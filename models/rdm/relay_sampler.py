@@ -50,6 +50,7 @@ class RelaySampling(SamplingBase):
                 f"truncation_sigma={self.truncation_sigma} leaves no level above"
                 f" sigma_min={self.sigma_min}; raise it"
             )
+        self._check_start()
         if self.prob_length is not None and not self.prob_length > 0:
             raise ValueError(f"prob_length={self.prob_length} must be positive")
         if not 0 <= self.eta <= 1:
@@ -58,6 +59,16 @@ class RelaySampling(SamplingBase):
             raise ValueError(f"block_noise_alpha={self.block_noise_alpha} must not be negative")
         if self.churn.amount and not self.churn_draws:
             raise ValueError("churn without draws: set sampling.churn_draws=true as well")
+
+    def _check_start(self) -> None:
+        """Raise ValueError if no level is left, or only the smallest: that returns the input."""
+        start = self.levels()[0]
+        if start <= self.sigma_min * (1 + 1e-6):
+            raise ValueError(
+                f"steps={self.steps} leave no level between sigma_min={self.sigma_min} and"
+                f" truncation_sigma={self.truncation_sigma}, so that the relay would return its"
+                " input; take more steps (the defaults need 4), or a larger rho"
+            )
 
     def levels(self) -> list[float]:
         """Return the grid's levels below truncation_sigma, and 0."""

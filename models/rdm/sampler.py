@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.config_io import require_finite
 from models.rdm.enhance import check_operations, enhance
 from models.rdm.precond import Preconditioning
 from models.sampler import quantise
+
+MAX_STEPS = 100_000
+MIN_SIGMA = 1e-6
+"""Below this the network's embedding of a level, and the weights in float32, lose their meaning."""
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(noisy images, sigma) -> denoised images of the same dtype."""
@@ -37,12 +43,18 @@ class Churn:
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.amount < 0:
-            raise ValueError(f"churn amount={self.amount} must not be negative")
+        require_finite(self)
+        for name in ("amount", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"churn {name}={getattr(self, name)} must not be negative")
+
+    def acts_at(self, sigma: float) -> bool:
+        """Say whether a level is churned."""
+        return self.amount > 0 and self.sigma_min <= sigma <= self.sigma_max
 
     def raised(self, sigma: float, steps: int) -> float:
         """Return the level that a step from `sigma` starts at."""
-        if not self.sigma_min <= sigma <= self.sigma_max:
+        if not self.acts_at(sigma):
             return sigma
         return sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1))
 
@@ -68,6 +80,7 @@ class Guidance:
     sigma_max: float = 1e9
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.scale < 0:
             raise ValueError(f"guidance scale={self.scale} must not be negative")
 
@@ -118,8 +131,9 @@ class SamplingBase:
     enhance: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        require_finite(self)
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps={self.steps} must be at least 1 and at most {MAX_STEPS}")
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must be positive levels"
@@ -128,6 +142,20 @@ class SamplingBase:
         if not self.rho > 0:
             raise ValueError(f"rho={self.rho} must be positive")
         check_operations(self.enhance)
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        """Raise ValueError if rounding, or float32, leaves no falling grid of positive levels."""
+        try:
+            grid = self.grid()
+        except OverflowError:
+            grid = []
+        if not grid or grid[-2] < MIN_SIGMA or any(b >= a for a, b in pairwise(grid)):
+            raise ValueError(
+                f"rho={self.rho} with sigma_min={self.sigma_min}, sigma_max={self.sigma_max} and"
+                f" steps={self.steps} gives no falling levels above {MIN_SIGMA}; the default of rho"
+                " is 7"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,6 +171,18 @@ class SamplingBase:
     def levels(self) -> list[float]:
         """Return the levels that sampling visits in falling order, ending with 0."""
         return self.grid()
+
+    def without_effect(self) -> list[str]:
+        """Return one line for each setting that is given and changes nothing."""
+        levels, found = self.levels()[:-1], []
+        if self.churn.amount and not any(map(self.churn.acts_at, levels)):
+            found.append(f"churn.amount={self.churn.amount} (no level is churned)")
+        if 0 < self.guidance.scale < 1:
+            found.append(f"guidance.scale={self.guidance.scale} (below 1 is as 1)")
+        if self.guidance.scale > 1 and not any(map(self.guidance.acts_at, levels)):
+            found.append(f"guidance.scale={self.guidance.scale} (no level is guided)")
+        between = f"the levels are {levels[0]:.4g} to {levels[-1]:.4g}"
+        return [f"sampling.{setting} has no effect; {between}" for setting in found]
 
     def evaluations(self, conditional: bool) -> int:
         """Return network evaluations per image; those with guidance count twice."""

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from models.config_io import require_finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
@@ -31,6 +33,7 @@ class DiffusionConfig:
     geometric: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.steps < 1:
             raise ValueError(f"diffusion.steps={self.steps} must be at least 1")
         if not 0 < self.beta_min < self.beta_max:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models.config_io import ConfigError, override
 from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
 from models.rdm.enhance import enhance
@@ -174,8 +176,87 @@ def test_wrong_labels_are_rejected() -> None:
         (RelaySampling, {"eta": 1.5}, r"eta=1.5"),
         (RelaySampling, {"truncation_sigma": 0.001}, "leaves no level"),
         (RelaySampling, {"churn": Churn(amount=3)}, "churn_draws=true"),
+        (EdmSampling, {"steps": 10**9}, "at most 100000"),
+        (EdmSampling, {"rho": 1e-5}, "gives no falling levels"),
+        (EdmSampling, {"rho": 1e17}, "gives no falling levels"),
+        (EdmSampling, {"sigma_min": 1e-30}, "gives no falling levels"),
+        (EdmSampling, {"sigma_max": float("inf")}, "sigma_max=inf must be a finite number"),
+        (RelaySampling, {"eta": float("nan")}, "eta=nan must be a finite number"),
+        (EdmSampling, {"enhance": (("color", float("nan")),)}, "factor nan of color"),
+        (EdmSampling, {"enhance": (("color", -1.0),)}, "factor -1.0 of color"),
+        (Churn, {"noise": -1.0}, "noise=-1.0 must not be negative"),
+        (Churn, {"amount": float("nan")}, "amount=nan must be a finite number"),
+        (Guidance, {"scale": float("inf")}, "scale=inf must be a finite number"),
     ],
 )
 def test_settings_are_validated(kind: type, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 1},
+        {"steps": 2},
+        {"steps": 3},
+        {"steps": 1, "sigma_max": 5.0},
+        {"steps": 200, "rho": 0.5},
+        {"truncation_sigma": 0.0081},
+    ],
+    ids=str,
+)
+def test_a_relay_that_would_return_its_input_is_rejected(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="the relay would return its input; take more steps"):
+        RelaySampling(**settings)
+    with pytest.raises(ConfigError, match="would return its input"):
+        override(RELAY16, [f"sampling.{key}={value}" for key, value in settings.items()])
+
+
+@pytest.mark.parametrize("settings", [{"steps": 4}, {"steps": 1, "sigma_max": 0.85}], ids=str)
+def test_the_shortest_relays_depend_on_the_network(settings: dict[str, float]) -> None:
+    relay = replace(RELAY16, sampling=RelaySampling(**settings))
+    images, latents = relay_of(EDM4, relay), SampleStreams([1])
+    ours = images.generate(latents, torch.tensor([0]))
+    images.denoise = lambda x, sigma, labels: torch.zeros_like(x)
+    assert not torch.allclose(
+        ours, images.generate(SampleStreams([1]), torch.tensor([0])), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("config", [EdmConfig, RelayConfig])
+def test_guidance_needs_classes(config: type) -> None:
+    sampling = replace(config(unet=unet(16)).sampling, guidance=Guidance(scale=2.0))
+    with pytest.raises(ValueError, match=r"guidance\.scale=2\.0 needs classes"):
+        config(unet=unet(16), sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"churn": Churn(amount=1, sigma_min=100)}, "no level is churned"),
+        ({"guidance": Guidance(scale=0.5)}, "below 1 is as 1"),
+        ({"guidance": Guidance(scale=2, sigma_min=100)}, "no level is guided"),
+    ],
+)
+def test_settings_without_effect_are_warned_about(changes: dict[str, Any], warning: str) -> None:
+    without = replace(EDM4, label_dropout=0.1, sampling=replace(EDM4.sampling, **changes))
+    with pytest.warns(UserWarning, match=warning):
+        relay_of(without)
+
+
+@pytest.mark.parametrize(
+    ("truncation_sigma", "what"), [(0.1, "hardly blurred there"), (50.0, "no such level")]
+)
+def test_relays_that_start_at_odd_levels_are_warned_about(
+    truncation_sigma: float, what: str
+) -> None:
+    odd = replace(RELAY16, sampling=RelaySampling(steps=50, truncation_sigma=truncation_sigma))
+    with pytest.warns(UserWarning, match=what):
+        relay_of(EDM4, odd)
+
+
+def test_only_the_last_stage_may_be_enhanced() -> None:
+    enhanced = replace(EDM4, sampling=replace(EDM4.sampling, enhance=(("color", 0.5),)))
+    with pytest.raises(ValueError, match="would change what the relay to 16 starts from"):
+        relay_of(enhanced, RELAY16)
