@@ -6,12 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from dist_train.recipes import RECIPES, find_recipe
 from dist_train.runtime.launch import launch_ranks, should_launch
 from dist_train.train import train
 from models.config_io import ConfigError, did_you_mean, override, to_json
+from models.safe_files.documents import read_object
 
 
 def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
         raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
     config = override(find_recipe(options.recipe)(), options.overrides)
     if options.deepspeed is not None:
-        sharding = replace(config.sharding, deepspeed=_read_json(options.deepspeed))
+        sharding = replace(config.sharding, deepspeed=read_object(options.deepspeed))
         config = replace(config, sharding=sharding)
     if options.print_config:
         print(json.dumps(to_json(config), indent=2))
@@ -40,16 +40,6 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     return train(
         config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
     )
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return document
 
 
 def list_command(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings: ours, extended by the user's, and what cannot go together."""
+"""DeepSpeed's settings: ours, extended by the user's; which stage can train what."""
 
 from __future__ import annotations
 
@@ -6,21 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_train.config import ShardingConfig
+from dist_train.engine.user_settings import check_settings
 from models.config_io import ConfigError
-
-OWNED = {
-    "optimizer": "optimizers are the recipe's: change optim.NETWORK",
-    "scheduler": "learning rates are the recipe's: change optim.NETWORK.schedule",
-    "fp16": "precision belongs to the networks: change compute.precision",
-    "bf16": "precision belongs to the networks: change compute.precision",
-    "amp": "precision belongs to the networks: change compute.precision",
-    "torch_autocast": "precision belongs to the networks: change compute.precision",
-    "train_batch_size": "change global_batch_size",
-    "data_types": "weights and gradients are float32",
-    "checkpoint": "checkpoints are relaywave's own",
-}
-"""Settings of DeepSpeed that would silently work against the loop, and what to change instead."""
-
 
 MAX_BUCKET = 50_000_000
 """Gradients that are reduced together. DeepSpeed's default allocates 2 GB per network at once."""
@@ -71,19 +58,10 @@ def engine_settings(
     """Return DeepSpeed's settings: ours and those of `sharding.deepspeed` (DeepSpeed's own format).
 
     Raises:
-        ConfigError: The latter contradict ours or belong to the recipe.
+        ConfigError: The latter are not among those that can be given (user_settings.py).
     """
-    extra, zero_stage, offload = sharding.deepspeed, sharding.zero_stage, sharding.offload
-    for name in OWNED.keys() & extra.keys():
-        raise ConfigError(f"sharding.deepspeed.{name} contradicts the recipe: {OWNED[name]}")
-    defaults: dict[str, Any] = {"reduce_bucket_size": min(parameters, MAX_BUCKET)}
-    if zero_stage < 3:  # by default every rank would get, and send, the sum of whole gradients
-        defaults["use_multi_rank_bucket_allreduce"] = False
-    else:  # by default whole networks of up to 1e9 parameters stay gathered
-        names = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
-        defaults |= {f"stage3_{name}": MAX_BUCKET for name in names}
+    zero_stage, offload = sharding.zero_stage, sharding.offload
     zero: dict[str, Any] = {"stage": zero_stage}
-    zero |= {k: v for k, v in defaults.items() if k not in extra.get("zero_optimization", {})}
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if offload == "parameters":
@@ -97,20 +75,23 @@ def engine_settings(
         "gradient_clipping": clip,
         "steps_per_print": 10**12,
     }
-    return _merged(ours, extra, "sharding.deepspeed")
+    check_settings(sharding, ours)
+    # Of several buckets ZeRO-2 with offloading keeps the last micro-batch only (4.7).
+    in_one = zero_stage == 2 and offload != "none" and accumulation_steps > 1
+    bucket = parameters if in_one else min(parameters, MAX_BUCKET)
+    defaults: dict[str, Any] = {"reduce_bucket_size": bucket}
+    if zero_stage < 3:  # by default every rank would get, and send, the sum of whole gradients
+        defaults["use_multi_rank_bucket_allreduce"] = False
+    else:  # by default whole networks of up to 1e9 parameters stay gathered
+        names = ("max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        defaults |= {f"stage3_{name}": MAX_BUCKET for name in names}
+    return _merged({"zero_optimization": defaults}, _merged(ours, sharding.deepspeed))
 
 
-def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return both, and raise ConfigError where they differ."""
-    merged = dict(ours)
-    for name, value in extra.items():
-        own = ours.get(name, value)
-        if isinstance(own, Mapping) and isinstance(value, Mapping):
-            merged[name] = _merged(own, value, f"{where}.{name}")
-        elif own != value:
-            raise ConfigError(
-                f"{where}.{name}={value!r} contradicts the recipe, which sets {own!r}; leave it out"
-            )
-        else:
-            merged[name] = value
-    return merged
+def _merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both; `more` wins where they differ."""
+    both = {**settings, **more}
+    for name in settings.keys() & more.keys():
+        if isinstance(settings[name], Mapping):
+            both[name] = _merged(settings[name], more[name])
+    return both

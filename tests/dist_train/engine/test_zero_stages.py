@@ -120,9 +120,9 @@ def test_settings_of_deepspeed_that_contradict_are_rejected(
     ours: dict[str, Any] = {"clip": 0.0, **batches}
     with pytest.raises(ConfigError, match=message):
         engine_settings(ShardingConfig(deepspeed=extra), **ours)
-    harmless = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "wall_clock": True}
-    merged = engine_settings(ShardingConfig(deepspeed=harmless), **ours)
+    harmless = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}
+    merged = engine_settings(ShardingConfig(zero_stage=2, deepspeed=harmless), **ours)
     assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
     small = engine_settings(ShardingConfig(), **ours, parameters=9)
     assert small["zero_optimization"]["reduce_bucket_size"] == 9
-    assert (merged["wall_clock"], merged["train_micro_batch_size_per_gpu"]) == (True, 2)
+    assert merged["train_micro_batch_size_per_gpu"] == 2
