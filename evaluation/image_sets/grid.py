@@ -29,6 +29,11 @@ class GridSettings:
     num_images: int = 64
     upscale: int = 1
 
+    def __post_init__(self) -> None:
+        for option, value in (("images", self.num_images), ("upscale", self.upscale)):
+            if value < 1:
+                raise ValueError(f"--grid-{option}={value} must be at least 1")
+
 
 def write_grid(settings: GridSettings, images: ImageSet) -> None:
     """Write a grid picture of the first images of a set."""

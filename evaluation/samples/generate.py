@@ -6,6 +6,7 @@ would follow, and the extra images are dropped, so an image never depends on the
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,9 @@ from models.families import AnyObjective
 from models.sample_rng import stream_seed
 from models.sampler import Sampler, sample
 from models.snapshot import Snapshot, load_sampler
+
+SEEDS, MAX_IMAGES = 1 << 32, 10_000_000
+"""Seeds that differ, and images of one request: far more than any evaluation uses."""
 
 LabelPolicy = Literal["balanced", "random"]
 
@@ -60,6 +64,34 @@ class SampleSpec:
         if self.labels == "balanced":
             return torch.tensor([seed % label_dim for seed in seeds])
         return torch.tensor([stream_seed(0, "label", seed) % label_dim for seed in seeds])
+
+
+def check_settings(objectives: Sequence[AnyObjective], spec: SampleSpec) -> None:
+    """Check that a model's settings and those of its samples neither double nor miss each other.
+
+    Args:
+        objectives: Of the stages in order.
+        spec: Which samples are drawn of them.
+
+    Raises:
+        ValueError: Images would be enhanced twice, or quantised by two rules, or classes are asked
+            of an unconditional model.
+    """
+    enhance = getattr(getattr(objectives[-1], "sampling", None), "enhance", ())
+    if enhance and spec.post.retouch != "none":
+        raise ValueError(
+            f"--retouch {spec.post.retouch} would enhance images that the model's"
+            f" sampling.enhance={json.dumps(enhance)} has enhanced already; give --retouch none,"
+            " or sampling.enhance=[]"
+        )
+    if enhance and spec.post.quantisation != "edm":
+        raise ValueError(
+            f"--quantisation {spec.post.quantisation} comes too late for sampling.enhance="
+            f"{json.dumps(enhance)}, which works on 8-bit images; use --retouch with"
+            " sampling.enhance=[] instead"
+        )
+    if spec.labels != "balanced" and not any(objective.label_dim for objective in objectives):
+        raise ValueError(f"--labels {spec.labels} needs a model with classes; leave it out")
 
 
 class GeneratedImages:
@@ -177,8 +209,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
-            raise ValueError(f"seeds {text!r} are not like 0-49999 or 0-9,20")
-        seeds += range(int(first), int(last or first) + 1)
+            raise ValueError(f"seeds {text[:80]!r} are not like 0-49999 or 0-9,20")
+        begin, end = int(first), int(last or first)
+        if end >= SEEDS or len(seeds) + end - begin >= MAX_IMAGES:
+            raise ValueError(
+                f"seeds {text[:80]!r} must be below 2^32 (above, they repeat) and of at most"
+                f" {MAX_IMAGES:,} images"
+            )
+        seeds += range(begin, end + 1)
     return tuple(seeds)
 
 

@@ -24,7 +24,7 @@ from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import decode_image, encode_image
 from evaluation.image_sets.image_set import SAMPLES, Labels, read_samples_manifest
 from evaluation.progress import Progress
-from evaluation.samples.generate import GeneratedImages, SampleSpec, made_by
+from evaluation.samples.generate import GeneratedImages, SampleSpec, check_settings, made_by
 from evaluation.samples.sample_shards import SampleShards
 from models.snapshot import Snapshot, check_stages
 
@@ -46,6 +46,12 @@ class SampleRequest:
     spec: SampleSpec
     sample_dir: Path | None = None
     shard_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard_images is not None and self.sample_dir is None:
+            raise ValueError("--shard-images needs a directory of images: add --keep-images DIR")
+        if self.snapshots:
+            check_settings([snapshot.objective for snapshot in self.snapshots], self.spec)
 
 
 def open_samples(request: SampleRequest, world: World) -> GeneratedImages | StoredSamples:

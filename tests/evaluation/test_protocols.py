@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from evaluation.metrics.registry import KINDS, MetricRequest, MetricSettings, pa
 from evaluation.metrics.statistics import FeatureSet, gaussian_of
 from evaluation.protocols import PROTOCOLS, deviations, find_protocol, record_protocol
 from evaluation.reference.reference import check_comparable
-from evaluation.request import default_title, evaluations_of, spec_of
+from evaluation.request import default_title, evaluations_of, grid_of, spec_of
 from evaluation.results.compare import axis_value, format_comparison
 from evaluation.results.plots import draw, lines_of, published_values, write_plots
 from evaluation.results.result_file import new_result, reused
@@ -29,6 +30,9 @@ from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.generate import SampleSpec, format_seeds, parse_seeds
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
+from models.rdm.config import EdmConfig
+from models.rdm.unet import UNetConfig
+from models.snapshot import write_snapshot
 
 RNG = np.random.default_rng(0)
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -145,10 +149,60 @@ def test_seeds_come_back(text: str) -> None:
     assert format_seeds(parse_seeds(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "a", "5-3", "-1", "1,,2"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "5-3", "-1", "1,,2", "4294967296", "0-99999999999", "0-9999999,5"]
+)
 def test_bad_seeds_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="seeds"):
         parse_seeds(text)
+
+
+ENHANCED = 'sampling.enhance=[["brightness",1.06]]'
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "message"),
+    [
+        ([ENHANCED, "--retouch", "rdm_imagenet"], 0, "enhanced already; give --retouch none"),
+        ([ENHANCED, "--quantisation", "adm"], 0, "comes too late for sampling.enhance"),
+        ([ENHANCED, "--protocol", "rdm_celebahq256"], 0, "enhanced already"),
+        (["--labels", "random"], 0, "--labels random needs a model with classes"),
+        (["--shard-images", "5"], 0, "add --keep-images DIR"),
+        (["sampling.guidance.scale=2"], 0, "needs classes"),
+        (["sampling.eta=0.1"], 0, "unknown setting"),
+        (["sampling.churn.amount=NaN"], 3, "amount=nan must be a finite number"),
+        (["--grid", "g.png", "--keep-images", "d", "--grid-images", "0"], 3, "--grid-images=0"),
+        (["--batch-size", "0"], 3, "batch_size=0 must be positive"),
+        ([ENHANCED, "--retouch", "none"], 0, ""),
+        (["--labels", "random", "--retouch", "rdm_imagenet"], 3, ""),
+    ],
+    ids=str,
+)
+def test_settings_that_double_or_miss_each_other_are_rejected(
+    tmp_path: Path, options: list[str], classes: int, message: str
+) -> None:
+    unet = UNetConfig(
+        resolution=8, model_channels=8, channel_mult=(1,), num_blocks=1, label_dim=classes
+    )
+    objective = EdmConfig(unet=unet)
+    weights = objective.build().build_networks()["denoiser"].state_dict()
+    write_snapshot(
+        tmp_path / "s", weights, objective=objective, network="denoiser", images_seen=0,
+        ema="none", provenance={},
+    )  # fmt: skip
+    (tmp_path / "r").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "r/0.png")
+    arguments = ["run", str(tmp_path / "s"), "--reference", str(tmp_path / "r"), "--out", "o.json"]
+
+    def ask() -> None:
+        args = parse([*arguments, "--seeds", "0-3", *options])
+        evaluations_of(args)
+        grid_of(args)
+
+    if not message:
+        return ask()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ask()
 
 
 def test_random_labels_depend_on_the_seed_alone() -> None:
