@@ -291,7 +291,7 @@ def test_more_seeds_extend_a_directory_and_another_model_is_rejected(
     assert len(files_of(out)) == 24
     assert {name: files_of(out)[name] for name in before} == before
     arguments = sample_arguments(snapshot, out)
-    assert cli.main([*arguments, "--labels", "random"]) == 2
+    assert cli.main([*arguments, "--quantisation", "adm"]) == 2
     assert "samples of another model or with other settings" in capsys.readouterr().err
 
 
