@@ -72,7 +72,8 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     samples: ShardedImages | JoinedImages = sets[0]
     order: Order = orders[0]
     digests = [_digest(images, chosen) for images, chosen in selected]
-    info = replace(sets[0].info, digest=digests[0])
+    windows = [_windows(images, chosen, config) for images, chosen in selected]
+    info = replace(sets[0].info, digest=digests[0], order=_windows_digest(windows))
     if len(sets) > 1:
         _check_alike(sets)
         weights = [config.weight, *(other.weight for other in config.mix)]
@@ -153,15 +154,30 @@ def _order(
     images: ShardedImages, selection: Integers | None, config: DataConfig, seed: int
 ) -> Order:
     count = len(images) if selection is None else len(selection)
-    bounds = None
+    window, bounds = _windows(images, selection, config)
+    order = SampleOrder(count, seed, config.shuffle, config.flip, window, bounds)
+    return order if selection is None else SelectedOrder(order, selection)
+
+
+def _windows(
+    images: ShardedImages, selection: Integers | None, config: DataConfig
+) -> tuple[int | None, Integers | None]:
+    """Return the window of a set's shuffle, None for all images, and where its shards begin."""
     window = config.shuffle_window
     if window is None and images.is_remote:
         window = images.manifest.shuffle_window or None
-    if window is not None:
-        shards = images.index["shard"] if selection is None else images.index["shard"][selection]
-        bounds = np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
-    order = SampleOrder(count, seed, config.shuffle, config.flip, window, bounds)
-    return order if selection is None else SelectedOrder(order, selection)
+    if window is None or not config.shuffle:
+        return None, None
+    shards = images.index["shard"] if selection is None else images.index["shard"][selection]
+    return window, np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
+
+
+def _windows_digest(windows: Sequence[tuple[int | None, Integers | None]]) -> str:
+    """Return what identifies the windows of all sets, "" if there are none."""
+    if all(window is None for window, _ in windows):
+        return ""
+    listed = [[window, [] if first is None else first.tolist()] for window, first in windows]
+    return hashlib.sha256(canonical_json(listed)).hexdigest()
 
 
 def _set_seed(seed: int, number: int) -> int:

@@ -28,6 +28,7 @@ from dist_train.planning.checks import (
     plan_batches,
 )
 from dist_train.precision import check_precision, compute_dtypes
+from dist_train.runtime.run_data import check_alike, check_data
 from dist_train.runtime.watchdog import Watchdog
 from dist_train.runtime.world import World
 from dist_train.snapshots import SnapshotWriter, describe_run
@@ -54,7 +55,8 @@ def build_trainer(
         profile_steps: Steps of this process to trace into `profile/`; 0 traces none.
 
     Raises:
-        ConfigError: The settings do not fit each other, the data, or the number of ranks.
+        ConfigError: The settings do not fit each other, the data, or the number of ranks, or
+            the run was started with another set.
     """
     objective = config.objective.build()
     batches = plan_batches(
@@ -64,6 +66,8 @@ def build_trainer(
     check_networks(config.optim, config.sharding, objective)
     share = Share(world.rank, world.size, batches.micro)
     pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
+    check_alike(pipeline.info, world)
+    check_data(run_dir, pipeline.info)
     check_labels(config.data, config.objective.label_dim, pipeline.info.class_names)
     provenance = describe_run(run_dir.name, config.recipe, config.compute, pipeline.info)
     snapshots = SnapshotWriter(

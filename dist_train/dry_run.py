@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_pipelines.backends.build import describe_data
-from dist_train.checkpoint.format import find_newest_complete
+from dist_train.checkpoint.format import find_newest_complete, read_marker
 from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import engine_settings, used_stage
 from dist_train.planning.checks import (
@@ -19,6 +19,7 @@ from dist_train.planning.checks import (
     check_resolution,
     plan_batches,
 )
+from dist_train.runtime.run_data import check_data, check_same_data
 from dist_train.runtime.world import World
 from dist_train.snapshots import check_previous
 
@@ -50,11 +51,14 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         objective.build_networks()
     for adam in config.optim.values():
         _check_deepspeed(config.sharding, adam, batches, world_size)
-    find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
+    newest, _ = find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
     if data_later:
         return
     with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
         info = describe_data(replace(config.data, cache=cache))
+    check_data(run_dir, info)
+    if newest is not None:
+        check_same_data(newest, read_marker(newest).data_digest, info)
     check_labels(config.data, config.objective.label_dim, info.class_names)
     check_previous(config.objective, config.logging)
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from dist_train.config import RunConfig
 from dist_train.ema import MAIN
 from dist_train.ema_profiles import ConstantEma, EmaProfile, HalflifeEma, PowerEma
-from models.config_io import ConfigError, read_config
+from dist_train.runtime.run_dir import read_run_config
+from models.config_io import ConfigError
 from models.snapshot import read_snapshot, write_snapshot
 
 MAX_BINS = 8192
@@ -61,7 +62,7 @@ def reconstruct_command(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: The run has not stored enough averages, or none of the wanted time.
     """
-    config = read_config(RunConfig, options.run / "config.json")
+    config = read_run_config(options.run)
     stored = find_stored(options.run, config)
     target = _target(options)
     at = options.at if options.at is not None else max((s.images_seen for s in stored), default=0)

@@ -34,7 +34,7 @@ def train(
     from dist_train.build import build_trainer
     from dist_train.precision import set_float32_mode
     from dist_train.runtime.preemption import stop_with_launcher
-    from dist_train.runtime.run_dir import RunDirError, enter_run_dir
+    from dist_train.runtime.run_dir import RunDir, RunDirError
     from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
     from dist_train.runtime.world import init_world
     from dist_train.trainer import DivergedError, Outcome
@@ -42,11 +42,12 @@ def train(
     stop_with_launcher()
     # Collectives outlast the watchdog, which says more than they do.
     world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
-    lock = None
+    run = None
     try:
-        lock, config = enter_run_dir(run_dir, config, world, allow_changes)
-        set_float32_mode(config.compute)
-        outcome = build_trainer(config, run_dir, world, on_snapshot, profile_steps).fit()
+        run = RunDir(run_dir, config, world, allow_changes)
+        set_float32_mode(run.config.compute)
+        trainer = build_trainer(run.config, run_dir, world, on_snapshot, profile_steps)
+        outcome = trainer.fit(run.begin)
     except LostRankError as error:
         return report(error, EXIT_LOST, always=True)
     except DivergedError as error:
@@ -57,8 +58,8 @@ def train(
         problem = f"the run directory {run_dir} cannot be written ({error})"
         return report(RunDirError(f"{problem}; the last checkpoint is kept"), always=True)
     finally:
-        if lock is not None:
-            lock.release()
+        if run is not None:
+            run.leave()
     world.close()
     return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
 

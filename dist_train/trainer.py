@@ -9,14 +9,20 @@ micro-batches continues it with the same global batches and the same noise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dist_train.checkpoint.format import CheckpointReader, TrainState, find_newest_complete
+from data_pipelines.packed.manifest import DatasetInfo
+from dist_train.checkpoint.format import (
+    CheckpointError,
+    CheckpointReader,
+    TrainState,
+    find_newest_complete,
+)
 from dist_train.checkpoint.writer import CheckpointWriter
 from dist_train.config import AdamConfig, DivergencePolicy
 from dist_train.ema import ShardedEma, average_group
@@ -28,6 +34,7 @@ from dist_train.monitoring.profiler import StepProfiler
 from dist_train.monitoring.reporter import Reporter
 from dist_train.planning.checks import Batches
 from dist_train.runtime.preemption import StopRequest
+from dist_train.runtime.run_data import check_same_data
 from dist_train.runtime.watchdog import Watchdog, blaming_lost_ranks
 from dist_train.runtime.world import World
 from dist_train.snapshots import SnapshotWriter
@@ -109,25 +116,31 @@ class Trainer:
         self.run_dir, self.world = run_dir, world
         self.engines, self.losses = parts.engines, parts.objective.losses()
         self.images_seen = self.step = self.data_offset = 0
-        self._divergence = divergence
+        self._divergence, self._data = divergence, parts.examples.pipeline.info
         networks = {name: engine.network for name, engine in parts.engines.items()}
         self._parameters = parameter_lists(networks)
         self._notes: list[str] = []
         self._saved: int | None = None
         self._roll_backs = 0
 
-    def fit(self) -> Outcome:
+    def fit(self, begin: Callable[[DatasetInfo], object] = lambda info: None) -> Outcome:
         """Train to the end, or until a signal asks to stop; the state is saved in both cases.
 
         A run that is asked to stop in its last step is finished.
 
+        Args:
+            begin: Called with the set's description once the state is restored: nothing can reject
+                the run any more, and nothing was written yet.
+
         Raises:
             DivergedError: Training diverged, and the policy says stop.
             CheckpointError: A checkpoint could not be written, or none of those there is complete.
+            ConfigError: The checkpoint was trained on another set.
         """
         parts, intervals = self.parts, self.intervals
         try:
             self._notes = self._resume()
+            begin(self._data)
             parts.reporter.open(self.images_seen)
             for note in self._notes:
                 parts.reporter.say(note)
@@ -226,6 +239,7 @@ class Trainer:
             updates={name: engine.updates for name, engine in self.engines.items()},
             loss_scales={name: engine.loss_scale.state() for name, engine in self.engines.items()},
             data_offset=self.data_offset,
+            data_digest=self._data.identity,
             metric=self.parts.reporter.metric,
         )
         self.parts.watchdog.beat("a checkpoint")
@@ -276,6 +290,8 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         reader = CheckpointReader(path)
         state, sampled = reader.state, self.parts.objective.sampled_network
+        check_same_data(path, state.data_digest, self._data)
+        self._check_clock(path, state)
         for name, engine in self.engines.items():
             reader.restore(name, engine.begin_restore(state.updates[name]))
             reader.restore_parameters(name, engine.whole_parameters())
@@ -286,6 +302,16 @@ class Trainer:
         self.images_seen, self.step = state.images_seen, state.step
         self.data_offset = state.data_offset
         self._saved = self.images_seen
+
+    def _check_clock(self, path: Path, state: TrainState) -> None:
+        """Raise CheckpointError unless the clock is one that steps of this batch lead to."""
+        images = self.batches.total
+        if state.images_seen != state.step * images or state.data_offset % images:
+            raise CheckpointError(
+                f"{path} is of step {state.step} at {state.images_seen} images, {state.data_offset}"
+                f" skipped, which steps of global_batch_size={images} do not reach: it is damaged,"
+                " or another run's; remove it to resume from the one before"
+            )
 
     def _roll_back(self, problem: str) -> None:
         """Return to the last complete checkpoint and skip the images that led to the problem.

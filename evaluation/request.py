@@ -228,6 +228,8 @@ def _source(args: argparse.Namespace, images: SampleRequest | ImageSet) -> Path:
 def default_out(path: Path, name: str) -> Path:
     """Return RUN/evaluation/SNAPSHOT-NAME.json. Raises ValueError outside of run directories."""
     if path.parent.name != "snapshots":
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: there is neither a run nor a set of images")
         raise ValueError("--out is missing: name the result file (only runs have a default)")
     return path.parent.parent / "evaluation" / f"{path.name}-{name}.json"
 

@@ -11,6 +11,7 @@ A directory with a manifest is complete; one without is an unfinished pack, or n
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.safe_files.atomic import atomic_file
-from models.safe_files.documents import DocumentError, Format
+from models.safe_files.documents import DocumentError, Format, canonical_json
 from models.safe_files.transient import file_sha256
 
 FORMAT_VERSION = 1
@@ -84,12 +85,22 @@ class DatasetInfo:
         resolution: Edge of the stored images, in pixels; 0 (ORIGINAL) if they are of any size.
         class_names: Names by class index; empty for unlabelled sets.
         digest: SHA-256 that identifies the content, order and labels of the set.
+        order: SHA-256 of what else the order of visits depends on: the windows within which images
+            are shuffled, and the shards; "" if all images are shuffled with each other.
     """
 
     num_images: int
     resolution: int
     class_names: tuple[str, ...]
     digest: str
+    order: str = ""
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 that identifies what training sees, and when: content and order."""
+        if not self.order:
+            return self.digest
+        return hashlib.sha256(canonical_json([self.digest, self.order])).hexdigest()
 
 
 @dataclass(frozen=True)

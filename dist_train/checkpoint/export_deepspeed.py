@@ -25,9 +25,10 @@ from dist_train.checkpoint.format import (
     find_newest_complete,
     find_problems,
 )
-from dist_train.config import AdamConfig, RunConfig
+from dist_train.config import AdamConfig
+from dist_train.runtime.run_dir import read_run_config
 from dist_train.runtime.world import World
-from models.config_io import ConfigError, read_config
+from models.config_io import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -50,11 +51,9 @@ def export_command(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: There is no such run or checkpoint, it is damaged, or OUT exists.
     """
-    if not (options.run / "config.json").exists():
-        raise ConfigError(f"{options.run} is not a run directory: it has no config.json")
     if options.out.exists():
         raise ConfigError(f"{options.out} exists; name a new directory")
-    config = read_config(RunConfig, options.run / "config.json")
+    config = read_run_config(options.run)
     reader = CheckpointReader(_find(options.run, options.at))
     for name, network in config.objective.build().build_networks().items():
         tag = f"global_step{reader.state.updates[name]}"

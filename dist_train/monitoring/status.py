@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train.checkpoint.format import committed
-from dist_train.config import RunConfig
 from dist_train.runtime.metrics_file import read_metrics
-from dist_train.runtime.run_dir import RunLock
-from models.config_io import ConfigError, read_config
+from dist_train.runtime.run_dir import RunLock, read_run_config
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +25,6 @@ def print_status(options: argparse.Namespace) -> int:
         ConfigError: The directory is no run.
     """
     run_dir = options.run
-    if not (run_dir / "config.json").exists():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
     for name, value in describe_run(run_dir).items():
         print(f"{name:12} {value}")
     return 0
@@ -36,7 +32,7 @@ def print_status(options: argparse.Namespace) -> int:
 
 def describe_run(run_dir: Path) -> dict[str, str]:
     """Return what is known about a run, by subject."""
-    config = read_config(RunConfig, run_dir / "config.json")
+    config = read_run_config(run_dir)
     lines = read_metrics(run_dir)
     last = lines[-1] if lines else {}
     seen = last.get("images_seen", 0)

@@ -1,6 +1,7 @@
 """The run directory: one configuration, one writer at a time.
 
 run_dir/config.json      resolved once, compared on every later start
+run_dir/data.json        which images it is trained on, compared as well
 run_dir/metrics.jsonl    one line per logging interval
 run_dir/checkpoints/     state to resume from
 run_dir/snapshots/       EMA weights to sample from
@@ -8,6 +9,7 @@ run_dir/snapshots/       EMA weights to sample from
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,16 +17,32 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar, cast
 
 import torch
 
+from data_pipelines.packed.manifest import DatasetInfo
 from dist_train.config import RunConfig
 from dist_train.precision import has_bfloat16, settle_precision
+from dist_train.runtime.run_data import DATA, check_data, record_data
+from dist_train.runtime.run_files import (
+    CONFIG,
+    FORMAT_VERSION,
+    REMEDY,
+    check_may_start,
+    is_run,
+    read_format,
+    read_settings,
+    write_settings,
+)
 from dist_train.runtime.world import World
-from models.config_io import ConfigError, differences, read_config, to_json, write_config
+from models.config_io import ConfigError, differences, from_json, to_json
+from models.safe_files.documents import parse_object
+
+T = TypeVar("T")
 
 HARMLESS = frozenset(
     {"total_images", "micro_batch_size", "sharding", "checkpoint", "logging", "divergence",
@@ -35,8 +53,6 @@ HARMLESS = frozenset(
 """Settings that may change within a run: they alter cost and length, not what a step learns."""
 
 
-FORMAT_VERSION = 2
-"""Of a run directory; a newer one is rejected. Runs of version 1 have flat settings."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """How file systems say that they have no locks."""
 
@@ -49,26 +65,102 @@ class RunDirBusyError(RunDirError):
     """Another process is training in this run directory."""
 
 
-def enter_run_dir(
-    run_dir: Path, config: RunConfig, world: World, allow_changes: bool
-) -> tuple[RunLock | None, RunConfig]:
-    """Lock the run directory (rank 0) and settle the configuration, alike on all ranks. Collective.
+class RunDir:
+    """A run directory that this process group works in: rank 0 holds its lock.
+
+    Nothing but the lock is written before `begin`. A run that is rejected before that leaves
+    nothing behind.
+
+    Args:
+        path: The directory, which may not exist.
+        config: The configuration that is asked for.
+        world: The process group. Making it is collective, as are all methods.
+        allow_changes: Whether harmless settings may differ.
+
+    Attributes:
+        config: The settings that the run has: those that were asked for, with its precision.
 
     Raises:
         RunDirError: On all ranks, for any reason that rank 0 had.
     """
-    lock, problem = None, None
-    if world.rank == 0:
+
+    def __init__(self, path: Path, config: RunConfig, world: World, allow_changes: bool) -> None:
+        self._path, self._world, self._asked = path, world, config
+        self._allow_changes = allow_changes
+        self._lock: RunLock | None = None
+        self._made: list[Path] = []
+        self._began = False
+        self.config: RunConfig = self._on_rank_0(self._enter)
+
+    def begin(self, info: DatasetInfo) -> None:
+        """Write the settings and what identifies the data: from here on it is a run.
+
+        Raises:
+            RunDirError: They cannot be written.
+        """
+        self._on_rank_0(lambda: self._write(info))
+        self._began = True
+
+    def leave(self) -> None:
+        """Let others train in the directory; if the run was rejected, remove what was made."""
+        if self._lock is not None:
+            self._lock.release()
+        if not self._began:
+            for path in self._made:
+                _remove_if_empty(path)
+
+    def _enter(self) -> RunConfig:
+        path = self._path
+        validate_config(path, self._asked, self._allow_changes, self._world.device)
+        possible = [path / "lock", path / "checkpoints", path, *path.parents]
+        self._made = [entry for entry in possible if not entry.exists()]
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(run_dir)
-            config = settle_config(run_dir, config, allow_changes, world.device)
-        except (ValueError, OSError, RunDirError) as error:
-            problem = str(error)
-    problem, config = world.broadcast_object((problem, config))
-    if problem is not None:
-        raise RunDirError(problem)
-    return lock, config
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(path)
+            # Again: another process may have trained meanwhile.
+            return validate_config(path, self._asked, self._allow_changes, self._world.device)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _write(self, info: DatasetInfo) -> None:
+        settle_config(self._path, self._asked, self._allow_changes, self._world.device)
+        if not check_data(self._path, info):
+            if any(self._path.glob("snapshots/[0-9]*")):
+                print(f"{self._path / DATA}: recorded the set that the run is trained on")
+            record_data(self._path, info)
+
+    def _on_rank_0(self, action: Callable[[], T]) -> T:
+        """Return on all ranks what an action returned on rank 0, or raise what it raised there."""
+        result, problem = None, None
+        if self._world.rank == 0:
+            try:
+                result = action()
+            except (ValueError, OSError, RunDirError) as error:
+                problem = str(error)
+        problem, result = self._world.broadcast_object((problem, result))
+        if problem is not None:
+            raise RunDirError(problem)
+        return cast(T, result)
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Remove a lock, or an empty directory."""
+    with contextlib.suppress(OSError):
+        path.unlink() if path.name == "lock" else path.rmdir()
+
+
+def read_run_config(run_dir: Path) -> RunConfig:
+    """Read the configuration of a run.
+
+    Raises:
+        ConfigError: The directory is no run, or its config.json is damaged or was changed.
+    """
+    document = read_settings(run_dir)
+    try:
+        return from_json(RunConfig, document, "it")
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(f"{run_dir / CONFIG} does not parse: {error}; {REMEDY}") from None
 
 
 def settle_config(
@@ -81,11 +173,9 @@ def settle_config(
     """Write the run's configuration, if `validate_config` accepts it, and return it."""
     asked, config = config, validate_config(run_dir, config, allow_changes, device, correct)
     existing = _binding_config(run_dir, asked, device, correct)
-    began_as = FORMAT_VERSION if existing is None else _first_format(run_dir)
+    began_as = FORMAT_VERSION if existing is None else read_format(run_dir).began_as
     run_dir.mkdir(parents=True, exist_ok=True)
-    versions = {"format_version": FORMAT_VERSION, "began_as": began_as}
-    (run_dir / "format.json").write_text(json.dumps(versions) + "\n")
-    write_config(config, run_dir / "config.json")
+    write_settings(run_dir, to_json(config), began_as)
     return config
 
 
@@ -111,12 +201,12 @@ def validate_config(
         The configuration, with the precision that the run was started with.
 
     Raises:
-        ConfigError: The run has other settings (they are listed).
+        ConfigError: The run has other settings (they are listed), or the directory is no run's.
     """
-    check_format(run_dir)
+    check_may_start(run_dir)
     existing = _binding_config(run_dir, config, device, correct)
     if existing is not None:
-        config = _with_compute_of(existing, config, _first_format(run_dir))
+        config = _with_compute_of(existing, config, read_format(run_dir).began_as)
     if device is not None:
         config = settle_precision(config, has_bfloat16(device))
         existing = existing and settle_precision(existing, has_bfloat16(device))
@@ -129,8 +219,7 @@ def _binding_config(
     run_dir: Path, config: RunConfig, device: torch.device | None, correct: bool
 ) -> RunConfig | None:
     """Return the settings that bind the run, None if those asked for may take their place."""
-    path = run_dir / "config.json"
-    existing = read_config(RunConfig, path) if path.exists() else None
+    existing = read_run_config(run_dir) if is_run(run_dir) else None
     replaces = device is not None or (correct and existing and existing.recipe == config.recipe)
     trains = any(run_dir.glob("snapshots/[0-9]*"))  # else it was rejected before its first step
     return None if replaces and not trains else existing
@@ -167,28 +256,6 @@ def _compare(run_dir: Path, existing: RunConfig, config: RunConfig, allow_change
         raise ConfigError(f"{run_dir} was started with other settings ({listing}); {advice}")
 
 
-def check_format(run_dir: Path) -> None:
-    """Raise ConfigError if the run directory was written by a newer relaywave."""
-    version = _formats(run_dir)["format_version"]
-    if version > FORMAT_VERSION:
-        raise ConfigError(
-            f"{run_dir} has run directory format {version}, this relaywave knows {FORMAT_VERSION};"
-            " use the relaywave that wrote it, or a newer one"
-        )
-
-
-def _first_format(run_dir: Path) -> int:
-    """Return the format that a run directory was started in."""
-    versions = _formats(run_dir)
-    return versions.get("began_as", versions["format_version"])
-
-
-def _formats(run_dir: Path) -> dict[str, int]:
-    path = run_dir / "format.json"
-    versions: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    return {"format_version": 1, **versions}
-
-
 def _is_harmless(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
@@ -209,12 +276,9 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
-        try:
-            self._file: IO[str] = open(run_dir / "lock", "a+")  # noqa: SIM115 - until release()
-        except OSError as error:
-            raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
         deadline = time.monotonic() + patience
-        while not _lock(self._file):
+        self._file = _open_lock(run_dir)
+        while not _lock(self._file) or not _is_current(self._file):
             if time.monotonic() > deadline:
                 owner = _read_owner(self._file)
                 self._file.close()
@@ -222,6 +286,9 @@ class RunLock:
                     f"{run_dir} is in use by {owner}; stop it, or choose another run directory"
                 )
             time.sleep(0.2)
+            if not _is_current(self._file):  # its owner was rejected and removed it
+                self._file.close()
+                self._file = _open_lock(run_dir)
         self._file.seek(0)
         self._file.truncate()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
@@ -242,6 +309,21 @@ class RunLock:
         self._file.close()
 
 
+def _open_lock(run_dir: Path) -> IO[str]:
+    try:
+        return open(run_dir / "lock", "a+")
+    except OSError as error:
+        raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
+
+
+def _is_current(file: IO[str]) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except OSError:
+        return False
+
+
 def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     """Try to take a lock; False if another process holds it."""
     try:
@@ -259,6 +341,8 @@ def _read_owner(file: IO[str]) -> str:
     """Return "pid 12 on host since ..." as the owner wrote it."""
     file.seek(0)
     try:
-        return "pid {pid} on {host} since {since}".format(**json.loads(file.read()))
+        owner = parse_object(file.read(4096).encode(), "lock")
+        text = f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
     except (ValueError, KeyError):
         return "another process"
+    return text if text.isprintable() else "another process"

@@ -36,6 +36,7 @@ class Format(Generic[T]):
     Attributes:
         schema: The dataclass of its fields; see typed_json for what a class can say.
         version: The `format_version` that is read and written; null for documents without.
+        oldest: The oldest `format_version` that is read; null for `version` only.
         needs_checksum: Whether a document without a checksum is rejected; those of kinds that were
             once written without one are not.
         made: What writes such documents, for the message that one was changed after it.
@@ -45,6 +46,7 @@ class Format(Generic[T]):
 
     schema: type[T]
     version: int | None = None
+    oldest: int | None = None
     needs_checksum: bool = False
     made: str = "writing"
     remedy: str = "restore it, or write it again"
@@ -69,11 +71,19 @@ class Format(Generic[T]):
             FileNotFoundError: There is none.
             DocumentError: It cannot be read, or is not such a document.
         """
-        return self._decode(read_object(path), str(path))
+        try:
+            document = read_object(path)
+        except DocumentError as error:
+            raise DocumentError(f"{error}; {self.remedy}") from None
+        return self._decode(document, str(path))
 
     def parse(self, content: bytes, where: str) -> T:
         """Return the document of a text; `where` names it in messages. Raises as `read`."""
-        return self._decode(parse_object(content, where), where)
+        try:
+            document = parse_object(content, where)
+        except DocumentError as error:
+            raise DocumentError(f"{error}; {self.remedy}") from None
+        return self._decode(document, where)
 
     def _decode(self, document: dict[str, Any], where: str) -> T:
         self._check_version(document, where)
@@ -86,8 +96,11 @@ class Format(Generic[T]):
             raise DocumentError(f"{where} does not parse: {error}; {self.remedy}") from None
 
     def _check_version(self, document: dict[str, Any], where: str) -> None:
+        if self.version is None:
+            return
         version = document.get("format_version")
-        if self.version is not None and (version != self.version or isinstance(version, bool)):
+        known = range(self.oldest or self.version, self.version + 1)
+        if not isinstance(version, int) or isinstance(version, bool) or version not in known:
             raise DocumentError(
                 f"{where} has format {json.dumps(version)[:40]}, this relaywave reads"
                 f" {self.version}; use the relaywave that wrote it, or {self.remedy}"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dist_train.runtime.run_files import read_settings
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
 from slurm.jobs.jobs import STOP
@@ -52,7 +53,7 @@ def log_results(run_dir: Path) -> int:
     One writer at a time sends them to a record of their own, `<run>-evaluation` (training writes
     to the run's own), by images seen. No result is sent twice.
     """
-    config = json.loads((run_dir / "config.json").read_text())
+    config = read_settings(run_dir)
     logging = config.get("logging", config)  # runs of older versions have these at the top
     if not (logging.get("wandb_project") or logging.get("tensorboard")):
         return 0
@@ -72,13 +73,13 @@ def _log_new_results(run_dir: Path, evaluation: Path) -> int:
     new = [key for key in rows if key not in done]
     if not new:
         return 0
-    from dist_train.config import RunConfig
     from dist_train.monitoring.loggers import start_loggers
-    from models.config_io import read_config, to_json
+    from dist_train.runtime.run_dir import read_run_config
+    from models.config_io import to_json
 
     log_dir = evaluation / "mirror" / f"{run_dir.name}-evaluation"
     log_dir.mkdir(parents=True, exist_ok=True)
-    config = read_config(RunConfig, run_dir / "config.json")
+    config = read_run_config(run_dir)
     loggers = start_loggers(config.logging, to_json(config), log_dir)
     if not loggers:
         return 0

@@ -5,12 +5,12 @@ The names in the file, and its own, stay as they are: jobs may run older code.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from models.config_io import ConfigError, read_config, write_config
+from dist_train.runtime.run_files import read_summary
+from models.config_io import read_config, write_config
 from slurm.continuous_eval.leases import Work
 from slurm.jobs.jobs import run_command
 from slurm.jobs.ranks import enter_rank, this_task
@@ -141,10 +141,7 @@ def write_schedule(run_dir: Path, schedule: EvaluationSchedule) -> None:
 
 def total_images(run_dir: Path) -> int:
     """Return the length of a run, from its configuration. Raises ConfigError if it has none."""
-    try:
-        return int(json.loads((run_dir / "config.json").read_text())["total_images"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
+    return read_summary(run_dir).total_images
 
 
 def snapshots(run_dir: Path) -> list[int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dist_train.runtime.run_files import is_run, read_summary
 from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
 from slurm.jobs.ranks import Task, enter_rank, this_task
 from slurm.jobs.records import JobDir, images_saved
@@ -63,14 +64,9 @@ class TrainJob:
 
     def trained(self) -> bool:
         """Whether the last snapshot of the run is written."""
-        from models.config_io import read_config
-
-        path = self.run_dir / "config.json"
-        if not path.exists():
+        if not is_run(self.run_dir):
             return False
-        from dist_train.config import RunConfig
-
-        total = read_config(RunConfig, path).total_images
+        total = read_summary(self.run_dir).total_images
         seen = (int(p.parent.name) for p in self.run_dir.glob("snapshots/[0-9]*/snapshot.json"))
         return max(seen, default=-1) >= total
 
@@ -135,11 +131,10 @@ class TrainJob:
         sys.exit(EXIT_STALLED)
 
     def _train(self) -> int:
-        from dist_train.config import RunConfig
+        from dist_train.runtime.run_dir import read_run_config
         from dist_train.train import train
-        from models.config_io import read_config
 
-        config = read_config(RunConfig, self.run_dir / "config.json")
+        config = read_run_config(self.run_dir)
         return train(config, self.run_dir, on_snapshot=self._reconcile)
 
     def _requeue(self, task: Task, submitit_handler: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.metrics_file import METRICS, read_metrics
+from dist_train.runtime.run_files import read_summary
+from models.config_io import ConfigError
 from slurm.jobs.records import JobDir
 from slurm.resources import Resources
 from slurm.site import Site
@@ -45,8 +46,8 @@ def known_throughput(run_dir: Path, recipe: str, ranks: int) -> Throughput | Non
 
 def _recipe_of(run_dir: Path) -> str:
     try:
-        return str(json.loads((run_dir / "config.json").read_text())["recipe"])
-    except (OSError, ValueError, KeyError):
+        return read_summary(run_dir).recipe
+    except (OSError, ConfigError):
         return ""
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.metrics_file import read_metrics
+from dist_train.runtime.run_files import is_run, read_summary
+from models.config_io import ConfigError
 from slurm.continuous_eval.results import values
 from slurm.continuous_eval.schedule import read_schedule
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
@@ -38,7 +40,7 @@ def find_job_dirs(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         candidates = [path, *sorted(path.glob("*/")), *sorted(path.glob("*/*/"))]
-        here = [p for p in candidates if (p / "slurm" / "jobs").is_dir() or _is_run(p)]
+        here = [p for p in candidates if (p / "slurm" / "jobs").is_dir() or is_run(p)]
         if not here:
             raise ValueError(f"{path} has neither a run nor a job")
         found |= dict.fromkeys(root.absolute() for root in here)
@@ -59,8 +61,11 @@ def run_status(
     """
     jobs = JobDir(root)
     status: dict[str, Any] = {"folder": str(root), "jobs": []}
-    if _is_run(root):
-        status |= _progress(root)
+    if is_run(root):
+        try:
+            status |= _progress(root)
+        except ConfigError as error:  # the others are listed all the same
+            status["problem"] = str(error)
     for record in jobs.records():
         status["jobs"] += [
             _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
@@ -71,19 +76,15 @@ def run_status(
     return status
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "config.json").exists()
-
-
 def _progress(run_dir: Path) -> dict[str, Any]:
     """Return the progress of training and evaluation."""
-    config = json.loads((run_dir / "config.json").read_text())
+    config = read_summary(run_dir)
     lines = read_metrics(run_dir)
     last = lines[-1] if lines else {}
-    seen, total = last.get("images_seen", 0), config["total_images"]
+    seen, total = last.get("images_seen", 0), config.total_images
     rate = last.get("speed/images_per_second")
     progress: dict[str, Any] = {
-        "recipe": config["recipe"],
+        "recipe": config.recipe,
         "images_seen": seen,
         "total_images": total,
         "step": last.get("step", 0),
@@ -196,6 +197,8 @@ def queue_or_empty() -> dict[str, QueuedJob]:
 def format_status(status: Mapping[str, Any]) -> str:
     """Return the status of a directory as a small tree."""
     lines = [Path(status["folder"]).name]
+    if "problem" in status:
+        lines.append(f"  {status['problem']}")
     if "recipe" in status:
         lines.append(f"  {_describe_progress(status)}")
     if status.get("evaluated"):

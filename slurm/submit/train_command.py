@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.config_io import ConfigError, override, read_config
+from dist_train.runtime.run_files import check_is_run
+from models.config_io import ConfigError, override
 from slurm.jobs.jobs import STOP, TrainJob
 from slurm.jobs.records import JobDir
 from slurm.jobs.requeue import add_policy_options, policy_of
@@ -94,8 +95,9 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
         ConfigError: It has never been submitted, or its ranks would reject it.
         SlurmError: A job of it is still in the queue.
     """
-    from dist_train.config import RunConfig
+    from dist_train.runtime.run_dir import read_run_config
 
+    check_is_run(run_dir)
     records = [record for record in JobDir(run_dir).records() if record.kind == "train"]
     if not records:
         raise ConfigError(f"{run_dir} was never submitted; use `relaywave slurm train`")
@@ -103,7 +105,7 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
     # what the first submission waited for is over
     free = dataclasses.replace(last.resources, dependency="", begin="")
     resources = dataclasses.replace(free, **request.submit.requested)
-    config = read_config(RunConfig, run_dir / "config.json")
+    config = read_run_config(run_dir)
     target.check_idle(run_dir)
     sets = check_run(config, run_dir, resources, target.site, request.checks)
     note = check_time_limit(config, run_dir, resources, target.site)

@@ -494,7 +494,7 @@ def test_a_run_directory_of_a_newer_format_is_rejected(tmp_path: Path) -> None:
 
     settle_config(tmp_path, tiny_edm())
     (tmp_path / "format.json").write_text('{"format_version": 3}')
-    with pytest.raises(ConfigError, match="run directory format 3, this relaywave knows 2"):
+    with pytest.raises(ConfigError, match=r"format\.json has format 3, this relaywave reads 2"):
         settle_config(tmp_path, tiny_edm())
 
 
