@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -13,9 +14,14 @@ import numpy as np
 from PIL import Image
 
 from dist_train.config import LoggingConfig
+from models.safe_files.atomic import atomic_file
 
 WANDB_TIMEOUT = 30.0
 """Seconds that wandb's server has to answer at the start; afterwards it retries by itself."""
+
+
+WANDB_ID = re.compile("[A-Za-z0-9_-]{1,64}")
+"""wandb makes it part of the names of directories."""
 
 
 class Logger(Protocol):
@@ -102,14 +108,11 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Logg
     except ImportError:
         _say("wandb is not installed")
         return None
-    id_file = run_dir / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
     try:
         logged_in = wandb.login(prompt=False, verify=False)
         run = wandb.init(
             project=project,
-            id=id_file.read_text().strip(),
+            id=_wandb_id(run_dir / "wandb_id"),
             name=run_dir.name,
             dir=run_dir,
             config=dict(config),
@@ -121,6 +124,21 @@ def _start_wandb(project: str, run_dir: Path, config: Mapping[str, Any]) -> Logg
         _say(f"wandb could not start ({error})")
         return None
     return WandbLogger(run)
+
+
+def _wandb_id(file: Path) -> str:
+    """Return the id of the run's record, a new one if the file is not there or was damaged."""
+    try:
+        found = file.read_text(errors="replace").strip()
+        if WANDB_ID.fullmatch(found):
+            return found
+        print(f"{file} holds no id of a wandb run: a new record is started", file=sys.stderr)
+    except FileNotFoundError:
+        pass
+    new = secrets.token_hex(4)
+    with atomic_file(file) as content:
+        content.write(new.encode())
+    return new
 
 
 def _start_tensorboard(run_dir: Path) -> Logger | None:

@@ -205,6 +205,38 @@ def test_grids_are_of_the_same_seeds_on_any_number_of_ranks(tmp_path: Path) -> N
         assert pictures[0].float().std() > 1
 
 
+@pytest.mark.parametrize("content", ["", "../../../elsewhere", "a\nb", "\udcff" * 9, "x" * 100])
+def test_a_damaged_wandb_id_starts_a_new_record(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wandb_id"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    name = loggers._wandb_id(file)
+    assert loggers.WANDB_ID.fullmatch(name)
+    assert f"{file} holds no id of a wandb run" in capsys.readouterr().err
+    assert loggers._wandb_id(file) == name
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_no_key_lands_in_the_run_directory(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb").teardown()  # an earlier test's service keeps its settings
+    key = "5ec2e7" * 6 + "5ec2"
+    monkeypatch.setattr(loggers, "WANDB_TIMEOUT", 2.0)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    for name, value in {"API_KEY": key, "MODE": mode, "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + key)
+    for logger in loggers.start_loggers(LoggingConfig(wandb_project="x"), {"seed": 1}, tmp_path):
+        logger.write({"images_seen": 8, "net/loss": 0.5})
+        logger.close()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+
+
 def test_wandb_resumes_with_one_record_while_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

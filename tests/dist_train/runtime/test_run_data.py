@@ -19,6 +19,8 @@ from dist_train.runtime.run_data import check_alike, check_data, record_data
 from dist_train.runtime.run_dir import read_run_config
 from dist_train.runtime.run_files import write_settings
 from models.config_io import ConfigError, to_json
+from slurm.__main__ import main as slurm
+from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.submit.preflight import RunChecks, check_run
@@ -133,6 +135,23 @@ def test_another_set_is_rejected_and_nothing_changes(
     if not settings:
         with pytest.raises(ConfigError, match="another set"):
             check_run(config, root / "run", Resources(), Site(), RunChecks())
+
+
+def test_submission_rejects_another_set(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = root / "run"
+    record = JobRecord(
+        job_id="1", kind="train", name="run", cluster="local", submitted=0.0, cwd=str(root),
+        code=str(root), resources=Resources(gpus_per_node=0), logs=str(root / "logs"),
+    )  # fmt: skip
+    JobDir(run_dir).write(record)
+    before = _files(run_dir)
+    here = ["--cluster=local", "--tasks-per-node=1", "--dry-run"]
+    new = ["train", *TINY, f"data.path={root}/other", "--allow-changes", "--run-dir", str(run_dir)]
+    assert slurm([*new, *here, "--gpus-per-node=0", "total_images=8"]) == 2
+    _replace_on_disk(root)
+    assert slurm(["resume", str(run_dir), *here]) == 2
+    assert capsys.readouterr().err.count("was started with another set (60 images") == 2
+    assert _files(run_dir) == before
 
 
 def test_another_selection_is_another_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
