@@ -7,7 +7,6 @@ job of a minute.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import shutil
@@ -16,10 +15,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from models.safe_files.documents import Format
 from slurm.jobs.ranks import enter_rank, this_task
-from slurm.jobs.records import JobRecord, write_json
+from slurm.jobs.records import JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.slurm_cli import COMMANDS, SlurmError, have_slurm, queued, run_slurm
@@ -39,6 +39,27 @@ class Finding:
 
     verdict: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What a rank of the probe found; the all-reduce's part is null if it did not get that far."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    rank: int
+    host: str
+    name: str
+    sees_token: bool
+    cores: int
+    interface: str
+    sum_is_right: bool | None = None
+    device: str = ""
+    seconds: float = 0.0
+    gpus: int = 0
+    ranks: int = 0
+
+
+PROBES = Format(schema=Probed, remedy="run the doctor again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,30 +155,37 @@ def site_findings(site: Site) -> Iterator[Finding]:
 
 def job_findings(shared_dir: Path, resources: Resources) -> Iterator[Finding]:
     """Yield the checks that the ranks of the probe made."""
-    seen = [json.loads(path.read_text()) for path in sorted(shared_dir.glob("rank-*.json"))]
+    seen = []
+    for number in range(resources.world_size):
+        try:
+            seen.append(PROBES.read(shared_dir / f"rank-{number}.json"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            yield Finding("bad", str(error))
     if len(seen) < resources.world_size:
         yield Finding("bad", f"{len(seen)} of {resources.world_size} ranks wrote to {shared_dir}:"
                              " is it shared by all nodes? See the logs of the job")  # fmt: skip
     for rank in seen:
-        who = f"rank {rank['rank']} on {rank['name']}"
-        if not rank["sees_token"]:
+        who = f"rank {rank.rank} on {rank.name}"
+        if not rank.sees_token:
             yield Finding("bad", f"{who} does not see what the login node wrote to {shared_dir}")
-        if "sum_is_right" not in rank:
-            yield Finding("bad", f"{who} could not reach rank 0 at {rank['host']}, or failed"
-                                 f" (interface {rank['interface'] or 'unknown'})")  # fmt: skip
+        if rank.sum_is_right is None:
+            yield Finding("bad", f"{who} could not reach rank 0 at {rank.host}, or failed"
+                                 f" (interface {rank.interface or 'unknown'})")  # fmt: skip
             continue
-        wrong = not rank["sum_is_right"]
+        wrong = not rank.sum_is_right
         if wrong:
             yield Finding("bad", f"{who}: the all-reduce gave a wrong sum")
-        if resources.gpus_per_node and not rank["gpus"]:
+        if resources.gpus_per_node and not rank.gpus:
             yield Finding(
                 "bad", f"{who} sees no GPU, although {resources.gpus_per_node} were requested"
             )
         size = VALUES * 4 / 1e9
         yield Finding("bad" if wrong else "ok",
-                      f"{who}: {rank['device']}, {rank['gpus']} GPUs, {rank['cores']} cores,"
-                      f" interface {rank['interface'] or 'default'}, all-reduce of {size:.2f} GB"
-                      f" over {rank['ranks']} ranks in {rank['seconds']:.2f} s")  # fmt: skip
+                      f"{who}: {rank.device}, {rank.gpus} GPUs, {rank.cores} cores,"
+                      f" interface {rank.interface or 'default'}, all-reduce of {size:.2f} GB"
+                      f" over {rank.ranks} ranks in {rank.seconds:.2f} s")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,9 +216,9 @@ class ProbeJob:
         seen = {"rank": task.rank, "host": task.hosts[0], "name": socket.gethostname(),
                 "sees_token": self._sees_token(), "cores": len(os.sched_getaffinity(0)),
                 "interface": os.environ.get("GLOO_SOCKET_IFNAME", "")}  # fmt: skip
-        write_json(self.shared_dir / f"rank-{task.rank}.json", seen)
+        PROBES.write(self.shared_dir / f"rank-{task.rank}.json", seen)
         seen |= _all_reduce()
-        write_json(self.shared_dir / f"rank-{task.rank}.json", seen)
+        PROBES.write(self.shared_dir / f"rank-{task.rank}.json", seen)
         return "finished"
 
     def checkpoint(self) -> None:

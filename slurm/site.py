@@ -13,12 +13,17 @@ Slurm's own defaults hold. Every key is an attribute of `Site`; an unknown one i
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from models.config_io import ConfigError, from_json
+from models.safe_files.transient import retried
+
+MAX_BYTES = 1 << 20
+VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,16 @@ class Site:
             raise ValueError(f"signal_seconds={self.signal_seconds} must be positive")
         if self.array_parallelism < 1:
             raise ValueError(f"array_parallelism={self.array_parallelism} must be positive")
+        for name in ("cpus_per_task", "open_files"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name, value in vars(self).items():
+            texts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(text, str) and ("\n" in text or "\0" in text) for text in texts):
+                raise ValueError(f"{name}={value!r:.100} must be one line of text")
+        for name in self.environment:
+            if not VARIABLE.fullmatch(name):
+                raise ValueError(f"environment: {name[:80]!r} is no name of a variable")
         for root in self.shared:
             if not root.startswith("/"):
                 raise ValueError(f"shared={root!r} must be an absolute directory")
@@ -107,10 +122,25 @@ def read_site(path: Path | None = None) -> Site:
     if found is None:
         return Site()
     try:
-        document = tomllib.loads(found.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        text = retried(lambda: _text(found), f"reading {found}")
+        site: Site = from_json(Site, tomllib.loads(text), found.name)
+    except ConfigError as error:
+        raise ConfigError(f"{found}: {error}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{found} cannot be read as a site profile: {reason}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{found} cannot be read as a site profile: {error}") from None
-    return replace(from_json(Site, document, found.name), source=str(found.absolute()))
+    return replace(site, source=str(found.absolute()))
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file. Raises ValueError if it is no UTF-8, or too large."""
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return content.decode()
 
 
 def _default_place() -> Path | None:

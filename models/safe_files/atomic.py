@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import secrets
@@ -24,6 +25,10 @@ LEFT_OVER = r"\.([0-9a-f]{16}|[0-9]+)\.tmp"
 
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a temporary directory no longer has a writer."""
+
+
+START_BYTES = 4096
+"""Bytes of a file by which its kind is known."""
 
 
 class NotOurs(ValueError):  # noqa: N818 (says what the directory is)
@@ -107,12 +112,140 @@ def check_replaceable(
         raise NotOurs(f"{path} is no directory; give another one, or remove it")
     names = sorted(entry.name for entry in target.iterdir())
     if names and not is_ours(target):
-        some = ", ".join(map(ascii, names[:3])) + (", ..." if len(names) > 3 else "")
         raise NotOurs(
-            f"{path} holds other things than {what} ({some}) and is left as it is;"
+            f"{path} holds other things than {what} ({_some(names)}) and is left as it is;"
             " give another directory, or remove it"
         )
     return target
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file that becomes `path`, which is not replaced.
+
+    A file of the same content may be there already: then nothing changes.
+
+    Raises:
+        NotOurs: Anything else is there.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        raise NotOurs(f"{path} is no file; give another name, or remove it")
+    temporary = temporary_path(target)
+    try:
+        mode = _default_mode(temporary)
+        yield temporary
+        _settle(temporary, mode)
+        if not os.path.lexists(target):
+            temporary.replace(target)
+            sync_directory(target.parent)
+        elif not filecmp.cmp(temporary, target, shallow=False):
+            raise NotOurs(
+                f"{path} exists, holds something else and is left as it is; give another name, or"
+                " remove it"
+            )
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_replaceable_file(path: Path, is_ours: Callable[[bytes], bool], what: str) -> Path:
+    """Return the file itself, links followed, if it may be written or replaced.
+
+    Args:
+        path: The file, which need not exist.
+        is_ours: Tells by an existing file's first START_BYTES whether we write such files.
+        what: What is replaced, for messages.
+
+    Raises:
+        NotOurs: It is a directory, or another file; an empty file is nobody's.
+    """
+    target = Path(os.path.realpath(path))
+    if not os.path.lexists(target):
+        return target
+    if not target.is_file():
+        raise NotOurs(f"{path} is no file; give another name, or remove it")
+    with open(target, "rb") as file:
+        start = file.read(START_BYTES)
+    if start and not is_ours(start):
+        raise NotOurs(f"{path} is not {what} and is left as it is; give another name, or remove it")
+    return target
+
+
+def remove_directory(path: Path, ours: re.Pattern[str], what: str) -> None:
+    """Remove a directory that holds exactly what we write.
+
+    It gets a temporary name first: a kill leaves no half of it.
+
+    Args:
+        path: The directory.
+        ours: The names of our files below it, as `shards/000000.tar`.
+        what: What is removed, for messages: `path` holds other things than `what`.
+
+    Raises:
+        NotOurs: It is a link, or holds other things.
+        OSError: It cannot be removed.
+    """
+    others = [path.name] if path.is_symlink() else _others_in(path, ours)
+    if others:
+        raise NotOurs(f"{path} holds other things than {what} ({_some(others)})")
+    doomed = temporary_path(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_ours(path: Path, ours: re.Pattern[str]) -> list[str]:
+    """Remove our files below a directory, and the directory itself if nothing else is in it.
+
+    Args:
+        path: The directory, which need not exist; a link is followed.
+        ours: The names of our files below it, as `shards/000000.tar`.
+
+    Returns:
+        The names of what is left: not ours, or not to be removed.
+    """
+    target = Path(os.path.realpath(path))
+    emptied = {target}
+    for name in _entries(target):
+        if _is_ours(target / name, name, ours):
+            with contextlib.suppress(OSError):
+                (target / name).unlink()
+            emptied |= {target / parent for parent in Path(name).parents}
+    for directory in sorted(emptied, reverse=True):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+    if path.is_symlink() and not target.exists():
+        path.unlink()
+    return [name for name in _entries(target) if not Path(name).name.startswith(".nfs")]
+
+
+def _others_in(path: Path, ours: re.Pattern[str]) -> list[str]:
+    return [name for name in _entries(path) if not _is_ours(path / name, name, ours)]
+
+
+def _entries(top: Path) -> list[str]:
+    """Return the names of all below a directory but directories that hold something."""
+    found = []
+    for place, directories, files in os.walk(top):
+        inside = Path(place).relative_to(top)
+        links = [name for name in directories if (Path(place) / name).is_symlink()]
+        found += [(inside / name).as_posix() for name in [*files, *links]]
+        if not (directories or files) and Path(place) != top:
+            found.append(inside.as_posix())
+    return sorted(found)
+
+
+def _is_ours(path: Path, name: str, ours: re.Pattern[str]) -> bool:
+    """Tell whether a file has a name of ours, or is what a killed writer left of such a one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    left_over = re.fullmatch(rf"(.*/)?\.(.+){LEFT_OVER}", name)
+    written = f"{left_over[1] or ''}{left_over[2]}" if left_over else name
+    return bool(ours.fullmatch(name) or ours.fullmatch(written))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(ascii, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def temporary_path(path: Path) -> Path:

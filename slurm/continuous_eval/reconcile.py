@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.safe_files.documents import DocumentError
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.results import log_results, mark_best, prune, stop_early
 from slurm.continuous_eval.schedule import (
@@ -44,6 +45,7 @@ class Report:
     waiting: int = 0
     submitted: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     best: int | None = None
 
     def __str__(self) -> str:
@@ -54,6 +56,8 @@ class Report:
             text += f", {self.waiting} waiting to be tried again"
         if self.failed:
             text += f", GIVEN UP: {'; '.join(self.failed)}"
+        if self.skipped:
+            text += f", SKIPPED: {'; '.join(self.skipped)}"
         return text + (f"; best snapshot {self.best:,} images" if self.best is not None else "")
 
 
@@ -96,17 +100,28 @@ def due(run_dir: Path, schedule: EvaluationSchedule, report: Report) -> list[Eva
         for protocol in schedule.protocols
         if protocol.wants(images, total)
     )
-    found = (_next(job, schedule, queue, report) for job in wanted)
+    found = (_next_or_skip(job, schedule, queue, report) for job in wanted)
     return [job for job in found if job is not None]
+
+
+def _next_or_skip(
+    job: EvalJob, schedule: EvaluationSchedule, queue: Collection[str], report: Report
+) -> EvalJob | None:
+    """Return the attempt that is due, if any; none if the evaluation's claims are damaged."""
+    try:
+        return _next(job, schedule, queue, report)
+    except (DocumentError, OSError) as error:
+        report.skipped.append(f"{job.title} ({error})")
+        return None
 
 
 def _next(
     job: EvalJob, schedule: EvaluationSchedule, queue: Collection[str], report: Report
 ) -> EvalJob | None:
     """Count one evaluation, and return the attempt at it that is due, if any."""
+    report.wanted += 1
     work, last = job.work, job.work.attempts
     failures = work.failures if last else 0
-    report.wanted += 1
     if work.result.exists():
         report.done += 1
     elif last and work.alive(last, queue, schedule.claim_seconds, queued):
@@ -215,6 +230,11 @@ class ReconcileJob:
             for protocol in schedule.protocols
             if protocol.wants(images, total)
         )
-        return all(
-            work.result.exists() or work.failures >= schedule.max_attempts for work in wanted
-        )
+        return all(work.result.exists() or _given_up(work, schedule) for work in wanted)
+
+
+def _given_up(work: Work, schedule: EvaluationSchedule) -> bool:
+    try:
+        return work.failures >= schedule.max_attempts
+    except (DocumentError, OSError):  # what cannot be read may be alive
+        return False

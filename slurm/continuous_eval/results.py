@@ -8,17 +8,60 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
+import math
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from dist_train.runtime.run_files import read_settings
+from models.config_io import from_json
+from models.safe_files.atomic import NotOurs, atomic_file, remove_directory
+from models.safe_files.documents import Format
+from models.safe_files.transient import retried
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobDir, write_json
+from slurm.jobs.records import STOPS, JobDir, say_once
 from slurm.slurm_cli import queued, run_slurm
+
+MAX_SEEN = 1 << 62
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """What is needed of a metric in a result."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is needed of a result; evaluation checks the rest."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    metrics: dict[str, _Metric]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best snapshot of a run: its images seen, by which value, among how many."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    images_seen: int
+    key: str
+    value: float
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.images_seen < MAX_SEEN and math.isfinite(self.value)):
+            raise ValueError(f"images_seen={self.images_seen} or value={self.value} is impossible")
+
+
+RESULTS = Format(schema=_Result, remedy="move it away to have it computed again")
+BEST = Format(schema=Best, remedy="remove it; it is written again")
 
 
 def values(run_dir: Path, key: str) -> dict[int, float]:
@@ -32,18 +75,30 @@ def values(run_dir: Path, key: str) -> dict[int, float]:
 
 
 def all_values(run_dir: Path) -> dict[tuple[int, str], dict[str, float]]:
-    """Return {(images seen, protocol): {`protocol/metric.value`: number}}, in order."""
+    """Return {(images seen, protocol): {`protocol/metric.value`: number}}, in order.
+
+    Damaged results, and values that are not finite, are skipped by name.
+    """
     found = {}
     for path in sorted(run_dir.glob("evaluation/[0-9]*/*.json")):
         protocol = path.name.removesuffix(".json")
         if "." in protocol:  # unfinished, or a claim
             continue
-        result: dict[str, Any] = json.loads(path.read_text())
-        found[int(path.parent.name), protocol] = {
-            f"{protocol}/{metric}.{name}": float(value)
-            for metric, entry in result["metrics"].items()
-            for name, value in entry["values"].items()
+        try:
+            result = RESULTS.read(path)
+        except (OSError, ValueError) as error:
+            say_once(f"{error}; the result is skipped")
+            continue
+        row = {
+            f"{protocol}/{metric}.{name}": value
+            for metric, entry in result.metrics.items()
+            for name, value in entry.values.items()
         }
+        unusable = [name for name, value in row.items() if not math.isfinite(value)]
+        if unusable:
+            say_once(f"{path}: {', '.join(unusable)} is not finite and is skipped")
+        usable = {name: value for name, value in row.items() if name not in unusable}
+        found[int(path.parent.name), protocol] = usable
     return found
 
 
@@ -55,6 +110,8 @@ def log_results(run_dir: Path) -> int:
     """
     config = read_settings(run_dir)
     logging = config.get("logging", config)  # runs of older versions have these at the top
+    if not isinstance(logging, dict):
+        return 0
     if not (logging.get("wandb_project") or logging.get("tensorboard")):
         return 0
     evaluation = run_dir / "evaluation"
@@ -68,7 +125,7 @@ def log_results(run_dir: Path) -> int:
 
 def _log_new_results(run_dir: Path, evaluation: Path) -> int:
     noted = evaluation / ".mirrored.json"
-    done = {tuple(key) for key in json.loads(noted.read_text())} if noted.exists() else set()
+    done = _already_logged(noted)
     rows = all_values(run_dir)
     new = [key for key in rows if key not in done]
     if not new:
@@ -88,8 +145,31 @@ def _log_new_results(run_dir: Path, evaluation: Path) -> int:
             logger.write({"images_seen": images, **rows[images, protocol]})
     for logger in loggers:
         logger.close()
-    write_json(noted, sorted([*done, *new]))
+    with atomic_file(noted) as file:
+        file.write(json.dumps(sorted([*done, *new]), indent=1).encode() + b"\n")
     return len(new)
+
+
+def _already_logged(noted: Path) -> set[tuple[int, str]]:
+    """Return which results were sent: a list of (images seen, protocol).
+
+    Raises:
+        ValueError: The file is damaged; without it results would be sent twice.
+    """
+    try:
+        content = retried(noted.read_bytes, f"reading {noted}")
+    except FileNotFoundError:
+        return set()
+    try:
+        pairs: tuple[tuple[int, str], ...] = from_json(
+            tuple[tuple[int, str], ...], json.loads(content), "it"
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{noted}, the list of results that were sent to the loggers, is damaged ({error});"
+            " remove it to have all of them sent again"
+        ) from None
+    return set(pairs)
 
 
 def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
@@ -98,10 +178,8 @@ def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
     if not found:
         return None
     best = (max if schedule.highest else min)(found, key=lambda images: (found[images], images))
-    write_json(
-        run_dir / "evaluation" / "best.json",
-        {"images_seen": best, "key": schedule.best, "value": found[best], "of": len(found)},
-    )
+    fields = {"images_seen": best, "key": schedule.best, "value": found[best], "of": len(found)}
+    BEST.write(run_dir / "evaluation" / "best.json", fields)
     return best
 
 
@@ -114,7 +192,7 @@ def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) ->
     if len(later) < schedule.patience:
         return
     why = f"{len(later)} snapshots after the one at {best:,} images were not better"
-    write_json(stop, {"why": why, "time": time.time()})
+    STOPS.write(stop, {"why": why, "time": time.time()})
     records = JobDir(run_dir).records()
     ids = [r.job_id for r in records if r.kind == "train" and r.cluster == "slurm"]
     for job_id, job in (queued(ids) if ids else {}).items():
@@ -133,4 +211,15 @@ def prune(run_dir: Path, schedule: EvaluationSchedule, total: int, best: int | N
         milestone = any(p.every_images for p in wanted)
         missing = any(not Work(run_dir, images, p.name).result.exists() for p in wanted)
         if not (milestone or missing or images == best):
-            shutil.rmtree(run_dir / "snapshots" / f"{images:012d}")
+            _remove_snapshot(run_dir / "snapshots" / f"{images:012d}")
+
+
+SNAPSHOT_FILES = re.compile(r"weights\.safetensors|snapshot\.json")
+
+
+def _remove_snapshot(path: Path) -> None:
+    """Remove a snapshot, unless its directory holds more than that."""
+    try:
+        remove_directory(path, SNAPSHOT_FILES, "a snapshot")
+    except (NotOurs, OSError) as error:
+        say_once(f"{error}; the old snapshot is kept")

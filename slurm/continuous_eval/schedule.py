@@ -5,12 +5,15 @@ The names in the file, and its own, stay as they are: jobs may run older code.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from dist_train.runtime.run_files import read_summary
+from models.command_line import EXIT_REJECTED
 from models.config_io import read_config, write_config
+from models.safe_files.documents import DocumentError
 from slurm.continuous_eval.leases import Work
 from slurm.jobs.jobs import run_command
 from slurm.jobs.ranks import enter_rank, this_task
@@ -111,7 +114,7 @@ class EvalJob:
         """Evaluate in this rank."""
         task = this_task()
         enter_rank(task)
-        if self.finished() or not self.work.start(self.attempt, task.job_id):
+        if self.finished() or not self._starts(task.job_id):
             return "left to another job"
         snapshot = self.work.run_dir / "snapshots" / f"{self.work.images:012d}"
         arguments = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
@@ -119,6 +122,14 @@ class EvalJob:
         if task.rank == 0:
             self.work.finish()
         return "finished"
+
+    def _starts(self, job_id: str) -> bool:
+        """Whether this job is the one to run the attempt; ends it if that cannot be known."""
+        try:
+            return self.work.start(self.attempt, job_id)
+        except (DocumentError, OSError) as error:
+            print(f"slurm: {error}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_REJECTED)
 
     def checkpoint(self) -> object:
         """Return what submitit runs after the requeue: the same."""

@@ -1,25 +1,30 @@
 """Records of jobs: `slurm/` in the directory that they work for, and nowhere else.
 
 Jobs may run older code than the commands that read this, and the other way round: keys stay as
-they are.
+they are. Older code rejects a record with new ones: its checksum is in the log of the job instead.
 
 <root>/slurm/code/<digest>/          the code that the jobs run
 <root>/slurm/jobs/<id>.json          what was submitted
-<root>/slurm/jobs/<id>.attempts.jsonl  every start and end of a training job, and why
+<root>/slurm/jobs/<id>.attempts.jsonl  its checksum; every start and end of a training job, and why
 <root>/slurm/jobs/<id>_<task>_log.out, .err   what tasks print (submitit's names)
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from models.config_io import ConfigError, from_json, to_json
+from models.safe_files.atomic import atomic_file
+from models.safe_files.documents import DocumentError, Format, checksum, read_object
 from models.safe_files.json_lines import read_lines
+from models.safe_files.transient import retried
 from slurm.resources import Policy, Resources
 
 
@@ -41,10 +46,12 @@ class JobRecord:
         policy: How often it is run again; for training only.
     """
 
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
     job_id: str
     kind: str
     name: str
-    cluster: str
+    cluster: Literal["slurm", "local", "debug"]
     submitted: float
     cwd: str
     code: str
@@ -80,33 +87,117 @@ class JobDir:
     def write(self, record: JobRecord) -> None:
         """Write a record, atomically."""
         self.records_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.records_dir / f"{record.job_id}.json", to_json(record))
+        document = to_json(record)
+        self.note(record.job_id, SUBMITTED, checksum=checksum(document))
+        with atomic_file(self.records_dir / f"{record.job_id}.json") as file:
+            file.write(json.dumps(document, indent=1).encode() + b"\n")
 
     def records(self) -> list[JobRecord]:
-        """Return the records of all jobs, oldest first."""
-        found: list[JobRecord] = []
-        for path in self.records_dir.glob("*.json"):
+        """Return the records of all jobs, oldest first; skips damaged ones, and says so."""
+        found = []
+        for path in self._record_paths():
             try:
-                found.append(from_json(JobRecord, json.loads(path.read_text()), path.name))
-            except json.JSONDecodeError as error:
-                raise ConfigError(
-                    f"{path} cannot be read as the record of a job: {error}"
-                ) from None
+                found.append(self._read(path))
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                say_once(f"{error}; the record is skipped")
         return sorted(found, key=lambda record: (record.submitted, record.job_id))
+
+    def damaged(self) -> list[str]:
+        """Return the ids of jobs whose records cannot be read: their files have these names."""
+        readable = {record.job_id for record in self.records()}
+        return sorted({path.stem for path in self._record_paths()} - readable)
 
     def attempts(self, job_id: str) -> list[dict[str, Any]]:
         """Return what a training job has noted about its starts and ends, oldest first."""
-        return read_lines(self._attempts(job_id))
+        return [line for line in self._noted(job_id) if line["event"] != SUBMITTED]
 
     def note(self, job_id: str, event: str, **facts: Any) -> None:
         """Add to what a job has noted: one line in one write, so that ranks do not mix theirs."""
         self.records_dir.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
-        with open(self._attempts(job_id), "ab", buffering=0) as file:
+        path = self._log(job_id)
+        with retried(lambda: open(path, "ab", buffering=0), f"opening {path}") as file:
             file.write(line.encode())
 
-    def _attempts(self, job_id: str) -> Path:
+    def _read(self, path: Path) -> JobRecord:
+        """Read a record. Raises ValueError, which names the file, if it is damaged."""
+        document = read_object(path)
+        noted = {line.get("checksum") for line in self._noted(path.stem, SUBMITTED)}
+        if noted and checksum(document) not in noted:
+            raise DocumentError(f"{path} was changed after it was written (by its checksum)")
+        try:
+            record: JobRecord = from_json(JobRecord, document, path.name)
+        except (ConfigError, RecursionError) as error:
+            raise DocumentError(f"{path} does not parse: {error}") from None
+        if record.job_id != path.stem:
+            raise DocumentError(f"{path} is the record of another job, {record.job_id[:80]!r}")
+        return record
+
+    def _record_paths(self) -> Iterator[Path]:
+        return (path for path in self.records_dir.glob("*.json") if not path.name.startswith("."))
+
+    def _noted(self, job_id: str, event: str = "") -> list[dict[str, Any]]:
+        lines = read_lines(self._log(job_id), _is_note)
+        return [line for line in lines if event in ("", line["event"])]
+
+    def _log(self, job_id: str) -> Path:
         return self.records_dir / f"{job_id}.attempts.jsonl"
+
+
+SUBMITTED = "submitted"
+"""Event that a record was written, with its checksum; not one of the job itself."""
+MAX_TIME = 1e11
+NEEDED = {"start": {"images_seen"}, "exit": {"rank", "code"}, "crash": {"requeue"}}
+"""What a job's decisions depend on, by event."""
+
+
+@dataclass(frozen=True)
+class _Note:
+    """A line of a job's log: the types of what any event may have."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    event: str
+    time: float
+    rank: int = 0
+    ranks: int = 0
+    restart: int = 0
+    code: int = 0
+    images_seen: int = 0
+    requeue: bool = False
+    why: str = ""
+    said: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+def _is_note(line: Mapping[str, Any]) -> bool:
+    try:
+        note: _Note = from_json(_Note, dict(line))
+    except ConfigError:
+        return False
+    return line.keys() >= NEEDED.get(note.event, set())
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run must not be resumed, and since when (Unix time)."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    why: str
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_time(self.time)
+
+
+def check_time(seconds: float) -> None:
+    """Raise ValueError unless a number is a time in Unix seconds."""
+    if not 0 <= seconds < MAX_TIME:
+        raise ValueError(f"time={seconds} is no time")
+
+
+STOPS = Format(schema=Stop, remedy="remove it to let the run be resumed")
 
 
 def images_saved(run_dir: Path) -> int:
@@ -118,8 +209,7 @@ def images_saved(run_dir: Path) -> int:
     return max((int(marker.parent.name) for marker in markers), default=0)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that readers see the old file or all of the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+@functools.lru_cache(maxsize=1000)
+def say_once(text: str) -> None:
+    """Print a warning, the first time that it is due in this process."""
+    print(f"slurm: warning: {text}", file=sys.stderr, flush=True)

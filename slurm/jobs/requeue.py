@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     final = [code for code in exits.values() if code in FINAL and code]
     if final or options.code == 0:
         return int(final[0]) if final else 0
-    starts = [a for a in attempts if a["event"] == "start" and a["restart"] == restart]
-    if starts and list(exits.values()) == [0] * starts[-1]["ranks"]:
+    starts = [a for a in attempts if a["event"] == "start" and a.get("restart") == restart]
+    if starts and len(exits) == starts[-1].get("ranks") and not any(exits.values()):
         print(f"exit code {options.code}, but all ranks had finished", file=sys.stderr)
         return 0
     if not may_requeue(job_id):

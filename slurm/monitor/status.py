@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.metrics_file import read_metrics
 from dist_train.runtime.run_files import is_run, read_summary
 from models.config_io import ConfigError
-from slurm.continuous_eval.results import values
+from slurm.continuous_eval.results import BEST, values
 from slurm.continuous_eval.schedule import read_schedule
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.jobs import STOP
-from slurm.jobs.records import JobDir, JobRecord
+from slurm.jobs.records import (
+    STOPS,
+    JobDir,
+    JobRecord,
+    say_once,
+)
 from slurm.slurm_cli import (
     MAINTENANCE,
     QueuedJob,
@@ -72,8 +76,15 @@ def run_status(
         ]
     stop = jobs.slurm_dir / STOP
     if stop.exists():
-        status["stopped"] = json.loads(stop.read_text())["why"]
+        status["stopped"] = _why_stopped(stop)
     return status
+
+
+def _why_stopped(stop: Path) -> str:
+    try:
+        return STOPS.read(stop).why
+    except (OSError, ValueError) as error:
+        return f"the reason is unknown ({error})"
 
 
 def _progress(run_dir: Path) -> dict[str, Any]:
@@ -92,15 +103,28 @@ def _progress(run_dir: Path) -> dict[str, Any]:
         "seconds_left": (total - seen) / rate if rate else None,
         "losses": {key: value for key, value in last.items() if key.endswith("/loss")},
     }
-    schedule = read_schedule(run_dir)
+    try:
+        schedule = read_schedule(run_dir)
+    except ConfigError as error:
+        return progress | {"problem": str(error)}
     if schedule is not None and schedule.best:
         found = values(run_dir, schedule.best)
         if found:
             newest, best = max(found), run_dir / "evaluation" / "best.json"
             progress["evaluated"] = {"key": schedule.best, "images_seen": newest,
                                      "value": found[newest]}  # fmt: skip
-            progress["best"] = json.loads(best.read_text()) if best.exists() else None
+            progress["best"] = _read_best(best)
     return progress
+
+
+def _read_best(path: Path) -> dict[str, Any] | None:
+    try:
+        return asdict(BEST.read(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say_once(str(error))
+        return None
 
 
 def exited_states(

@@ -122,8 +122,9 @@ def check_idle(run_dir: Path) -> None:
     """Check that no process trains a run, and no job of it is queued. Raises SlurmError."""
     from dist_train.runtime.run_dir import RunLock
 
-    records = JobDir(run_dir).records()
-    ids = [r.job_id for r in records if r.cluster == "slurm" and r.kind == "train"]
+    jobs = JobDir(run_dir)
+    ids = [r.job_id for r in jobs.records() if r.cluster == "slurm" and r.kind == "train"]
+    ids += jobs.damaged() if have_slurm() else []  # whatever they are
     for job_id, job in (queued(ids) if ids else {}).items():
         raise SlurmError(
             f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"

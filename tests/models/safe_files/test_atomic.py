@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,11 @@ from models.safe_files.atomic import (
     atomic_file,
     atomic_path,
     check_replaceable,
+    check_replaceable_file,
+    new_file,
+    remove_directory,
     remove_left_overs,
+    remove_ours,
     temporary_path,
 )
 
@@ -171,3 +176,72 @@ def test_left_overs_are_ours_and_old(tmp_path: Path) -> None:
     remove_left_overs(tmp_path / "a")
     assert not ours[1].exists()
     assert all(path.exists() for path in others)
+
+
+OURS = re.compile(r"notes\.txt|shards/[0-9]{3}\.tar")
+
+
+def test_directories_of_ours_are_removed_others_are_not(tmp_path: Path) -> None:
+    ours = make(tmp_path / "ours", "notes.txt", ".notes.txt.0123456789abcdef.tmp", "shards/001.tar")
+    remove_directory(ours, OURS, "a set")
+    others = [
+        make(tmp_path / "a", "notes.txt", "thesis.tex"),
+        make(tmp_path / "b", "shards/001.tar", "shards/1.tar"),
+        make(tmp_path / "c", "notes.txt/x"),
+        make(tmp_path / "d", "notes.txt", ".notes.txt.mine.tmp"),
+    ]
+    (tmp_path / "e").symlink_to(make(tmp_path / "elsewhere", "notes.txt"))
+    (make(tmp_path / "f", "shards/001.tar") / "notes.txt").symlink_to(others[0] / "thesis.tex")
+    before = all_below(tmp_path)
+    for path in [*others, tmp_path / "e", tmp_path / "f"]:
+        with pytest.raises(NotOurs, match="holds other things than a set"):
+            remove_directory(path, OURS, "a set")
+    assert all_below(tmp_path) == before
+    assert not ours.exists()
+
+
+def test_only_files_of_ours_are_removed(tmp_path: Path) -> None:
+    mixed = make(tmp_path / "mixed", "notes.txt", "shards/001.tar", "shards/mine.tar", "drafts/x")
+    (mixed / "empty").mkdir()
+    assert remove_ours(mixed, OURS) == ["drafts/x", "empty", "shards/mine.tar"]
+    assert all_below(mixed) == ["drafts", "drafts/x", "empty", "shards", "shards/mine.tar"]
+    (tmp_path / "link").symlink_to(make(tmp_path / "far", "notes.txt", "shards/001.tar"))
+    assert remove_ours(tmp_path / "link", OURS) == []
+    assert remove_ours(tmp_path / "nothing", OURS) == []
+    assert names(tmp_path) == ["mixed"]
+
+
+def all_below(path: Path) -> list[str]:
+    return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*"))
+
+
+def test_new_files_replace_nothing(tmp_path: Path) -> None:
+    def write(path: Path, text: str) -> None:
+        with new_file(path) as temporary:
+            temporary.write_text(text)
+
+    path = tmp_path / "file"
+    write(path, "a")
+    write(path, "a")
+    with pytest.raises(NotOurs, match="exists, holds something else and is left as it is"):
+        write(path, "b")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "target")
+    with pytest.raises(NotOurs, match="is no file"):
+        write(tmp_path / "directory", "a")
+    write(tmp_path / "dangling", "c")
+    assert (tmp_path / "target").read_text() == "c"
+    assert path.read_text() == "a"
+    assert names(tmp_path) == ["dangling", "directory", "file", "target"]
+
+
+def test_only_files_of_our_kind_are_replaceable(tmp_path: Path) -> None:
+    for name, content in (("ours", b"ours"), ("empty", b""), ("other", b"thesis")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("ours")
+    for name, target in (("ours", "ours"), ("empty", "empty"), ("new", "new"), ("link", "ours")):
+        found = check_replaceable_file(tmp_path / name, b"ours".__eq__, "one of ours")
+        assert found == tmp_path / target
+    for name in ("other", "."):
+        with pytest.raises(NotOurs):
+            check_replaceable_file(tmp_path / name, b"ours".__eq__, "one of ours")
