@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_completion(arguments[1:])
     command = COMMANDS[name]
     reject_hidden_packages(command.package, "take its directory off PYTHONPATH")
+    from models.command_line import exit_on_interrupt
+
+    exit_on_interrupt()
     run = importlib.import_module(f"{command.package}.__main__").main
     if command.is_named:
         code: int = run(arguments, "relaywave")

@@ -11,6 +11,11 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("data_pipelines")
 
+from models import command_line
+
+if __name__ == "__main__":
+    command_line.exit_on_interrupt()
+
 from data_pipelines import commands
 from data_pipelines.pack.command import add_pack
 
@@ -22,22 +27,14 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_pipelines") -> int:
-    """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
+    """Run a command; returns the exit code."""
+    return command_line.run(lambda: _run(argv, prog))
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = build_parser(prog).parse_args(argv)
-    try:
+    with command_line.about(vars(arguments).get("destination") or arguments.path):
         arguments.command(arguments)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        place = error.filename or vars(arguments).get("destination") or arguments.path
-        reason = error.strerror or str(error)
-        print(f"error: {place}: {reason}; finished shards are kept", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    return 0
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:

@@ -7,9 +7,9 @@ relaywave train plan RECIPE --nodes 8 --gpu a100-40g           what it needs
 relaywave train ema RUN --relative-width 0.07                  an average made after training
 relaywave train export RUN OUT                                 a checkpoint for DeepSpeed
 
-Exit codes of training: 0 finished, 2 invalid settings or input or a directory that cannot be
-written, 3 diverged, 75 stopped on request with its state saved, 76 a rank was lost or hung. After
-75 and 76 the same command resumes.
+Exit codes of training: 0 finished, 2 invalid settings or input, 3 diverged, 74 storage failed,
+75 stopped on request with its state saved, 76 a rank was lost or hung; 1 is a defect. After 74, 75
+and 76 the same command resumes.
 """
 
 from __future__ import annotations
@@ -25,26 +25,23 @@ if __name__ == "__main__":
     relaywave.reject_hidden_packages("dist_train")
 
 from dist_train.completion import complete_recipe
+from models import command_line
 
 COMMANDS = ("list", "status", "plan", "ema", "export")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dist_train") -> int:
     """Run the command line; returns the exit code."""
+    return command_line.run(lambda: _run(argv, prog))
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(prog, *arguments[:1])
     is_named = arguments[:1] and arguments[0] in COMMANDS
     options = parser.parse_intermixed_args(arguments[1:] if is_named else arguments)
     options.arguments = arguments
-
-    # Imported here, so that --help, and a shell that completes, need not wait for torch.
-    from dist_train.checkpoint.format import CheckpointError
-    from dist_train.train import report
-
-    try:
-        code: int = options.run_command(options)
-    except (ValueError, OSError, CheckpointError) as error:
-        return report(error)
+    code: int = options.run_command(options)
     return code
 
 
@@ -101,9 +98,12 @@ def _complete_first(prefix: str, **_: object) -> list[str]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dist_train.commands import train_command
+    from dist_train.runtime.preemption import exiting_when_asked
 
-    return train_command(options, COMMANDS)
+    with exiting_when_asked():
+        from dist_train.commands import train_command  # imports torch, which takes seconds
+
+        return train_command(options, COMMANDS)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -113,4 +113,4 @@ def _list(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -10,6 +10,7 @@ from dataclasses import replace
 from dist_train.recipes import RECIPES, find_recipe
 from dist_train.runtime.launch import launch_ranks, should_launch
 from dist_train.train import train
+from models.command_line import EXIT_PREEMPTED
 from models.config_io import ConfigError, did_you_mean, override, to_json
 from models.safe_files.documents import read_object
 
@@ -36,7 +37,7 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     if options.run_dir is None:
         raise ValueError("--run-dir is missing: name the directory that this run lives in")
     if should_launch(options.ranks):
-        return launch_ranks("dist_train", options.arguments, options.ranks)
+        return launch_ranks("dist_train", options.arguments, options.ranks, EXIT_PREEMPTED)
     return train(
         config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
     )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from dist_train.checkpoint.format import CheckpointError
 from dist_train.config import RunConfig
-
-EXIT_REJECTED, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
+from models.command_line import EXIT_PREEMPTED
 
 
 def train(
@@ -33,39 +29,26 @@ def train(
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.build import build_trainer
     from dist_train.precision import set_float32_mode
-    from dist_train.runtime.preemption import stop_with_launcher
+    from dist_train.runtime import rank_errors
     from dist_train.runtime.run_dir import RunDir, RunDirError
-    from dist_train.runtime.watchdog import EXIT_LOST, LostRankError
     from dist_train.runtime.world import init_world
-    from dist_train.trainer import DivergedError, Outcome
+    from dist_train.trainer import Outcome
 
-    stop_with_launcher()
-    # Collectives outlast the watchdog, which says more than they do.
-    world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
-    run = None
+    world, run = None, None
     try:
+        # Collectives outlast the watchdog, which says more than they do.
+        world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
         run = RunDir(run_dir, config, world, allow_changes)
         set_float32_mode(run.config.compute)
         trainer = build_trainer(run.config, run_dir, world, on_snapshot, profile_steps)
         outcome = trainer.fit(run.begin)
-    except LostRankError as error:
-        return report(error, EXIT_LOST, always=True)
-    except DivergedError as error:
-        return report(error, EXIT_DIVERGED)
-    except (CheckpointError, RunDirError, ValueError) as error:
-        return report(error)
-    except OSError as error:  # one rank's alone: the others lose it, and end by themselves
+    except OSError as error:
         problem = f"the run directory {run_dir} cannot be written ({error})"
-        return report(RunDirError(f"{problem}; the last checkpoint is kept"), always=True)
+        return rank_errors.fail(RunDirError(f"{problem}; the last checkpoint is kept"), world)
+    except Exception as error:
+        return rank_errors.fail(error, world)
     finally:
         if run is not None:
             run.leave()
     world.close()
     return EXIT_PREEMPTED if outcome is Outcome.PREEMPTED else 0
-
-
-def report(error: Exception, code: int = EXIT_REJECTED, always: bool = False) -> int:
-    """Say in one line, on one rank, what is wrong."""
-    if always or os.environ.get("RANK", "0") == "0":
-        print(f"dist_train: {error}", file=sys.stderr, flush=True)
-    return code

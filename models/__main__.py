@@ -14,6 +14,11 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("models")
 
+from models import command_line
+
+if __name__ == "__main__":
+    command_line.exit_on_interrupt()
+
 from models.analysis import spectrum
 from models.convert import rdm as rdm_convert
 from models.convert import wavediff as wavediff_convert
@@ -30,17 +35,14 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m models") -> int:
-    """Run a command; return the exit code: 0, or 2 after one line on what is wrong."""
+    """Run a command; returns the exit code."""
+    return command_line.run(lambda: _run(argv, prog))
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = _parse(argv, prog)
-    try:
+    with command_line.about(arguments.out):
         arguments.run(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
@@ -79,7 +81,7 @@ def _add_rdm_parser(formats: Subparsers) -> None:
         description="Convert an official RDM or EDM checkpoint to a snapshot.",
     )
     parser.add_argument("source", type=Path, metavar="IN", help="official .pkl or .pt file")
-    parser.add_argument("target", type=Path, metavar="OUT", help="snapshot directory to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="snapshot directory to write")
     parser.add_argument("--stage", choices=("edm", "relay"), help="default: relay at 256 pixels")
     parser.add_argument(
         "--images-seen", type=int, help="training progress, if the file does not record it"
@@ -91,7 +93,7 @@ def _add_rdm_parser(formats: Subparsers) -> None:
 def _convert_rdm(arguments: argparse.Namespace) -> None:
     snapshot = rdm_convert.convert_official(
         arguments.source,
-        arguments.target,
+        arguments.out,
         stage=arguments.stage,
         images_seen=arguments.images_seen,
         overrides=arguments.overrides,
@@ -108,7 +110,7 @@ def _add_wavediff_parser(formats: Subparsers) -> None:
         description="Convert an official WaveDiff or DDGAN checkpoint to a snapshot.",
     )
     parser.add_argument("source", type=Path, metavar="IN", help="netG_<epoch>.pth or content.pth")
-    parser.add_argument("target", type=Path, metavar="OUT", help="snapshot directory to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="snapshot directory to write")
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="published configuration of the weights"
     )
@@ -127,7 +129,7 @@ def _add_wavediff_parser(formats: Subparsers) -> None:
 def _convert_wavediff(arguments: argparse.Namespace) -> None:
     snapshot = wavediff_convert.convert_official(
         arguments.source,
-        arguments.target,
+        arguments.out,
         preset=arguments.preset,
         resolution=arguments.resolution,
         overrides=arguments.overrides,
@@ -147,7 +149,7 @@ def _add_spectrum_parser(commands: Subparsers) -> None:
         " paper); write spectrum.csv, spectrum.png and spectrum.svg.",
     )
     parser.add_argument("images", type=Path, help="directory of images")
-    parser.add_argument("output", type=Path, help="directory to write, created if missing")
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")
     parser.add_argument("--resolution", type=int, default=256, help="full resolution in pixels")
     parser.add_argument("--upscale", type=int, default=4, help="ratio of the two resolutions")
     parser.add_argument("--sigma", type=float, default=0.5, help="noise level")
@@ -159,7 +161,7 @@ def _add_spectrum_parser(commands: Subparsers) -> None:
 def _plot_spectrum(arguments: argparse.Namespace) -> None:
     written = spectrum.analyse(
         arguments.images,
-        arguments.output,
+        arguments.out,
         resolution=arguments.resolution,
         upscale=arguments.upscale,
         sigma=arguments.sigma,

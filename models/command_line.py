@@ -6,12 +6,16 @@ before they know that they can run.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
 
 EXIT_UNEXPECTED = 1
 """A defect of relaywave, or of a library; the traceback is printed above the one line."""
@@ -46,7 +50,7 @@ LONGEST = 4000
 """Characters of a line; of a longer one the middle is left out."""
 
 
-def run(work: Callable[[], int], place: object = "") -> int:
+def run(work: Callable[[], int | None]) -> int:
     """Do the work of a command, and end with one line on stderr if it fails.
 
     What our own packages raise says itself with which code the command ends: the class attribute
@@ -54,32 +58,41 @@ def run(work: Callable[[], int], place: object = "") -> int:
     traceback stays above the line. RELAYWAVE_TRACEBACK=1 shows that of all errors.
 
     Args:
-        work: Returns the exit code.
-        place: The file or directory to name in a system's error that names none.
+        work: Returns the exit code, or None for success.
 
     Returns:
         The exit code.
     """
     _print_any_name()
     try:
-        code = work()
+        _interrupt_by_exception()
+        code = work() or 0
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        if error.filename is None:  # `| head` has seen enough
-            _drop_output()
-            return 0
-        return fail(error, place)
+    except BrokenPipeError:  # `| head` has seen enough
+        _drop_output()
+        return 0
     except (Exception, KeyboardInterrupt) as error:
-        return fail(error, place)
+        return fail(error)
     return code
 
 
-def fail(error: BaseException, place: object = "") -> int:
+@contextlib.contextmanager
+def about(place: object) -> Iterator[None]:
+    """Name a file or directory in errors that name none, such as those of a full disk."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(str(place))
+        raise
+
+
+def fail(error: BaseException) -> int:
     """Print one line about an error; returns the exit code that it means."""
     code = exit_code(error)
     if code == EXIT_UNEXPECTED or os.environ.get("RELAYWAVE_TRACEBACK") == "1":
-        traceback.print_exception(error)
-    say(describe(error, place))
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
+    say(describe(error))
     return code
 
 
@@ -101,11 +114,11 @@ def exit_code(error: BaseException) -> int:
     return EXIT_UNEXPECTED
 
 
-def describe(error: BaseException, place: object = "") -> str:
-    """Return what is wrong, for people: with the file, if the error or `place` names one."""
-    where = f"{place}: " if place else ""
+def describe(error: BaseException) -> str:
+    """Return what is wrong, for people: with the file, if the error or `about` names one."""
+    where = "".join(f"{place}: " for place in getattr(error, "__notes__", [])[:1])
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what is finished is kept"
+        return "interrupted; what is finished is kept: run the same command again to resume"
     if exit_code(error) == EXIT_UNEXPECTED:
         return (
             f"{type(error).__name__}: {error}; this is a defect of relaywave, or of a library:"
@@ -125,6 +138,35 @@ def describe(error: BaseException, place: object = "") -> str:
     if isinstance(error, UnicodeError) or _root(error) in FOREIGN or not str(error):
         return f"{where}{type(error).__name__}: {error}".removesuffix(": ")
     return str(error)
+
+
+def exit_on_interrupt() -> None:
+    """Have Ctrl-C end this process with one line while it imports, until `run` takes over."""
+    with contextlib.suppress(ValueError):  # not in the main thread, which gets signals
+        signal.signal(signal.SIGINT, _end_interrupted)
+
+
+def _end_interrupted(number: int, frame: FrameType | None) -> None:
+    say(describe(KeyboardInterrupt()))
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _interrupt_by_exception() -> None:
+    if signal.getsignal(signal.SIGINT) is _end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as sys.exit does, but let the interpreter not be dismantled before.
+
+    While it is, threads that return from C++ (from a store that answers late, for instance) are
+    ended by force, which C++ answers with SIGABRT: exit code 134 instead of `code`.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def one_line(text: str) -> str:

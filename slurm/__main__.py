@@ -1,12 +1,11 @@
 """relaywave's commands as Slurm jobs: `relaywave slurm COMMAND --help`.
 
-Exit codes: 0 done; 2 invalid, after one line about what is wrong: then nothing was queued.
+After exit code 2, and one line about what is wrong, nothing was queued.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,11 @@ import relaywave
 
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("slurm")
+
+from models import command_line
+
+if __name__ == "__main__":
+    command_line.exit_on_interrupt()
 
 from slurm.continuous_eval.command import add_reconcile
 from slurm.doctor import add_doctor
@@ -51,6 +55,10 @@ ALIASES = {"pipeline": "workflow"}
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> int:
     """Run a command; returns the exit code."""
+    return command_line.run(lambda: _run(argv, prog))
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments[:1] = [ALIASES.get(name, name) for name in arguments[:1]]
     command = arguments[0] if arguments else ""
@@ -62,15 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m slurm") -> in
         args.passed_on = passed_on
     elif passed_on:  # options and positional arguments in any order
         args = parser.parse_intermixed_args(arguments[1:])
-    try:
-        args.command(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"slurm: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args.command(args)
 
 
 def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ ORDER = {
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request > protocols"
-    " > samples reference results > rank_errors > features > metrics > image_sets detectors"
+    " > samples reference results > features > metrics > image_sets detectors"
     " > progress disk",
     "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
     " > site slurm_cli",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from dist_train.config import DivergencePolicy
 from dist_train.engine.loss_scaling import LossScale
+from models.command_line import EXIT_DIVERGED
 
 SMALLEST_SCALE = 1.0
 """A dynamic loss scale below this cannot help any more: gradients are infinite by themselves."""
@@ -14,6 +15,8 @@ SMALLEST_SCALE = 1.0
 
 class DivergedError(RuntimeError):
     """A loss is non-finite, or training has collapsed; the last checkpoint before it is kept."""
+
+    exit_code = EXIT_DIVERGED
 
 
 class DivergenceCheck:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from models.command_line import say
 
 PATIENCE = 60.0
 """Seconds that ranks have to end after one of them did, before they are killed."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask to stop: of schedulers, of a terminal (Ctrl-C) and of users."""
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Environment variable that tells torch that no rank keeps the group's store."""
 LAUNCHED = "RELAYWAVE_LAUNCHED"
 """Environment variable that tells a rank that it was started here."""
 
@@ -27,33 +32,51 @@ def should_launch(ranks: int | None) -> bool:
     return ranks is not None and "RANK" not in os.environ
 
 
-def launch_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
+def launch_ranks(
+    module: str, arguments: Sequence[str], ranks: int, stopped: int | None = None
+) -> int:
     """Run `python -m module arguments` as a group of ranks; returns their exit code.
 
-    A rank that fails takes the others with it. SIGTERM, SIGUSR2 and Ctrl-C are passed on, so that
-    the ranks can save and end; should this process be killed, Linux ends the ranks.
+    A rank that fails takes the others with it. SIGNALS are passed on, so that the ranks can save
+    and end; should this process be killed, Linux ends the ranks. The group's store lives here, so
+    that the ranks can tell who has said what until the last of them ends.
+
+    Args:
+        module: The package.
+        arguments: Its command line.
+        ranks: How many to start.
+        stopped: The exit code if a signal ends ranks that are not ready to save yet; by default
+            that of a process that a signal ends.
 
     Raises:
         ValueError: The number of ranks is not positive.
     """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     if ranks < 1:
         raise ValueError(f"--ranks={ranks} must be at least 1")
+    received: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: received.append(number))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", module, *arguments]
-    environment = child_environment()
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), AGENT_STORE: "True"}
     threads = max((os.cpu_count() or 1) // ranks, 1)
-    group = {"OMP_NUM_THREADS": str(threads), **environment, **address, LAUNCHED: "1"}
+    group = {"OMP_NUM_THREADS": str(threads), **child_environment(), **address, LAUNCHED: "1"}
     processes = [
         subprocess.Popen(
             command,
             env={**group, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(ranks)},
+            process_group=0,  # a terminal's Ctrl-C reaches the ranks through this process only
         )
         for r in range(ranks)
     ]
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda received, _: _send(processes, received))
-    signal.signal(signal.SIGINT, lambda *_: _send(processes, signal.SIGTERM))
-    return _wait(processes)
+    code = _wait(processes, received)
+    if code in _codes_of(received):
+        code = 128 + received[0] if stopped is None else stopped
+    if received and code in (stopped, 128 + received[0]):
+        say("stopped when asked to: run the same command again to resume", module)
+    return code
 
 
 def child_environment() -> dict[str, str]:
@@ -70,11 +93,28 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **python_path, "PYTHONSAFEPATH": "1"}
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all ranks; after the first failure, end the others. Returns that failure's code."""
-    failure, deadline = 0, float("inf")
+def _passed_on(number: int) -> int:
+    """Return the signal that ranks get for one that arrived here: Ctrl-C, too, asks them to end."""
+    return signal.SIGTERM if number == signal.SIGINT else number
+
+
+def _codes_of(received: Sequence[int]) -> set[int]:
+    """Return the exit codes of ranks that were ended by signals passed on."""
+    return {128 + _passed_on(number) for number in received}
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
+    """Wait for all ranks, and pass on signals; after the first failure, end the other ranks.
+
+    Returns:
+        That failure's code.
+    """
+    failure, deadline, passed = 0, float("inf"), 0
     running = dict(enumerate(processes))
     while running:
+        for number in received[passed:]:
+            passed += 1
+            _send(running, _passed_on(number))
         for rank, process in list(running.items()):
             code = process.poll()
             if code is None:
@@ -83,24 +123,17 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
             if code and not failure:
                 failure = code if code > 0 else 128 - code
                 deadline = time.monotonic() + PATIENCE
-                if code < 0:
+                if code < 0 and failure not in _codes_of(received):
                     name = signal.Signals(-code).name
                     print(f"rank {rank} was lost ({name}); ending the others", file=sys.stderr)
-                _send(list(running.values()), signal.SIGTERM)
+                _send(running, signal.SIGTERM)
         if time.monotonic() > deadline:
-            _send(list(running.values()), signal.SIGKILL)
+            _send(running, signal.SIGKILL)
         time.sleep(0.05)
     return failure
 
 
-def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for process in processes:
+def _send(processes: Mapping[int, subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes.values():
         if process.poll() is None:
             process.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,21 +1,28 @@
-"""Signals that ask a run to stop: a flag is set, and the loop saves at the next step boundary."""
+"""Signals that ask a run to stop.
+
+In the loop they set a flag, and the loop saves at the next step boundary. Before it, there is
+nothing to save, and the process ends at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from dist_train.runtime.launch import LAUNCHED
+from dist_train.runtime.launch import LAUNCHED, SIGNALS
+from models.command_line import EXIT_PREEMPTED, say
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Context manager that turns SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 into `requested`.
+    """Context manager that turns SIGNALS into `requested`.
 
     Signals may arrive more than once (a terminal's Ctrl-C reaches launcher and ranks, and the
     launcher passes it on), so every one of them is taken as the same request.
@@ -37,10 +44,56 @@ class StopRequest:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            over = handler is _leave  # the run's end is settled: nothing changes it any more
+            signal.signal(number, signal.SIG_IGN if over else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+@contextlib.contextmanager
+def exiting_when_asked() -> Iterator[None]:
+    """Have SIGNALS end this process with EXIT_PREEMPTED until a StopRequest takes over.
+
+    A thread sees to that: the main thread may be importing, or waiting for other ranks in a call
+    during which Python runs no handlers. In another than the main thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    previous = {number: signal.signal(number, _leave) for number in SIGNALS}
+    previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), name="start-up", daemon=True).start()
+    stop_with_launcher()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous_fd)
+        os.close(writing)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _watch(reading: int) -> None:
+    """Leave as soon as a signal arrives that no StopRequest takes; until the pipe is closed."""
+    while number := os.read(reading, 1):
+        if signal.getsignal(number[0]) is _leave:
+            _leave(number[0], None)
+    os.close(reading)
+
+
+_leaving = threading.Lock()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if not _leaving.acquire(blocking=False):
+        return  # the other thread is at it
+    if LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
+        name = signal.Signals(number).name
+        say(f"stopped by {name} before training began: nothing is lost, run the same command again")
+    os._exit(EXIT_PREEMPTED)
 
 
 def stop_with_launcher() -> None:

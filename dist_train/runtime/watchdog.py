@@ -20,16 +20,19 @@ from types import TracebackType
 from torch import distributed as dist
 
 from dist_train.runtime.world import World
+from models.command_line import EXIT_LOST
 
-EXIT_LOST = 76
-"""Exit code of a rank that hung, or lost contact with another: run the same command again."""
 PULSE_SECONDS = 1.0
+STORE_SECONDS = 30.0
+"""How long a store that answers may take to do so, on a busy machine."""
 MISSED_PULSES = 5
 """A rank whose pulse stands still for so many intervals is gone."""
 
 
 class LostRankError(RuntimeError):
     """A collective failed because another rank is gone; the last checkpoint is kept."""
+
+    exit_code = EXIT_LOST
 
 
 class Watchdog:
@@ -70,8 +73,9 @@ class Watchdog:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
+        # A thread that is still in the store when the interpreter ends would abort the process.
         for thread in self._threads:
-            thread.join(PULSE_SECONDS)
+            thread.join(STORE_SECONDS if error is None else PULSE_SECONDS)
 
     def _publish(self) -> None:
         pulse = 0
@@ -125,15 +129,18 @@ def blaming_lost_ranks(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(
-            word in str(error) for word in ("gloo", "NCCL")
-        ):
+        if not is_lost_contact(error):
             raise
         lost = _named(lost_ranks(world)) or "another rank"
         raise LostRankError(
             f"rank {world.rank} lost contact with {lost}: a collective failed;"
             " the last checkpoint is kept, run the same command again"
         ) from error
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Tell whether a collective failed because another rank is gone."""
+    return isinstance(error, dist.DistError) or any(w in str(error) for w in ("gloo", "NCCL"))
 
 
 def lost_ranks(world: World) -> dict[int, str]:

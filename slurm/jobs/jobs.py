@@ -6,8 +6,8 @@ them to older copies too: a renamed module or field here breaks those.
 
 from __future__ import annotations
 
+import importlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_train.runtime.run_files import is_run, read_summary
+from models.command_line import EXIT_PREEMPTED, EXIT_STALLED, say
 from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
 from slurm.jobs.ranks import Task, enter_rank, this_task
 from slurm.jobs.records import JobDir, images_saved
-from slurm.jobs.requeue import EXIT_PREEMPTED, EXIT_STALLED, decide, may_requeue, restore_time_limit
+from slurm.jobs.requeue import decide, may_requeue, restore_time_limit
 from slurm.resources import Policy
 
 STOP = "stop.json"
@@ -127,7 +128,7 @@ class TrainJob:
         JobDir(self.run_dir).note(
             task.job_id, "exit", restart=task.restart, rank=task.rank, code=EXIT_STALLED, why=why
         )
-        print(f"not run again: {why}", file=sys.stderr, flush=True)
+        say(why, "not run again")
         sys.exit(EXIT_STALLED)
 
     def _train(self) -> int:
@@ -228,10 +229,6 @@ def _wait_for_reconcilers() -> None:
 
 def run_command(module: str, arguments: Sequence[str]) -> None:
     """Do what `python -m MODULE ARGUMENTS` does, in this process; exits unless that returns 0."""
-    sys.argv = [module, *arguments]
-    sys.modules.pop(f"{module}.__main__", None)  # imported in the debug executor, to validate
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as ended:
-        if ended.code:
-            raise
+    code = importlib.import_module(f"{module}.__main__").main(arguments)
+    if code:
+        sys.exit(code)

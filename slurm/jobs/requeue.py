@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models import command_line
+from models.command_line import EXIT_DIVERGED, EXIT_REJECTED, EXIT_STALLED, say
 from slurm.jobs.exit_reason import reason_in_logs
 from slurm.jobs.ranks import own_job_id
 from slurm.jobs.records import JobDir, images_saved
 from slurm.resources import Policy
 from slurm.slurm_cli import SlurmError, describe, run_slurm
 
-EXIT_INVALID, EXIT_DIVERGED, EXIT_STALLED, EXIT_PREEMPTED = 2, 3, 4, 75
-FINAL = frozenset({0, EXIT_INVALID, EXIT_DIVERGED, EXIT_STALLED})
+FINAL = frozenset({0, EXIT_REJECTED, EXIT_DIVERGED, EXIT_STALLED})
 """Exit codes that another start would not change."""
 
 
@@ -106,7 +107,10 @@ def restore_time_limit(jobs: JobDir, job_id: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Decide at the end of a batch script; returns the job's exit code."""
-    options = _parser().parse_args(arguments)
+    return command_line.run(lambda: _end(_parser().parse_args(arguments)))
+
+
+def _end(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it at the requeue below
     jobs, job_id = JobDir(options.run_dir), own_job_id()
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -127,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               requeue=decision.requeue, why=decision.why,
               said=reason_in_logs(jobs.records_dir, job_id))  # fmt: skip
     if not decision.requeue:
-        print(f"not run again: {decision.why}", file=sys.stderr, flush=True)
+        say(decision.why, "not run again")
         return EXIT_STALLED
     again = f" in {decision.delay} s" if decision.delay else ""
     print(f"exit code {options.code}: {decision.why}; runs again{again}", file=sys.stderr)

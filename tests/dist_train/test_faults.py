@@ -34,7 +34,7 @@ from dist_train.config import (
 )
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from dist_train.monitoring.divergence import DivergenceCheck
-from dist_train.runtime.watchdog import EXIT_LOST
+from models.command_line import EXIT_LOST
 from models.config_io import ConfigError, override
 from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
 from tests.paths import ROOT

@@ -56,7 +56,11 @@ def _raising(error: BaseException) -> Callable[[], int]:
 def test_what_an_input_explains_is_one_line(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command_line.run(_raising(error), "OUT") == code
+    def work() -> None:
+        with command_line.about("OUT"):
+            _raising(error)()
+
+    assert command_line.run(work) == code
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert line in printed

@@ -94,7 +94,7 @@ def test_a_local_job_and_what_it_starts_find_our_modules(foreign: Path, tmp_path
         assert time.monotonic() < deadline, logs
         time.sleep(0.2)
     assert (run_dir / "snapshots" / f"{16:012d}" / "snapshot.json").exists()
-    assert reconciled.read_text().startswith(("slurm: ", "run: ")), "there may be no Slurm here"
+    assert reconciled.read_text().startswith(("error: ", "run: ")), "there may be no Slurm here"
 
 
 def test_the_line_of_a_crontab_finds_our_modules(foreign: Path, tmp_path: Path) -> None:
@@ -106,5 +106,5 @@ def test_the_line_of_a_crontab_finds_our_modules(foreign: Path, tmp_path: Path) 
     done = subprocess.run(["bash", "-c", f"cd {command}"], env=environment, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("slurm: "), "no Slurm, or no evaluation schedule"
+    assert done.stderr.startswith("error: "), "no Slurm, or no evaluation schedule"
     assert code_variables()["PYTHONPATH"] in command

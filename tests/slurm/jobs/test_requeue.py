@@ -16,6 +16,7 @@ import pytest
 import submitit
 from submitit.core.utils import JobPaths, temporary_save_path
 
+from models.command_line import EXIT_STALLED, EXIT_STORAGE
 from slurm.continuous_eval.leases import Work, create
 from slurm.jobs import ranks, requeue
 from slurm.jobs.interpreter import SOURCE, outside_environment
@@ -143,8 +144,18 @@ def test_a_job_that_always_crashes_stops_and_says_why(
 ) -> None:
     FakeSlurm(monkeypatch)
     codes = [requeue.main([str(tmp_path), "1", "--max-crashes=2"]) for _ in range(3)]
-    assert codes == [1, 1, requeue.EXIT_STALLED]
+    assert codes == [1, 1, EXIT_STALLED]
     assert "not run again: it crashed 3 times" in capsys.readouterr().err
+
+
+def test_a_job_whose_storage_failed_runs_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    JobDir(tmp_path).note("7", "exit", restart=1, rank=0, code=EXIT_STORAGE)
+    assert requeue.main([str(tmp_path), str(EXIT_STORAGE)]) == EXIT_STORAGE
+    assert ["scontrol", "requeue", "7"] in slurm.commands
+    assert any("StartTime=now+60" in command for command in slurm.commands)
 
 
 @pytest.mark.parametrize(("ranks", "code"), [(2, 0), (3, 143)])
