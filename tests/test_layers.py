@@ -58,7 +58,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names = [node.module or ""]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if not name.startswith(LOWEST):
                 yield name.partition(".")[0], id(node) in top_level
