@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from models.sample_rng import SampleStreams, stream_seed
 from models.sampler import Sampler
 
-TRAINED = {"trained": True}
-"""Marks fields fixed at training time; snapshots reject overrides of them."""
-
 
 @dataclass(frozen=True)
 class Example:

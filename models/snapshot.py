@@ -6,9 +6,9 @@ written last, so that a directory that has it is complete. No pickles anywhere.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.config_io import override, to_json
+from models.config_io import differences, override, to_json
 from models.families import AnyObjective
 from models.safe_files.atomic import atomic_directory, check_replaceable
 from models.safe_files.documents import DocumentError, Format, read_object
@@ -26,6 +26,8 @@ from models.safe_files.transient import file_sha256
 from models.sampler import Sampler
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "snapshot.json"
+CHANGEABLE = {"compute_dtype", "recompute_blocks"}
+"""Settings of networks that a snapshot may be given later, besides those of its sampler."""
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -70,12 +72,19 @@ class Snapshot:
         return file
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Return the weights by parameter name, float32 on the CPU, after checking their digest."""
+        """Return the weights by parameter name, float32 on the CPU, after checking their digest.
+
+        Raises:
+            SnapshotError: The file is missing or damaged, or weights are not finite float32.
+        """
         file = self.check_weights()
         try:
-            return load_file(file)
+            weights = load_file(file)
         except (OSError, SafetensorError) as error:
             raise SnapshotError(f"{file} cannot be read: {error}") from None
+        if problem := describe_unusable(weights, {torch.float32}):
+            raise SnapshotError(f"{file}: {problem}; take another snapshot")
+        return weights
 
     def load_network(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return the sampled network with the snapshot's weights, in eval mode, frozen."""
@@ -85,6 +94,12 @@ class Snapshot:
             raise SnapshotError(
                 f"{self.path} holds the network {self.network!r}, but its objective has"
                 f" {', '.join(networks)}: the snapshot is damaged"
+            )
+        sampled = self.objective.build().sampled_network
+        if self.network != sampled:
+            raise SnapshotError(
+                f"{self.path} holds the {self.network}, but images are sampled from the {sampled}:"
+                " the snapshot is damaged"
             )
         network = networks[self.network]
         weights = self.load_weights()
@@ -194,12 +209,15 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
 
 
 def _check_trained(snapshot_dir: Path, trained: AnyObjective, changed: AnyObjective) -> None:
-    """Reject overrides of fields fixed at training time: the weights would only give noise."""
-    for setting in dataclasses.fields(trained):
-        before, after = (getattr(objective, setting.name) for objective in (trained, changed))
-        if setting.metadata.get("trained") and before != after:
+    """Reject overrides that sampling does not read, or that are fixed at training time.
+
+    The former would change nothing, the latter (process, schedule, sizes) would give noise.
+    """
+    for key, (before, after) in differences(to_json(trained), to_json(changed)).items():
+        group = key.partition(".")[0]
+        if group != "sampling" and key.rpartition(".")[2] not in CHANGEABLE:
             raise SnapshotError(
-                f"{snapshot_dir} was trained with {before}, not {after}: {setting.name} cannot be"
+                f"{snapshot_dir} was trained with {key}={before}, not {after}: {group} cannot be"
                 " changed afterwards; leave it out, or train (or convert) again"
             )
 
@@ -247,6 +265,19 @@ class Shaped(Protocol):
     @property
     def shape(self) -> Sequence[int]:
         """Its edges."""
+
+
+def describe_unusable(weights: Mapping[str, Tensor], dtypes: AbstractSet[torch.dtype]) -> str:
+    """Say in one line which weights have other dtypes, or are NaN or infinite; "" if none are."""
+    others = [name for name, tensor in weights.items() if tensor.dtype not in dtypes]
+    if others:
+        known = " or ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        found = str(weights[others[0]].dtype).removeprefix("torch.")
+        return f"{len(others)} weights ({others[0][:80]!a}, ...) are {found}, expected {known}"
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        return f"{len(broken)} weights are NaN or infinite ({broken[0][:80]!a}, ...)"
+    return ""
 
 
 def describe_mismatch(expected: Mapping[str, Shaped], found: Mapping[str, Shaped]) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from torch import nn
 
-from models.objective import TRAINED
 from models.sampler import Sampler
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import Diffusion, DiffusionConfig
@@ -36,10 +35,10 @@ class WaveDiffConfig:
     """
 
     resolution: int
-    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace, metadata=TRAINED)
+    space: WaveletSpace | PixelSpace = field(default_factory=WaveletSpace)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig, metadata=TRAINED)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     r1_gamma: float = 0.02
     r1_interval: int = 15
     reconstruction_weight: float = 1.0

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.rdm.config import EdmConfig
 from models.rdm.unet import UNetConfig
 from models.safe_files.atomic import NotOurs
-from models.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
+from models.safe_files.transient import file_sha256
+from models.snapshot import (
+    Snapshot,
+    SnapshotError,
+    load_sampler,
+    read_snapshot,
+    write_snapshot,
+)
+from tests.tiny import tiny_wavediff
 
 
 def write(path: Path, images_seen: int = 5) -> Snapshot:
@@ -165,3 +175,63 @@ def test_unknown_networks_are_named(tmp_path: Path) -> None:
     (tmp_path / "s/snapshot.json").write_text(json.dumps(document | {"network": "critic"}))
     with pytest.raises(SnapshotError, match="holds the network 'critic', but its objective has"):
         read_snapshot(tmp_path / "s").load_network()
+
+
+def _with_weights(path: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Snapshot:
+    """Replace a snapshot's weights by others, with a description that agrees."""
+    snapshot = write(path)
+    weights = {name: change(values) for name, values in snapshot.load_weights().items()}
+    save_file(weights, path / "weights.safetensors")
+    document = json.loads((path / "snapshot.json").read_text())
+    del document["checksum"]
+    document["weights_sha256"] = file_sha256(path / "weights.safetensors")
+    (path / "snapshot.json").write_text(json.dumps(document))
+    return read_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * float("nan"), "weights are NaN or infinite"),
+        (lambda w: w + float("inf"), "weights are NaN or infinite"),
+        (lambda w: w.half(), "are float16, expected float32"),
+        (lambda w: w.long(), "are int64, expected float32"),
+        (lambda w: w[None].contiguous(), "other shape"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_rejected(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    with pytest.raises(SnapshotError, match=message) as caught:
+        _with_weights(tmp_path / "s", change).load_network()
+    assert str(tmp_path / "s") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_networks_that_are_not_sampled_from_are_rejected(tmp_path: Path) -> None:
+    objective = tiny_wavediff().objective
+    weights = objective.build().build_networks()["discriminator"].state_dict()
+    snapshot = write_snapshot(
+        tmp_path / "s", weights, objective=objective, network="discriminator", images_seen=5,
+        ema="none", provenance={},
+    )  # fmt: skip
+    with pytest.raises(SnapshotError, match="but images are sampled from the generator"):
+        load_sampler([snapshot])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["process.sigma_data=1", "process.p_mean=0", "gradient_scale=2", "unet.dropout=0.5",
+     "unet.attn_resolutions=[8]", "augment_probability=0.1"],
+)  # fmt: skip
+def test_overrides_that_sampling_does_not_read_are_rejected(tmp_path: Path, change: str) -> None:
+    write(tmp_path / "s")
+    changes = [change, "unet.augment_dim=9"] if "augment" in change else [change]
+    with pytest.raises(SnapshotError, match="cannot be changed afterwards"):
+        read_snapshot(tmp_path / "s", changes)
+    for allowed in (
+        "sampling.steps=3",
+        "unet.compute_dtype=bfloat16",
+        "unet.recompute_blocks=true",
+    ):
+        read_snapshot(tmp_path / "s", [allowed])
