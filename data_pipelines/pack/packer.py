@@ -8,7 +8,6 @@ shards are never rewritten; the manifests are written last.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
@@ -117,7 +116,7 @@ class Packer:
                 self._claim()
                 self._write_shards(Task(0, 1))
                 manifests = self._join()
-            shutil.rmtree(self._work.path, ignore_errors=True)
+            self._work.remove()
         return manifests
 
     @property
@@ -148,7 +147,7 @@ class Packer:
             if manifests is None:
                 self._claim()
                 manifests = self._join()
-            shutil.rmtree(self._work.path, ignore_errors=True)
+            self._work.remove()
         return manifests
 
     def _part_names(self) -> tuple[str, ...]:
@@ -239,7 +238,7 @@ class Packer:
         try:
             held = self._choose_holdout(items)
         except PackError:  # the same command cannot succeed, and another cannot use what is there
-            shutil.rmtree(self._work.path, ignore_errors=True)
+            self._work.remove()
             raise
         for name, skips in (("train", listing.skips), ("holdout", ())):
             positions = [n for n in range(len(listing.entries)) if (n in held) == (name != "train")]

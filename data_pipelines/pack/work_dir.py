@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,11 +21,18 @@ from typing import Any, ClassVar, TypeVar
 from data_pipelines.pack.options import PackError, PackOptions
 from data_pipelines.pack.shard_writer import ShardRecord, WrittenSample
 from data_pipelines.packed.manifest import Manifest
-from data_pipelines.sources.base import Listing, Skip, Source
+from data_pipelines.sources.base import Listing, Skip, Source, printable
+from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format, canonical_json
 
+logger = logging.getLogger(__name__)
 WORK_DIR = ".packing"
 REQUEST = "request.json"
+FILES = re.compile(
+    r"lock(-\d+-of-\d+)?|request\.json|(all|train|holdout)-\d{6,}\.json"
+    r"|all/(\d+)/shards/\d{6,}\.tar"
+)
+"""What packing writes below a working directory."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,12 @@ class WorkDir:
     def exists(self) -> bool:
         """Return whether a pack into the destination is unfinished."""
         return self.path.is_dir()
+
+    def remove(self) -> None:
+        """Remove what packing wrote here; says what else is left."""
+        if left := remove_ours(self.path, FILES):
+            some = ", ".join(map(printable, left[:3]))
+            logger.warning("%s is kept: it holds files that no pack wrote (%s)", self.path, some)
 
     def claim(self, request: dict[str, Any]) -> dict[str, Any]:
         """Record what is being packed, unless it is recorded already; return the record."""

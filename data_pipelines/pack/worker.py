@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import NamedTuple
@@ -32,7 +31,8 @@ from data_pipelines.images import (
     encode,
     may_stay,
 )
-from data_pipelines.sources.base import Entry, ReadItem, Skip, Source
+from data_pipelines.sources.base import Entry, Skip, Source, SourceError
+from data_pipelines.sources.steady import SteadyReader
 
 CHUNK = 32
 """Items that a process converts at a time."""
@@ -52,6 +52,7 @@ def converted(
         workers: Processes; with one, or few entries, everything happens in this process.
 
     Raises:
+        SourceError: An item cannot be read now, also after several attempts.
         RuntimeError: A worker was killed (most often for lack of memory).
     """
     if workers == 1 or len(entries) <= SMALL:
@@ -122,8 +123,7 @@ class ChunkConverter:
     """Converts lists of entries; holds the opened source. One per process."""
 
     def __init__(self, source: Source, conversion: Conversion) -> None:
-        self._stack = ExitStack()
-        self._read: ReadItem = self._stack.enter_context(source.open())
+        self._read = SteadyReader(source)
         self._conversion = conversion
 
     def __call__(self, entries: Sequence[Entry]) -> list[Packed | Skip]:
@@ -134,15 +134,15 @@ class ChunkConverter:
 
     def close(self) -> None:
         """Close the source."""
-        self._stack.close()
+        self._read.close()
 
     def _convert(self, entry: Entry) -> Packed | Skip:
         try:
             return self._conversion.apply(self._read(entry), entry.label)
         except BadImage as error:
             return Skip(entry.name, str(error))
-        except OSError as error:
-            return Skip(entry.name, f"unreadable: {error.strerror or error}")
+        except SourceError:  # not the item's damage: the pack ends, and resumes with this shard
+            raise
         except Exception as error:  # one odd item must not end the pack
             return Skip(entry.name, f"unusable: {type(error).__name__}: {error}")
 

@@ -1,6 +1,7 @@
 """Where images come from: one class per kind of source, each a picklable description of its input.
 
 base.py         The interface to the packer: Source, Listing, Entry, Skip
+steady.py       Reading items again after errors of the moment
 kinds.py        The kinds by their names on the command line
 files.py        Image files in a directory, zip, tar, or directory of tars
 lister/         What packing and evaluation list: pictures, classes and splits

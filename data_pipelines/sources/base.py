@@ -49,6 +49,8 @@ class Skip(NamedTuple):
         return self.category not in (HIDDEN, NOT_AN_IMAGE, METADATA, MASK, LINKED_AGAIN, LINK_LOOP)
 
 
+MAX_ITEM_BYTES = 1 << 28
+"""Bytes above which an item is no image."""
 BROKEN_LINK = -1
 """Locator of an entry that is a link to nothing: reading it says so."""
 HIDDEN = "hidden or made by a tool"

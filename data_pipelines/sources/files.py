@@ -42,6 +42,7 @@ from data_pipelines.sources.lister.pictures import (
     is_hidden,
 )
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
+from data_pipelines.sources.steady import steady_start
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 MEMBERS = 1 << 48  # locator of a member of a shard = number of the shard * MEMBERS + offset
@@ -81,7 +82,7 @@ class FileSource(ABC):
         with self.open_starts() as read_start:
             return label_pictures(
                 self.pictures(),
-                read_start,
+                steady_start(read_start),
                 where=self.where,
                 labelled=self.labelled,
                 split=self.split,
@@ -93,7 +94,7 @@ class FileSource(ABC):
         """Return the image files of all splits. Raises SourceError if it cannot be read."""
         found = self.found()
         with self.open_starts() as read_start:
-            return find_pictures(found, read_start, faces=self.faces)
+            return find_pictures(found, steady_start(read_start), faces=self.faces)
 
     @abstractmethod
     def found(self) -> Found:
@@ -230,7 +231,7 @@ class ShardsSource(FileSource):
         with self.open_starts() as read_start:
             return label_pictures(
                 pictures,
-                read_start,
+                steady_start(read_start),
                 where=self.where,
                 labelled=self.labelled,
                 any_sidecar=True,

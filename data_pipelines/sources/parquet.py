@@ -16,6 +16,7 @@ from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceEr
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import extension, is_hidden
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
+from models.safe_files.transient import is_transient
 
 ROWS = 1 << 32  # locator = file number * ROWS + row; parquet files have fewer rows
 LABEL_NAMES = ("label", "labels", "class", "fine_label")
@@ -172,6 +173,8 @@ def _open(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_transient(error):
+            raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SourceError(f"{path} cannot be read as a parquet file: {reason}") from None
 

@@ -39,21 +39,23 @@ def check_member(info: zipfile.ZipInfo, max_bytes: int | None = None) -> None:
         )
 
 
-def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None) -> bytes:
-    """Return a member's bytes, after checking its sizes.
+def read_member(
+    archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, max_bytes: int | None = None
+) -> bytes:
+    """Return the bytes of a member, given by name or entry, after checking its sizes.
 
     Raises:
         ArchiveError: It is missing, damaged, encrypted, or too large.
     """
     try:
-        info = archive.getinfo(name)
+        info = archive.getinfo(member) if isinstance(member, str) else member
         check_member(info, max_bytes)
         return archive.read(info)
     except KeyError:
-        raise ArchiveError(f"there is no member {name!a}") from None
+        raise ArchiveError(f"there is no member {member!a}") from None
     # zipfile: RuntimeError if encrypted, NotImplementedError if compressed in an unknown way.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ArchiveError(f"member {name!a} is damaged or unreadable: {error}") from None
+        raise ArchiveError(f"member {info.filename!a} is damaged or unreadable: {error}") from None
 
 
 def check_torch_file(path: Path) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import LINKED_AGAIN, Entry, Skip, SourceError
+from data_pipelines.sources.base import LINKED_AGAIN, MAX_ITEM_BYTES, Entry, Skip, SourceError
 from data_pipelines.sources.lister.pictures import File, Found
+from models.safe_files.archives import ArchiveError, read_member
 
 Member = TypeVar("Member")
 MOST_LINKS = 16
@@ -184,7 +185,11 @@ def read_at(file: IO[bytes], entry: Entry) -> bytes:
     try:
         file.seek(entry.locator)
         content = file.read(entry.size)
-    except (OSError, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise BadImage(f"unreadable: {error}") from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the archive's
+            raise
         raise BadImage(f"unreadable: {error}") from None
     if len(content) != entry.size:
         raise BadImage("unreadable: the archive ends before it")
@@ -243,12 +248,15 @@ def read_zip_member(archive: zipfile.ZipFile, number: int, count: int | None = N
     """Return a member's bytes, or the first `count`.
 
     Raises:
-        BadImage: It is damaged or encrypted.
+        BadImage: It is damaged, encrypted, or expands to more than an image can be.
     """
     try:
-        with archive.open(archive.infolist()[number]) as member:
-            return member.read() if count is None else member.read(count)
-    except BAD_MEMBER as error:
+        info = archive.infolist()[number]
+        if count is None:
+            return read_member(archive, info, MAX_ITEM_BYTES)
+        with archive.open(info) as member:
+            return member.read(count)
+    except (ArchiveError, *BAD_MEMBER) as error:
         raise BadImage(f"unreadable: {error}") from None
 
 

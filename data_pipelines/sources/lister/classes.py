@@ -218,6 +218,8 @@ def _sidecar_label(kind: str, file: File, read_start: ReadStart) -> str:
     try:
         text = read_start(file, SIDECAR_BYTES).decode().strip()
         value = _json_label(json.loads(text)) if kind == "json" else text
+    except SourceError:  # it cannot be known now
+        raise
     except (BadImage, OSError, ValueError):
         return ""
     return value if re.fullmatch(r"\d+", value) or (kind != "txt" and value[:1] != "-") else ""

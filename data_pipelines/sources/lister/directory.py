@@ -22,6 +22,7 @@ from data_pipelines.sources.lister.pictures import (
     extension,
     is_hidden,
 )
+from models.safe_files.transient import is_transient, retried
 
 Inode = tuple[int, int]
 """Device and inode: what names of one file or directory have in common."""
@@ -95,9 +96,12 @@ class _Walker:
             pending += reversed(inner)
 
     def _scan(self, directory: str) -> list[os.DirEntry[str]]:
-        try:
+        def scan() -> list[os.DirEntry[str]]:
             with os.scandir(self._top / directory) as items:
                 return sorted(items, key=lambda item: item.name)
+
+        try:
+            return retried(scan, f"listing {self._top / directory}")
         except OSError as error:
             raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from None
 
@@ -105,8 +109,10 @@ class _Walker:
         """Note a file, or a link."""
         is_link = item.is_symlink()
         try:
-            status = item.stat()
+            status = retried(item.stat, f"reading {item.path}")
         except OSError as error:
+            if is_transient(error):
+                raise SourceError(f"{item.path} cannot be read now: {error.strerror}") from None
             if extension(name) in IMAGE_EXTENSIONS:  # when it is read, the reason is reported
                 self._files.append((File(name, 0, BROKEN_LINK), None))
             else:
