@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import ImagePipeline
 from dist_train.config import ComputeConfig, LoggingConfig
 from dist_train.ema import MAIN, ShardedEma
+from dist_train.runtime.run_dir import RunDirError
 from dist_train.runtime.world import World
 from models.config_io import to_json
 from models.families import AnyObjective
@@ -76,6 +79,25 @@ class SnapshotWriter:
                 grid = self._grids.draw(path)
         return grid
 
+    def set_aside(self, images_seen: int) -> list[str]:
+        """Move aside what the run left at later times; returns what to say about it. Collective.
+
+        See `set_aside`, of this module.
+
+        Raises:
+            RunDirError: On all ranks, if a directory cannot be moved.
+        """
+        note, problem = None, None
+        if self._world.rank == 0:
+            try:
+                note = set_aside(self._run_dir, images_seen)
+            except OSError as error:
+                problem = f"snapshots in {self._run_dir} cannot be moved aside: {error}"
+        note, problem = self._world.broadcast_object((note, problem))
+        if problem is not None:
+            raise RunDirError(problem)
+        return [] if note is None else [note]
+
     def _write_one(
         self, path: Path, weights: Mapping[str, Tensor], images_seen: int, ema: ShardedEma
     ) -> None:
@@ -104,6 +126,50 @@ def describe_run(
         "torch": torch.__version__,
         "compute": to_json(compute),
     }
+
+
+DATED = (
+    ("snapshots/*", re.compile(r"(\d{12})")),
+    ("ema/*/*", re.compile(r"(\d{12})")),
+    ("grids/*", re.compile(r"(\d{12})\.png")),
+    ("evaluation/*", re.compile(r"(\d{12})(-.*)?")),
+)
+"""What a run directory holds by images seen, besides checkpoints and metrics."""
+
+
+def set_aside(run_dir: Path, images_seen: int) -> str | None:
+    """Move snapshots, averages, grids and results of later times to `abandoned/N` of the run.
+
+    A run that continues at this time, after a roll-back, or because a checkpoint is older than a
+    snapshot, has left them behind: they are of a branch that it may not take again (other data,
+    other ranks), and an average made afterwards must not mix the two. What it does take again it
+    writes again. Nothing is removed.
+
+    Returns:
+        A line that says what was moved where, None if there was nothing.
+
+    Raises:
+        OSError: They cannot be moved.
+    """
+    later = [
+        entry
+        for pattern, name in DATED
+        for entry in sorted(run_dir.glob(pattern))
+        if (match := name.fullmatch(entry.name)) and int(match[1]) > images_seen
+    ]
+    if not later:
+        return None
+    numbers = [int(p.name) for p in run_dir.glob("abandoned/*") if p.name.isdecimal()]
+    target = run_dir / "abandoned" / str(max(numbers, default=0) + 1)
+    for entry in later:
+        place = target / entry.relative_to(run_dir)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(entry, place)
+    names = ", ".join(str(entry.relative_to(run_dir)) for entry in later[:3])
+    return (
+        f"moved {len(later)} snapshots, grids and results after {images_seen:,} images to {target}"
+        f" ({names}{', ...' if len(later) > 3 else ''}): training continues before them"
+    )
 
 
 BATCH = 16

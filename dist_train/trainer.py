@@ -282,9 +282,11 @@ class Trainer:
         """
         path, problems = find_newest_complete(self.run_dir, self.world)
         notes = [f"skipped a damaged checkpoint: {problem}" for problem in problems]
+        if path is not None:
+            self._restore(path)
+        notes += self.parts.snapshots.set_aside(self.images_seen)
         if path is None:
             return notes
-        self._restore(path)
         return [*notes, f"resumed from {path} at {self.images_seen:,} images"]
 
     def _restore(self, path: Path) -> None:
@@ -336,3 +338,5 @@ class Trainer:
             f"rolled back from {diverged:,} to {self.images_seen:,} images and skipped the images"
             f" between: {problem}",
         )
+        for note in self.parts.snapshots.set_aside(self.images_seen):
+            self.parts.reporter.say(note)

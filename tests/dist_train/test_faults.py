@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,6 +130,61 @@ def test_non_finite_updates_stop_are_skipped_or_rolled_back(
     tmp_path: Path, zero_stage: int, poison: str
 ) -> None:
     run_ranks(2, _check_divergence, tmp_path, zero_stage, poison)
+
+
+EVERY_STEP = f"checkpoint.snapshot_every_images={BATCH}"
+SHORT = 'ema.short={"type": "PowerEma", "relative_width": 0.05}'
+
+
+def _snapshots(run_dir: Path, average: str = "snapshots") -> dict[int, str]:
+    """Return the digests of the weights of a run's snapshots by images seen."""
+    files = sorted(run_dir.glob(f"{average}/[0-9]*/snapshot.json"))
+    return {int(f.parent.name): json.loads(f.read_text())["weights_sha256"] for f in files}
+
+
+def _check_abandoned(root: Path) -> None:
+    config = _config(EVERY_STEP, SHORT, "logging.grid_seeds=1", action="roll_back")
+    (root / "back/evaluation").mkdir(parents=True, exist_ok=True)
+    for name in (f"{3 * BATCH:012d}-kept.json", f"{4 * BATCH:012d}-gone.json", "plan.json"):
+        (root / "back/evaluation" / name).write_text("{}")
+    _fit(root / "back", config, (4 * BATCH + 6,))  # the fifth step; the checkpoint is of the third
+    everything = list(range(0, WHOLE + 1, BATCH))
+    abandoned = root / "back/abandoned/1"
+    for average in ("snapshots", "ema/short"):
+        kept, moved = _snapshots(root / "back", average), _snapshots(abandoned, average)
+        assert [*kept] == everything
+        assert [*moved] == [4 * BATCH]
+        assert kept[4 * BATCH] != moved[4 * BATCH]  # after other images
+    assert [p.name for p in (abandoned / "grids").iterdir()] == [f"{4 * BATCH:012d}.png"]
+    assert [p.name for p in (abandoned / "evaluation").iterdir()] == [f"{4 * BATCH:012d}-gone.json"]
+    assert len([*(root / "back/evaluation").iterdir()]) == 2
+    assert [path.name for path in (root / "back/abandoned").iterdir()] == ["1"]
+
+
+def _check_older_checkpoint(root: Path) -> None:
+    config = _config(EVERY_STEP, SHORT)
+    _fit(root / "run", config)
+    before = {name: _snapshots(root / "run", name) for name in ("snapshots", "ema/short")}
+    world = torch.distributed
+    if world.get_rank() == 0:  # as if it were damaged
+        assert committed(root / "run")[-1].name == f"{WHOLE:012d}"
+        shutil.rmtree(committed(root / "run")[-1])
+        (root / "run/snapshots/000000099999-notes").mkdir()
+    world.barrier()
+    _fit(root / "run", config)
+    for name, digests in before.items():  # the same ranks take the same way again, bit for bit
+        assert _snapshots(root / "run", name) == digests
+        later = {images: digest for images, digest in digests.items() if images > HALF}
+        assert _snapshots(root / "run/abandoned/1", name) == later
+    assert (root / "run/snapshots/000000099999-notes").is_dir()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("check", [_check_abandoned, _check_older_checkpoint])
+def test_snapshots_of_an_abandoned_branch_are_moved_aside(
+    tmp_path: Path, check: Callable[[Path], None]
+) -> None:
+    run_ranks(2, check, tmp_path)
 
 
 def _check_collapsed_pair(root: Path) -> None:
