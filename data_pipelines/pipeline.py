@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from data_pipelines.images import Resize
 from data_pipelines.packed.manifest import DatasetInfo
+from data_pipelines.packed.remote import is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class MixedSet:
 
 
 Backend = Literal["dali", "webdataset", "ffcv", "synthetic"]
+READ_BY_SYNTHETIC = frozenset({"backend", "resolution", "flip", "shuffle"})
+"""Settings of data that generated images depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class DataConfig:
 
     Attributes:
         path: Directory of packed shards (`relaywave data pack`), or its URL: http(s)://,
-            s3://, gs://, or `pipe:COMMAND {}`; ignored by `synthetic`.
+            s3://, gs://, or `pipe:COMMAND {}`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
             and dry runs).
@@ -102,6 +105,24 @@ class DataConfig:
             )
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
+
+    def unread(self) -> dict[str, str]:
+        """Return the settings that this backend, or these sets, have no use for."""
+        if self.backend == "synthetic":
+            names = {field.name for field in fields(self)} - READ_BY_SYNTHETIC
+            why = "data.backend=synthetic generates its images; add data.backend=dali, webdataset"
+            return dict.fromkeys(sorted(names), f"{why} or ffcv")
+        found = {}
+        if self.backend != "ffcv":
+            found["ffcv_cache_gb"] = f"data.backend={self.backend} has no such cache; leave it out"
+        if not any(map(is_remote, (self.path, *(other.path for other in self.mix)))):
+            why = "only remote sets (URLs) are cached; leave it out"
+            found |= {"cache": why, "cache_gb": why}
+        if not self.mix:
+            found["weight"] = "there is one set only; add data.mix"
+        if not self.shuffle:
+            found["shuffle_window"] = "data.shuffle=false; leave one of them out"
+        return found
 
 
 @dataclass(frozen=True)

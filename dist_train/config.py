@@ -24,6 +24,7 @@ from dist_train.ema_profiles import ConstantEma, EmaProfile, HalflifeEma, PowerE
 from dist_train.schedules import CosineSchedule, WarmupSchedule
 from models.config_io import ConfigError
 from models.families import AnyObjective
+from models.rdm.config import RelayConfig
 
 __all__ = [
     "AdamConfig",
@@ -115,6 +116,21 @@ class RunConfig:
                 raise ValueError(f"ema.{name}: a name is made of letters, digits and _")
             if name == "ema":  # of the main average, in checkpoints
                 raise ValueError("ema.ema: this name is reserved; choose another")
+
+    def unread(self) -> dict[str, str]:
+        """Return the settings that others make pointless, across groups."""
+        found = {}
+        precision = self.compute.precision
+        for name, group in vars(self.objective).items():
+            dtype = getattr(group, "compute_dtype", precision)
+            if precision not in ("auto", None, dtype):
+                why = f"compute.precision={precision} is that of all networks; set it to null"
+                found[f"objective.{name}.compute_dtype"] = why
+        if not isinstance(self.objective, RelayConfig):
+            found["logging.grid_previous"] = "only a relay's grids start from another stage"
+        elif not self.logging.grid_seeds:
+            found["logging.grid_previous"] = "logging.grid_seeds=0 draws no grids"
+        return found
 
     @staticmethod
     def upgrade(settings: Mapping[str, Any]) -> dict[str, Any]:

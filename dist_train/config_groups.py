@@ -33,6 +33,10 @@ class AdamConfig:
             raise ValueError(f"lr={self.lr} must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be in [0, 1)")
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps} must be positive")
+        if isinstance(self.schedule, CosineSchedule) and self.schedule.minimum > self.lr:
+            raise ValueError(f"schedule.minimum={self.schedule.minimum} is above lr={self.lr}")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm={self.max_gradient_norm} must be positive or null")
 
@@ -170,6 +174,15 @@ class DivergencePolicy:
         for name in ("max_skipped_in_a_row", "max_roll_backs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+    def unread(self) -> dict[str, str]:
+        """Return the limits of what is not done."""
+        limits = {"skip": "max_skipped_in_a_row", "roll_back": "max_roll_backs"}
+        return {
+            name: f"divergence.action is {self.action}; set it to {action}"
+            for action, name in limits.items()
+            if action != self.action
+        }
 
 
 def require_positive(config: Any, *names: str, or_null: bool = False) -> None:

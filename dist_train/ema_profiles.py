@@ -20,6 +20,12 @@ class HalflifeEma:
     halflife_images: int
     rampup_ratio: float | None = 0.05
 
+    def __post_init__(self) -> None:
+        if self.halflife_images < 1:
+            raise ValueError(f"halflife_images={self.halflife_images} must be at least 1")
+        if self.rampup_ratio is not None and not self.rampup_ratio > 0:
+            raise ValueError(f"rampup_ratio={self.rampup_ratio} must be positive or null")
+
     def beta(self, images_seen: int, batch: int) -> float:
         """Return the weight of the old average in the step that starts at `images_seen`."""
         halflife = float(self.halflife_images)

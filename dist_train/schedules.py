@@ -16,6 +16,10 @@ class WarmupSchedule:
 
     images: int = 0
 
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"images={self.images} must not be negative")
+
     def scale(self, images_seen: int) -> float:
         """Return lr / base at `images_seen`."""
         return min(images_seen / self.images, 1.0) if self.images else 1.0
@@ -41,6 +45,8 @@ class CosineSchedule:
             raise ValueError(
                 f"epochs={self.epochs} and epoch_images={self.epoch_images} must be positive"
             )
+        if self.minimum < 0:
+            raise ValueError(f"minimum={self.minimum} must not be negative")
 
     def rate(self, base: float, images_seen: int) -> float:
         """Return the learning rate at `images_seen`."""

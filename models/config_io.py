@@ -6,6 +6,10 @@ to the new one: files written with the old names are read, and overrides that us
 with the new name. What a new name alone cannot express, a static method `upgrade` of the class does
 to what a file holds.
 
+A class whose settings are not read in all circumstances has a method `unread() -> {name: why}`: the
+names of those that nothing reads with the others as they are (dotted, if they are in a group), and
+what to change instead. An override of such a setting is rejected: what is accepted has an effect.
+
 It lives in `models`, the lowest layer, because a snapshot carries its objective's configuration.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,16 +68,33 @@ def override(config: T, assignments: Sequence[str]) -> T:
     so that settings that only fit together can be changed together.
 
     Raises:
-        ConfigError: An unknown key (lists the known ones), a wrong type, an impossible combination.
+        ConfigError: An unknown key (lists the known ones), a wrong type, an impossible combination,
+            a key that is given twice, or one that nothing reads.
     """
     document = to_json(config)
+    keys: list[str] = []
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise ConfigError(f"{assignment!r} is not an override; write key=value")
         _reject_renamed(config, key)
+        _reject_repeated(key, keys)
         _assign(document, key, _parse_value(text))
-    return from_json(type(config), document, type(config).__name__)
+        keys.append(key)
+    changed: T = from_json(type(config), document, type(config).__name__)
+    _reject_unread(changed, keys)
+    return changed
+
+
+def unread_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, why) of the settings that nothing reads, with all others as they are."""
+    if dataclasses.is_dataclass(config):
+        unread: Mapping[str, str] = config.unread() if hasattr(config, "unread") else {}
+        yield from ((prefix + name, why) for name, why in unread.items())
+        config = vars(config)
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from unread_settings(value, f"{prefix}{name}.")
 
 
 def require_finite(config: Any) -> None:
@@ -92,6 +113,38 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
             found |= differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return found
     return {} if old == new else {prefix: (old, new)}
+
+
+def _reject_repeated(key: str, before: Sequence[str]) -> None:
+    """Raise ConfigError if a key, or a setting within it, was assigned before."""
+    for other in before:
+        if _is_within(other, key):
+            twice = "is given twice" if other == key else f"would replace {other}, given before it"
+            raise ConfigError(f"setting {key} {twice}; keep one of them")
+
+
+def _reject_unread(config: Any, keys: Sequence[str]) -> None:
+    """Raise ConfigError if one of the keys has a value of its own, but nothing reads it."""
+    for name, why in unread_settings(config):
+        given = any(_is_within(name, key) or _is_within(key, name) for key in keys)
+        if given and (value := _own_value(config, name.split("."))) is not None:
+            raise ConfigError(f"{name}={value} has no effect: {why}")
+
+
+def _is_within(name: str, group: str) -> bool:
+    return name == group or name.startswith(f"{group}.")
+
+
+def _own_value(config: Any, names: Sequence[str]) -> str | None:
+    """Return a setting's value as JSON, None if it is the field's default."""
+    first, *others = names
+    value = config[first] if isinstance(config, Mapping) else getattr(config, first)
+    if others:
+        return _own_value(value, others)
+    field = next(field for field in dataclasses.fields(config) if field.name == first)
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    return None if value == default else json.dumps(to_json(value))
 
 
 def _parse_value(text: str) -> Any:

@@ -98,4 +98,9 @@ def tiny_wavediff() -> RunConfig:
     )
 
 
+def last_of_each(*assignments: str) -> list[str]:
+    """Return arguments with only the last of those that assign the same key."""
+    return list({text.partition("=")[0]: text for text in assignments}.values())
+
+
 TINY = {recipe.__name__: recipe for recipe in (tiny_edm, tiny_relay, tiny_wavediff)}

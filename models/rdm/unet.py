@@ -74,6 +74,14 @@ class UNetConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
 
+    def unread(self) -> dict[str, str]:
+        """Return `attn_resolutions` if it names an edge that no level has."""
+        edges = [self.resolution >> level for level in range(len(self.channel_mult))]
+        if set(self.attn_resolutions) <= set(edges):
+            return {}
+        levels = ", ".join(map(str, edges))
+        return {"attn_resolutions": f"the levels have the edges {levels}; name only these"}
+
 
 class UNet(nn.Module):
     """The raw network F of the denoiser; see models/rdm/precond.py for its use."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ def _decode(annotation: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(annotation)
     if annotation is Any:
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}={value} is not a finite number")
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(annotation), value, where)
     if origin is Literal:

@@ -54,6 +54,10 @@ class WaveDiffConfig:
         self.generator.check_resolution(edge)
         self.discriminator.check_resolution(edge)
 
+    def unread(self) -> dict[str, str]:
+        """Return the interval of no penalty."""
+        return {} if self.r1_gamma else {"r1_interval": "r1_gamma=0 switches the penalty off"}
+
     def build(self) -> WaveDiffObjective:
         """Return the objective."""
         return WaveDiffObjective(

@@ -85,6 +85,18 @@ class GeneratorConfig:
         for multiplier in self.channel_multipliers:
             norm_groups(self.base_channels * multiplier)
 
+    def unread(self) -> dict[str, str]:
+        """Return what the chosen kinds of blocks and pyramids have no use for."""
+        pyramid, found = self.input_pyramid, dict[str, str]()
+        if pyramid != "skip":
+            found["combine"] = f"input_pyramid={pyramid} joins no plain inputs; set it to skip"
+        if pyramid != "residual":
+            found["frequency_pyramid"] = f"input_pyramid={pyramid}; set it to residual"
+        filtered = pyramid == "skip" or (pyramid == "residual" and not self.frequency_pyramid)
+        if self.frequency_blocks and not filtered and self.output_pyramid == "none":
+            found["fir"] = "all resampling is by Haar bands; set frequency_blocks=false"
+        return found
+
     def check_resolution(self, resolution: int) -> None:
         """Raise ValueError unless feature maps of this edge can be halved at every level."""
         levels = len(self.channel_multipliers)

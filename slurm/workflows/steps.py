@@ -100,9 +100,8 @@ def pack_steps(
 
 def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: str) -> Step:
     """Train a recipe on a packed set, in the run directory `<name>`."""
-    config = override(
-        find_recipe(recipe)(), [f"data.path={data}", *overrides, *inputs.step_overrides(name)]
-    )
+    config = override(find_recipe(recipe)(), [f"data.path={data}", *overrides])
+    config = override(config, inputs.step_overrides(name))
     resources = inputs.resources
     if not inputs.same_size:
         resources = dataclasses.replace(

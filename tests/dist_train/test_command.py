@@ -22,6 +22,7 @@ from dist_train.recipes import RECIPES
 from models.config_io import from_json, override, to_json
 from tests.dist_train.test_trainer import whole_tensors
 from tests.ranks import run_ranks
+from tests.tiny import last_of_each
 
 TINY = [
     "quickstart_edm16",
@@ -81,7 +82,7 @@ def test_bad_settings_are_rejected_before_anything_starts(
 def test_settings_that_do_not_fit_the_data_or_the_ranks(
     overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*TINY, *overrides, "--run-dir", str(tmp_path / "run")]) == 2
+    assert main([*last_of_each(*TINY, *overrides), "--run-dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.count("\n") == 1

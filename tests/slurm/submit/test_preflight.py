@@ -14,6 +14,7 @@ from evaluation.reference.statistics_file import write_reference
 from slurm.__main__ import main
 from tests.data_sets import packed_set, write_class_dirs
 from tests.slurm.project import make_reference, make_run
+from tests.tiny import last_of_each
 
 SMALL = ["objective.unet.model_channels=8", "data.workers=1", "logging.wandb_project=null"]
 ALONE = ["--nodes=1", "--gpus-per-node=0", "--cluster=local"]
@@ -65,7 +66,8 @@ def test_with_the_same_message(
 ) -> None:  # fmt: skip
     data = sets / ("sixty-four" if recipe == "relay64" else "three")
     settings = [f"quickstart_{recipe}", f"data.path={data}", "objective.unet.label_dim=3", *SMALL]
-    arguments = [*settings, *(text.format(sets=sets) for text in overrides), "--run-dir"]
+    changed = last_of_each(*settings, *(text.format(sets=sets) for text in overrides))
+    arguments = [*changed, "--run-dir"]
     assert main(["train", *arguments, str(tmp_path / "submitted"), *ALONE]) == 2
     ours = capsys.readouterr().err
     assert not (tmp_path / "submitted").exists(), "nothing is written"
