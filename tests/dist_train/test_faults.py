@@ -35,6 +35,7 @@ from dist_train.config import (
 )
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from dist_train.monitoring.divergence import DivergenceCheck
+from dist_train.snapshots import set_aside
 from models.command_line import EXIT_LOST
 from models.config_io import ConfigError, override
 from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
@@ -144,9 +145,6 @@ def _snapshots(run_dir: Path, average: str = "snapshots") -> dict[int, str]:
 
 def _check_abandoned(root: Path) -> None:
     config = _config(EVERY_STEP, SHORT, "logging.grid_seeds=1", action="roll_back")
-    (root / "back/evaluation").mkdir(parents=True, exist_ok=True)
-    for name in (f"{3 * BATCH:012d}-kept.json", f"{4 * BATCH:012d}-gone.json", "plan.json"):
-        (root / "back/evaluation" / name).write_text("{}")
     _fit(root / "back", config, (4 * BATCH + 6,))  # the fifth step; the checkpoint is of the third
     everything = list(range(0, WHOLE + 1, BATCH))
     abandoned = root / "back/abandoned/1"
@@ -156,8 +154,6 @@ def _check_abandoned(root: Path) -> None:
         assert [*moved] == [4 * BATCH]
         assert kept[4 * BATCH] != moved[4 * BATCH]  # after other images
     assert [p.name for p in (abandoned / "grids").iterdir()] == [f"{4 * BATCH:012d}.png"]
-    assert [p.name for p in (abandoned / "evaluation").iterdir()] == [f"{4 * BATCH:012d}-gone.json"]
-    assert len([*(root / "back/evaluation").iterdir()]) == 2
     assert [path.name for path in (root / "back/abandoned").iterdir()] == ["1"]
 
 
@@ -177,6 +173,29 @@ def _check_older_checkpoint(root: Path) -> None:
         later = {images: digest for images, digest in digests.items() if images > HALF}
         assert _snapshots(root / "run/abandoned/1", name) == later
     assert (root / "run/snapshots/000000099999-notes").is_dir()
+
+
+def test_only_what_a_run_wrote_at_later_times_is_moved_aside(tmp_path: Path) -> None:
+    later = [
+        "snapshots/000000000032/snapshot.json", "ema/long/000000000032/snapshot.json",
+        "ema/posthoc_power_0.07/000000000032/snapshot.json", "grids/000000000032.png",
+        "evaluation/000000000032/fid.json", "evaluation/000000000032-fid.json",
+    ]  # fmt: skip
+    stay = [name.replace("32", "24") for name in later] + [
+        "evaluation/plan.json", "snapshots/000000000032.notes/notes.txt", "grids/thesis.png",
+        "checkpoints/000000000032/checkpoint.json", "abandoned/7/notes.txt", "ema/32/notes.txt",
+    ]  # fmt: skip
+    for name in later + stay:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    note = set_aside(tmp_path, 24)
+    assert note is not None
+    assert f"moved 6 snapshots, grids and results after 24 images to {tmp_path}/abandoned/8" in note
+    for name in later:
+        assert not (tmp_path / name).exists()
+        assert (tmp_path / "abandoned/8" / name).read_text() == name
+    assert all((tmp_path / name).read_text() == name for name in stay)
+    assert set_aside(tmp_path, 24) is None
 
 
 @pytest.mark.distributed
