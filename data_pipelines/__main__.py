@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_pipeline
 
 def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = build_parser(prog).parse_args(argv)
+    command_line.check_files(arguments)
     with command_line.about(vars(arguments).get("destination") or arguments.path):
         arguments.command(arguments)
 

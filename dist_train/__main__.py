@@ -40,6 +40,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     parser = build_parser(prog, *arguments[:1])
     is_named = arguments[:1] and arguments[0] in COMMANDS
     options = parser.parse_intermixed_args(arguments[1:] if is_named else arguments)
+    command_line.check_files(options)
     options.arguments = arguments
     code: int = options.run_command(options)
     return code

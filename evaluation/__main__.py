@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") 
 def _run(arguments: list[str], prog: str) -> int:
     stop_with_launcher()
     args = parse(arguments, build_parser(prog))
+    command_line.check_files(args)
     place = vars(args).get("out") or vars(args).get("plots") or Path()
     world = None
     try:

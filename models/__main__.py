@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m models") -> i
 
 def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = _parse(argv, prog)
+    command_line.check_files(arguments)
     with command_line.about(arguments.out):
         arguments.run(arguments)
 

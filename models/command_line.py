@@ -6,11 +6,13 @@ before they know that they can run.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import io
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -84,6 +86,28 @@ def about(place: object) -> Iterator[None]:
     except Exception as error:
         error.add_note(str(place))
         raise
+
+
+def check_files(arguments: argparse.Namespace) -> None:
+    """Reject FIFOs, sockets and devices on a command line: reading one may never end.
+
+    Raises:
+        ValueError: A path, or the value of a `key=value` setting, is one.
+    """
+    for values in vars(arguments).values():
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if isinstance(value, (str, os.PathLike)):
+                text = os.fspath(value)
+                _check_file(str(text.partition("=")[2] or text))
+
+
+def _check_file(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # not there, or no path at all: whoever needs it says so
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a FIFO, a socket or a device; name a file or a directory")
 
 
 def fail(error: BaseException) -> int:

@@ -70,6 +70,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> None:
         args.passed_on = passed_on
     elif passed_on:  # options and positional arguments in any order
         args = parser.parse_intermixed_args(arguments[1:])
+    command_line.check_files(args)
     args.command(args)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import safetensors
 
 from models import command_line
 from models.snapshot import SnapshotError
+from tests.paths import ROOT
 
 
 class CodedError(Exception):
@@ -101,3 +104,20 @@ def test_a_line_has_an_end() -> None:
     line = command_line.one_line("x" * 100_000)
     assert len(line) < 2 * command_line.LONGEST
     assert " ... " in line
+
+
+def test_the_documented_codes_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    table = text.partition("## Exit codes")[2].partition("\n## ")[0]
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    codes = {value for name, value in vars(command_line).items() if name.startswith("EXIT_")}
+    assert documented == codes | {0}
+
+
+@pytest.mark.parametrize("setting", [False, True])
+def test_a_fifo_is_rejected_instead_of_read(tmp_path: Path, setting: bool) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    named = f"data.path={tmp_path / 'fifo'}" if setting else tmp_path / "fifo"
+    with pytest.raises(ValueError, match="fifo is a FIFO, a socket or a device; name a file"):
+        command_line.check_files(argparse.Namespace(sources=[tmp_path, named], ranks=2))
+    command_line.check_files(argparse.Namespace(source=tmp_path, missing=tmp_path / "x", n=None))
