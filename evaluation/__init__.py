@@ -1,18 +1,19 @@
 """Distributed generation and evaluation of snapshots.
 
-arguments.py   The options of the evaluation commands
-commands.py    What each sub-command does, once its command line is parsed
-disk.py        Writing that survives kills: atomic files, directories held by one job
-dry_run.py     Dry run: validate a command line so that launchers can reject it before queueing
-evaluate.py    One evaluation: images -> features -> metrics against a reference -> result file
-features.py    Feature extraction over ranks, resumable
-progress.py    Progress of a long loop: a bar on a terminal, plain lines elsewhere
-protocols.py   Evaluation protocols as named objects: how published numbers were made
-request.py     Validated requests: what command-line arguments ask for
-detectors/     Detectors: networks whose features are compared, their preprocessing and weights
-image_sets/    Sets of images to evaluate: directories, zips, tars, arrays, packed sets
-metrics/       Metrics: one file each, from features or statistics to a value
-reference/     Reference statistics: computed, cached, imported, exported
-results/       Results: one JSON each, and the tables and plots made of them
-samples/       Samples: drawn from seeds on any number of ranks, post-processed, stored
+arguments.py    The options of the evaluation commands
+commands.py     What each sub-command does, once its command line is parsed
+digest.py       Digests that identify what results and features were made of
+disk.py         Directories and files that one job writes at a time, while others wait
+dry_run.py      Dry run: validate a command line so that launchers can reject it before queueing
+evaluate.py     One evaluation: images -> features -> metrics against a reference -> result file
+progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
+protocols.py    Evaluation protocols as named objects: how published numbers were made
+request.py      Validated requests: what command-line arguments ask for
+detectors/      Detectors: networks whose features are compared, their preprocessing and weights
+features/       Features: computed once for each set, detector and tap, on any number of ranks
+image_sets/     Sets of images to evaluate: directories, zips, tars, arrays, packed sets
+metrics/        Metrics: one file each, from features or statistics to a value
+reference/      Reference statistics: computed, cached, imported, exported
+results/        Results: one JSON each, and the tables and plots made of them
+samples/        Samples: drawn from seeds on any number of ranks, post-processed, stored
 """

@@ -86,6 +86,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace the result of another request in --out"
+    )
     protocol = parser.add_argument(
         "--protocol",
         default="",
@@ -115,6 +118,17 @@ def _add_views(commands: Subparsers) -> None:
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
     compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
     _command(commands, "protocols", "list the protocols")
+    gc = _command(commands, "gc", "show features that are kept, and remove old ones")
+    gc.add_argument(
+        "stores",
+        nargs="*",
+        type=Path,
+        metavar="RUN|DIR",
+        help="runs, or directories of results (default: the cache of image sets)",
+    )
+    gc.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="remove what was not used for so long"
+    )
 
 
 def _add_conversions(commands: Subparsers) -> None:

@@ -13,12 +13,13 @@ from dist_train.runtime.world import World
 from evaluation.detectors.inception_weights import convert_inception
 from evaluation.detectors.registry import build_detector, default_preprocessing
 from evaluation.evaluate import evaluate
+from evaluation.features.store import entries, features_dir, remove
 from evaluation.image_sets.grid import write_grid
 from evaluation.image_sets.image_set import open_images
 from evaluation.protocols import PROTOCOLS, describe_protocol
 from evaluation.reference.exporters import export, write_batch
 from evaluation.reference.importers import read_statistics
-from evaluation.reference.reference import make_reference
+from evaluation.reference.reference import feature_cache, make_reference
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.request import (
     detector_of,
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> Work:
     requests, grid = evaluations_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        results = [evaluate(request, world) for request in requests]
+        results = evaluate(requests, world)
         if grid and world.rank == 0:
             images = requests[0].images
             stored = open_images(args.keep_images) if isinstance(images, SampleRequest) else images
@@ -92,6 +93,19 @@ def compare(args: argparse.Namespace) -> None:
     if args.plots:
         for path in write_plots(results, args.plots):
             print(path)
+
+
+def gc(args: argparse.Namespace) -> None:
+    """Show the features that are kept, and remove those that were not used for long."""
+    stores = [features_dir(path) for path in args.stores]
+    for store in stores or [feature_cache()]:
+        found = entries(store)
+        print(f"{store}: {len(found)} entries, {sum(e.size for e in found) / 1e9:.2f} GB")
+        for entry in found:
+            is_old = args.older_than is not None and entry.days >= args.older_than
+            if is_old:
+                remove(entry)
+            print(f"{'removed' if is_old else 'kept   '} {entry.describe()}")
 
 
 def protocols(args: argparse.Namespace) -> None:
@@ -132,6 +146,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "table": table,
     "compare": compare,
     "protocols": protocols,
+    "gc": gc,
     "export": export_statistics,
     "import": import_statistics,
     "convert": convert,

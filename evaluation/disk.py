@@ -1,47 +1,59 @@
-"""Writing that survives kills: files under a temporary name, directories held by one job."""
+"""Directories and files that one job writes at a time, while others wait."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dist_train.runtime.world import World
+from models.safe_files.locks import FileLock
 
-
-def work_dir_of(out: Path) -> Path:
-    """Return the directory of the working files of a result or reference, `<name>.work`."""
-    return out.with_name(out.name + ".work")
+TURN_SECONDS = 20.0
+"""How long rank 0 waits for a lock before it tells the other ranks that it is still waiting."""
 
 
 @contextmanager
 def dir_lock(path: Path, world: World) -> Iterator[None]:
-    """Create a directory and hold it for this job, until it ends or dies.
+    """Create a directory and hold it for this job, until it ends or dies; wait for other jobs.
 
     Raises:
-        ValueError: Another job holds it.
+        ValueError: The directory cannot be written.
     """
-    problem = None
-    lock = None
+    with file_lock(path / ".lock", world):
+        yield
+
+
+@contextmanager
+def file_lock(path: Path, world: World) -> Iterator[None]:
+    """Hold a lock file, as `dir_lock` does; its directory is created."""
+    lock, problem = None, None
     if world.rank == 0:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the end of the block
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            problem = (
-                f"{path} is being written by another job; wait for it, or use another directory"
-            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+        except OSError as error:
+            problem = f"{path.parent} cannot be written: {error.strerror}"
     problem = world.broadcast_object(problem)
+    if problem:
+        raise ValueError(problem)
     try:
-        if problem:
-            raise ValueError(problem)
+        _wait_for(lock, world)
         yield
     finally:
         if lock:
-            lock.close()
+            lock.release()
+
+
+def _wait_for(lock: FileLock | None, world: World) -> None:
+    """Take the lock on rank 0; say once for whom it waits. Collective, in turns."""
+    held = world.broadcast_object(lock.take() if lock else None)
+    if not held and lock:
+        print(f"waiting for {lock.owner}, which is writing {lock.path.parent}", file=sys.stderr)
+    while not held:
+        held = world.broadcast_object(lock.take(TURN_SECONDS) if lock else None)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

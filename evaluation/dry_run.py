@@ -16,6 +16,7 @@ from evaluation.reference.reference import load_statistics, same_reference
 from evaluation.request import (
     detector_of,
     evaluations_of,
+    new_reference_of,
     samples_of,
     spec_of,
     taps_of,
@@ -55,15 +56,18 @@ def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
     detector = build_detector(detector_of(args))
     detector = detector.with_taps(taps_of(args) or detector.reference_taps)
     if inputs:
-        same_reference(args.out, open_images(args.images), detector)
+        same_reference(args.out, open_images(args.images), new_reference_of(args), detector)
 
 
 def _check_run(args: argparse.Namespace, inputs: bool) -> None:
     requests = evaluations_of(args, inputs=inputs)
     first = requests[0]  # a protocol's repeats differ in their samples only
     detector = build_detector(first.detector)
-    first.metrics.requests(detector)
-    load_statistics(first.reference, detector)
+    metrics = first.metrics.requests(detector)
+    statistics = load_statistics(first.reference, detector)
+    for metric in metrics.values():
+        if statistics is not None and first.reference.images is None:
+            metric.check_reference(statistics)
     for request in requests:
         if isinstance(request.images, SampleRequest):
             check_samples(request.images)

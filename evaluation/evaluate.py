@@ -1,75 +1,171 @@
-"""One evaluation: images -> features -> metrics against a reference -> one result file.
+"""Evaluations: samples -> features -> statistics -> results.
 
-Everything is reused: finished batches of samples and features, and metrics that the result already
-holds. The same command resumes after any interruption, on any number of ranks.
+Everything is reused: finished batches of samples, features of a set by detector and tap, and
+metrics that a result already holds. The same command resumes after any interruption, on any number
+of ranks.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
 from evaluation.detectors.registry import build_detector
-from evaluation.disk import dir_lock, work_dir_of
-from evaluation.features import extract
+from evaluation.disk import file_lock
+from evaluation.features.extract import extract
+from evaluation.features.store import features_dir
 from evaluation.image_sets.image_set import ImageSet
+from evaluation.metrics.registry import MetricRequest
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.reference.reference import load_reference
 from evaluation.request import Evaluation
-from evaluation.results.result_file import Result, start_result, write_result
+from evaluation.results.result_file import Result, new_result, start_result, write_result
 from evaluation.samples.generate import GeneratedImages
 from evaluation.samples.sample_dir import SampleRequest, open_samples
 
 
-def evaluate(request: Evaluation, world: World) -> Result:
-    """Compute the metrics that the result file lacks, write it and return its content.
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation before its images are drawn: all that can be rejected has been checked.
+
+    Attributes:
+        request: The request.
+        detector: Its detector.
+        metrics: Its metrics, by their names in results.
+        reference: What the images are compared with.
+    """
+
+    request: Evaluation
+    detector: Detector
+    metrics: dict[str, MetricRequest]
+    reference: FeatureSet
+
+
+def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
+    """Compute the metrics that the result files lack, write and return them.
+
+    Requests of the same images share one pass over them, whatever detectors they name.
 
     Raises:
-        ValueError: The images, the detector and the reference do not fit together.
+        ValueError: The images, a detector and a reference do not fit together, or a result file
+            holds the result of another request.
     """
+    results: list[Result] = []
+    for group in _of_same_images(requests):
+        prepared = [prepare(request, world) for request in group]
+        with ExitStack() as locks:
+            for out in sorted(request.out for request in group):  # in one order: no deadlock
+                locks.enter_context(file_lock(out.with_name(f".{out.name}.lock"), world))
+            images = group[0].images
+            if isinstance(images, SampleRequest):
+                images = open_samples(images, world)
+            results += _evaluate_images(prepared, images, world)
+    return results
+
+
+def prepare(request: Evaluation, world: World) -> Prepared:
+    """Load what does not need the images, and check that it fits together."""
     detector = build_detector(request.detector, world.device)
     metrics = request.metrics.requests(detector)
-    reference = load_reference(request.reference, detector, world)
-    with dir_lock(work_dir_of(request.out), world):
-        images = request.images
-        if isinstance(images, SampleRequest):
-            images = open_samples(images, world)
-        result = start_result(
-            request.out,
-            world,
-            title=request.title,
-            images=images,
-            reference=reference,
-            detector=detector.identity,
-            protocol=request.protocol,
-        )
-        missing = {name: m for name, m in metrics.items() if name not in result["metrics"]}
-        if missing:
-            taps = list(dict.fromkeys(metric.tap for metric in metrics.values()))
-            features = _features(request, images, detector.with_taps(taps), world, result)
-        for name, metric in missing.items():
-            result["metrics"][name] = metric.compute(features, reference, world)
-            if world.rank == 0:
-                write_result(request.out, result)
-        world.barrier()
-    return result
+    taps = {metric.tap for metric in metrics.values() if metric.takes_reference}
+    reference = load_reference(request.reference, detector, taps, world)
+    for metric in metrics.values():
+        metric.check_reference(reference)
+    return Prepared(request, detector, metrics, reference)
+
+
+def _of_same_images(requests: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Return the requests in groups of the same images, in order."""
+    groups: list[list[Evaluation]] = []
+    for request in requests:
+        for group in groups:
+            if group[0].images is request.images:
+                group.append(request)
+                break
+        else:
+            groups.append([request])
+    return groups
+
+
+def _evaluate_images(
+    evaluations: Sequence[Prepared], images: ImageSet, world: World
+) -> list[Result]:
+    """Evaluate one set of images in one pass."""
+    identity = world.broadcast_object(images.identity if world.rank == 0 else None)
+    results = [_start(evaluation, identity, images, world) for evaluation in evaluations]
+    unfinished = [
+        (evaluation, result, missing)
+        for evaluation, result in zip(evaluations, results, strict=True)
+        if (missing := [n for n in evaluation.metrics if n not in result["metrics"]])
+    ]
+    if unfinished:
+        wanted = [_restricted(evaluation, names) for evaluation, _, names in unfinished]
+        sets, seconds = _features(evaluations[0].request, images, identity, wanted, world)
+        for (evaluation, result, names), features in zip(unfinished, sets, strict=True):
+            _note_times(result, seconds)
+            _compute(evaluation, result, names, features, world)
+    world.barrier()
+    return results
+
+
+def _start(
+    evaluation: Prepared, identity: Mapping[str, Any], images: ImageSet, world: World
+) -> Result:
+    request = evaluation.request
+    result = new_result(
+        title=request.title,
+        images=identity,
+        samples=images.manifest,
+        reference=evaluation.reference,
+        detector=evaluation.detector,
+        settings=request.settings,
+        protocol=request.protocol,
+    )
+    return start_result(request.out, result, world, replace=request.replace)
+
+
+def _restricted(evaluation: Prepared, names: Sequence[str]) -> Detector:
+    taps = dict.fromkeys(evaluation.metrics[name].tap for name in names)
+    return evaluation.detector.with_taps([*taps])
 
 
 def _features(
-    request: Evaluation, images: ImageSet, detector: Detector, world: World, result: Result
-) -> FeatureSet:
-    """Extract features and record in the result what it took."""
+    request: Evaluation,
+    images: ImageSet,
+    identity: dict[str, Any],
+    detectors: Sequence[Detector],
+    world: World,
+) -> tuple[list[FeatureSet], dict[str, Any]]:
+    """Return the features of the images by each detector, and what it took."""
     started = time.monotonic()
-    work_dir = work_dir_of(request.out)
-    features = extract(
-        images, result["images"], detector, work_dir, world, batch_size=request.batch_size
-    )
-    seconds = time.monotonic() - started
+    store, size = features_dir(request.out.parent), request.batch_size
+    sets = extract(images, identity, detectors, store, world, batch_size=size)
+    taken: dict[str, Any] = {"features": time.monotonic() - started}
     if isinstance(images, GeneratedImages):
-        sampling = images.seconds
-        result["nfe"] = images.nfe
-        result["seconds"]["sampling"] = round((result["seconds"]["sampling"] or 0) + sampling, 3)
-        seconds -= sampling
-    result["seconds"]["features"] = round(result["seconds"]["features"] + seconds, 3)
-    return features
+        taken |= {"nfe": images.nfe, "sampling": images.seconds}
+        taken["features"] -= images.seconds
+    return sets, taken
+
+
+def _note_times(result: Result, taken: Mapping[str, Any]) -> None:
+    seconds = result["seconds"]
+    if "nfe" in taken:
+        result["nfe"] = taken["nfe"]
+        seconds["sampling"] = round((seconds["sampling"] or 0) + taken["sampling"], 3)
+    seconds["features"] = round(seconds["features"] + taken["features"], 3)
+
+
+def _compute(
+    evaluation: Prepared, result: Result, names: Sequence[str], features: FeatureSet, world: World
+) -> None:
+    """Compute metrics; each is on disk as soon as it is known."""
+    for name in names:
+        metric = evaluation.metrics[name]
+        result["metrics"][name] = metric.compute(features, evaluation.reference, world)
+        if world.rank == 0:
+            write_result(evaluation.request.out, result)

@@ -38,9 +38,10 @@ class Evaluation:
         detector: The feature extractor.
         metrics: What is computed of the features.
         batch_size: Images per forward pass of the detector.
-        out: The result file; its working files lie next to it, in `<name>.work`.
+        out: The result file.
         title: Name in tables.
         protocol: What the result records of the protocol that the settings come from, if any.
+        replace: Whether the result of another request in `out` may be replaced.
     """
 
     images: SampleRequest | ImageSet
@@ -51,12 +52,23 @@ class Evaluation:
     metrics: MetricSettings = field(default_factory=MetricSettings)
     batch_size: int = 64
     protocol: dict[str, Any] | None = None
+    replace: bool = False
 
     def __post_init__(self) -> None:
         if (count := count_images(self.images)) < MIN_IMAGES:
             raise ValueError(
                 f"{count} image(s) are too few to evaluate; give at least {MIN_IMAGES}"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes values besides images, reference and detector; a part of the identity."""
+        return {
+            "features of the reference": self.reference.num_features,
+            "resamples": self.metrics.bootstrap,
+            "batch size": self.batch_size,
+            "compiled": self.detector.compile,
+        }
 
 
 def count_images(images: SampleRequest | ImageSet) -> int:
@@ -84,6 +96,7 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
         out=args.out or default_out(source, protocol.name if protocol else args.detector),
         title=args.title or default_title(source),
         protocol=_record(protocol, args, images) if protocol else None,
+        replace=args.replace,
     )
     if protocol is None or args.seeds or not isinstance(images, SampleRequest):
         return [request]

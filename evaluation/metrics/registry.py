@@ -7,9 +7,11 @@ A metric is requested as `kind` or `kind:tap`, e.g. `fd:block4`. Values are name
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
@@ -35,6 +37,9 @@ from evaluation.metrics.precision_recall import (
 )
 from evaluation.metrics.statistics import FeatureSet, FloatArray, gaussian_of
 from models.config_io import did_you_mean
+
+SHUFFLE_SEED = 2020
+"""Of the order in which the Inception Score splits images; torch-fidelity's."""
 
 Values = dict[str, float]
 Compute = Callable[[FeatureSet, FeatureSet, str, World], Values]
@@ -93,25 +98,45 @@ class MetricRequest:
             world: The ranks.
         """
         started = time.monotonic()
-        values = KINDS[self.kind](gen, ref, self.tap, world)
+        kind = KINDS[self.kind]
+        values = kind.compute(gen, ref, self.tap, world)
         result: dict[str, Any] = {
             "values": values,
             "tap": self.tap,
-            "n_gen": self._size(gen, GEN_MOMENTS),
-            "n_ref": self._size(ref, REF_MOMENTS),
+            "n_gen": self._size(gen, kind.generated),
+            "n_ref": self._size(ref, kind.reference),
         }
         if self.bootstrap and self.kind in RESAMPLED:
             result["interval95"] = self._interval(gen, ref, world, values)
         return result | {"seconds": round(time.monotonic() - started, 3)}
 
-    def _size(self, images: FeatureSet, from_moments: Collection[str]) -> int | None:
-        """Return how many images of a set the value rests on (None: its file does not say).
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the value depends on a reference."""
+        return KINDS[self.kind].reference != "none"
+
+    def check_reference(self, ref: FeatureSet) -> None:
+        """Raise ValueError if a reference lacks what the metric takes of it."""
+        takes = KINDS[self.kind].reference
+        if takes == "moments":
+            ref.gaussian(self.tap)
+        elif takes == "features":
+            ref.rows(self.tap)
+        if KINDS[self.kind].classes and ref.labels is None:
+            raise ValueError(
+                f"{self.kind} needs the classes of the reference's images, which"
+                f" {ref.meta.get('source', 'it')} does not have"
+            )
+
+    def _size(self, images: FeatureSet, takes: str) -> int | None:
+        """Return how many images of a set the value rests on (null: none, or not recorded).
 
         Moments are of all images; features, in large sets, only of the selected ones.
         """
-        if self.kind in from_moments:
+        if takes == "moments":
             return images.gaussians[self.tap].n if self.tap in images.gaussians else None
-        return len(images.features[self.tap]) if self.tap in images.features else None
+        has_rows = takes != "none" and self.tap in images.features
+        return len(images.features[self.tap]) if has_rows else None
 
     def _interval(
         self, gen: FeatureSet, ref: FeatureSet, world: World, values: Values
@@ -189,14 +214,18 @@ def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Valu
 
 
 def _complete_rows(gen: FeatureSet, tap: str) -> FloatArray:
-    """Return the features of all images: splits in order of index mean nothing in a selection."""
+    """Return the features of all images, in a fixed random order (that of torch-fidelity).
+
+    Splits in order of index mean nothing in a selection, nor where images are sorted by class.
+    """
     rows = gen.rows(tap)
     if not gen.is_complete(tap):
         raise ValueError(
             f"the Inception Score needs the logits of all {gen.n} images; of so large a set only"
             f" {len(rows)} are stored: give fewer seeds, or compute is_inf, which takes a subset"
         )
-    return rows
+    shuffled: FloatArray = rows[np.random.RandomState(SHUFFLE_SEED).permutation(len(rows))]
+    return shuffled
 
 
 def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
@@ -248,27 +277,41 @@ def _fd_per_class(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> V
     return _on_rank_0(lambda: per_class_distances(gen, ref, tap), world)
 
 
-KINDS: dict[str, Compute] = {
-    "fd": _fd,
-    "fd_biased": _fd_biased,
-    "fd_inf": _fd_infinity,
-    "fd_per_class": _fd_per_class,
-    "is": _is,
-    "is_inf": _is_infinity,
-    "is_chunks": _is_chunks,
-    "pr": _pr,
-    "pr_adm": _pr_half(adm_distance),
-    "pr_stylegan": _pr_half(stylegan_distance),
-    "prdc": _prdc,
-    "kid": _kid,
-    "kid_subsets": _kid_subsets,
-    "cmmd": _cmmd,
-    "mind": _mind,
+@dataclass(frozen=True)
+class Kind:
+    """A kind of metric.
+
+    Attributes:
+        compute: Returns the values; all ranks call it.
+        generated: What it takes of the generated set: `moments`, the `features` of any of its
+            images, or of `all` of them.
+        reference: What it takes of the reference: `none`, `moments` or `features`.
+        classes: Whether it takes the classes of both sets' images.
+    """
+
+    compute: Compute
+    generated: Literal["moments", "features", "all"] = "features"
+    reference: Literal["none", "moments", "features"] = "features"
+    classes: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "fd": Kind(_fd, "moments", "moments"),
+    "fd_biased": Kind(_fd_biased, "moments", "moments"),
+    "fd_inf": Kind(_fd_infinity, "features", "moments"),
+    "fd_per_class": Kind(_fd_per_class, "features", "features", classes=True),
+    "is": Kind(_is, "all", "none"),
+    "is_inf": Kind(_is_infinity, "features", "none"),
+    "is_chunks": Kind(_is_chunks, "all", "none"),
+    "pr": Kind(_pr),
+    "pr_adm": Kind(_pr_half(adm_distance)),
+    "pr_stylegan": Kind(_pr_half(stylegan_distance)),
+    "prdc": Kind(_prdc),
+    "kid": Kind(_kid),
+    "kid_subsets": Kind(_kid_subsets),
+    "cmmd": Kind(_cmmd),
+    "mind": Kind(_mind),
 }
-GEN_MOMENTS = {"fd", "fd_biased"}
-"""Metrics that take only the moments of the generated set."""
-REF_MOMENTS = {"fd", "fd_biased", "fd_inf"}
-"""Metrics that take only the moments of the reference."""
 
 FIELD_NAMES = {
     ("inception", "fd", "pool"): "fid",

@@ -1,18 +1,18 @@
-"""Where an evaluation's reference comes from: a statistics file, or images (computed, cached)."""
+"""Where an evaluation's reference comes from: a statistics file, or images (kept features)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
-from evaluation.disk import work_dir_of
-from evaluation.features import extract, short_hash
+from evaluation.disk import file_lock
+from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.npz import npz_names
 from evaluation.metrics.statistics import FeatureSet
@@ -59,8 +59,16 @@ def open_reference(path: Path) -> tuple[Path | None, ImageSet | None]:
     return path if is_file else None, open_images(path) if holds_images else None
 
 
-def load_reference(settings: ReferenceSettings, detector: Detector, world: World) -> FeatureSet:
-    """Return the reference of an evaluation; statistics of images are computed once and cached.
+def load_reference(
+    settings: ReferenceSettings, detector: Detector, taps: Collection[str], world: World
+) -> FeatureSet:
+    """Return the reference of an evaluation; features of images are computed once and kept.
+
+    Args:
+        settings: Where it comes from.
+        detector: The detector.
+        taps: Those of which statistics or features are needed.
+        world: The ranks.
 
     Raises:
         ValueError: The file is of no known kind, does not record how its images were resized, or
@@ -70,7 +78,8 @@ def load_reference(settings: ReferenceSettings, detector: Detector, world: World
     if settings.images is None:
         assert statistics is not None, "a reference is a file, images, or both"
         return statistics
-    computed = _cached_reference(settings.images, settings, detector, world)
+    used = [tap for tap in detector.widths if tap in taps] or [*detector.widths][:1]
+    computed = _extract(settings.images, settings, detector.with_taps(used), world)
     if statistics is None:
         return computed
     return dataclasses.replace(statistics, features=computed.features, selected=computed.selected)
@@ -124,75 +133,71 @@ def make_reference(
     Raises:
         ValueError: The file exists and holds something else.
     """
-    exists, identity = world.broadcast_object(
-        (same_reference(out, images, detector), images.identity) if world.rank == 0 else None
-    )
-    if not exists:
-        _compute(images, identity, settings, detector, out, world)
-    return not exists
-
-
-def same_reference(path: Path, images: ImageSet, detector: Detector) -> bool:
-    """Tell whether `path` is the reference of these images; raise ValueError if it is another."""
-    if not path.exists():
-        return False
-    meta = read_reference(path).meta
-    if meta["detector"] != detector.identity:
-        raise ValueError(
-            f"{path} exists and was made by {meta['detector']}; delete it or choose another name"
-        )
-    if meta["images"]["digest"] != images.identity["digest"]:
-        raise ValueError(
-            f"{path} exists and was made from other images ({meta['images']['path']});"
-            " delete it or choose another name"
-        )
+    with file_lock(out.with_name(f".{out.name}.lock"), world):
+        if _agreed(out, images, settings, detector, world):
+            return False
+        features = _extract(images, settings, detector, world)
+        if world.rank == 0:
+            write_reference(out, features)
+        world.barrier()
     return True
 
 
-def _cached_reference(
+def _agreed(
+    out: Path, images: ImageSet, settings: ReferenceSettings, detector: Detector, world: World
+) -> bool:
+    """Return on all ranks what rank 0 says of `same_reference`, also its error."""
+    same, problem = False, None
+    if world.rank == 0:
+        try:
+            same = same_reference(out, images, settings, detector)
+        except ValueError as error:
+            problem = str(error)
+    same, problem = world.broadcast_object((same, problem))
+    if problem:
+        raise ValueError(problem)
+    return bool(same)
+
+
+def same_reference(
+    path: Path, images: ImageSet, settings: ReferenceSettings, detector: Detector
+) -> bool:
+    """Tell whether `path` is this reference; raise ValueError if it is another."""
+    if not path.exists():
+        return False
+    found = read_reference(path)
+    made_by, made_of = found.meta["detector"], found.meta["images"]
+    stored = min(settings.num_features, len(images))
+    facts: list[tuple[str, Any, Any]] = [
+        ("made by", dict(made_by), detector.identity),
+        ("made from other images", made_of.get("path"), str(images.identity["path"])),
+        ("of the taps", [*found.gaussians], [*detector.widths]),
+        ("made with the features of", len(found.selected), stored),
+    ]
+    if made_of.get("digest") == images.identity["digest"]:
+        facts.pop(1)  # wherever they are
+    for what, theirs, ours in facts:
+        if theirs != ours or what == "made from other images":
+            raise ValueError(
+                f"{path} exists and was {what} ({theirs}, not {ours}); delete it or choose another"
+                " name (features that are stored are not computed again)"
+            )
+    return True
+
+
+def _extract(
     images: ImageSet, settings: ReferenceSettings, detector: Detector, world: World
 ) -> FeatureSet:
-    """Return the reference of a set of images, computed once per content and detector."""
-    detector = detector.with_taps(detector.reference_taps)
-    path, exists, identity = world.broadcast_object(
-        _find_cached(images, settings, detector) if world.rank == 0 else None
-    )
-    if not exists:
-        _compute(images, identity, settings, detector, path, world)
-    return read_reference(path)
-
-
-def _find_cached(
-    images: ImageSet, settings: ReferenceSettings, detector: Detector
-) -> tuple[Path, bool, dict[str, Any]]:
-    """Return the file of a cached reference, whether it exists, and the images' identity."""
-    made_of = [images.identity["digest"], detector.identity, list(detector.widths)]
-    path = cache_dir() / f"{short_hash([*made_of, settings.num_features])}.npz"
-    return path, path.exists(), images.identity
-
-
-def cache_dir() -> Path:
-    """Return the directory of cached references ($RELAYWAVE_CACHE, or ~/.cache/relaywave)."""
-    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
-    return Path(root) / "references"
-
-
-def _compute(
-    images: ImageSet,
-    identity: dict[str, Any],
-    settings: ReferenceSettings,
-    detector: Detector,
-    out: Path,
-    world: World,
-) -> None:
-    """Compute the statistics of images and write them to `out`."""
-    work_dir = work_dir_of(out)
-    features = extract(
-        images, identity, detector, work_dir, world,
+    """Return statistics and features of a set of images, from the cache or computed into it."""
+    identity = world.broadcast_object(images.identity if world.rank == 0 else None)
+    (features,) = extract(
+        images, identity, [detector], feature_cache(), world,
         batch_size=settings.batch_size, num_kept=settings.num_features, title="reference",
     )  # fmt: skip
-    features = features.thinned(settings.num_features)
-    if world.rank == 0:
-        write_reference(out, features)
-        shutil.rmtree(work_dir)
-    world.barrier()
+    return features.thinned(settings.num_features)
+
+
+def feature_cache() -> Path:
+    """Return where features of image sets are kept ($RELAYWAVE_CACHE, or ~/.cache/relaywave)."""
+    root = os.environ.get("RELAYWAVE_CACHE") or Path.home() / ".cache" / "relaywave"
+    return Path(root) / "features"

@@ -15,52 +15,40 @@ import PIL
 import torch
 
 from dist_train.runtime.world import World
-from evaluation.detectors.base import allowed_tf32
+from evaluation.detectors.base import Detector, allowed_tf32
+from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
-from evaluation.features import short_hash
-from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.statistics import FeatureSet
 
 FORMAT = "relaywave-result-1"
+REUSED = ("metrics", "seconds", "created", "nfe", "tf32")
+"""What a result takes over from an unfinished or smaller one of the same request."""
 
 Result = dict[str, Any]
 
 
-def start_result(
-    out: Path,
-    world: World,
-    *,
-    title: str,
-    images: ImageSet,
-    reference: FeatureSet,
-    detector: Mapping[str, str],
-    protocol: Mapping[str, Any] | None,
-) -> Result:
-    """Return the result to fill: what the file has of the same inputs, or a result without metrics.
+def start_result(out: Path, result: Result, world: World, *, replace: bool = False) -> Result:
+    """Return the result to fill: with what the file already has of the same request.
 
     Args:
         out: The result file, which may exist.
+        result: A result without metrics, of rank 0.
         world: The ranks; all get the same result.
-        title: Name in tables.
-        images: The evaluated images.
-        reference: What they are compared with.
-        detector: Identity of the detector.
-        protocol: Settings, published values and deviations of the protocol, if one was chosen.
+        replace: Whether a result of another request may be replaced.
+
+    Raises:
+        ValueError: The file holds a result of another request, or is none.
     """
-    result = None
-    if world.rank == 0:
-        result = new_result(
-            title=title,
-            images=images.identity,
-            samples=images.manifest,
-            reference=reference,
-            detector=detector,
-            protocol=protocol,
-        )
-        if out.exists():
-            result = reused(read_result(out), result)
-    shared: Result = world.broadcast_object(result)
-    return shared
+    problem = None
+    if world.rank == 0 and out.exists():
+        try:
+            result = resumed(out, read_result(out), result, replace)
+        except ValueError as error:
+            problem = str(error)
+    problem, result = world.broadcast_object((problem, result))
+    if problem:
+        raise ValueError(problem)
+    return result
 
 
 def new_result(
@@ -69,7 +57,8 @@ def new_result(
     images: Mapping[str, Any],
     samples: Mapping[str, Any] | None,
     reference: FeatureSet,
-    detector: Mapping[str, str],
+    detector: Detector,
+    settings: Mapping[str, Any],
     protocol: Mapping[str, Any] | None,
 ) -> Result:
     """Return a result without metrics.
@@ -79,20 +68,29 @@ def new_result(
         images: Identity of the evaluated images.
         samples: Manifest of their directory, if `sample` wrote it.
         reference: What they are compared with.
-        detector: Identity of the detector.
-        protocol: Name, published values and deviations of the protocol, if one was chosen.
+        detector: The detector.
+        settings: What else changes values: features, resamples, batch size.
+        protocol: Settings, published values and deviations of the protocol, if one was chosen.
     """
     digest = reference_digest(reference)
-    identity = {"images": images["digest"], "reference": digest, "detector": dict(detector)}
+    made_of = {
+        "images": images["digest"],
+        "reference": digest,
+        **{f"detector's {key}": value for key, value in detector.identity.items()},
+        "device of the detector": detector.device.type,
+        **settings,
+        "protocol": protocol["name"] if protocol else None,
+    }
     return {
         "format": FORMAT,
         "title": title,
-        "identity": short_hash(identity),
+        "identity": short_hash(made_of),
+        "made_of": made_of,
         "images": dict(images),
         "samples": samples["identity"] if samples else None,
         "nfe": samples["nfe"] if samples else None,
         "reference": reference.meta | {"n": reference.n, "digest": digest},
-        "detector": dict(detector),
+        "detector": dict(detector.identity),
         "protocol": dict(protocol) if protocol else None,
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},
@@ -102,16 +100,38 @@ def new_result(
     }
 
 
-def reused(old: Result, new: Result) -> Result:
-    """Return the new result with the metrics and times of an old one of the same inputs."""
-    if old["identity"] != new["identity"]:
+def resumed(out: Path, old: Result, new: Result, replace: bool = False) -> Result:
+    """Return the new result with the metrics and times of an old one of the same request.
+
+    Raises:
+        ValueError: The old one is of another request; the message says in what they differ.
+    """
+    if old["identity"] == new["identity"]:
+        return new | {key: old[key] for key in REUSED if key in old}
+    if replace:
         return new
-    reused_keys = ("metrics", "seconds", "created", "nfe", "tf32")
-    return new | {key: old[key] for key in reused_keys if key in old}
+    theirs, ours = old.get("made_of", {}), new["made_of"]
+    differences = [
+        f"{key} is {theirs.get(key)}, not {ours.get(key)}"
+        for key in [*ours, *(key for key in theirs if key not in ours)]
+        if theirs.get(key) != ours.get(key)
+    ]
+    said = "; ".join(differences) if theirs else "written by an older relaywave"
+    raise ValueError(
+        f"{out} holds the result of another request ({said}); give another --out, or --replace it"
+    )
 
 
 def reference_digest(reference: FeatureSet) -> str:
-    """Return a digest of the moments that distances are measured to."""
+    """Return a digest of what a reference was made of: the images, or a foreign file's moments.
+
+    The same images give the same digest whether their statistics lie in a file or not, and whatever
+    taps they are of.
+    """
+    images = reference.meta.get("images", {}).get("digest")
+    if images:
+        made_of = [images, reference.meta["detector"], reference.meta.get("flipped", False)]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     for tap in sorted(reference.gaussians):
         gaussian = reference.gaussians[tap]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from evaluation.features import short_hash
+from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import Labels
 from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
 from models.config_io import ConfigError, from_json, to_json

@@ -118,7 +118,7 @@ class EvalJob:
             return "left to another job"
         snapshot = self.work.run_dir / "snapshots" / f"{self.work.images:012d}"
         arguments = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
-        run_command("evaluation", [*arguments, "--out", str(self.work.unfinished)])
+        run_command("evaluation", [*arguments, "--replace", "--out", str(self.work.unfinished)])
         if task.rank == 0:
             self.work.finish()
         return "finished"

@@ -25,7 +25,7 @@ from evaluation.detectors.base import DetectorConfig
 from evaluation.detectors.fold_batchnorm import fold_inception
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.registry import build_detector
-from evaluation.features import extract
+from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import open_images
 from evaluation.metrics.frechet import frechet_distance, frechet_of_features
 from evaluation.metrics.precision_recall import manifold_scores
@@ -176,7 +176,7 @@ def extract_images(images: Path, work: Path, seconds: Path) -> None:
         assert source.identity
         world.barrier()
         started = time.perf_counter(), time.process_time()
-        extract(source, source.identity, detector, work, world)
+        extract(source, source.identity, [detector], work, world)
         wall = time.perf_counter() - started[0]
         slowest = max(world.gather_objects(time.process_time() - started[1]))
         if world.rank == 0:

@@ -25,7 +25,7 @@ from evaluation.reference.reference import check_comparable
 from evaluation.request import default_title, evaluations_of, grid_of, spec_of
 from evaluation.results.compare import axis_value, format_comparison
 from evaluation.results.plots import draw, lines_of, published_values, write_plots
-from evaluation.results.result_file import new_result, reused
+from evaluation.results.result_file import new_result, resumed
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.generate import SampleSpec, format_seeds, parse_seeds
 from evaluation.samples.postprocess import PostProcess
@@ -35,7 +35,8 @@ from models.rdm.unet import UNetConfig
 from models.snapshot import write_snapshot
 
 RNG = np.random.default_rng(0)
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+CPU = torch.device("cpu")
+ALONE = World(rank=0, local_rank=0, size=1, device=CPU)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -226,7 +227,8 @@ def result(seen: int, distance: float, digest: str = "a") -> dict[str, Any]:
         },
         samples=None,
         reference=reference,
-        detector=reference.meta["detector"],
+        detector=Detector(reference.meta["detector"], {"block4": 4}, lambda _: dict, CPU),
+        settings={"resamples": 0},
         protocol=None,
     )
     made["nfe"] = 18
@@ -320,12 +322,18 @@ def test_the_table_says_what_is_comparable() -> None:
     assert "Warning: cifar10.npz does not record how many images" in format_table([foreign])
 
 
-def test_metrics_are_reused_for_the_same_inputs_only() -> None:
-    old, new = result(1, 2.0), result(1, 3.0)
+def test_metrics_are_reused_for_the_same_request_only() -> None:
+    old, new = result(1, 2.0), result(1, 3.0)  # their references differ: features were drawn anew
     new["metrics"] = {}
-    assert reused(old, new)["metrics"] == {}  # another reference: other features were drawn
+    out = Path("result.json")
+    with pytest.raises(ValueError, match=r"result.json holds .* another request \(reference is"):
+        resumed(out, old, new)
+    assert resumed(out, old, new, replace=True)["metrics"] == {}
     new["identity"] = old["identity"]
-    assert reused(old, new)["metrics"] == old["metrics"]
+    assert resumed(out, old, new)["metrics"] == old["metrics"]
+    for older in ({"identity": "x"}, {"identity": "x", "made_of": {}}):
+        with pytest.raises(ValueError, match="written by an older relaywave"):
+            resumed(out, older, new)
 
 
 def test_references_of_another_detector_or_width_are_rejected() -> None:

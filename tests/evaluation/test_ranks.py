@@ -18,7 +18,7 @@ from PIL import Image
 from data_pipelines.packed.check import check
 from dist_train.runtime.world import init_world
 from evaluation import __main__ as cli
-from evaluation.features import BatchStore
+from evaluation.features.batches import BatchStore
 from evaluation.image_sets.image_set import EncodedImages, PackedImages, open_images
 from evaluation.metrics.precision_recall import manifold_scores
 from evaluation.samples.generate import GeneratedImages, SampleSpec

@@ -1,0 +1,150 @@
+"""Fill the store: one pass over the images, whatever detectors need them.
+
+A set is cut into batches at fixed indices. Rank r takes every W-th batch that some tap lacks; each
+finished batch is on disk, so a kill loses at most the batches in flight, and resuming on another
+number of ranks changes nothing. No collective runs inside the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train.runtime.world import World
+from evaluation.detectors.base import Detector, check_finite
+from evaluation.disk import dir_lock
+from evaluation.features.batches import TapBatches
+from evaluation.features.store import FeatureEntry, trim
+from evaluation.image_sets.image_set import ImageSet
+from evaluation.metrics.statistics import FeatureSet
+from evaluation.progress import Progress
+
+
+def extract(
+    images: ImageSet,
+    identity: dict[str, Any],
+    detectors: Sequence[Detector],
+    store: Path,
+    world: World,
+    *,
+    batch_size: int = 64,
+    num_kept: int = 10_000,
+    title: str = "features",
+) -> list[FeatureSet]:
+    """Return the features of a set of images by each detector, computing what the store lacks.
+
+    Args:
+        images: The set.
+        identity: Its identity, the same on all ranks (computing it reads every file).
+        detectors: The detectors, restricted to the taps that are wanted.
+        store: Directory of the features.
+        world: The ranks that share the work (and the directory).
+        batch_size: Images per batch.
+        num_kept: Features stored, evenly spread, where the set is too large to store all.
+        title: For the progress display.
+
+    Raises:
+        ValueError: An image cannot be decoded, or a feature is not finite; the job fails.
+    """
+    entries = [FeatureEntry(store, identity, d, batch_size, num_kept) for d in detectors]
+    if _missing(entries, world):
+        with ExitStack() as locks:
+            for path in sorted({entry.path for entry in entries}):  # in one order: no deadlock
+                locks.enter_context(dir_lock(path, world))
+            if missing := _missing(entries, world):  # else another job has computed it meanwhile
+                _complete(entries, missing, images, world, batch_size, title)
+        if world.rank == 0:
+            trim(store, keep=[entry.path for entry in entries])
+    sets = [entry.read() for entry in entries]
+    return [dataclasses.replace(s, labels=images.labels(s.selected)) for s in sets]
+
+
+def _missing(entries: Sequence[FeatureEntry], world: World) -> list[tuple[int, list[str]]]:
+    """Return what is not complete: taps by the number of their entry, as rank 0 sees it."""
+    found = None
+    if world.rank == 0:
+        found = [(k, taps) for k, entry in enumerate(entries) if (taps := entry.missing())]
+    missing: list[tuple[int, list[str]]] = world.broadcast_object(found)
+    return missing
+
+
+def _complete(
+    entries: Sequence[FeatureEntry],
+    missing: Sequence[tuple[int, list[str]]],
+    images: ImageSet,
+    world: World,
+    batch_size: int,
+    title: str,
+) -> None:
+    """Compute the missing taps of all entries and merge them."""
+    if world.rank == 0:
+        for number, _ in missing:
+            entries[number].begin()
+    todo = [Unfinished.of(entries[number], taps) for number, taps in missing]
+    _fill(todo, images, world, batch_size, title)
+    merges = [(entries[number], tap) for number, taps in missing for tap in taps]
+    for entry, tap in merges[world.rank :: world.size]:
+        entry.finish(tap)
+    world.barrier()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A detector and the taps that it has to compute.
+
+    Attributes:
+        detector: The detector, restricted to those taps.
+        taps: Where each tap's batches go.
+    """
+
+    detector: Detector
+    taps: dict[str, TapBatches]
+
+    @staticmethod
+    def of(entry: FeatureEntry, taps: Sequence[str]) -> Unfinished:
+        """Return the unfinished taps of an entry."""
+        stores = {tap: entry.batches(tap) for tap in taps}
+        return Unfinished(entry.detector.with_taps(taps), stores)
+
+    def done(self) -> dict[str, set[int]]:
+        """Return the first indices of the batches on disk, by tap."""
+        return {tap: batches.done() for tap, batches in self.taps.items()}
+
+    def compute(self, images: torch.Tensor, indices: range, done: dict[str, set[int]]) -> None:
+        """Write the features of a batch, uint8 [B, 3, H, W], for the taps that lack it."""
+        lacking = [tap for tap in self.taps if indices.start not in done[tap]]
+        if not lacking:
+            return
+        features = self.detector(images)
+        for tap in lacking:
+            name = f"{self.detector.identity['name']}, tap {tap}"
+            check_finite(features[tap], indices, name)
+            self.taps[tap].write(indices.start, indices, features[tap].numpy())
+
+
+def _fill(
+    todo: Sequence[Unfinished], images: ImageSet, world: World, batch_size: int, title: str
+) -> None:
+    """Compute the batches that some tap lacks, each on one rank."""
+    total = len(images)
+    done = world.broadcast_object([t.done() for t in todo] if world.rank == 0 else None)
+    everywhere = set.intersection(*(starts for taps in done for starts in taps.values()))
+    missing = [start for start in range(0, total, batch_size) if start not in everywhere]
+    progress = Progress(min(len(missing) * batch_size, total), title, visible=world.rank == 0)
+    for turn, start in enumerate(missing[world.rank :: world.size]):
+        indices = range(start, min(start + batch_size, total))
+        batch = images.batch(indices)
+        for unfinished, starts in zip(todo, done, strict=True):
+            unfinished.compute(batch, indices, starts)
+        others = min(world.size, len(missing) - turn * world.size)
+        progress.add(others * batch_size)
+    for unfinished in todo:
+        for batches in unfinished.taps.values():
+            batches.flush()
+    world.barrier()

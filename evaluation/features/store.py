@@ -1,0 +1,250 @@
+"""Where features are kept: a directory for each set of images and detector, a file for each tap.
+
+The directory is named by a digest of what its features were made of, so that any request for them
+finds them, and no other does. `entry.json` says the same in words, for `gc`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.detectors.base import Detector
+from evaluation.digest import short_hash
+from evaluation.features.batches import BatchStore, MomentStore, TapBatches
+from evaluation.image_sets.npz import read_npz, write_npz
+from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, evenly_spread
+from models.safe_files.documents import DocumentError, Format
+
+STREAMING_IMAGES = 100_000
+"""Of sets above this size only moments and selected features are stored, not every feature."""
+MAX_BYTES = 20 << 30
+"""Size of a store above which the features that were not used for longest are removed."""
+ENTRY = "entry.json"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class EntryRecord:
+    """What an entry's features were made of.
+
+    Attributes:
+        images: Identity of the set.
+        detector: Identity of the detector.
+        device: Kind of device that the detector ran on.
+        batch_size: Images per forward pass; kernels may round by it.
+        num_kept: Features stored of a set that is too large to store all; null for other sets.
+    """
+
+    images: dict[str, Any]
+    detector: dict[str, Any]
+    device: str
+    batch_size: int
+    num_kept: int | None = None
+
+
+RECORD = Format(schema=EntryRecord, version=1, remedy="delete its directory")
+
+
+def features_dir(path: Path) -> Path:
+    """Return where the features of results in a directory are kept: one place for all of a run.
+
+    Args:
+        path: A directory of results, or a run.
+    """
+    if (path / "evaluation").is_dir():
+        return path / "evaluation" / "features"
+    within = [parent for parent in (path, *path.parents) if parent.name == "evaluation"]
+    return (within[0] if within else path) / "features"
+
+
+class FeatureEntry:
+    """The features of one set of images by one detector.
+
+    Args:
+        root: The store.
+        images: Identity of the set.
+        detector: The detector; its taps are those that are asked for.
+        batch_size: Images per forward pass.
+        num_kept: Features stored, evenly spread, where the set is too large to store all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: Mapping[str, Any],
+        detector: Detector,
+        batch_size: int,
+        num_kept: int,
+    ) -> None:
+        self._n = int(images["num_images"])
+        self.detector = detector
+        self.record = EntryRecord(
+            images=dict(images),
+            detector=dict(detector.identity),
+            device=detector.device.type,
+            batch_size=batch_size,
+            num_kept=num_kept if self._n > STREAMING_IMAGES else None,
+        )
+        made_of = {**self.record.__dict__, "images": images["digest"]}
+        self.path = root / short_hash(made_of)
+
+    def missing(self) -> list[str]:
+        """Return the taps whose features are not complete."""
+        return [tap for tap in self.detector.widths if not self._file(tap).exists()]
+
+    def batches(self, tap: str) -> TapBatches:
+        """Return the unfinished features of a tap."""
+        path, width = self.path / tap, self.detector.widths[tap]
+        if self.record.num_kept is None:
+            return BatchStore(path, width)
+        return MomentStore(path, width, evenly_spread(self._n, self.record.num_kept))
+
+    def begin(self) -> None:
+        """Say what the directory is to hold."""
+        RECORD.write(self.path / ENTRY, self.record.__dict__)
+
+    def finish(self, tap: str) -> None:
+        """Merge the batches of a tap into its file."""
+        gaussian, features, selected = self.batches(tap).collect(self._n)
+        arrays = {"mu": gaussian.mu, "sigma": gaussian.sigma, "selected": selected}
+        write_npz(self._file(tap), {**arrays, "features": features})
+        shutil.rmtree(self.path / tap)
+
+    def read(self) -> FeatureSet:
+        """Return the features of all taps that are asked for.
+
+        Raises:
+            ValueError: A file is damaged; it names the directory to delete.
+        """
+        with contextlib.suppress(OSError):  # for `trim`: when it was used last
+            os.utime(self.path / ENTRY)
+        gaussians: dict[str, Gaussian] = {}
+        features: dict[str, FloatArray] = {}
+        selected: list[int] = []
+        for tap, width in self.detector.widths.items():
+            arrays = read_npz(self._file(tap))
+            try:
+                gaussian = Gaussian(arrays["mu"], arrays["sigma"], self._n)
+                rows, selected = arrays["features"], arrays["selected"].tolist()
+            except KeyError as error:
+                raise ValueError(f"{self._file(tap)} lacks {error}; delete {self.path}") from None
+            gaussian.check(str(self._file(tap)))
+            if rows.shape != (len(selected), width) or gaussian.dim != width:
+                raise ValueError(
+                    f"{self._file(tap)} holds features of shape {list(rows.shape)}, expected"
+                    f" {[len(selected), width]}; delete {self.path}"
+                )
+            gaussians[tap], features[tap] = gaussian, np.asarray(rows, np.float32)
+        meta = {"images": self.record.images, "detector": self.record.detector}
+        return FeatureSet(meta, self._n, gaussians, features, selected)
+
+    def _file(self, tap: str) -> Path:
+        return self.path / f"{tap}.npz"
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """An entry of a store, as `gc` shows it.
+
+    Attributes:
+        path: Its directory.
+        record: What it was made of; null where that cannot be read.
+        size: Bytes.
+        used: When it was last used, in seconds since 1970.
+    """
+
+    path: Path
+    record: EntryRecord | None
+    size: int
+    used: float
+
+    @property
+    def days(self) -> float:
+        """Days since it was last used."""
+        return max(time.time() - self.used, 0.0) / 86400
+
+    def describe(self) -> str:
+        """Return one line: size, age, images and detector."""
+        if self.record is None:
+            what = "unreadable"
+        else:
+            images, detector = self.record.images, self.record.detector
+            source = images.get("path") or _models(images)
+            what = f"{images['num_images']} images of {source}, {detector['name']}"
+        return f"{self.size / 1e6:8.1f} MB  {self.days:5.1f} days  {self.path}  {what}"
+
+
+def entries(root: Path) -> list[StoredEntry]:
+    """Return the entries of a store, the least recently used first."""
+    found = [_stored(path.parent) for path in root.glob(f"*/{ENTRY}")]
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def remove(entry: StoredEntry) -> None:
+    """Remove the files of an entry, and its directory if nothing else is in it."""
+    names = [*entry.path.glob("*.npz"), *entry.path.glob(".*.tmp"), entry.path / LOCK]
+    if entry.record is not None or not names:
+        names.append(entry.path / ENTRY)
+    for batches in (path for path in entry.path.iterdir() if path.is_dir()):
+        _remove_files([*batches.glob("[0-9]*.npz"), *batches.glob("part-*.npz")])
+        with contextlib.suppress(OSError):
+            batches.rmdir()
+    _remove_files(names)
+    with contextlib.suppress(OSError):
+        entry.path.rmdir()
+
+
+def trim(root: Path, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> list[Path]:
+    """Remove what was not used for longest until a store is small enough; returns what was removed.
+
+    Args:
+        root: The store.
+        max_bytes: Its size that is allowed.
+        keep: Entries that stay.
+    """
+    found, removed = entries(root), []
+    excess = sum(entry.size for entry in found) - max_bytes
+    kept = set(keep)
+    for entry in found:
+        if excess > 0 and entry.path not in kept:
+            print(f"removed features to save space: {entry.describe()}", file=sys.stderr)
+            remove(entry)
+            removed.append(entry.path)
+            excess -= entry.size
+    return removed
+
+
+def _stored(path: Path) -> StoredEntry:
+    try:
+        record = RECORD.read(path / ENTRY)
+    except (DocumentError, OSError):
+        record = None
+    files = [file for file in path.rglob("*") if file.is_file()]
+    size = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            size += file.stat().st_size
+    used = 0.0
+    with contextlib.suppress(OSError):
+        used = (path / ENTRY).stat().st_mtime
+    return StoredEntry(path, record, size, used)
+
+
+def _remove_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _models(images: Mapping[str, Any]) -> str:
+    return " -> ".join(str(model.get("path")) for model in images.get("models", []))

@@ -1,0 +1,77 @@
+"""Locks on files: who holds one is known, and none is left behind.
+
+A lock is an flock, which the kernel releases with the process, so a killed process leaves none
+whatever the file says. Where the file system has no locks, that is said once, and all go on: what
+they protect is written so that two writers waste work and damage nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""How file systems say that they have no locks."""
+POLL_SECONDS = 0.2
+
+
+class FileLock:
+    """An exclusive lock, not held at first.
+
+    Args:
+        path: The file, which is created, and stays; it says who holds the lock.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] = open(path, "a+")  # noqa: SIM115 - until release()
+
+    def take(self, patience: float = 0.0) -> bool:
+        """Take the lock; False if another process still holds it after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while not try_lock(self._file):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        self._file.seek(0)
+        self._file.truncate()
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
+        self._file.write(json.dumps(me))
+        self._file.flush()
+        return True
+
+    @property
+    def owner(self) -> str:
+        """Who holds the lock, as that process wrote it: "pid 12 on host since ..."."""
+        self._file.seek(0)
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            return "pid {pid} on {host} since {since}".format(**json.loads(self._file.read()))
+        return "another process"
+
+    def release(self) -> None:
+        """Let others take the lock."""
+        self._file.close()
+
+
+def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Try to lock an open file; False if another process holds it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{file.name}: the file system has no locks; start one job only", file=sys.stderr)
+    return True
