@@ -267,6 +267,10 @@ class Shaped(Protocol):
         """Its edges."""
 
 
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""Dtypes that weights of other programs may have."""
+
+
 def describe_unusable(weights: Mapping[str, Tensor], dtypes: AbstractSet[torch.dtype]) -> str:
     """Say in one line which weights have other dtypes, or are NaN or infinite; "" if none are."""
     others = [name for name, tensor in weights.items() if tensor.dtype not in dtypes]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,39 @@ from models.convert.rdm_files import (
 )
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.process import EdmProcess
 from models.rdm.unet import UNet, UNetConfig
 from models.safe_files.transient import file_sha256
 from models.snapshot import (
+    FLOATS,
     Snapshot,
     SnapshotError,
     check_output,
     describe_mismatch,
+    describe_unusable,
     write_snapshot,
 )
 
 Stage = Literal["edm", "relay"]
+WRAPPER = "EDMPrecond"
+"""Class of the official wrappers of both stages; EDM's code has others for other models."""
+LEVELS = {"sigma_min": 0.0, "sigma_max": math.inf}
+COMMON = {"P_mean": "p_mean", "P_std": "p_std", "sigma_data": "sigma_data"}
+LOSSES: dict[str, tuple[Stage, dict[str, str]]] = {
+    "EDMLoss": ("edm", COMMON),
+    "BlurLoss": (
+        "relay",
+        COMMON
+        | {
+            "up_scale": "upscale",
+            "prob_length": "prob_length",
+            "blur_sigma_max": "blur_sigma_max",
+            "min_scale": "min_scale",
+            "block_scale": "block_noise_alpha",
+        },
+    ),
+}
+"""Official losses: the stage that they train, and our names of their attributes."""
 NAME_PREFIX = "model."
 BUFFER = "resample_filter"
 MAX_EDGE, MAX_LEVELS, MAX_CLASSES = 4096, 64, 10**6
@@ -52,29 +75,35 @@ def convert_official(
 ) -> Snapshot:
     """Write the averaged network of an official `.pkl` or `.pt` as a snapshot.
 
-    The file records the network, not the process or the sampler: stage 2 gets those of CelebA-HQ if
-    the network is unconditional, else those of ImageNet; `overrides` change them.
+    The file records the network, a `.pkl` its process as well. Where it does not, and for the
+    sampler, stage 2 gets those of CelebA-HQ if the network is unconditional, else those of
+    ImageNet; `overrides` change them, but not what the file records.
 
     Args:
         source: The official checkpoint.
         target: Directory of the snapshot.
-        stage: Kind of model; null takes relay for 256 pixels, edm for others.
+        stage: Kind of model; null takes that of the recorded loss, or else relay for 256 pixels and
+            edm for others.
         images_seen: Training progress; null takes the file's `step`.
         overrides: `key=value` changes of the objective's configuration.
 
     Raises:
         PickleReadError: The file is damaged, or asks for a global that is not allowed.
-        SnapshotError: The network is of another architecture, or the progress is unknown.
+        SnapshotError: The network is of another architecture or preconditioning, contradicts what
+            is asked for, or has unusable weights; or the progress is unknown.
     """
     check_output(target)
     container = read_container(source)
     module = container["ema"]
     with naming(source):
+        check_wrapper(module)
         unet = unet_config(constructor_arguments(module))
-        published = objective_config(module, unet, stage)
+        found = recorded_process(module, container.get("loss_fn"))
+        published = objective_config(module, unet, found.stage_of(stage, unet), found.settings)
     objective = override(published, overrides)
     with naming(source):
-        weights = network_weights(dict(module_tensors(module)), unet, str(source))
+        found.check(objective)
+        weights = network_weights(dict(module_tensors(module)), objective.unet, str(source))
         images_seen = container.get("step") if images_seen is None else images_seen
         if images_seen is None:
             raise SnapshotError(
@@ -94,6 +123,108 @@ def convert_official(
             "official_arguments": plain_json(constructor_arguments(module)),
         },
     )
+
+
+def check_wrapper(module: ModuleObject) -> None:
+    """Check that a network is preconditioned as EDM's: others' weights would sample noise.
+
+    Raises:
+        SnapshotError: It is VP, VE, iDDPM or unknown, or its attributes contradict its arguments.
+    """
+    if module.class_name != WRAPPER:
+        raise SnapshotError(
+            f"the checkpoint's network is a {str(module.class_name)[:80]!a}, expected {WRAPPER}:"
+            " its preconditioning is another one, and only EDM's and RDM's can be converted"
+        )
+    arguments, attributes = constructor_arguments(module), vars(module)
+    for name in ("img_resolution", "img_channels", "label_dim"):
+        if name in arguments and name in attributes and arguments[name] != attributes[name]:
+            raise SnapshotError(
+                f"the checkpoint's {name} is {str(attributes[name])[:20]}, but was built as"
+                f" {str(arguments[name])[:20]}: the file is damaged or was changed"
+            )
+
+
+@dataclass(frozen=True)
+class RecordedProcess:
+    """What a file says of the process that its network was trained with.
+
+    Attributes:
+        stage: Kind of model by the recorded loss; null if there is none.
+        settings: Settings of EdmProcess or RelayProcess.
+        sigma_min: Smallest level that the wrapper accepts,
+        sigma_max: and the largest.
+    """
+
+    stage: Stage | None
+    settings: dict[str, Any]
+    sigma_min: float
+    sigma_max: float
+
+    def stage_of(self, wanted: Stage | None, unet: UNetConfig) -> Stage:
+        """Return the kind of model. Raises SnapshotError if the file says another one."""
+        if wanted and self.stage and wanted != self.stage:
+            raise SnapshotError(
+                f"the checkpoint was trained by the loss of the {self.stage} stage, not {wanted};"
+                " leave --stage out, or give the file of the other stage"
+            )
+        by_size: Stage = "relay" if unet.resolution == RELAY_RESOLUTION else "edm"
+        return wanted or self.stage or by_size
+
+    def check(self, objective: EdmConfig | RelayConfig) -> None:
+        """Raise SnapshotError if settings contradict the file."""
+        for name, value in self.settings.items():
+            if (given := getattr(objective.process, name)) != value:
+                raise SnapshotError(
+                    f"process.{name}={given}, but the checkpoint was trained with {value};"
+                    " leave the override out"
+                )
+        low, high = objective.sampling.sigma_min, objective.sampling.sigma_max
+        if low < self.sigma_min or high > self.sigma_max:
+            raise SnapshotError(
+                f"sampling.sigma_min={low} and sampling.sigma_max={high} are outside the levels"
+                f" {self.sigma_min} to {self.sigma_max} that the checkpoint's network accepts;"
+                " set them within"
+            )
+
+
+def recorded_process(module: ModuleObject, loss: Any) -> RecordedProcess:
+    """Read what a network's wrapper and, in a `.pkl`, its loss record of the process.
+
+    Raises:
+        SnapshotError: The loss is that of another model, a number is none, or the two differ.
+    """
+    attributes = vars(module)
+    levels = [_level(name, attributes.get(name, default)) for name, default in LEVELS.items()]
+    settings = {"sigma_data": _level("sigma_data", attributes.get("sigma_data", 0.5))}
+    if not isinstance(loss, ModuleObject):
+        return RecordedProcess(None, settings, *levels)
+    if loss.class_name not in LOSSES:
+        raise SnapshotError(
+            f"the checkpoint was trained by {str(loss.class_name)[:80]!a}, expected one of"
+            f" {', '.join(LOSSES)}: it is of another model"
+        )
+    stage, names = LOSSES[loss.class_name]
+    recorded = {
+        ours: _level(name, vars(loss)[name]) for name, ours in names.items() if name in vars(loss)
+    }
+    if (found := recorded.get("sigma_data", settings["sigma_data"])) != settings["sigma_data"]:
+        raise SnapshotError(
+            f"the checkpoint's network has sigma_data={settings['sigma_data']}, its loss {found}:"
+            " the file is damaged or was changed"
+        )
+    if "upscale" in recorded:
+        upscale = _whole_number("up_scale", vars(loss)["up_scale"], 2, MAX_EDGE)
+        recorded["upscale"] = upscale
+    return RecordedProcess(stage, settings | recorded, *levels)
+
+
+def _level(name: str, value: Any) -> float:
+    """Return a number of the file, which may be infinite. Raises SnapshotError if it is none."""
+    numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not numeric or not float(value) == float(value):
+        raise SnapshotError(f"the checkpoint's {name} is {str(value)[:20]!a}, not a number")
+    return float(value)
 
 
 def constructor_arguments(module: ModuleObject) -> dict[str, Any]:
@@ -165,19 +296,22 @@ def _probability(name: str, value: Any) -> float:
 
 
 def objective_config(
-    module: ModuleObject, unet: UNetConfig, stage: Stage | None
+    module: ModuleObject, unet: UNetConfig, stage: Stage, process: Mapping[str, Any]
 ) -> EdmConfig | RelayConfig:
     """Return the published configuration that fits the network."""
     arguments = constructor_arguments(module)
     label_dropout = _probability("label_dropout", arguments.get("label_dropout", 0.0))
-    if stage == "edm" or (stage is None and unet.resolution != RELAY_RESOLUTION):
+    if stage == "edm":
         edm = presets.IMAGENET_EDM if unet.label_dim else presets.CELEBAHQ_EDM
-        return EdmConfig(unet=unet, label_dropout=label_dropout, sampling=edm)
+        return EdmConfig(
+            unet=unet, label_dropout=label_dropout, process=EdmProcess(**process), sampling=edm
+        )
     conditional = unet.label_dim > 0
+    published = presets.IMAGENET_PROCESS if conditional else presets.CELEBAHQ_PROCESS
     return RelayConfig(
         unet=unet,
         label_dropout=label_dropout,
-        process=presets.IMAGENET_PROCESS if conditional else presets.CELEBAHQ_PROCESS,
+        process=replace(published, **process),
         sampling=presets.IMAGENET_RELAY if conditional else presets.CELEBAHQ_RELAY,
     )
 
@@ -194,7 +328,8 @@ def network_weights(
 
     Raises:
         SnapshotError: Names or shapes are not those of the network, or a buffer is not the 2x2
-            mean that all published networks resample with.
+            mean that all published networks resample with, or a weight is NaN, infinite or no
+            floating-point number.
     """
     stored = {name.removeprefix(NAME_PREFIX): tensor for name, tensor in official.items()}
     buffers = {name: stored.pop(name) for name in [*stored] if name.endswith(BUFFER)}
@@ -205,11 +340,16 @@ def network_weights(
         raise SnapshotError(f"{source} does not fit the arguments that it records: {problems}")
     mean = torch.full((1, 1, 2, 2), 0.25)
     for name, buffer in buffers.items():
-        if buffer.shape != mean.shape or not torch.equal(_loaded(buffer), mean):
+        if buffer.shape != mean.shape or not torch.equal(_raw(buffer).to(torch.float32), mean):
             raise SnapshotError(f"{source}: {name} is not the 2x2 mean of the published networks")
-    return {name: _loaded(tensor) for name, tensor in stored.items()}
+    loaded = {name: _raw(tensor) for name, tensor in stored.items()}
+    if problem := describe_unusable(loaded, FLOATS):
+        raise SnapshotError(f"{source}: {problem}")
+    weights = {name: tensor.to(torch.float32) for name, tensor in loaded.items()}
+    if problem := describe_unusable(weights, FLOATS):
+        raise SnapshotError(f"{source}: {problem}, rounded to float32")
+    return weights
 
 
-def _loaded(tensor: StoredTensor | Tensor) -> Tensor:
-    """Return a tensor in float32."""
-    return (tensor.load() if isinstance(tensor, StoredTensor) else tensor).to(torch.float32)
+def _raw(tensor: StoredTensor | Tensor) -> Tensor:
+    return tensor.load() if isinstance(tensor, StoredTensor) else tensor

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.config_io import override
+from models.config_io import differences, override, to_json
 from models.convert.pickle_reader import naming
 from models.convert.wavediff_files import (
     OfficialFile,
@@ -23,12 +23,23 @@ from models.convert.wavediff_files import (
     wavediff_config,
 )
 from models.convert.wavediff_shapes import InferredShape, expected_shape, infer_shape
-from models.snapshot import Snapshot, check_output, describe_mismatch, write_snapshot
+from models.snapshot import (
+    CHANGEABLE,
+    FLOATS,
+    Snapshot,
+    check_output,
+    describe_mismatch,
+    describe_unusable,
+    write_snapshot,
+)
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.discriminator import DiscriminatorConfig
 from models.wavediff.generator_config import GeneratorConfig
 from models.wavediff.presets import PRESETS
+
+SAMPLED = {"resolution", "space", "diffusion", "generator"}
+"""Groups of settings that images depend on."""
 
 
 def convert_official(
@@ -57,11 +68,18 @@ def convert_official(
     """
     check_output(target)
     file = read_official(source, averaged=averaged)
+    if file.averaged and not averaged:
+        raise OfficialFileError(
+            f"{source} holds averaged weights alone, as all netG files do; leave --raw out, or"
+            " give content.pth"
+        )
     with naming(source):
         recorded = _configuration(file, preset, resolution)
         images_seen = _images_seen(file)
     config = override(recorded, overrides)
     with naming(source):
+        if file.arguments is not None:
+            _check_recorded(config, recorded, "settings give")
         check_weights(config, file.weights)
     return write_snapshot(
         target,
@@ -84,12 +102,15 @@ def check_weights(config: WaveDiffConfig, weights: Mapping[str, Tensor]) -> None
     """Compare weights with a configuration.
 
     Raises:
-        OfficialFileError: Names, shapes or sizes differ (says which, and which presets would fit).
+        OfficialFileError: Names, shapes or sizes differ (says which, and which presets would fit),
+            or a weight is NaN or infinite.
     """
     with torch.device("meta"):
         generator = config.build().build_networks()["generator"]
     mismatch = describe_mismatch(generator.state_dict(), weights)
     if not mismatch:
+        if problem := describe_unusable(weights, FLOATS):
+            raise OfficialFileError(f"{problem}; take another checkpoint")
         return
     sizes = ""
     if "all_modules.0.weight" in weights and config.generator.input_pyramid == "residual":
@@ -105,31 +126,39 @@ def _configuration(
     file: OfficialFile, preset: str | None, resolution: int | None
 ) -> WaveDiffConfig:
     """Return what the file itself, the preset, or the shapes and the resolution say."""
+    known = None if file.arguments is None else wavediff_config(file.arguments)
     if preset is not None:
         config = PRESETS[preset]()
-        if file.arguments is not None:
-            _check_arguments(preset, config, wavediff_config(file.arguments))
-        return config
-    if file.arguments is not None:
-        return wavediff_config(file.arguments)
+        if known is not None:
+            _check_recorded(config, known, f"preset {preset} has")
+        known = config
+    if known is not None:
+        if resolution not in (None, known.resolution):
+            raise OfficialFileError(
+                f"--resolution={resolution}, but the checkpoint or its preset has"
+                f" {known.resolution}; leave --resolution out"
+            )
+        return known
     if resolution is not None:
         return _from_shape(infer_shape(file.weights), resolution)
     fitting = _fitting_presets(file.weights)
     if len(fitting) == 1:
         return PRESETS[fitting[0]]()
-    known = f"the weights fit {' and '.join(fitting)}; choose one by --preset"
+    ambiguous = f"the weights fit {' and '.join(fitting)}; choose one by --preset"
     unknown = (
         f"the weights are of no published size ({infer_shape(file.weights)}); give --resolution"
     )
-    raise OfficialFileError(known if fitting else unknown)
+    raise OfficialFileError(ambiguous if fitting else unknown)
 
 
-def _check_arguments(preset: str, wanted: WaveDiffConfig, found: WaveDiffConfig) -> None:
-    for name in ("resolution", "space", "diffusion"):
-        if getattr(wanted, name) != getattr(found, name):
+def _check_recorded(wanted: WaveDiffConfig, recorded: WaveDiffConfig, who: str) -> None:
+    """Raise OfficialFileError if settings that images depend on are not those of training."""
+    changed = differences(to_json(recorded), to_json(wanted))
+    for key, (before, after) in changed.items():
+        if key.split(".")[0] in SAMPLED and key.rpartition(".")[2] not in CHANGEABLE:
             raise OfficialFileError(
-                f"the checkpoint was trained with {name}={getattr(found, name)}, preset {preset}"
-                f" has {getattr(wanted, name)}; leave --preset out or choose another"
+                f"the checkpoint was trained with {key}={before}, {who} {after};"
+                " leave that out, or choose another"
             )
 
 

@@ -16,6 +16,7 @@ from models.config_io import from_json, to_json
 from models.convert.pickle_reader import unreadable
 from models.safe_files.archives import check_torch_file
 from models.safe_files.trees import check_tree
+from models.snapshot import FLOATS
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.data_space import PixelSpace, WaveletSpace
 from models.wavediff.diffusion import DiffusionConfig
@@ -81,7 +82,8 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
         averaged: Take the EMA out of content.pth's optimizer state, rather than the raw weights.
 
     Raises:
-        OfficialFileError: The file cannot be read safely, or holds something else.
+        OfficialFileError: The file cannot be read safely, holds something else, or lacks averages
+            that are asked for.
     """
     try:
         check_torch_file(path)
@@ -118,9 +120,15 @@ def _read_content(path: Path, document: dict[str, Any], averaged: bool) -> Offic
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {str(error)[:100]!a}"
         raise OfficialFileError(f"{path} is an incomplete content.pth: {reason}") from None
+    if averaged and averages.keys() != weights.keys():
+        missing = len(weights) - len(averages)
+        raise OfficialFileError(
+            f"{path} has no average (optimizerG.state[...]['ema']) of {missing} of its"
+            f" {len(weights)} weights; add --raw to take the weights themselves"
+        )
     if averages:
-        weights |= _named_weights(path, averages)
-    return OfficialFile(weights, arguments, epoch, steps, averaged=bool(averages))
+        weights = _named_weights(path, averages)
+    return OfficialFile(weights, arguments, epoch, steps, averaged=averaged)
 
 
 def _named_weights(path: Path, document: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -134,8 +142,10 @@ def _named_weights(path: Path, document: Mapping[Any, Any]) -> dict[str, Tensor]
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise OfficialFileError(f"{path}: {shown} is a {type(value).__name__}, not a weight")
         left -= value.numel() * value.element_size()
-        if value.layout != torch.strided or value.is_complex() or left < 0:
-            raise OfficialFileError(f"{path}: {shown} is larger than the file, or no weight")
+        if value.layout != torch.strided or value.dtype not in FLOATS or left < 0:
+            raise OfficialFileError(
+                f"{path}: {shown} is larger than the file, or no weight ({value.dtype})"
+            )
         weights[name.removeprefix("module.")] = value.detach().float().clone()
     return weights
 

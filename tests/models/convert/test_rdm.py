@@ -11,6 +11,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def module(class_name: str, tensors: dict[str, Tensor], **attributes: object) ->
         if rest:
             children.setdefault(first, {})[rest] = tensor
         else:
-            parameters[first] = torch.nn.Parameter(tensor)
+            parameters[first] = torch.nn.Parameter(tensor, tensor.is_floating_point())
     modules = OrderedDict((name, module("Part", child)) for name, child in children.items())
     return Persistent(
         class_name, {"_parameters": parameters, "_modules": modules, "training": False} | attributes
@@ -91,10 +92,21 @@ def official_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_utils.persistence", fake)
 
 
-def write_official(path: Path, weights: dict[str, Tensor], **arguments: object) -> Path:
-    wrapper = module("EDMPrecond", weights, _init_args=(), _init_kwargs=ARGUMENTS | arguments)
+def write_official(
+    path: Path,
+    weights: dict[str, Tensor],
+    wrapper_class: str = "EDMPrecond",
+    loss: Persistent | None = None,
+    attributes: dict[str, object] | None = None,
+    **arguments: object,
+) -> Path:
+    kwargs = ARGUMENTS | arguments
+    wrapper = module(
+        wrapper_class, weights, _init_args=(), _init_kwargs=kwargs, **(attributes or {})
+    )
     if path.suffix == ".pkl":
-        content = {"ema": wrapper, "loss_fn": module("EDMLoss", {}), "dataset_kwargs": {}}
+        loss = loss or module("EDMLoss", {})
+        content = {"ema": wrapper, "loss_fn": loss, "dataset_kwargs": {}}
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save({"optimizer_state": {}, "step": 123_392, "ema": wrapper, "net": wrapper}, path)
@@ -168,6 +180,131 @@ def test_bad_checkpoints_are_rejected(
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"mu": 1}))
     assert "no network 'ema'" in convert(tmp_path / "plain.pkl")
     assert not (tmp_path / "out").exists()
+
+
+BLUR = {
+    "P_mean": -1.0, "P_std": 1.1, "sigma_data": 0.5, "up_scale": 2, "prob_length": 0.8,
+    "blur_sigma_max": 2, "min_scale": 0.001, "block_scale": 0.25,
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("official_module")
+def test_the_recorded_process_is_taken(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    relay, out = module("BlurLoss", {}, **BLUR), tmp_path / "out"
+    source = write_official(
+        tmp_path / "s.pkl", weights, loss=relay, attributes={"sigma_min": 0, "sigma_data": 0.5}
+    )
+    assert main(["convert", "rdm-official", str(source), str(out), "--images-seen", "1"]) == 0
+    objective = read_snapshot(out).objective
+    assert isinstance(objective, RelayConfig)
+    process = objective.process
+    assert (process.p_mean, process.p_std, process.upscale) == (-1.0, 1.1, 2)
+    assert (process.blur_sigma_max, process.prob_length) == (2.0, 0.8)
+    assert process.block_noise_alpha == 0.25
+    source = write_official(tmp_path / "d.pt", weights, attributes={"sigma_data": 0.25})
+    assert main(["convert", "rdm-official", str(source), str(out)]) == 0
+    edm = read_snapshot(out).objective
+    assert isinstance(edm, EdmConfig)
+    assert edm.process.sigma_data == 0.25
+
+
+@pytest.mark.usefixtures("official_module")
+@pytest.mark.parametrize("name", ["s.pkl", "s.pt"])
+@pytest.mark.parametrize(
+    ("written", "options", "message"),
+    [
+        ({"wrapper_class": "VPPrecond"}, (), "is a 'VPPrecond', expected EDMPrecond"),
+        ({"wrapper_class": "VEPrecond"}, (), "is a 'VEPrecond', expected EDMPrecond"),
+        ({"wrapper_class": "iDDPMPrecond"}, (), "is a 'iDDPMPrecond', expected EDMPrecond"),
+        ({"attributes": {"img_resolution": 16}}, (), "img_resolution is 16, but was built as 8"),
+        ({"attributes": {"label_dim": 5}}, (), "label_dim is 5, but was built as 4"),
+        ({"attributes": {"sigma_data": "x"}}, (), "sigma_data is 'x', not a number"),
+        ({"attributes": {"sigma_data": float("nan")}}, (), "sigma_data is 'nan', not a number"),
+        ({"attributes": {"sigma_data": -1}}, (), "sigma_data=-1.0 must be positive"),
+        ({"attributes": {"sigma_max": 50}}, (), "outside the levels 0.0 to 50.0"),
+        ({}, ("process.sigma_data=1",), "sigma_data=1.0, but the checkpoint was trained with 0.5"),
+        ({}, ("unet.num_blocks=2",), "missing (enc.8x8_block1.norm0.weight"),
+        ({}, ("unet.label_dim=5",), "map_label.weight is [32, 4], expected [32, 5]"),
+    ],
+    ids=str,
+)
+def test_networks_of_other_models_are_rejected(
+    weights: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    written: dict[str, Any],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    source = write_official(tmp_path / name, weights, **written)
+    command = ["convert", "rdm-official", str(source), str(tmp_path / "out")]
+    assert message in rejection([*command, "--images-seen", "1", *options], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("official_module")
+@pytest.mark.parametrize(
+    ("loss", "attributes", "options", "message"),
+    [
+        ("VPLoss", {}, (), "trained by 'VPLoss', expected one of EDMLoss, BlurLoss"),
+        ("EDMLoss", {}, ("--stage", "relay"), "by the loss of the edm stage, not relay"),
+        ("BlurLoss", BLUR, ("--stage", "edm"), "by the loss of the relay stage, not edm"),
+        ("EDMLoss", {"sigma_data": 1.0}, (), "has sigma_data=0.5, its loss 1.0"),
+        ("BlurLoss", BLUR, ("process.prob_length=0.9",), "was trained with 0.8"),
+        ("BlurLoss", BLUR | {"up_scale": 1.5}, (), "up_scale is a float, not a number"),
+        ("BlurLoss", BLUR | {"prob_length": []}, (), "prob_length is '[]', not a number"),
+        ("BlurLoss", BLUR | {"blur_sigma_max": float("inf")}, (), "must be a finite number"),
+    ],
+)
+def test_losses_of_other_models_are_rejected(
+    weights: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    loss: str,
+    attributes: dict[str, Any],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    source = write_official(tmp_path / "s.pkl", weights, loss=module(loss, {}, **attributes))
+    command = ["convert", "rdm-official", str(source), str(tmp_path / "out")]
+    assert message in rejection([*command, "--images-seen", "1", *options], capsys)
+
+
+@pytest.mark.usefixtures("official_module")
+@pytest.mark.parametrize("name", ["s.pkl", "s.pt"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * float("nan"), "weights are NaN or infinite"),
+        (lambda w: w - float("inf"), "weights are NaN or infinite"),
+        (lambda w: w.double() + 1e300, "NaN or infinite ('map_layer0.weight', ...), rounded"),
+        (lambda w: w.long(), "are int64, expected bfloat16 or float16"),
+    ],
+)
+def test_unusable_weights_are_rejected(
+    weights: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    change: Callable[[Tensor], Tensor],
+    message: str,
+) -> None:
+    changed = {"model.map_layer0.weight": change(weights["model.map_layer0.weight"])}
+    source = write_official(tmp_path / name, weights | changed)
+    command = ["convert", "rdm-official", str(source), str(tmp_path / "out")]
+    assert message in rejection([*command, "--images-seen", "1"], capsys)
+
+
+@pytest.mark.usefixtures("official_module")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_converted(
+    weights: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = write_official(tmp_path / "s.pt", {k: w.to(dtype) for k, w in weights.items()})
+    assert main(["convert", "rdm-official", str(source), str(tmp_path / "out")]) == 0
+    for name, values in read_snapshot(tmp_path / "out").load_weights().items():
+        torch.testing.assert_close(values, weights[f"model.{name}"], rtol=1e-2, atol=1e-2)
 
 
 class Hostile:

@@ -212,3 +212,73 @@ def test_command_converts(netg, tmp_path, capsys):
 
 def test_step_counts_of_both_kinds_are_accepted(content):
     assert read_official(content).steps == 30
+
+
+def rejected(message, *arguments, **options):
+    with pytest.raises(ValueError, match=message) as caught:
+        convert_official(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    assert not arguments[1].exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["diffusion.steps=4", "diffusion.beta_max=10", "space.band_order=LL_LH_HL_HH",
+     "generator.tanh=false", "generator.centered=false"],
+)  # fmt: skip
+def test_what_the_file_records_is_not_overridden(content, tmp_path, override):
+    key = override.partition("=")[0]
+    rejected(f"trained with {key}=", content, tmp_path / "out", overrides=[override])
+    convert_official(content, tmp_path / "new", overrides=["generator.compute_dtype=bfloat16"])
+
+
+def test_options_that_contradict_the_file_are_rejected(content, netg, tmp_path):
+    rejected("--resolution=32, but the checkpoint", content, tmp_path / "out", resolution=32)
+    rejected("holds averaged weights alone", netg, tmp_path / "out", resolution=16, averaged=False)
+    convert_official(content, tmp_path / "new", resolution=16)
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_averages_that_are_missing_are_not_replaced_by_raw_weights(content, tmp_path, left):
+    document = torch.load(content, weights_only=False)
+    states = document["optimizerG"]["state"]
+    for index in [*states][left:]:
+        del states[index]["ema"]
+    torch.save(document, content)
+    count = len(states)
+    message = rf"no average .* of {count - left} of its {count} weights; add --raw"
+    rejected(message, content, tmp_path / "out")
+    assert convert_official(content, tmp_path / "raw", averaged=False).ema == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * float("nan"), "weights are NaN or infinite"),
+        (lambda w: w + float("inf"), "weights are NaN or infinite"),
+        (lambda w: w.double() * 1e300, "weights are NaN or infinite"),
+        (lambda w: w.long(), "or no weight .torch.int64"),
+        (lambda w: w[None], "are not those of a WaveDiff"),
+    ],
+)
+def test_unusable_weights_are_rejected(tmp_path, change, message):
+    weights = {name: change(weight + 1) for name, weight in official_weights().items()}
+    torch.save(weights, tmp_path / "netG_1.pth")
+    rejected(message, tmp_path / "netG_1.pth", tmp_path / "out", resolution=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_and_strides_are_converted(tmp_path, dtype):
+    official = official_weights()
+    weights = {name: w.to(dtype).T.contiguous().T for name, w in official.items() if w.dim() == 2}
+    torch.save(official | weights, tmp_path / "netG_1.pth")
+    snapshot = convert_official(tmp_path / "netG_1.pth", tmp_path / "out", resolution=16)
+    for name, values in snapshot.load_weights().items():
+        torch.testing.assert_close(values, official[f"module.{name}"], rtol=1e-2, atol=1e-2)
+
+
+def test_the_discriminator_is_not_taken_for_the_generator(tmp_path):
+    network = wavediff_config(ARGUMENTS).build().build_networks()["discriminator"]
+    torch.save(network.state_dict(), tmp_path / "netD_1.pth")
+    for options in ({"resolution": 16}, {"preset": "wavediff_cifar10"}, {}):
+        rejected(".", tmp_path / "netD_1.pth", tmp_path / "out", **options)
