@@ -19,6 +19,7 @@ from evaluation.detectors.base import Detector, allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
 from evaluation.metrics.statistics import FeatureSet
+from models.safe_files.documents import DocumentError, read_object, read_regular
 
 FORMAT = "relaywave-result-1"
 REUSED = ("metrics", "seconds", "created", "nfe", "tf32")
@@ -143,10 +144,10 @@ def reference_digest(reference: FeatureSet) -> str:
 def read_result(path: Path) -> Result:
     """Read a result file. Raises ValueError if it is not one."""
     try:
-        result: Result = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        result: Result = read_object(path)
+    except (OSError, DocumentError) as error:
         raise ValueError(f"{path} cannot be read as a result: {error}") from None
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    if result.get("format") != FORMAT:
         raise ValueError(f"{path} is not a result of format {FORMAT}")
     return result
 
@@ -174,7 +175,9 @@ def find_results(paths: list[Path]) -> list[Result]:
 
 def _may_be_result(file: Path, named: list[Path]) -> bool:
     """Skip other JSON files of directories; files that were named must be results."""
-    return file in named or f'"{FORMAT}"' in file.read_text()[:200]
+    if file in named:
+        return True
+    return file.is_file() and FORMAT.encode() in read_regular(file)[:200]
 
 
 def versions() -> dict[str, str]:

@@ -183,7 +183,7 @@ def read_images(image_dir: Path, resolution: int, limit: int) -> Iterator[Tensor
     """
     if not image_dir.is_dir():
         raise ValueError(f"{image_dir} is not a directory of images")
-    paths = sorted(path for path in image_dir.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in image_dir.rglob("*") if _is_image(path))
     images = islice(filter(None, (_read_image(path, resolution) for path in paths)), limit)
     found = False
     while batch := list(islice(images, BATCH)):
@@ -259,3 +259,7 @@ def _draw_curves(
     axes.set_xlabel("cycles per image")
     axes.grid(which="major", alpha=0.3)
     axes.legend(fontsize="small")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()  # and no FIFO, which never ends

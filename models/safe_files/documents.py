@@ -125,7 +125,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         DocumentError: It cannot be read, is too large, or holds anything else.
     """
     try:
-        content = retried(lambda: _read_bounded(path, max_bytes), f"reading {path}")
+        content = retried(lambda: read_regular(path, max_bytes), f"reading {path}")
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -133,8 +133,13 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return parse_object(content, str(path))
 
 
-def _read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Return a regular file's content; a pipe in its place would be waited for without end."""
+def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return a regular file's content; a pipe in its place would be waited for without end.
+
+    Raises:
+        OSError: It cannot be read.
+        DocumentError: It is no regular file, or too large.
+    """
     with open(path, "rb", opener=_open_at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):

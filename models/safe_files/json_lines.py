@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.safe_files.atomic import atomic_file
+from models.safe_files.documents import read_regular
 from models.safe_files.transient import retried
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,10 @@ def read_lines(
 
     Raises:
         OSError: The file cannot be read, also after several attempts.
+        DocumentError: It is no regular file.
     """
     try:
-        lines = retried(path.read_bytes, f"reading {path}").split(b"\n")
+        lines = retried(lambda: read_regular(path), f"reading {path}").split(b"\n")
     except FileNotFoundError:
         return []
     parsed = {number: _parse(line) for number, line in enumerate(lines, 1) if line.strip()}
