@@ -7,8 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from data_pipelines.backends.build import import_backend
+from dist_train.config import RunConfig
+from dist_train.dry_run import check_run
 from dist_train.recipes import RECIPES, find_recipe
-from dist_train.runtime.launch import launch_ranks, should_launch
+from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
+from dist_train.runtime.run_dir import validate_config
 from dist_train.train import train
 from models.command_line import EXIT_PREEMPTED
 from models.config_io import ConfigError, did_you_mean, override, to_json
@@ -28,6 +32,7 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     if options.recipe not in RECIPES and (meant := did_you_mean(options.recipe, commands)):
         raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
     config = override(find_recipe(options.recipe)(), options.overrides)
+    _check_options(options)
     if options.deepspeed is not None:
         sharding = replace(config.sharding, deepspeed=read_object(options.deepspeed))
         config = replace(config, sharding=sharding)
@@ -36,11 +41,37 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
         return 0
     if options.run_dir is None:
         raise ValueError("--run-dir is missing: name the directory that this run lives in")
-    if should_launch(options.ranks):
+    launches = should_launch(options.ranks)
+    if options.dry_run:
+        return _dry_run(config, options)
+    if launches:
         return launch_ranks("dist_train", options.arguments, options.ranks, EXIT_PREEMPTED)
     return train(
         config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
     )
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError if a setting contradicts an option, or an option makes no sense."""
+    for text in options.overrides:
+        key = text.partition("=")[0]
+        if options.deepspeed is not None and key.startswith("sharding.deepspeed"):
+            raise ConfigError(f"--deepspeed would replace {key}; leave one of them out")
+        if key in ("sharding.nodes", "sharding.gpus_per_node"):
+            raise ConfigError(f"{key} is the size of a Slurm job; here --ranks is that of the run")
+    if options.profile_steps < 0:
+        raise ConfigError(f"--profile-steps={options.profile_steps} must not be negative")
+
+
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> int:
+    """Check all that ranks would reject; returns the exit code."""
+    ranks = options.ranks or 1
+    check_ranks(ranks)
+    validate_config(options.run_dir, config, options.allow_changes)
+    import_backend(config.data.backend)
+    check_run(config, options.run_dir, ranks, data_later=False)
+    print(f"{options.recipe} with --ranks={ranks} is valid; nothing was written")
+    return 0
 
 
 def list_command(options: argparse.Namespace) -> int:

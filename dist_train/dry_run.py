@@ -15,6 +15,7 @@ from dist_train.engine.deepspeed_config import engine_settings, used_stage
 from dist_train.planning.checks import (
     Batches,
     check_labels,
+    check_length,
     check_networks,
     check_resolution,
     plan_batches,
@@ -58,6 +59,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         info = describe_data(replace(config.data, cache=cache))
     check_data(run_dir, info)
     if newest is not None:
+        check_length(config.total_images, batches.total, read_marker(newest).images_seen)
         check_same_data(newest, read_marker(newest).data_digest, info)
     check_labels(config.data, config.objective.label_dim, info.class_names)
     check_previous(config.objective, config.logging)

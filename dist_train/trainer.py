@@ -32,7 +32,7 @@ from dist_train.examples import ExampleStream
 from dist_train.monitoring.divergence import DivergedError
 from dist_train.monitoring.profiler import StepProfiler
 from dist_train.monitoring.reporter import Reporter
-from dist_train.planning.checks import Batches
+from dist_train.planning.checks import Batches, check_length
 from dist_train.runtime.preemption import StopRequest
 from dist_train.runtime.run_data import check_same_data
 from dist_train.runtime.watchdog import Watchdog, blaming_lost_ranks
@@ -294,6 +294,7 @@ class Trainer:
         state, sampled = reader.state, self.parts.objective.sampled_network
         check_same_data(path, state.data_digest, self._data)
         self._check_clock(path, state)
+        check_length(self.intervals.total, self.batches.total, state.images_seen)
         for name, engine in self.engines.items():
             reader.restore(name, engine.begin_restore(state.updates[name]))
             reader.restore_parameters(name, engine.whole_parameters())

@@ -48,12 +48,13 @@ def _run(arguments: list[str], prog: str) -> int:
     world = None
     try:
         with command_line.about(place):
+            launches = should_launch(vars(args).get("ranks"))
             if hasattr(args, "ranks") and "RANK" in os.environ:
                 world = init_world(TIMEOUT)
             work = COMMANDS[args.command](args)
             if work is None:
                 return 0
-            if should_launch(args.ranks):
+            if launches:
                 return launch_ranks("evaluation", arguments, args.ranks)
             world = world or init_world(TIMEOUT)
             _share(work, world)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipelines.pipeline import DataConfig
-from dist_train.config import AdamConfig, ShardingConfig
+from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import check_stage
-from models.config_io import ConfigError
+from models.config_io import ConfigError, to_json
 from models.objective import Objective
 
 
@@ -53,6 +53,26 @@ def plan_batches(total: int, micro: int | None, multiple: int, ranks: int) -> Ba
             " minibatch-stddev group; change it, global_batch_size or the number of ranks"
         )
     return Batches(total, micro, total // unit)
+
+
+def check_length(total_images: int, batch: int, images_seen: int) -> None:
+    """Raise ConfigError if a run has already trained a step or more beyond its end."""
+    if images_seen - batch >= total_images:
+        raise ConfigError(
+            f"total_images={total_images}, but the run has trained {images_seen:,} images; set it"
+            f" to at least {images_seen - batch + 1}, or use another run directory"
+        )
+
+
+def trained_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that weights may depend on: not those of samples, logs and checkpoints.
+
+    A dict as `to_json` makes it, without the names of classes.
+    """
+    settings: dict[str, Any] = to_json(config)
+    objective = {k: v for k, v in settings["objective"].items() if k != "sampling"}
+    left_out = ("logging", "checkpoint")
+    return {k: v for k, v in settings.items() if k not in left_out} | {"objective": objective}
 
 
 def check_resolution(data: DataConfig, objective: Objective) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dist_train.runtime.world import check_single_task
 from models.command_line import say
 
 PATIENCE = 60.0
@@ -25,11 +26,61 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Environment variable that tells torch that no rank keeps the group's store."""
 LAUNCHED = "RELAYWAVE_LAUNCHED"
 """Environment variable that tells a rank that it was started here."""
+RANKS_PER_CORE = 4
+"""Ranks that a machine without GPUs bears for each of its cores: each holds all of PyTorch."""
+MAX_RANKS = "RELAYWAVE_MAX_RANKS"
+"""Environment variable with another bound for the ranks of a machine."""
 
 
 def should_launch(ranks: int | None) -> bool:
-    """Whether this process is to start ranks, rather than being one of them."""
-    return ranks is not None and "RANK" not in os.environ
+    """Whether this process is to start ranks, rather than being one of them.
+
+    Raises:
+        ValueError: The environment says that this process is a rank of another number of ranks, or
+            one of several tasks, each of which would start ranks.
+    """
+    if ranks is None:
+        return False
+    if "RANK" not in os.environ:
+        check_single_task()
+        return True
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != str(ranks):
+        raise ValueError(
+            f"--ranks={ranks}, but by RANK={os.environ['RANK']} and WORLD_SIZE={size} in the"
+            f" environment this is one of {size}; unset these variables, or leave --ranks out"
+        )
+    return False
+
+
+def check_ranks(ranks: int, option: str = "--ranks") -> None:
+    """Check how many ranks are to start on this machine: one per GPU, else a few per core.
+
+    Raises:
+        ValueError: They are none, or more than it bears.
+    """
+    if ranks < 1:
+        raise ValueError(f"{option}={ranks} must be at least 1")
+    most, reason = _most_ranks()
+    if ranks > most:
+        raise ValueError(
+            f"{option}={ranks}: {reason}; start at most {most}, or set {MAX_RANKS}={ranks} in the"
+            " environment if you mean it"
+        )
+
+
+def _most_ranks() -> tuple[int, str]:
+    """Return how many ranks this machine bears, and why."""
+    import torch
+
+    if text := os.environ.get(MAX_RANKS):
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"the environment variable {MAX_RANKS}={text!r} is no positive number")
+        return int(text), f"{MAX_RANKS} allows {text} ranks"
+    if gpus := torch.cuda.device_count():
+        return gpus, f"this machine has {gpus} GPU{'s' if gpus > 1 else ''}, one for each rank"
+    cores = len(os.sched_getaffinity(0))
+    return RANKS_PER_CORE * cores, f"this machine has no GPU, and {cores} cores for this process"
 
 
 def launch_ranks(
@@ -49,12 +100,11 @@ def launch_ranks(
             that of a process that a signal ends.
 
     Raises:
-        ValueError: The number of ranks is not positive.
+        ValueError: The number of ranks is not positive, or more than this machine bears.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    if ranks < 1:
-        raise ValueError(f"--ranks={ranks} must be at least 1")
+    check_ranks(ranks)
     received: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, _: received.append(number))

@@ -17,6 +17,12 @@ from torch import Tensor
 from torch import distributed as dist
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+TASKS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+}
+"""Where launchers say how many processes they have started."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,18 @@ def init_world(timeout: timedelta = DEFAULT_TIMEOUT) -> World:
         timeout: How long a collective may wait for a rank before it raises.
 
     Raises:
-        ValueError: A variable is missing or not a number.
+        ValueError: Variables are missing, no numbers, or contradict each other; or a launcher has
+            started several processes that do not know each other.
     """
     rank, size = _env_int("RANK", 0), _env_int("WORLD_SIZE", 1)
     local_rank = _env_int("LOCAL_RANK", 0)
+    if "RANK" not in os.environ:
+        check_single_task()
+    if rank >= size or (size > 1 and "RANK" not in os.environ):
+        raise ValueError(
+            f"RANK={os.environ.get('RANK', '')} and WORLD_SIZE={size} in the environment describe"
+            " no rank: unset them, or start with --ranks N, torchrun or `relaywave slurm`"
+        )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -104,6 +118,23 @@ def init_world(timeout: timedelta = DEFAULT_TIMEOUT) -> World:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
     store = dist.distributed_c10d._get_default_store() if size > 1 else None
     return World(rank=rank, local_rank=local_rank, size=size, device=device, store=store)
+
+
+def check_single_task() -> None:
+    """Check that no launcher has started several of this process without making them ranks.
+
+    Each of them would be a world of its own, and all would write the same files.
+
+    Raises:
+        ValueError: One has.
+    """
+    for name, launcher in TASKS.items():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise ValueError(
+                f"{launcher} started {count} processes ({name}={count}), but they form no world:"
+                f" start one with --ranks {count}, or use torchrun or `relaywave slurm`"
+            )
 
 
 def _env_int(name: str, default: int) -> int:

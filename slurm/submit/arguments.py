@@ -33,7 +33,15 @@ class Target:
         return self.executor == "slurm" and not self.dry_run
 
     def check(self, resources: Resources, *paths: Path) -> None:
-        """Check a request before anything is written, where Slurm can be asked."""
+        """Check a request before anything is written, where Slurm can be asked.
+
+        Raises:
+            ValueError: Slurm lacks what is asked for, or this machine does not bear the ranks.
+        """
+        if self.executor != "slurm":
+            from dist_train.runtime.launch import check_ranks
+
+            check_ranks(resources.tasks_per_node, "--tasks-per-node")
         if self.asks_slurm:
             check_request(resources, self.site, paths)
 

@@ -167,6 +167,46 @@ def _rank_pids(launcher: int) -> list[int]:
     return [int(pid) for pid in children.split()]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sharding.nodes=2"], "sharding.nodes is the size of a Slurm job; here --ranks is that"),
+        (["--profile-steps=-1"], "--profile-steps=-1 must not be negative"),
+        (
+            ["--deepspeed=file.json", 'sharding.deepspeed={"wall_clock_breakdown": true}'],
+            "--deepspeed would replace sharding.deepspeed",
+        ),
+    ],
+)
+def test_options_and_settings_that_contradict_each_other(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rdm_debug_edm16", *arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "message"),
+    [
+        ([], "2", ""),
+        ([], "3", "set it to 6 or 12"),
+        (["data.resolution=32"], "1", "the objective is for 16x16"),
+        (["sharding.offload=parameters"], "2", "needs sharding.zero_stage=3"),
+    ],
+)
+def test_a_dry_run_of_training_checks_all_and_writes_nothing(
+    overrides: list[str], ranks: str, message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = [*TINY, *overrides, "--dry-run", "--ranks", ranks]
+    code = main([*command, "--run-dir", str(tmp_path / "run")])
+    printed = capsys.readouterr()
+    assert code == (2 if message else 0), printed.err
+    assert message in printed.err
+    assert ("is valid" in printed.out) is not bool(message)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: Path) -> None:

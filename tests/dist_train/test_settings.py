@@ -13,11 +13,12 @@ import pytest
 
 from dist_train.build import build_trainer
 from dist_train.config import RunConfig
+from dist_train.dry_run import check_run
 from dist_train.precision import set_float32_mode, settle_precision
 from dist_train.recipes import find_recipe
 from dist_train.runtime.world import init_world
 from models.config_io import ConfigError, override, unread_settings
-from tests.tiny import TINY
+from tests.tiny import BATCH, TINY
 
 READ_BY_JOBS = {"sharding.nodes", "sharding.gpus_per_node"}
 READ_WITH_SEVERAL_RANKS = {"sharding.zero_stage"}
@@ -178,3 +179,15 @@ def test_impossible_and_contradictory_overrides_are_rejected(
     with pytest.raises(ConfigError) as caught:
         override(find_recipe("quickstart_edm16")(), overrides)
     assert message in str(caught.value)
+
+
+def test_a_run_is_not_shortened_below_what_it_has_trained(tmp_path: Path) -> None:
+    def config(total: int) -> RunConfig:
+        return dataclasses.replace(TINY["tiny_edm"](), total_images=total)
+
+    build_trainer(config(3 * BATCH), tmp_path, init_world()).fit()
+    build_trainer(config(2 * BATCH + 1), tmp_path, init_world()).fit()  # ends in the same step
+    with pytest.raises(ConfigError, match="total_images=16, but the run has trained 24 images"):
+        build_trainer(config(2 * BATCH), tmp_path, init_world()).fit()
+    with pytest.raises(ConfigError, match="set it to at least 17"):
+        check_run(config(2 * BATCH), tmp_path, 1, data_later=False)

@@ -26,6 +26,7 @@ from slurm.site import Site
 from slurm.submit.preflight import RunChecks, check_run
 from tests.data_sets import packed_set, write_class_dirs
 from tests.ranks import run_ranks
+from tests.tiny import last_of_each
 
 TINY = [
     "quickstart_edm16",
@@ -41,8 +42,8 @@ TINY = [
 
 
 def _train(run_dir: Path, path: Path | str, *more: str, total: int = 16) -> int:
-    settings = [f"data.path={path}", f"total_images={total}", *more]
-    return main([*TINY, *settings, "--run-dir", str(run_dir), "--allow-changes"])
+    settings = last_of_each(*TINY, f"data.path={path}", f"total_images={total}", *more)
+    return main([*settings, "--run-dir", str(run_dir), "--allow-changes"])
 
 
 def _begin(root: Path, total: int) -> None:
@@ -105,7 +106,11 @@ CHANGES = {
     "relabelled": (_relabel, [], "60 images, 3 classes"),
     "another image format": (_encode_otherwise, [], "60 images, 3 classes"),
     "path": (lambda root: None, ["data.path={root}/other"], "22 images, 2 classes"),
-    "backend": (lambda root: None, ["data.backend=synthetic", "data.path="], "1024 images, 4"),
+    "backend": (
+        lambda root: None,
+        ["data.backend=synthetic", "data.path="],
+        "1024 images, 4",
+    ),
 }
 
 
