@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.config_io import ConfigError
+from models.config_io import ConfigError, differences, to_json
 from slurm.jobs.jobs import TrainJob
 from slurm.jobs.requeue import policy_of
 from slurm.resources import Policy
@@ -27,6 +28,9 @@ from slurm.submit.train_command import (
     run_checks,
     write_run_config,
 )
+
+if TYPE_CHECKING:
+    from dist_train.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ def submit_sweep(request: SweepRequest) -> None:
         out_dir / name: resolve(request.recipe, [*request.overrides, *point])
         for name, point in grid_points(request.grid).items()
     }
-    requested = resources_for(next(iter(runs.values())), request.submit)
+    _check_distinct(runs)
+    first = next(iter(runs.values()))
+    requested = resources_for(first, request.submit, request.overrides)
     resources = dataclasses.replace(requested, array_parallelism=request.parallel)
     name = request.submit.job_name(out_dir.name)
     sets: dict[Path, None] = {}
@@ -89,6 +95,26 @@ def submit_sweep(request: SweepRequest) -> None:
         write_run_config(config, run_dir, target, request.checks)
     target.launch(submission)
     print_note(next(iter(notes)))
+
+
+def _check_distinct(runs: Mapping[Path, RunConfig]) -> None:
+    """Raise ConfigError if two runs would train the same weights."""
+    from dist_train.planning.checks import trained_settings
+
+    seen: list[tuple[Path, RunConfig]] = []
+    for run_dir, config in runs.items():
+        for other, earlier in seen:
+            if trained_settings(config) != trained_settings(earlier):
+                continue
+            both = f"{other.name} and {run_dir.name} would train the same weights"
+            changed = ", ".join(differences(to_json(earlier), to_json(config)))
+            raise ConfigError(
+                f"{both}: training does not depend on {changed}; train one run, and evaluate it"
+                " with each value (`relaywave eval run RUN sampling.steps=N ...`)"
+                if changed
+                else f"{both}: all their settings are equal; leave one of the values out"
+            )
+        seen.append((run_dir, config))
 
 
 def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:

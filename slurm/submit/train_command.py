@@ -53,7 +53,7 @@ def submit_run(request: TrainRequest) -> None:
     """Check a run, write its configuration, and submit it."""
     config = resolve(request.recipe, request.overrides)
     run_dir, target = request.run_dir, request.submit.target
-    resources = resources_for(config, request.submit)
+    resources = resources_for(config, request.submit, request.overrides)
     name = request.submit.job_name(run_dir.name)
     if request.min_nodes is not None:
         fallback = node_counts(config, resources, request.min_nodes)
@@ -135,8 +135,18 @@ def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return override(find_recipe(recipe)(), overrides)
 
 
-def resources_for(config: RunConfig, options: SubmitOptions) -> Resources:
-    """Return a run's request: nodes and GPUs are the recipe's where the options leave them open."""
+def resources_for(config: RunConfig, options: SubmitOptions, overrides: Sequence[str]) -> Resources:
+    """Return a run's request: nodes and GPUs are the recipe's where the options leave them open.
+
+    Raises:
+        ConfigError: An option and an override say different things.
+    """
+    for name in ("nodes", "gpus_per_node"):
+        asked, setting = options.requested.get(name), getattr(config.sharding, name)
+        given = any(text.startswith(f"sharding.{name}=") for text in overrides)
+        if given and asked is not None and asked != setting:
+            option = f"--{name.replace('_', '-')}={asked}"
+            raise ConfigError(f"{option} contradicts sharding.{name}={setting}; leave one out")
     return options.resources(
         nodes=config.sharding.nodes, gpus_per_node=config.sharding.gpus_per_node, minutes=24 * 60
     )

@@ -94,6 +94,19 @@ ARGUMENTS = {
     "pack images {root} {root}/set --resolution 64 --quality 900": "quality=900 must be in 1..95",
     "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
     "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
+    "sweep rdm_debug_edm16 --grid objective.sampling.steps=9,18": (
+        "steps_9 and steps_18 would train the same weights: training does not depend on"
+        " objective.sampling.steps; train one run, and evaluate it"
+    ),
+    "sweep rdm_debug_edm16 --grid logging.every_images=8,16": "depend on logging.every_images",
+    "sweep rdm_debug_edm16 --grid checkpoint.keep_last=1,2": "depend on checkpoint.keep_last",
+    "sweep rdm_debug_edm16 --grid seed=0,1 --grid objective.sampling.rho=5,7": (
+        "seed_0-rho_5 and seed_0-rho_7 would train the same weights"
+    ),
+    "sweep rdm_debug_edm16 --grid optim.denoiser.lr=1e-3,0.001": "all their settings are equal",
+    "sweep rdm_debug_edm16 seed=3 --grid seed=0,1": "seed is given twice",
+    "sweep rdm_debug_edm16 --grid data.path=a,b": "data.backend=synthetic generates its images",
+    "train rdm_debug_edm16 sharding.nodes=2 --nodes=1": "--nodes=1 contradicts sharding.nodes=2",
     "sweep rdm_debug_edm17 --grid seed=0,1": "there is no recipe 'rdm_debug_edm17'",
     "workflow quikstart": "there is no workflow 'quikstart'",
     "workflow quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
@@ -118,7 +131,13 @@ def test_arguments_that_another_command_would_reject(
     (tmp_path / "plan.json").write_text(json.dumps(schedule))
     before = sorted(tmp_path.rglob("*"))
     arguments = text.format(run=run_dir, root=tmp_path).split()
-    product = {"workflow": "--root", "eval": "--out", "sample": "--out", "sweep": "--out"}
+    product = {
+        "workflow": "--root",
+        "eval": "--out",
+        "sample": "--out",
+        "sweep": "--out",
+        "train": "--run-dir",
+    }
     command = arguments[0]
     place = [product[command], str(tmp_path / "product")] if command in product else []
     small = [] if command in ("reconcile", "resume") else ["--gpus-per-node=0"]
