@@ -86,7 +86,9 @@ def build_trainer(
         checkpoints=CheckpointWriter(run_dir, world, config.checkpoint),
         snapshots=snapshots,
         profiler=StepProfiler(run_dir, world, profile_steps),
-        watchdog=Watchdog(run_dir, world, config.divergence.hang_timeout),
+        watchdog=Watchdog(
+            run_dir, world, config.divergence.hang_timeout, config.divergence.storage_timeout
+        ),
     )
     intervals = Intervals(
         total=config.total_images,

@@ -99,6 +99,8 @@ class CheckpointConfig:
         keep_best: Name of a metric, e.g. `generator/loss`; the checkpoint that was written with its
             lowest value stays as well.
         snapshot_every_images: Interval of snapshots (averaged weights for sampling).
+        max_failures: So many checkpoints in a row that cannot be written end a run, with exit code
+            74; each failure is followed by a longer pause.
     """
 
     every_images: int = 1_000_000
@@ -106,9 +108,10 @@ class CheckpointConfig:
     keep_every_images: int | None = None
     keep_best: str | None = None
     snapshot_every_images: int = 10_000_000
+    max_failures: int = 5
 
     def __post_init__(self) -> None:
-        require_positive(self, "every_images", "keep_last", "snapshot_every_images")
+        require_positive(self, "every_images", "keep_last", "snapshot_every_images", "max_failures")
         require_positive(self, "keep_every_images", or_null=True)
 
 
@@ -159,6 +162,8 @@ class DivergencePolicy:
         max_skipped_in_a_row: More consecutive skipped updates stop a run that may skip.
         max_roll_backs: More of them stop a run that may roll back.
         hang_timeout: Seconds without progress after which a run dumps all stacks and ends.
+        storage_timeout: The same while a rank reads data, or writes checkpoints or snapshots; the
+            other ranks wait for it.
     """
 
     action: Literal["stop", "skip", "roll_back"] = "stop"
@@ -166,9 +171,10 @@ class DivergencePolicy:
     max_skipped_in_a_row: int = 10
     max_roll_backs: int = 3
     hang_timeout: float = 600.0
+    storage_timeout: float = 3600.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "hang_timeout")
+        require_positive(self, "hang_timeout", "storage_timeout")
         if self.explosion is not None and not self.explosion > 1:
             raise ValueError(f"explosion={self.explosion} must be above 1, or null")
         for name in ("max_skipped_in_a_row", "max_roll_backs"):

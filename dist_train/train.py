@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_train.config import RunConfig
 from models.command_line import EXIT_PREEMPTED
+from models.safe_files.transient import STORAGE, is_transient
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.build import build_trainer
+    from dist_train.checkpoint.format import StorageError
     from dist_train.precision import set_float32_mode
     from dist_train.runtime import rank_errors
     from dist_train.runtime.run_dir import RunDir, RunDirError
@@ -37,14 +39,17 @@ def train(
     world, run = None, None
     try:
         # Collectives outlast the watchdog, which says more than they do.
-        world = init_world(timedelta(seconds=config.divergence.hang_timeout + 30))
+        patience = max(config.divergence.hang_timeout, config.divergence.storage_timeout)
+        world = init_world(timedelta(seconds=patience + 30))
         run = RunDir(run_dir, config, world, allow_changes)
         set_float32_mode(run.config.compute)
         trainer = build_trainer(run.config, run_dir, world, on_snapshot, profile_steps)
         outcome = trainer.fit(run.begin)
     except OSError as error:
-        problem = f"the run directory {run_dir} cannot be written ({error})"
-        return rank_errors.fail(RunDirError(f"{problem}; the last checkpoint is kept"), world)
+        problem = f"reading or writing failed ({error}); the last checkpoint is kept"
+        passes = is_transient(error, STORAGE)
+        failed = StorageError(problem) if passes else RunDirError(problem)
+        return rank_errors.fail(failed, world)
     except Exception as error:
         return rank_errors.fail(error, world)
     finally:

@@ -120,7 +120,7 @@ class Trainer:
         networks = {name: engine.network for name, engine in parts.engines.items()}
         self._parameters = parameter_lists(networks)
         self._notes: list[str] = []
-        self._saved: int | None = None
+        self._retries = False
         self._roll_backs = 0
 
     def fit(self, begin: Callable[[DatasetInfo], object] = lambda info: None) -> Outcome:
@@ -134,8 +134,9 @@ class Trainer:
 
         Raises:
             DivergedError: Training diverged, and the policy says stop.
-            CheckpointError: A checkpoint could not be written, or none of those there is complete.
+            CheckpointError: None of those there is complete.
             ConfigError: The checkpoint was trained on another set.
+            StorageError: Checkpoints, or the last snapshot, could not be written for too long.
         """
         parts, intervals = self.parts, self.intervals
         try:
@@ -151,7 +152,7 @@ class Trainer:
                 parts.reporter.timer.read()  # what took time until now was no training
                 while self.images_seen < intervals.total:
                     self._train_step(examples)
-                    saving = self._crossed(intervals.checkpoint)
+                    saving = self._checkpoint_is_due()
                     sampling = self._crossed(intervals.snapshot)
                     if saving or sampling or self._crossed(intervals.log):
                         problem = self._report()  # before saving: what diverged is never saved
@@ -181,8 +182,8 @@ class Trainer:
 
     def _train_step(self, examples: Iterator[Example]) -> None:
         parts, timer = self.parts, self.parts.reporter.timer
-        parts.watchdog.beat(f"the data for step {self.step}")
-        with timer.phase("data_wait", host=True):
+        data = f"the data for step {self.step}"
+        with parts.watchdog.storage(data), timer.phase("data_wait", host=True):
             batch = [next(examples) for _ in range(self.batches.accumulation_steps)]
         parts.watchdog.beat(f"step {self.step}")
         for name, loss_fn in self.losses.items():
@@ -232,8 +233,14 @@ class Trainer:
         groups = {name: engine.owned() for name, engine in self.engines.items()}
         return groups | {average_group(sampled, name): emas[name].shards() for name in emas}
 
-    def _begin_checkpoint(self) -> None:
-        state = TrainState(
+    def _checkpoint_is_due(self) -> bool:
+        """Whether to write one now: at each interval, but after a failure when its pause ends."""
+        if self.parts.checkpoints.pausing:
+            return self._retries
+        return self._crossed(self.intervals.checkpoint)
+
+    def _state(self) -> TrainState:
+        return TrainState(
             images_seen=self.images_seen,
             step=self.step,
             updates={name: engine.updates for name, engine in self.engines.items()},
@@ -242,33 +249,33 @@ class Trainer:
             data_digest=self._data.identity,
             metric=self.parts.reporter.metric,
         )
-        self.parts.watchdog.beat("a checkpoint")
-        with self.parts.reporter.timer.phase("save", host=True):
-            self.parts.checkpoints.begin(state, self._groups())
-        self._saved = self.images_seen
+
+    def _begin_checkpoint(self) -> None:
+        saving = self.parts.reporter.timer.phase("save", host=True)
+        with self.parts.watchdog.storage("a checkpoint"), saving:
+            self.parts.checkpoints.begin(self._state(), self._groups())
 
     def _save(self) -> None:
-        """Have the present state on disk before returning."""
-        if self._saved != self.images_seen:
-            self._begin_checkpoint()
-        self.parts.checkpoints.finish()
+        """Have the present state on disk before returning. Raises StorageError if it cannot be."""
+        with self.parts.watchdog.storage("the last checkpoint"):
+            self.parts.checkpoints.save(self._state(), self._groups())
 
     def _agree_to_stop(self, stop: StopRequest) -> bool:
-        """Share all ranks' flags: commit a checkpoint that all have written; stop if any must."""
+        """Share all ranks' flags: settle a checkpoint that all are done with; stop if any must."""
         writer = self.parts.checkpoints
-        flags = [stop.requested, writer.written, writer.failed]
-        stops, written, failed = self.world.all_reduce_sum(torch.tensor(flags).float()).tolist()
-        if failed:
-            writer.finish()  # raises on all ranks
-        if writer.pending and written == self.world.size:
-            writer.commit()
+        flags = torch.tensor([stop.requested, writer.at_rest, writer.due]).float()
+        stops, at_rest, due = self.world.all_reduce_sum(flags).tolist()
+        self._retries = due > 0
+        if writer.pending and at_rest == self.world.size and not stops:
+            with self.parts.watchdog.storage("a checkpoint"):
+                writer.settle()
         return bool(stops > 0)
 
     def _write_snapshots(self) -> None:
         parts = self.parts
-        parts.watchdog.beat("a snapshot")
         shapes = self.engines[parts.objective.sampled_network].shapes
-        grid = parts.snapshots.write(self.images_seen, parts.emas, shapes)
+        with parts.watchdog.storage("a snapshot"):
+            grid = parts.snapshots.write(self.images_seen, parts.emas, shapes)
         if grid is not None:
             parts.reporter.show_grid(self.images_seen, grid)
 
@@ -304,7 +311,7 @@ class Trainer:
             reader.restore(average_group(sampled, name), ema.shards())
         self.images_seen, self.step = state.images_seen, state.step
         self.data_offset = state.data_offset
-        self._saved = self.images_seen
+        self.parts.checkpoints.saved = self.images_seen
 
     def _check_clock(self, path: Path, state: TrainState) -> None:
         """Raise CheckpointError unless the clock is one that steps of this batch lead to."""

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dist_train.engine.shards import ParameterShard
 from dist_train.runtime.world import World
+from models.command_line import EXIT_STORAGE
 from models.safe_files.documents import DocumentError, Format
 from models.safe_files.transient import file_sha256
 from models.snapshot import SHA256
@@ -46,6 +47,12 @@ LOSS_SCALE = frozenset({"scale", "skipped", "skipped_in_a_row", "finite_in_a_row
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or cannot be read; the message says what to do."""
+
+
+class StorageError(CheckpointError):
+    """Storage failed for too long; the last complete checkpoint is kept."""
+
+    exit_code = EXIT_STORAGE
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Every rank has a thread that publishes a pulse, and where the loop is, in the process group's store.
 A loop without progress for too long dumps the stacks of all its threads to `hangs/` and ends its
 process; as a hang of one rank stops all others in their next collective, each of them does so.
+Storage may be slow without being dead: it has a limit of its own, and those that wait for a living
+rank that waits for storage wait on.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch import distributed as dist
 from dist_train.runtime.world import World
 from models.command_line import EXIT_LOST
 
+STORAGE = " (storage)"
+"""Ends the description of a place where a rank waits for a disk."""
 PULSE_SECONDS = 1.0
 STORE_SECONDS = 30.0
 """How long a store that answers may take to do so, on a busy machine."""
@@ -42,14 +46,15 @@ class Watchdog:
         run_dir: The run directory, for `hangs/rank_00000.txt`.
         world: The process group.
         timeout: Seconds without a `beat` that count as a hang.
+        storage_timeout: The same while `storage` is waited for.
     """
 
-    def __init__(self, run_dir: Path, world: World, timeout: float) -> None:
+    def __init__(self, run_dir: Path, world: World, timeout: float, storage_timeout: float) -> None:
         self._dir = run_dir / "hangs"
         self._world = world
-        self._timeout = timeout
+        self._timeout, self._storage_timeout = timeout, max(timeout, storage_timeout)
         self._last = (time.monotonic(), "the start")
-        self._ended = threading.Event()
+        self._ended, self._dumped = threading.Event(), threading.Event()
         # Two threads: the store may block, when the rank that keeps it hangs.
         self._threads = [
             threading.Thread(target=work, name="watchdog", daemon=True)
@@ -59,6 +64,13 @@ class Watchdog:
     def beat(self, where: str) -> None:
         """Tell that the loop moves on, and what it does next."""
         self._last = (time.monotonic(), where)
+
+    @contextlib.contextmanager
+    def storage(self, where: str) -> Iterator[None]:
+        """Do something that may wait for slow storage, within the limit for that."""
+        self.beat(where + STORAGE)
+        yield
+        self.beat(f"what follows {where}")
 
     def __enter__(self) -> Watchdog:
         self.beat("the start")
@@ -87,27 +99,60 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(PULSE_SECONDS):
             when, where = self._last
-            if time.monotonic() - when > self._timeout:
-                self._give_up(where)
+            seconds = self._storage_timeout if where.endswith(STORAGE) else self._timeout
+            if time.monotonic() - when <= seconds or waits_for_storage(self._world):
+                continue
+            if self._last[0] == when:  # still, after the seconds that this took
+                self._give_up(where, seconds)
 
-    def _give_up(self, where: str) -> None:
+    def _give_up(self, where: str, seconds: float) -> None:
         """Write all stacks and end the process: its main thread cannot."""
         rank = self._world.rank
-        self._dir.mkdir(exist_ok=True)
-        file = self._dir / f"rank_{rank:05d}.txt"
-        with open(file, "w") as stacks:
-            print(f"no progress for {self._timeout:g} s in {where}", file=stacks, flush=True)
-            faulthandler.dump_traceback(stacks, all_threads=True)
-        print(
-            f"dist_train: rank {rank} hangs: no progress for {self._timeout:g} s in {where};"
-            f" stacks of its threads are in {file}",
-            file=sys.stderr,
-            flush=True,
-        )
+        why = f"no progress for {seconds:g} s in {where}"
+        stacks = self._dump_stacks(why)
+        _say(f"rank {rank} hangs: {why}; stacks of its threads are in {stacks}")
         lost = lost_ranks(self._world)
         if lost:
-            print(f"dist_train: rank {rank} waits for {_named(lost)}", file=sys.stderr, flush=True)
+            _say(f"rank {rank} waits for {_named(lost)}")
         os._exit(EXIT_LOST)
+
+    def _dump_stacks(self, why: str) -> str:
+        """Write the stacks of all threads; to stderr, if the storage is what hangs or is full."""
+        file = self._dir / f"rank_{self._world.rank:05d}.txt"
+        writer = threading.Thread(target=self._write_stacks, args=(file, why), daemon=True)
+        writer.start()
+        writer.join(MISSED_PULSES * PULSE_SECONDS)
+        if self._dumped.is_set():
+            return str(file)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        return "the lines above"
+
+    def _write_stacks(self, file: Path, why: str) -> None:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(exist_ok=True)
+            with open(file, "w") as stacks:
+                print(why, file=stacks, flush=True)
+                faulthandler.dump_traceback(stacks, all_threads=True)
+            self._dumped.set()
+
+
+def waits_for_storage(world: World) -> bool:
+    """Whether another rank lives and waits for storage. Takes seconds."""
+    before = _answered(world) if world.store is not None else None
+    if not before or not any(where.endswith(STORAGE) for where in before.values()):
+        return False
+    time.sleep(MISSED_PULSES * PULSE_SECONDS)
+    after = _answered(world) or {}
+    return any(
+        where.endswith(STORAGE) and before.get(rank) != where
+        for rank, where in after.items()
+        if rank != world.rank
+    )
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"dist_train: {message}", file=sys.stderr, flush=True)
 
 
 def publish_pulse(world: World, pulse: int, where: str) -> None:

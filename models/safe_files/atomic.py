@@ -90,11 +90,22 @@ def atomic_directory(
     try:
         yield temporary
         _settle_directory(temporary)
-        check_replaceable(target, is_ours, what)
-        _swap(temporary, target)
-        sync_directory(target.parent)
+        replace_directory(temporary, target, is_ours, what)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(
+    temporary: Path, path: Path, is_ours: Callable[[Path], bool], what: str = "what we wrote"
+) -> None:
+    """Give a directory whose files are on the disk its name; arguments as of atomic_directory.
+
+    Raises:
+        NotOurs: Something else has that name; it is left alone.
+    """
+    target = check_replaceable(path, is_ours, what)
+    _swap(temporary, target)
+    sync_directory(target.parent)
 
 
 def check_replaceable(

@@ -24,6 +24,8 @@ TRANSIENT = frozenset(
      errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )  # fmt: skip
 """Errors of reading and writing that may be gone a moment later."""
+STORAGE = TRANSIENT | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
+"""Those, and the ones of a full disk, which may be gone minutes later."""
 
 
 def is_transient(error: OSError, errors: frozenset[int] = TRANSIENT) -> bool:

@@ -298,7 +298,8 @@ def _read_only(directory: Path) -> Iterator[None]:
 
 
 def _check_storage(root: Path) -> None:
-    from dist_train.checkpoint.format import CheckpointError
+    from dist_train.checkpoint import writer
+    from dist_train.checkpoint.format import CheckpointError, StorageError
     from dist_train.runtime.world import init_world
 
     world = init_world()
@@ -306,9 +307,14 @@ def _check_storage(root: Path) -> None:
         _fit(root / name, _config(total=HALF))
         directory = root / name / "checkpoints"
         fault = _full_disk() if name == "full" else _read_only(directory)
+        error, said = {
+            "full": (StorageError, r"in 5 attempts: rank 1: .*File too large; .* is kept: make"),
+            "read_only": (CheckpointError, r"rank \d cannot write .*checkpoints: "),
+        }[name]
         with (
             fault if name == "read_only" or world.rank == 1 else contextlib.nullcontext(),
-            pytest.raises(CheckpointError, match=r"rank \d could not write .*: make room"),
+            mock.patch.object(writer, "LAST_PAUSES", (0.0,) * 4),
+            pytest.raises(error, match=said),
         ):
             _fit(root / name, _config(total=WHOLE))
         world.barrier()
@@ -323,6 +329,46 @@ def test_full_disk_and_read_only_directory_lose_nothing(tmp_path: Path) -> None:
     run_ranks(2, _check_storage, tmp_path)
     for name in ("full", "read_only"):
         _same(tmp_path / name, tmp_path / "undisturbed")
+
+
+def _check_passing_trouble(root: Path, function: str, number: int) -> None:
+    """Train while every write of this process' files fails from the first step to the third."""
+    from dist_train.checkpoint import writer
+    from dist_train.runtime.world import init_world
+    from dist_train.trainer import Trainer
+
+    broken, original = False, getattr(os, function)
+    begin = Trainer._begin_checkpoint
+
+    def fail(*arguments: Any) -> Any:
+        if broken:
+            raise OSError(number, os.strerror(number))
+        return original(*arguments)
+
+    def begin_checkpoint(trainer: Trainer) -> None:
+        nonlocal broken
+        broken = trainer.step == 1 and trainer.world.rank == 1
+        begin(trainer)
+
+    with (
+        mock.patch.object(writer, "FIRST_PAUSE", 0.0),
+        mock.patch.object(Trainer, "_begin_checkpoint", begin_checkpoint),
+        mock.patch(f"os.{function}", fail),
+    ):
+        trainer = _fit(root / "disturbed", _config(f"checkpoint.every_images={BATCH}"))
+    assert trainer.parts.checkpoints.saved == WHOLE
+    assert f"{BATCH:012d}" not in [path.name for path in committed(root / "disturbed")]
+    init_world().barrier()
+    _fit(root / "undisturbed", _config())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("function", "number"), [("write", errno.ENOSPC), ("fsync", errno.ESTALE)])
+def test_storage_that_fails_for_a_while_changes_nothing(
+    tmp_path: Path, function: str, number: int
+) -> None:
+    run_ranks(2, _check_passing_trouble, tmp_path, function, number)
+    _same(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

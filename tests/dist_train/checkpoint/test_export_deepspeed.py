@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dist_train.__main__ import main
+from dist_train.checkpoint.format import ShardFile
 from dist_train.checkpoint.writer import StateBuffer
 from tests.dist_train.test_trainer import whole_tensors
 from tests.ranks import run_ranks
@@ -29,7 +30,7 @@ def test_state_is_copied_once_and_written_as_safetensors(tmp_path: Path) -> None
         file = tmp_path / "state.safetensors"
         index = buffer.write(file)
         content = file.read_bytes()
-        assert index == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert index == ShardFile(len(content), hashlib.sha256(content).hexdigest())
         found = load_file(file)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], values) for name, values in wanted.items())
