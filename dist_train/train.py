@@ -46,7 +46,7 @@ def train(
         trainer = build_trainer(run.config, run_dir, world, on_snapshot, profile_steps)
         outcome = trainer.fit(run.begin)
     except OSError as error:
-        problem = f"reading or writing failed ({error}); the last checkpoint is kept"
+        problem = f"{run_dir} cannot be written ({error}); the last checkpoint is kept"
         passes = is_transient(error, STORAGE)
         failed = StorageError(problem) if passes else RunDirError(problem)
         return rank_errors.fail(failed, world)
