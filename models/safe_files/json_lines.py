@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.safe_files.atomic import atomic_file
-from models.safe_files.documents import read_regular
+from models.safe_files.documents import DocumentError
 from models.safe_files.transient import retried
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def read_lines(
         DocumentError: It is no regular file.
     """
     try:
-        lines = retried(lambda: read_regular(path), f"reading {path}").split(b"\n")
+        lines = retried(lambda: _content(path), f"reading {path}").split(b"\n")
     except FileNotFoundError:
         return []
     parsed = {number: _parse(line) for number, line in enumerate(lines, 1) if line.strip()}
@@ -50,6 +50,12 @@ def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, atomically."""
     with atomic_file(path) as file:
         file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise DocumentError(f"{path} is no file")  # a pipe would be waited for without end
+    return path.read_bytes()
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
