@@ -34,6 +34,7 @@ from evaluation.results.plots import write_plots
 from evaluation.results.result_file import find_results
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
+from models.safe_files.atomic import new_file
 
 Work = Callable[[World], None]
 """What the ranks do together, after the command line has been checked."""
@@ -129,7 +130,9 @@ def import_statistics(args: argparse.Namespace) -> None:
     preprocessing = args.pipeline or default_preprocessing(args.detector)
     made_by = {"name": args.detector, "pipeline": preprocessing}
     features = read_statistics(args.statistics, made_by)
-    write_reference(args.out, features.thinned(args.features))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(args.out) as temporary:
+        write_reference(temporary, features.thinned(args.features))
     print(f"{args.out}: {', '.join(features.gaussians)}; preprocessing assumed: {preprocessing}")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dist_train.runtime.world import World
+from models.safe_files.atomic import atomic_file
 from models.safe_files.locks import FileLock
 
 TURN_SECONDS = 20.0
@@ -57,8 +58,8 @@ def _wait_for(lock: FileLock | None, world: World) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    """Write a file that is complete or not there; a link is followed."""
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(target) as file:
+        file.write(data)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.detectors.base import DetectorConfig
-from evaluation.image_sets.grid import GridSettings
+from evaluation.image_sets.grid import GridSettings, check_grid
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.metrics.registry import MetricSettings
 from evaluation.protocols import Protocol, find_protocol, record_protocol
 from evaluation.reference.reference import NUM_FEATURES, ReferenceSettings, open_reference
+from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec, parse_seeds
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
@@ -98,10 +99,13 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
         protocol=_record(protocol, args, images) if protocol else None,
         replace=args.replace,
     )
-    if protocol is None or args.seeds or not isinstance(images, SampleRequest):
-        return [request]
-    ranges = [spec_of(args, protocol, repeat) for repeat in range(protocol.repeats)]
-    return [request] if len(ranges) == 1 else _on_ranges(request, images, ranges)
+    requests = [request]
+    if protocol is not None and not args.seeds and isinstance(images, SampleRequest):
+        ranges = [spec_of(args, protocol, repeat) for repeat in range(protocol.repeats)]
+        requests = [request] if len(ranges) == 1 else _on_ranges(request, images, ranges)
+    for each in requests:
+        check_result_output(each.out)
+    return requests
 
 
 def _images(args: argparse.Namespace, protocol: Protocol | None) -> SampleRequest | ImageSet:
@@ -199,7 +203,10 @@ def taps_of(args: argparse.Namespace) -> tuple[str, ...]:
 
 def grid_of(args: argparse.Namespace) -> GridSettings | None:
     """Return the grid picture to write, None for none."""
-    return GridSettings(args.grid, args.grid_images, args.grid_upscale) if args.grid else None
+    if not args.grid:
+        return None
+    check_grid(args.grid)
+    return GridSettings(args.grid, args.grid_images, args.grid_upscale)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:

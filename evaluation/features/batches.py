@@ -6,6 +6,9 @@ survive kills; the merged features are the same on any number of ranks.
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
 from evaluation.metrics.statistics import BLOCK_ROWS, FloatArray, Gaussian, Moments, moments_of
+from models.safe_files.transient import DELAYS, retried
 
 FLUSH_BATCHES = 64
 """Batches after which a rank writes the moments that it has summed up."""
@@ -48,7 +52,10 @@ class BatchStore:
 
     def done(self) -> set[int]:
         """Return the first indices of the batches on disk."""
-        return {int(path.stem) for path in self.dir.glob("[0-9]*.npz")}
+        return {int(name.removesuffix(".npz")) for name in self._names()}
+
+    def _names(self) -> list[str]:
+        return list_names(self.dir, re.compile(r"\d{9}\.npz"))
 
     def write(self, start: int, indices: Sequence[int], values: FloatArray) -> None:
         """Store a batch."""
@@ -61,8 +68,11 @@ class BatchStore:
         """Return the moments and all features, in index order."""
         features = np.empty((n, self.width), np.float32)
         seen = np.zeros(n, np.int64)
-        for path in sorted(self.dir.glob("[0-9]*.npz")):
-            arrays = read_npz(path)
+        for name in self._names():
+            path = self.dir / name
+            arrays = read_part(path, ["indices", "values"])
+            check_indices(path, arrays["indices"], n)
+            check_rows(path, arrays["values"], len(arrays["indices"]), self.width)
             np.add.at(seen, arrays["indices"], 1)
             features[arrays["indices"]] = arrays["values"]
         check_counts(seen, self.dir)
@@ -90,8 +100,21 @@ class MomentStore:
 
     def done(self) -> set[int]:
         """Return the first indices of the batches in all files."""
-        files = self.dir.glob("part-*.npz")
-        return {int(s) for path in files for s in read_npz(path, ["starts"])["starts"]}
+        files = (self.dir / name for name in self._names())
+        return {int(s) for path in files for s in read_part(path, ["starts"])["starts"]}
+
+    def _names(self) -> list[str]:
+        return list_names(self.dir, re.compile(r"part-\d{9}\.npz"))
+
+    def _read(self, name: str, n: int) -> dict[str, AnyArray]:
+        """Read a file and check its shapes."""
+        path = self.dir / name
+        part = read_part(path, ["starts", "indices", "n", "mean", "scatter", "features"])
+        check_indices(path, part["indices"], n)
+        check_rows(path, part["features"], len(part["indices"]), self.width)
+        check_rows(path, part["scatter"], self.width, self.width)
+        check_rows(path, part["mean"][None], 1, self.width)
+        return part
 
     def write(self, start: int, indices: Sequence[int], values: FloatArray) -> None:
         """Count a batch in; the file is written after every `every` batches."""
@@ -128,7 +151,7 @@ class MomentStore:
 
     def collect(self, n: int) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
         """Merge all files and check that every image was counted once."""
-        parts = [read_npz(path) for path in sorted(self.dir.glob("part-*.npz"))]
+        parts = [self._read(name, n) for name in self._names()]
         starts = [start for part in parts for start in part["starts"].tolist()]
         moments = Moments.empty(self.width)
         for part in parts:
@@ -139,6 +162,50 @@ class MomentStore:
         order = np.argsort(indices)
         features = np.concatenate([part["features"] for part in parts])[order]
         return moments.gaussian(), features, indices[order]
+
+
+def list_names(directory: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Return the names in a directory, which need not exist, that match a pattern, in order."""
+    try:
+        names = retried(lambda: os.listdir(directory), f"listing {directory}")
+    except FileNotFoundError:
+        return []
+    return sorted(filter(pattern.fullmatch, names))
+
+
+def read_part(path: Path, names: Sequence[str]) -> dict[str, AnyArray]:
+    """Read arrays of a finished file, which another rank may have written just now.
+
+    Raises:
+        ValueError: It is damaged, or lacks one.
+    """
+    for delay in DELAYS:
+        if path.exists():
+            break
+        time.sleep(delay)
+    arrays = read_npz(path, names)
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} has no array {missing[0]}; delete it and run again")
+    return arrays
+
+
+def check_indices(path: Path, indices: AnyArray, n: int) -> None:
+    """Raise ValueError unless indices are those of images."""
+    numbers = indices.ndim == 1 and (indices.dtype.kind in "iu" or not len(indices))
+    if not numbers or (len(indices) and not 0 <= indices.min() <= indices.max() < n):
+        raise ValueError(
+            f"{path} holds other images than the {n} of the set; delete it and run again"
+        )
+
+
+def check_rows(path: Path, rows: AnyArray, count: int, width: int) -> None:
+    """Raise ValueError unless rows are finite numbers of the right shape."""
+    if rows.shape != (count, width) or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+        raise ValueError(
+            f"{path} holds {rows.dtype} {list(rows.shape)}, expected finite [{count}, {width}];"
+            " delete it and run again"
+        )
 
 
 def check_counts(seen: NDArray[np.int64], path: Path) -> None:

@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.disk import write_bytes
-from evaluation.image_sets.files import encode_image
+from evaluation.image_sets.files import MAX_PIXELS, encode_image
 from evaluation.image_sets.image_set import ImageSet
+from models.safe_files.atomic import check_replaceable_file
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,26 @@ class GridSettings:
 
 
 def write_grid(settings: GridSettings, images: ImageSet) -> None:
-    """Write a grid picture of the first images of a set."""
-    pictures = images.batch(range(min(len(images), settings.num_images)))
+    """Write a grid picture of the first images of a set.
+
+    Raises:
+        ValueError: It would have more pixels than are ever decoded.
+    """
+    count = min(len(images), settings.num_images)
+    pixels = images.batch([0])[0, 0].numel() * count * settings.upscale**2 if count else 0
+    if pixels > MAX_PIXELS:
+        raise ValueError(
+            f"--grid-images={settings.num_images} and --grid-upscale={settings.upscale} make a"
+            f" picture of {pixels} pixels, more than {MAX_PIXELS}; lower them"
+        )
+    pictures = images.batch(range(count))
     grid = make_grid(pictures, upscale=settings.upscale)
     write_bytes(settings.path, encode_image(grid))
+
+
+def check_grid(path: Path) -> None:
+    """Check that a grid may be written to a file. Raises NotOurs if it holds anything but a PNG."""
+    check_replaceable_file(path, lambda start: start.startswith(PNG), "a grid (PNG)")
 
 
 def make_grid(images: Tensor, columns: int | None = None, upscale: int = 1, gap: int = 2) -> Tensor:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from data_pipelines.sources.base import (
     BROKEN_LINK,
     Entry,
     Listing,
-    ReadItem,
     Skip,
     Source,
+    SourceError,
     count_reasons,
     name_bytes,
     printable,
@@ -39,8 +38,11 @@ from data_pipelines.sources.edm import LABELS
 from data_pipelines.sources.kinds import image_files
 from data_pipelines.sources.lister.pictures import extension
 from data_pipelines.sources.lister.splits import SplitError
-from evaluation.image_sets.files import decode_image
+from data_pipelines.sources.steady import SteadyReader
+from evaluation.image_sets.files import check_size, decode_image
 from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
+from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.typed_json import from_json
 
 SAMPLES = "samples.json"
 SAMPLE_FILES = {SAMPLES, LABELS, ".lock"}
@@ -108,8 +110,7 @@ class EncodedImages:
         labels = np.array([entry.label for entry in self._entries], np.int64)
         self._labels = labels if (labels >= 0).all() else None
         self._size: tuple[int, ...] | None = None
-        self._read: ReadItem | None = None
-        self._opened = ExitStack()
+        self._read = SteadyReader(self._source)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -142,18 +143,17 @@ class EncodedImages:
 
     def _decode(self, entry: Entry) -> Tensor:
         name = f"{self.path}: {printable(entry.name)}"
-        image = decode_image(self._encoded(entry), name)
+        image = decode_image(self._encoded(entry), name, self._size)
         self._size = self._size or tuple(image.shape)
-        check_size(image, self._size, name)
         return image
 
     def _encoded(self, entry: Entry) -> bytes:
-        if self._read is None:
-            self._read = self._opened.enter_context(self._source.open())
         try:
             content = self._read(entry)
-        except (BadImage, OSError) as error:
+        except BadImage as error:
             raise ValueError(f"{self.path}: {printable(entry.name)}: {error}") from None
+        except SourceError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         assert isinstance(content, bytes), "files hold encoded images"
         return content
 
@@ -248,16 +248,6 @@ class ArrayImages:
         return torch.from_numpy(self._array.rows(indices)).permute(0, 3, 1, 2).contiguous()
 
 
-def check_size(image: Tensor, size: tuple[int, ...], name: str) -> None:
-    """Raise ValueError unless an image [3, H, W] is of the shape of the others."""
-    if tuple(image.shape) != size:
-        raise ValueError(
-            f"{name} is {image.shape[2]}x{image.shape[1]} pixels, others are {size[2]}x{size[1]};"
-            " evaluation needs images of one size"
-            " (pack them first: relaywave data pack)"
-        )
-
-
 def _finished_manifest(path: Path) -> dict[str, Any] | None:
     """Return what `sample` recorded of a directory, None if it made none; it must be finished."""
     manifest = read_samples_manifest(path)
@@ -269,9 +259,67 @@ def _finished_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
+@dataclass(frozen=True)
+class SamplesRecord:
+    """What `sample` records of a directory: how it was made, and whether it is complete."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    complete: bool
+    identity: dict[str, Any] = field(default_factory=dict)
+    layout: dict[str, Any] = field(default_factory=dict)
+    seconds: int | float = 0.0
+    nfe: int | float | None = None
+    tf32: Any = None
+    written: str = ""
+
+    def __post_init__(self) -> None:
+        if self.complete or self.identity:
+            check_identity(self.identity)
+        if not 0 <= self.seconds < MAX_SECONDS:
+            raise ValueError(f"seconds={self.seconds} is impossible")
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What is used of an identity of samples."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    seeds: str
+    device: str
+    models: tuple[_Model, ...]
+
+
+@dataclass(frozen=True)
+class _Model:
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    images_seen: int
+    objective: Any
+
+
+def check_identity(identity: dict[str, Any]) -> None:
+    """Raise ValueError unless it says what samples were made of."""
+    from_json(_Identity, identity, "identity")
+
+
+MAX_SECONDS = 1e11
+RECORDS = Format(
+    schema=SamplesRecord, remedy="remove it with its images, and draw the samples again", indent=2
+)
+
+
 def read_samples_manifest(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of a sample directory, None if there is none."""
-    if not (path / SAMPLES).exists():
+    """Return the manifest of a sample directory, None if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        document = read_object(path / SAMPLES)
+    except FileNotFoundError:
         return None
-    document: dict[str, Any] = json.loads((path / SAMPLES).read_text())
-    return document
+    except DocumentError as error:
+        if path.is_dir():
+            raise
+        del error  # an archive or a file
+        return None
+    return vars(RECORDS.decode(document, str(path / SAMPLES)))

@@ -18,6 +18,7 @@ from evaluation.image_sets.npz import AnyArray, write_npz
 from evaluation.metrics.statistics import FeatureSet, FloatArray
 from evaluation.progress import Progress
 from evaluation.reference.importers import CLEAN_MODES, SPATIAL_EDGE, main_tap
+from models.safe_files.atomic import new_file
 
 BATCH = 64
 
@@ -32,30 +33,36 @@ def export(features: FeatureSet, path: Path, kind: str, images: ImageSet | None 
         images: Images that an ADM reference batch holds as well.
 
     Raises:
-        ValueError: The kind is unknown, or the set lacks what it needs.
+        ValueError: The kind is unknown, the set lacks what it needs, or another file is there.
     """
     if kind == "adm_reference":
         if images is None:
             raise ValueError("an ADM reference batch holds images, too: add --images DATA")
         write_batch(images, path, _spatial_moments(features))
-    elif kind in EXPORTERS:
-        EXPORTERS[kind](features, path)
-    else:
+        return
+    if kind not in EXPORTERS:
         raise ValueError(f"format {kind!r} is not one of {', '.join(FORMATS)}")
+    if kind in ("clean_fid", "clean_fid_kid"):
+        _check_clean_name(features, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        EXPORTERS[kind](features, temporary)
 
 
 def write_batch(images: ImageSet, path: Path, arrays: Mapping[str, AnyArray] | None = None) -> None:
     """Write an ADM batch, streamed: images as `arr_0` uint8 [N, H, W, 3], classes as `arr_1`.
 
     Raises:
-        ValueError: The images are of mixed sizes, or one cannot be decoded.
+        ValueError: The images are of mixed sizes, one cannot be decoded, or another file is there.
     """
     labels = images.labels(range(len(images)))
     classes = {} if labels is None else {"arr_1": labels}
     height, width = images.batch([0]).shape[2:]
     shape = (len(images), height, width, 3)
     stream = (np.dtype(np.uint8), shape, _pixel_rows(images))
-    write_npz(path, {**(arrays or {}), **classes}, {"arr_0": stream})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        write_npz(temporary, {**(arrays or {}), **classes}, {"arr_0": stream})
 
 
 def _pixel_rows(images: ImageSet) -> Iterator[AnyArray]:
@@ -83,15 +90,8 @@ def _moments(features: FeatureSet, path: Path) -> None:
     write_npz(path, {"mu": gaussian.mu, "sigma": gaussian.sigma})
 
 
-def _clean_fid(features: FeatureSet, path: Path) -> None:
-    """clean-fid: `mu`, `sigma`, under a name that says the mode."""
-    _check_clean_name(features, path)
-    _moments(features, path)
-
-
 def _clean_fid_kid(features: FeatureSet, path: Path) -> None:
     """clean-fid's features for KID: `feats`."""
-    _check_clean_name(features, path)
     write_npz(path, {"feats": _all_rows(features, _tap(features))})
 
 
@@ -173,7 +173,7 @@ EXPORTERS: dict[str, Callable[[FeatureSet, Path], None]] = {
     "rdm": _rdm,
     "torch_fidelity": _torch_fidelity,
     "torch_fidelity_moments": _torch_fidelity_moments,
-    "clean_fid": _clean_fid,
+    "clean_fid": _moments,
     "clean_fid_kid": _clean_fid_kid,
 }
 FORMATS = (*EXPORTERS, "adm_reference", "adm_samples")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.results.compare import AXES, axis_value, facts_of
 from evaluation.results.result_file import Result
 from evaluation.results.table import DETAILS
+from models.safe_files.atomic import atomic_path, check_replaceable_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 PNG_DPI = 150
+MADE_BY = b"Matplotlib"
+"""What the first bytes of plots hold, in both formats."""
 LOG_TICKS = (1, 2, 5)
 LOG_RATIO = 10
 """Axes whose values span more than this factor are logarithmic."""
@@ -195,7 +198,9 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
     for path in paths:
-        figure.savefig(path, dpi=PNG_DPI)
+        target = check_replaceable_file(path, lambda start: MADE_BY in start, "a plot of ours")
+        with atomic_path(target) as temporary:
+            figure.savefig(temporary, dpi=PNG_DPI, format=path.suffix[1:])
     return paths
 
 

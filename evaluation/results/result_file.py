@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL
@@ -19,13 +22,109 @@ from evaluation.detectors.base import Detector, allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
 from evaluation.metrics.statistics import FeatureSet
-from models.safe_files.documents import DocumentError, read_object, read_regular
+from models.safe_files.documents import DocumentError, Format, read_object
 
 FORMAT = "relaywave-result-1"
 REUSED = ("metrics", "seconds", "created", "nfe", "tf32")
 """What a result takes over from an unfinished or smaller one of the same request."""
 
 Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric: its values by name, the first one's interval, and what it took."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    values: dict[str, float]
+    seconds: float = 0.0
+    interval95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What tables use of a model."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    images_seen: int
+    objective: Any
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What tables use of how images were made."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    models: tuple[_Model, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What tables use of the evaluated images."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    num_images: int
+    digest: str
+    models: tuple[_Model, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What tables use of the reference."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    digest: str
+    n: int | None
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """What tables use of the detector."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    name: str
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """What tables use of the protocol."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    name: str
+    published: dict[str, float]
+    deviations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """What drawing samples and extracting features took."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    sampling: float | None
+    features: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The types of what is used of a result; all else is kept as it is."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    format: str
+    title: str
+    identity: str
+    images: _Images
+    reference: _Reference
+    detector: _Detector
+    metrics: dict[str, _Metric]
+    seconds: _Seconds
+    samples: _Samples | None = None
+    nfe: float | None = None
+    protocol: _Protocol | None = None
+
+
+RESULTS = Format(schema=_Result, remedy="move it away to have it computed again", indent=2)
 
 
 def start_result(out: Path, result: Result, world: World, *, replace: bool = False) -> Result:
@@ -142,42 +241,71 @@ def reference_digest(reference: FeatureSet) -> str:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file. Raises ValueError if it is not one."""
+    """Read a result file.
+
+    Raises:
+        ValueError: It is none, or damaged; the message is one line that names it.
+    """
     try:
-        result: Result = read_object(path)
+        document = read_object(path)
     except (OSError, DocumentError) as error:
         raise ValueError(f"{path} cannot be read as a result: {error}") from None
-    if result.get("format") != FORMAT:
+    return _checked(document, path)
+
+
+def _checked(document: dict[str, Any], path: Path) -> Result:
+    if document.get("format") != FORMAT:
         raise ValueError(f"{path} is not a result of format {FORMAT}")
-    return result
+    RESULTS.decode(document, str(path))
+    absent: Result = {"samples": None, "nfe": None, "protocol": None}
+    return absent | {name: value for name, value in document.items() if name != "checksum"}
 
 
 def write_result(path: Path, result: Result) -> None:
     """Write a result file atomically."""
-    write_bytes(path, (json.dumps(result, indent=2, default=str) + "\n").encode())
+    write_bytes(path, RESULTS.to_bytes(json.loads(json.dumps(result, default=str))))
+
+
+def check_result_output(path: Path) -> None:
+    """Check that a result may be written to a file.
+
+    Raises:
+        ValueError: Something else is there, or a damaged result, which is left as it is.
+    """
+    if os.path.lexists(path) and (path.exists() or not path.is_symlink()):
+        read_result(path)
 
 
 def find_results(paths: list[Path]) -> list[Result]:
     """Read result files, and those below `evaluation/` of run directories.
 
+    Damaged files in directories are skipped by name.
+
     Raises:
-        ValueError: There are no results.
+        ValueError: There are no results, or a file that was named is damaged.
     """
-    files: list[Path] = []
+    results: list[Result] = []
     for path in paths:
         within = path / "evaluation" if (path / "evaluation").is_dir() else path
-        files += sorted(within.rglob("*.json")) if within.is_dir() else [path]
-    results = [read_result(file) for file in files if _may_be_result(file, paths)]
+        results += _results_below(within) if within.is_dir() else [read_result(path)]
     if not results:
         raise ValueError(f"no results below {', '.join(map(str, paths))}; evaluate first")
     return results
 
 
-def _may_be_result(file: Path, named: list[Path]) -> bool:
-    """Skip other JSON files of directories; files that were named must be results."""
-    if file in named:
-        return True
-    return file.is_file() and FORMAT.encode() in read_regular(file)[:200]
+def _results_below(directory: Path) -> list[Result]:
+    """Return the results in a directory; other JSON files are none."""
+    found = []
+    for path in sorted(directory.rglob("*.json")):
+        if path.name.startswith("."):
+            continue
+        try:
+            document = read_object(path)
+            if document.get("format") == FORMAT:
+                found.append(_checked(document, path))
+        except (OSError, ValueError) as error:
+            print(f"{error}; the file is skipped", file=sys.stderr)
+    return found
 
 
 def versions() -> dict[str, str]:

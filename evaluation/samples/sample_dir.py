@@ -7,7 +7,9 @@ shards that are a packed set (sample_shards.py).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import allowed_tf32
 from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import decode_image, encode_image
-from evaluation.image_sets.image_set import SAMPLES, Labels, read_samples_manifest
+from evaluation.image_sets.image_set import RECORDS, SAMPLES, Labels, read_samples_manifest
 from evaluation.progress import Progress
 from evaluation.samples.generate import GeneratedImages, SampleSpec, check_settings, made_by
 from evaluation.samples.sample_shards import SampleShards
+from models.safe_files.transient import TRANSIENT, retried
 from models.snapshot import Snapshot, check_stages
 
 SUFFIX = {"png": "png", "jpeg": "jpg"}
@@ -140,7 +143,7 @@ class StoredSamples:
         """Say why their directory cannot be continued, None if it can."""
         manifest = self.manifest
         if manifest is None:
-            return None
+            return self._others_in_it()
         if made_by(manifest["identity"]) != made_by(self.identity):
             what = "samples of another model or with other settings"
         elif manifest["layout"] != self._store.layout:
@@ -148,6 +151,19 @@ class StoredSamples:
         else:
             return None
         return f"{self._dir} holds {what}; choose another directory, or delete it"
+
+    def _others_in_it(self) -> str | None:
+        """Say that a directory without samples holds something else, None if it does not."""
+        if self._dir.exists() and not self._dir.is_dir():
+            return f"{self._dir} is no directory; choose another one"
+        names = sorted(os.listdir(self._dir)) if self._dir.exists() else []
+        others = [name for name in names if not name.startswith((".lock", f".{SAMPLES}."))]
+        if not others:
+            return None
+        return (
+            f"{self._dir} holds other things than samples ({', '.join(map(ascii, others[:3]))});"
+            " choose another directory"
+        )
 
     def _begin(self, world: World) -> tuple[float, bool, list[range]]:
         """Check the directory; return the seconds spent, if it is complete, the missing batches.
@@ -190,7 +206,7 @@ class StoredSamples:
             "seconds": round(seconds, 3),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        write_bytes(self._dir / SAMPLES, json.dumps(document, indent=2).encode())
+        RECORDS.write(self._dir / SAMPLES, document)
 
 
 class SampleStore(Protocol):
@@ -233,7 +249,9 @@ class SampleFiles:
     def finish(self, world: World) -> None:
         """Write the classes of all files, also of earlier seeds, as EDM's `dataset.json`."""
         if world.rank == 0:
-            files = sorted(self._sample_dir.glob(f"[0-9]*/[0-9]*.{self._suffix}"))
+            listed = self._sample_dir.glob(f"[0-9]*/[0-9]*.{self._suffix}")
+            ours = map(self._path, range(len(self._generated)))  # other ranks': not yet listed
+            files = sorted({*listed, *ours})
             names = [path.relative_to(self._sample_dir).as_posix() for path in files]
             labels = self._generated.labels_of([int(path.stem) for path in files])
             pairs = (
@@ -246,8 +264,14 @@ class SampleFiles:
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return these samples, uint8 [B, 3, H, W]."""
         paths = [self._path(index) for index in indices]
-        return torch.stack([decode_image(path.read_bytes(), str(path)) for path in paths])
+        return torch.stack([decode_image(_read(path), str(path)) for path in paths])
 
     def _path(self, index: int) -> Path:
         seed = self._generated.spec.seeds[index]
         return self._sample_dir / f"{seed - seed % 1000:06d}" / f"{seed:06d}.{self._suffix}"
+
+
+def _read(path: Path) -> bytes:
+    """Read a sample, which another rank may have written just now."""
+    errors = TRANSIENT | {errno.ENOENT}
+    return retried(path.read_bytes, f"reading {path}", errors=errors)

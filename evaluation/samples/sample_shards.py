@@ -9,7 +9,7 @@ bytes do not depend on the ranks, and index and manifest are written as
 from __future__ import annotations
 
 import functools
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from data_pipelines.sources.lister.archives import tar_files
 from dist_train.runtime.world import World
 from evaluation.image_sets.files import encode_image
 from evaluation.samples.generate import GeneratedImages
-from models.safe_files.atomic import atomic_file
+from models.safe_files.atomic import atomic_file, remove_ours
 
 PARTS = ".batches"
+PART_NAME = re.compile(r"\d{9,}\.tar")
 
 
 class SampleShards:
@@ -71,7 +72,7 @@ class SampleShards:
         if world.rank == 0:
             records: dict[int, ShardRecord] = {n: r for part in parts for n, r in part.items()}
             self._write_set([records[number] for number in range(len(self._shards))])
-            shutil.rmtree(self._dir / PARTS, ignore_errors=True)
+            remove_ours(self._dir / PARTS, PART_NAME)
         world.barrier()
 
     def read(self, indices: Sequence[int]) -> Tensor:

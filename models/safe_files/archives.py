@@ -39,6 +39,17 @@ def check_member(info: zipfile.ZipInfo, max_bytes: int | None = None) -> None:
         )
 
 
+def check_total(archive: zipfile.ZipFile, size: int) -> None:
+    """Check what all members of an archive of `size` bytes expand to: they may overlap.
+
+    Raises:
+        ArchiveError: It is implausibly much.
+    """
+    total = sum(info.file_size for info in archive.infolist())
+    if total > max(FREE_BYTES, MAX_RATIO * size):
+        raise ArchiveError(f"its members have {total} bytes, but the file has {size}")
+
+
 def read_member(
     archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, max_bytes: int | None = None
 ) -> bytes:

@@ -75,7 +75,7 @@ class Format(Generic[T]):
             document = read_object(path)
         except DocumentError as error:
             raise DocumentError(f"{error}; {self.remedy}") from None
-        return self._decode(document, str(path))
+        return self.decode(document, str(path))
 
     def parse(self, content: bytes, where: str) -> T:
         """Return the document of a text; `where` names it in messages. Raises as `read`."""
@@ -83,9 +83,10 @@ class Format(Generic[T]):
             document = parse_object(content, where)
         except DocumentError as error:
             raise DocumentError(f"{error}; {self.remedy}") from None
-        return self._decode(document, where)
+        return self.decode(document, where)
 
-    def _decode(self, document: dict[str, Any], where: str) -> T:
+    def decode(self, document: dict[str, Any], where: str) -> T:
+        """Return the document of a JSON object; `where` names it in messages. Raises as `read`."""
         self._check_version(document, where)
         self._check_checksum(document, where)
         ours = {"format_version", "checksum"}
