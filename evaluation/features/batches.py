@@ -27,6 +27,13 @@ FLUSH_BATCHES = 64
 class TapBatches(Protocol):
     """The features of one tap, batch by batch."""
 
+    @property
+    def written(self) -> set[str]:
+        """Names of the files that this process has written."""
+
+    def names(self) -> list[str]:
+        """Return the names of the files on disk."""
+
     def done(self) -> set[int]:
         """Return the first indices of the batches on disk."""
 
@@ -36,8 +43,15 @@ class TapBatches(Protocol):
     def flush(self) -> None:
         """Write what is not on disk yet."""
 
-    def collect(self, n: int) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
+    def collect(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
         """Return moments over all n images, features [M, D], and which images these M are.
+
+        Args:
+            n: Number of images.
+            names: The files; null lists them. (A listing of a network file system may lack what
+                other machines wrote just now.)
 
         Raises:
             ValueError: An image is not there exactly once.
@@ -49,26 +63,31 @@ class BatchStore:
 
     def __init__(self, path: Path, width: int) -> None:
         self.dir, self.width = path, width
+        self.written: set[str] = set()
 
     def done(self) -> set[int]:
         """Return the first indices of the batches on disk."""
-        return {int(name.removesuffix(".npz")) for name in self._names()}
+        return {int(name.removesuffix(".npz")) for name in self.names()}
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Return the names of the files on disk."""
         return list_names(self.dir, re.compile(r"\d{9}\.npz"))
 
     def write(self, start: int, indices: Sequence[int], values: FloatArray) -> None:
         """Store a batch."""
         write_npz(self.dir / f"{start:09d}.npz", {"indices": np.array(indices), "values": values})
+        self.written.add(f"{start:09d}.npz")
 
     def flush(self) -> None:
         """Do nothing: every batch is on disk already."""
 
-    def collect(self, n: int) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
+    def collect(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
         """Return the moments and all features, in index order."""
         features = np.empty((n, self.width), np.float32)
         seen = np.zeros(n, np.int64)
-        for name in self._names():
+        for name in self.names() if names is None else names:
             path = self.dir / name
             arrays = read_part(path, ["indices", "values"])
             check_indices(path, arrays["indices"], n)
@@ -98,12 +117,18 @@ class MomentStore:
         self._indices: list[int] = []
         self._path: Path | None = None
 
+    @property
+    def written(self) -> set[str]:
+        """Names of the files that this process has written."""
+        return {self._path.name} if self._path else set()
+
     def done(self) -> set[int]:
         """Return the first indices of the batches in all files."""
-        files = (self.dir / name for name in self._names())
+        files = (self.dir / name for name in self.names())
         return {int(s) for path in files for s in read_part(path, ["starts"])["starts"]}
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Return the names of the files on disk."""
         return list_names(self.dir, re.compile(r"part-\d{9}\.npz"))
 
     def _read(self, name: str, n: int) -> dict[str, AnyArray]:
@@ -149,9 +174,11 @@ class MomentStore:
         }
         write_npz(self._path, arrays)
 
-    def collect(self, n: int) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
+    def collect(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> tuple[Gaussian, FloatArray, NDArray[np.int64]]:
         """Merge all files and check that every image was counted once."""
-        parts = [self._read(name, n) for name in self._names()]
+        parts = [self._read(name, n) for name in (self.names() if names is None else names)]
         starts = [start for part in parts for start in part["starts"].tolist()]
         moments = Moments.empty(self.width)
         for part in parts:

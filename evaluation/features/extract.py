@@ -87,10 +87,14 @@ def _complete(
         for number, _ in missing:
             entries[number].begin()
     todo = [Unfinished.of(entries[number], taps) for number, taps in missing]
-    _fill(todo, images, world, batch_size, title)
-    merges = [(entries[number], tap) for number, taps in missing for tap in taps]
-    for entry, tap in merges[world.rank :: world.size]:
-        entry.finish(tap)
+    files = _fill(todo, images, world, batch_size, title)
+    merges = [
+        (entries[number], tap, names[tap])
+        for (number, taps), names in zip(missing, files, strict=True)
+        for tap in taps
+    ]
+    for entry, tap, names in merges[world.rank :: world.size]:
+        entry.finish(tap, names)
     world.barrier()
 
 
@@ -112,6 +116,10 @@ class Unfinished:
         stores = {tap: entry.batches(tap) for tap in taps}
         return Unfinished(entry.detector.with_taps(taps), stores)
 
+    def names(self) -> dict[str, list[str]]:
+        """Return the names of the files on disk, by tap."""
+        return {tap: batches.names() for tap, batches in self.taps.items()}
+
     def done(self) -> dict[str, set[int]]:
         """Return the first indices of the batches on disk, by tap."""
         return {tap: batches.done() for tap, batches in self.taps.items()}
@@ -130,10 +138,16 @@ class Unfinished:
 
 def _fill(
     todo: Sequence[Unfinished], images: ImageSet, world: World, batch_size: int, title: str
-) -> None:
-    """Compute the batches that some tap lacks, each on one rank."""
+) -> list[dict[str, list[str]]]:
+    """Compute the batches that some tap lacks, each on one rank; return the names of all files.
+
+    They are those that were there and those that the ranks say they wrote: a listing of a network
+    file system may lack what other machines wrote just now.
+    """
     total = len(images)
-    done = world.broadcast_object([t.done() for t in todo] if world.rank == 0 else None)
+    found = [(t.done(), t.names()) for t in todo] if world.rank == 0 else None
+    found = world.broadcast_object(found)
+    done = [starts for starts, _ in found]
     everywhere = set.intersection(*(starts for taps in done for starts in taps.values()))
     missing = [start for start in range(0, total, batch_size) if start not in everywhere]
     progress = Progress(min(len(missing) * batch_size, total), title, visible=world.rank == 0)
@@ -147,4 +161,16 @@ def _fill(
     for unfinished in todo:
         for batches in unfinished.taps.values():
             batches.flush()
-    world.barrier()
+    return _all_names(todo, [names for _, names in found], world)
+
+
+def _all_names(
+    todo: Sequence[Unfinished], before: Sequence[dict[str, list[str]]], world: World
+) -> list[dict[str, list[str]]]:
+    written = [{tap: batches.written for tap, batches in t.taps.items()} for t in todo]
+    by_rank = world.gather_objects(written)
+    return [
+        {tap: sorted({*names, *(n for each in by_rank for n in each[k][tap])})
+         for tap, names in taps.items()}
+        for k, taps in enumerate(before)
+    ]  # fmt: skip

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from evaluation.digest import short_hash
 from evaluation.features.batches import BatchStore, MomentStore, TapBatches
 from evaluation.image_sets.npz import read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, evenly_spread
+from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format
 
 STREAMING_IMAGES = 100_000
 """Of sets above this size only moments and selected features are stored, not every feature."""
 MAX_BYTES = 20 << 30
 """Size of a store above which the features that were not used for longest are removed."""
+BATCHES = re.compile(r"(part-)?\d{9}\.npz")
+"""Files of unfinished features."""
 ENTRY = "entry.json"
 LOCK = ".lock"
 
@@ -113,12 +116,12 @@ class FeatureEntry:
         """Say what the directory is to hold."""
         RECORD.write(self.path / ENTRY, self.record.__dict__)
 
-    def finish(self, tap: str) -> None:
-        """Merge the batches of a tap into its file."""
-        gaussian, features, selected = self.batches(tap).collect(self._n)
+    def finish(self, tap: str, names: Sequence[str]) -> None:
+        """Merge the batches of a tap, which lie in the files of these names, into its file."""
+        gaussian, features, selected = self.batches(tap).collect(self._n, names)
         arrays = {"mu": gaussian.mu, "sigma": gaussian.sigma, "selected": selected}
         write_npz(self._file(tap), {**arrays, "features": features})
-        shutil.rmtree(self.path / tap)
+        remove_ours(self.path / tap, BATCHES)
 
     def read(self) -> FeatureSet:
         """Return the features of all taps that are asked for.

@@ -166,7 +166,7 @@ def same_reference(
     if not path.exists():
         return False
     found = read_reference(path)
-    made_by, made_of = found.meta["detector"], found.meta["images"]
+    made_by, made_of = found.meta["detector"], found.meta.get("images", {})
     stored = min(settings.num_features, len(images))
     facts: list[tuple[str, Any, Any]] = [
         ("made by", dict(made_by), detector.identity),

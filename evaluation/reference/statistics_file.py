@@ -8,7 +8,7 @@ selected images, and a JSON string `meta` with the identity of images and detect
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,8 +77,8 @@ class _Meta:
     IGNORES_UNKNOWN: ClassVar[bool] = True
     format: str
     main_tap: str
-    images: _Images
     detector: dict[str, Any]
+    images: _Images = field(default_factory=_Images)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation import __main__ as cli
-from evaluation.features import BatchStore, MomentStore
+from evaluation.features.batches import BatchStore, MomentStore
 from evaluation.image_sets.image_set import open_images
 from evaluation.image_sets.npz import NpzArray, read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, moments_of
@@ -365,44 +365,32 @@ def test_plots_replace_plots_only(tmp_path: Path) -> None:
         path.unlink()
 
 
-def test_working_directories_keep_what_is_not_ours(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images, reference = write_images(tmp_path / "images"), tmp_path / "r.npz"
-    work = tmp_path / "r.npz.work"
-    (work / "features-0123456789ab").mkdir(parents=True)
-    (work / "features-0123456789ab" / "mine.txt").write_text("mine")
-    assert cli.main(["reference", str(images), str(reference)]) == 0
-    assert [path.name for path in work.rglob("*.*")] == ["mine.txt"]
-    assert "mine.txt" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("kind", ["batches", "moments"])
 def test_files_that_a_listing_lacks_are_counted_and_damaged_ones_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     rows = RNG.normal(size=(6, 2)).astype(np.float32)
     stores = [
-        BatchStore(tmp_path, {"t": 2})
+        BatchStore(tmp_path, 2)
         if kind == "batches"
-        else MomentStore(tmp_path, {"t": 2}, range(6), every=1)
+        else MomentStore(tmp_path, 2, range(6), every=1)
         for _ in range(2)
     ]
     for start, store in zip((0, 3), stores, strict=True):
-        store.write(start, range(start, start + 3), {"t": rows[start : start + 3]})
+        store.write(start, range(start, start + 3), rows[start : start + 3])
     names = sorted(stores[0].written | stores[1].written)
     assert stores[0].names() == names
     with monkeypatch.context() as patch:
         patch.setattr("os.listdir", lambda path: [])
-        assert stores[0].collect(6, {}, names).n == 6
+        assert len(stores[0].collect(6, names)[1]) == 6
     path = tmp_path / names[0]
     nan = np.full((3, 2), np.nan, np.float32)
-    name = "t" if kind == "batches" else "features_t"
+    name = "values" if kind == "batches" else "features"
     for changes in ({name: nan}, {name: nan[:2]}, {"indices": np.array([0, 1, 9])}, {name: None}):
         content = path.read_bytes()
         other_arrays(path, **changes)
         with pytest.raises(ValueError, match=path.name):
-            stores[0].collect(6, {}, names)
+            stores[0].collect(6, names)
         path.write_bytes(content)
 
 
