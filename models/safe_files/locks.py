@@ -1,8 +1,9 @@
 """Locks on files: who holds one is known, and none is left behind.
 
 A lock is an flock, which the kernel releases with the process, so a killed process leaves none
-whatever the file says. Where the file system has no locks, that is said once, and all go on: what
-they protect is written so that two writers waste work and damage nothing.
+whatever the file says. Who releases one removes the file, so who takes one checks that its file is
+still the one of that name. Where the file system has no locks, that is said once, and all go on:
+what they protect is written so that two writers waste work and damage nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class FileLock:
     """An exclusive lock, not held at first.
 
     Args:
-        path: The file, which is created, and stays; it says who holds the lock.
+        path: The file, which is created; it says who holds the lock.
 
     Raises:
         OSError: The file cannot be written.
@@ -35,21 +36,34 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held = False
         self._file: IO[str] = open(path, "a+")  # noqa: SIM115 - until release()
 
     def take(self, patience: float = 0.0) -> bool:
         """Take the lock; False if another process still holds it after `patience` seconds."""
         deadline = time.monotonic() + patience
-        while not try_lock(self._file):
+        while not self._try():
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_SECONDS)
+        self._held = True
         self._file.seek(0)
         self._file.truncate()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
         self._file.write(json.dumps(me))
         self._file.flush()
         return True
+
+    def _try(self) -> bool:
+        """Lock the file, if it has not been removed; then that of its name is tried next time."""
+        if not try_lock(self._file):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                return True
+        self._file.close()
+        self._file = open(self.path, "a+")  # noqa: SIM115 - until release()
+        return False
 
     @property
     def owner(self) -> str:
@@ -61,6 +75,8 @@ class FileLock:
 
     def release(self) -> None:
         """Let others take the lock."""
+        if self._held:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
 
