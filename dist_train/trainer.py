@@ -27,6 +27,7 @@ from dist_train.checkpoint.writer import CheckpointWriter
 from dist_train.config import AdamConfig, DivergencePolicy
 from dist_train.ema import ShardedEma, average_group
 from dist_train.engine.engine import Engine, parameter_lists, updating_only
+from dist_train.engine.self_check import SelfCheck
 from dist_train.engine.shards import ParameterShard
 from dist_train.examples import ExampleStream
 from dist_train.monitoring.divergence import DivergedError
@@ -121,6 +122,7 @@ class Trainer:
         self._parameters = parameter_lists(networks)
         self._notes: list[str] = []
         self._retries = False
+        self._checks: list[SelfCheck] = []
         self._roll_backs = 0
 
     def fit(self, begin: Callable[[DatasetInfo], object] = lambda info: None) -> Outcome:
@@ -134,6 +136,7 @@ class Trainer:
 
         Raises:
             DivergedError: Training diverged, and the policy says stop.
+            SelfCheckError: What would be saved is not what is trained.
             CheckpointError: None of those there is complete.
             ConfigError: The checkpoint was trained on another set.
             StorageError: Checkpoints, or the last snapshot, could not be written for too long.
@@ -141,6 +144,7 @@ class Trainer:
         parts, intervals = self.parts, self.intervals
         try:
             self._notes = self._resume()
+            self._begin_checks()
             begin(self._data)
             parts.reporter.open(self.images_seen)
             for note in self._notes:
@@ -152,6 +156,7 @@ class Trainer:
                 parts.reporter.timer.read()  # what took time until now was no training
                 while self.images_seen < intervals.total:
                     self._train_step(examples)
+                    self._checks = [check for check in self._checks if not check.passed()]
                     saving = self._checkpoint_is_due()
                     sampling = self._crossed(intervals.snapshot)
                     if saving or sampling or self._crossed(intervals.log):
@@ -177,6 +182,10 @@ class Trainer:
             parts.profiler.close()
             parts.reporter.close()
             parts.examples.close()
+
+    def _begin_checks(self) -> None:
+        """Compare what would be saved with what is trained, now and after the next update."""
+        self._checks = [SelfCheck(name, e, self.world) for name, e in self.engines.items()]
 
     # One step.
 
@@ -225,7 +234,9 @@ class Trainer:
         """Report the interval that ends here, and return what is wrong, if anything."""
         rates = {name: self._learning_rate(name) for name in self.engines}
         replaced = self.parts.examples.replaced
-        return self.parts.reporter.report(self.images_seen, self.step, rates, replaced)
+        return self.parts.reporter.report(
+            self.images_seen, self.step, rates, replaced, self._groups()
+        )
 
     def _groups(self) -> dict[str, list[ParameterShard]]:
         """Return all tensors of the run's state that this rank owns, by group."""
@@ -339,6 +350,7 @@ class Trainer:
             )
         skipped = self.data_offset
         self._restore(path)
+        self._begin_checks()
         self._roll_backs += 1
         self.data_offset = skipped + diverged - self.images_seen
         self.parts.reporter.rewind(

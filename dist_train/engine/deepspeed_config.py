@@ -9,8 +9,23 @@ from dist_train.config import ShardingConfig
 from dist_train.engine.user_settings import check_settings
 from models.config_io import ConfigError
 
+VERSION = "0.19.8"
+"""The version of DeepSpeed that the tests run, and whose undocumented attributes engines use."""
 MAX_BUCKET = 50_000_000
 """Gradients that are reduced together. DeepSpeed's default allocates 2 GB per network at once."""
+
+
+def check_version(installed: str) -> None:
+    """Reject a DeepSpeed for which engines were not tested; a local build (`+...`) may pass.
+
+    Raises:
+        ConfigError: It is another version than VERSION.
+    """
+    if installed.partition("+")[0] != VERSION:
+        raise ConfigError(
+            f"DeepSpeed {installed} is installed, but relaywave works with {VERSION} only (0.19.7"
+            f" applies NaN gradients); install it: pip install deepspeed=={VERSION}"
+        )
 
 
 def check_stage(sharding: ShardingConfig, networks: int, second_order: bool) -> None:

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from dist_train.config import AdamConfig, ShardingConfig
-from dist_train.engine.deepspeed_config import engine_settings, used_stage
+from dist_train.engine.deepspeed_config import check_version, engine_settings, used_stage
 from dist_train.engine.gradient_reduction import average_gradients, scatter_gradients
 from dist_train.engine.loss_scaling import CheckedAdam, LossScale, partitioned_norm
 from dist_train.engine.shards import ParameterShard, share
 from dist_train.runtime.world import World
+from models.config_io import ConfigError
 
 __all__ = ["MOMENTS", "Engine", "ParameterShard", "parameter_lists", "updating_only"]
 
@@ -58,7 +59,8 @@ class Engine:
             skipped (up to ZeRO-2 without offloading); None skips only what is not finite.
 
     Raises:
-        ConfigError: `sharding.deepspeed` contradicts what this engine has to set.
+        ConfigError: `sharding.deepspeed` contradicts what this engine has to set, or another
+            version of DeepSpeed is installed.
     """
 
     def __init__(
@@ -183,6 +185,23 @@ class Engine:
             if (mapping := getattr(p, "_hp_mapping", None)) is not None
         ]
 
+    def weights_in_use(self) -> list[Tensor]:
+        """Return what losses compute with where `held` has the masters: flat, in the same order."""
+        named: dict[str, Any] = dict(self.network.named_parameters())
+        if self.zero_stage == 3:
+            return [
+                named[s.name].ds_tensor.detach().view(-1)[: len(s.weight)].to(s.weight.device)
+                for s in self.held()
+            ]
+        return [
+            named[s.name].detach().reshape(-1)[s.start :][: len(s.weight)].to(s.weight.device)
+            for s in self.held()
+        ]
+
+    def adam_settings(self) -> dict[str, Any]:
+        """Return Adam's `lr`, `betas` and `eps`, as of the last update."""
+        return {name: self._optimizer.param_groups[0][name] for name in ("lr", "betas", "eps")}
+
     def owned(self) -> list[ParameterShard]:
         """Return this rank's part of a disjoint cover of all parameters (checkpoints, EMA)."""
         shards = self.held()
@@ -302,6 +321,8 @@ def _import_deepspeed(world: World) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
+    check_version(deepspeed.__version__)
+    deepspeed.ops.op_builder.builder.OpBuilder.jit_load = _reject_build
     # On the CPU DeepSpeed would build a C++ op for shared-memory all-reduce inside
     # init_distributed: it needs a compiler, and a build that is killed leaves a lock in the cache
     # that hangs every later run without a message.
@@ -310,6 +331,23 @@ def _import_deepspeed(world: World) -> Any:
         _ensure_group(world)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+def _reject_build(builder: Any, verbose: bool = True) -> None:
+    """Stand in for DeepSpeed's compiling at run time: a killed build hangs all later runs.
+
+    The lock that torch leaves in TORCH_EXTENSIONS_DIR then has no owner, and is waited for for
+    ever. Nothing that relaywave uses is compiled.
+
+    Raises:
+        ConfigError: Always; names the operator.
+    """
+    del verbose
+    raise ConfigError(
+        f"DeepSpeed would compile its operator {builder.name} at run time, which relaywave does"
+        f" not do; install DeepSpeed with it (DS_BUILD_{builder.name.upper()}=1), or leave the"
+        " setting that needs it out of sharding.deepspeed"
+    )
 
 
 def _ensure_group(world: World) -> None:

@@ -6,9 +6,10 @@ so that nothing on disk knows how many ranks wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,16 @@ class ParameterShard:
         """Return the elements [first, last) of this shard."""
         moments = {name: values[first:last] for name, values in self.moments.items()}
         return ParameterShard(self.name, self.start + first, self.weight[first:last], moments)
+
+
+@torch.no_grad()
+def non_finite_values(shards: Iterable[ParameterShard]) -> Tensor:
+    """Return, on the shards' device, 1.0 if a weight or moment is not finite, else 0.0."""
+    tensors = [t for shard in shards for t in (shard.weight, *shard.moments.values()) if len(t)]
+    if not tensors:
+        return torch.zeros(())
+    largest = torch.stack(torch._foreach_norm(tensors, float("inf")))
+    return (~largest.isfinite().all()).float()
 
 
 def share(shards: Sequence[ParameterShard], rank: int, size: int) -> list[ParameterShard]:

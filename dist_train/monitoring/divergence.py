@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from dist_train.config import DivergencePolicy
 from dist_train.engine.loss_scaling import LossScale
@@ -40,8 +40,28 @@ class DivergenceCheck:
         self._last: dict[str, float] = {}
         self._skipped = {name: scale.skipped for name, scale in scales.items()}
 
-    def find_problem(self, metrics: Mapping[str, float]) -> str | None:
-        """Return what is wrong and what to change, or None; remembers the interval if healthy."""
+    def find_problem(
+        self,
+        metrics: Mapping[str, float],
+        norms: Mapping[str, float] | None = None,
+        non_finite: Sequence[str] = (),
+    ) -> str | None:
+        """Return what is wrong and what to change, or None; remembers the interval if healthy.
+
+        Args:
+            metrics: Means of the interval.
+            norms: Norm of the last update's gradient by network.
+            non_finite: What of the state that would be saved has values that are not finite.
+        """
+        if non_finite:  # whatever the policy: it must not be saved
+            names = ", ".join(f"optim.{name}.lr" for name in self._scales)
+            return f"{' and '.join(non_finite)} have values that are not finite; lower {names}"
+        for name, norm in (norms or {}).items():
+            if norm == 0:
+                return (
+                    f"the gradient of the {name} is exactly 0, so that nothing is trained; check"
+                    " the data and the objective's settings"
+                )
         skipped = sum(scale.skipped for scale in self._scales.values())
         skipping = self._policy.action == "skip" and skipped > sum(self._skipped.values())
         problem = self._updates()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dist_train.engine.engine import Engine
+from dist_train.engine.shards import ParameterShard, non_finite_values
 from dist_train.monitoring.divergence import DivergenceCheck
 from dist_train.monitoring.metrics_log import MetricAverages, MetricsLog
 from dist_train.monitoring.throughput import Throughput
@@ -76,7 +77,12 @@ class Reporter:
         self._averages.add({f"{network}/{key}": value for key, value in metrics.items()})
 
     def report(
-        self, images_seen: int, step: int, rates: Mapping[str, float], replaced_samples: int
+        self,
+        images_seen: int,
+        step: int,
+        rates: Mapping[str, float],
+        replaced_samples: int,
+        state: Mapping[str, Sequence[ParameterShard]],
     ) -> str | None:
         """Reduce the interval's metrics, log them, and say what is wrong, if any. Collective.
 
@@ -85,26 +91,42 @@ class Reporter:
             step: Passes over all updates.
             rates: Learning rate by network.
             replaced_samples: Images that this rank found corrupt.
+            state: This rank's part of what would be saved, by group, to be looked through for
+                values that are not finite.
         """
         images = images_seen - self._first
         if images == 0:
             return None
         metrics = self._averages.reduce(self._world)
-        problem = self._check.find_problem(metrics)
+        replaced, non_finite = self._count(replaced_samples, state)
+        norms = {name: engine.gradient_norm() for name, engine in self._engines.items()}
+        problem = self._check.find_problem(metrics, norms, non_finite)
         self.metric = metrics.get(self._best_metric or "")
         for name, engine in self._engines.items():
-            metrics[f"{name}/gradient_norm"] = engine.gradient_norm()
+            metrics[f"{name}/gradient_norm"] = norms[name]
             metrics[f"{name}/learning_rate"] = rates[name]
             metrics[f"{name}/skipped_updates"] = engine.loss_scale.skipped
             if engine.loss_scale.dynamic:
                 metrics[f"{name}/loss_scale"] = engine.loss_scale.cur_scale
-        replaced = self._world.all_reduce_sum(torch.tensor(float(replaced_samples)))
-        metrics["data/replaced_samples"] = float(replaced)
+        metrics["data/replaced_samples"] = replaced
         metrics |= self._throughput.read(images)
         if self._log is not None:
             self._log.write(images_seen, step, metrics)
         self._first = images_seen
         return problem
+
+    def _count(
+        self, replaced_samples: int, state: Mapping[str, Sequence[ParameterShard]]
+    ) -> tuple[float, list[str]]:
+        """Return the corrupt images of all ranks, and the groups with non-finite values."""
+        counts = [torch.tensor(float(replaced_samples)), *map(non_finite_values, state.values())]
+        totals = torch.stack([count.cpu() for count in counts])
+        replaced, *bad = self._world.all_reduce_sum(totals).tolist()
+        return replaced, [
+            f"the weights or moments of {group}"
+            for group, count in zip(state, bad, strict=True)
+            if count
+        ]
 
     def rewind(self, images_seen: int, message: str) -> None:
         """Forget what came after `images_seen`: the run was rolled back."""
