@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -100,3 +101,36 @@ def recomputed(layer: nn.Module) -> Layer:
     if not torch.is_grad_enabled():
         return layer
     return functools.partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Let GPUs use TF32 in float32 convolutions and matrix products, or not, within the block."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+class InTf32Mode(nn.Module):
+    """A network whose forward pass may use TF32 or not, whatever the process is set to.
+
+    The stages of a relay may come from runs that differ in it.
+
+    Args:
+        network: The network.
+        allowed: Whether it may.
+    """
+
+    def __init__(self, network: nn.Module, allowed: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.allowed = allowed
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network does."""
+        with tf32_allowed(self.allowed):
+            return self.network(*args, **kwargs)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.config_io import differences, override, to_json
 from models.families import AnyObjective
+from models.layers import InTf32Mode
 from models.safe_files.atomic import atomic_directory, check_replaceable
 from models.safe_files.documents import DocumentError, Format, read_object
 from models.safe_files.transient import file_sha256
@@ -56,6 +57,16 @@ class Snapshot:
     ema: str
     weights_sha256: str
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tf32(self) -> bool | None:
+        """Whether its run let float32 products use TF32; None where it left PyTorch's defaults.
+
+        The latter holds for snapshots that were converted, and those of older versions, too.
+        """
+        compute = self.provenance.get("compute")
+        allowed = compute.get("tf32") if isinstance(compute, dict) else None
+        return allowed if isinstance(allowed, bool) else None
 
     def check_weights(self) -> Path:
         """Return the weights' file. Raises SnapshotError if it is missing or damaged."""
@@ -233,13 +244,18 @@ def newest_snapshot(run_dir: Path) -> Path:
 def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cpu") -> Sampler:
     """Return the sampler of a snapshot, or of a relay: the snapshots of its stages in order.
 
+    Each network uses TF32 if and only if its run was set to.
+
     Raises:
         SnapshotError: There is no snapshot, or a file is damaged.
         ValueError: The stages do not fit together.
     """
     sampler: Sampler | None = None
     for snapshot in snapshots:
-        sampler = snapshot.objective.build_sampler(snapshot.load_network(device), sampler)
+        network = snapshot.load_network(device)
+        if snapshot.tf32 is not None:
+            network = InTf32Mode(network, snapshot.tf32)
+        sampler = snapshot.objective.build_sampler(network, sampler)
     if sampler is None:
         raise SnapshotError("sampling needs at least one snapshot")
     return sampler

@@ -109,7 +109,7 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def allowed_tf32() -> dict[str, bool]:
-    """Return where this process may use TF32, outside of `exact_arithmetic`: in its samplers."""
+    """Return where this process may use TF32, outside of `exact_arithmetic`: PyTorch's defaults."""
     return {
         "convolutions": torch.backends.cudnn.allow_tf32,
         "matrix_products": torch.backends.cuda.matmul.allow_tf32,

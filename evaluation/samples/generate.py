@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from evaluation.detectors.base import allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import Labels
 from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
@@ -140,6 +141,19 @@ class GeneratedImages:
 
     def __len__(self) -> int:
         return len(self.spec.seeds)
+
+    @property
+    def tf32(self) -> dict[str, Any]:
+        """Where the last stage's network may use TF32; `stages` has all, if they differ."""
+        stages = [self._tf32_of(snapshot) for snapshot in self.snapshots]
+        differ = any(stage != stages[-1] for stage in stages)
+        return stages[-1] | ({"stages": stages} if differ else {})
+
+    @staticmethod
+    def _tf32_of(snapshot: Snapshot) -> dict[str, bool]:
+        if snapshot.tf32 is None:
+            return allowed_tf32()
+        return dict.fromkeys(allowed_tf32(), snapshot.tf32)
 
     @property
     def nfe(self) -> int:

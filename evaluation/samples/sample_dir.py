@@ -21,7 +21,6 @@ from torch import Tensor
 
 from data_pipelines.sources.edm import LABELS
 from dist_train.runtime.world import World
-from evaluation.detectors.base import allowed_tf32
 from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import decode_image, encode_image
 from evaluation.image_sets.image_set import RECORDS, SAMPLES, Labels, read_samples_manifest
@@ -201,7 +200,7 @@ class StoredSamples:
             "identity": self.identity,
             "layout": self._store.layout,
             "nfe": self._generated.nfe,
-            "tf32": allowed_tf32(),
+            "tf32": self._generated.tf32,
             "complete": complete,
             "seconds": round(seconds, 3),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data_pipelines.packed.check import check
 from dist_train.runtime.world import init_world
@@ -26,7 +28,8 @@ from evaluation.samples.sample_dir import SampleFiles
 from evaluation.samples.sample_shards import SampleShards
 from models.snapshot import Snapshot, read_snapshot, write_snapshot
 from models.wavediff.config import WaveDiffConfig
-from models.wavediff.generator import GeneratorConfig
+from models.wavediff.generator import Generator
+from models.wavediff.generator_config import GeneratorConfig
 from tests.paths import ROOT
 from tests.ranks import run_ranks
 
@@ -342,3 +345,50 @@ def test_a_batch_of_another_size_changes_isolated_levels_at_most(snapshot: Path)
 
 def load(path: Path) -> Snapshot:
     return read_snapshot(path)
+
+
+def _of_run(snapshot: Path, out: Path, tf32: bool | None) -> Path:
+    """Write a snapshot again as a run with this setting would have."""
+    old = read_snapshot(snapshot)
+    compute = {} if tf32 is None else {"compute": {"tf32": tf32}}
+    write_snapshot(
+        out, old.load_weights(), objective=old.objective, network=old.network, images_seen=0,
+        ema="none", provenance=compute,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("tf32", [True, False, None])
+def test_samples_are_drawn_in_the_tf32_mode_of_the_run(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool | None
+) -> None:
+    flags: list[tuple[bool, bool]] = []
+    forward = Generator.forward
+
+    def recording(self: Generator, *args: Any) -> Tensor:
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return forward(self, *args)
+
+    monkeypatch.setattr(Generator, "forward", recording)
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    expected = before if tf32 is None else (tf32, tf32)
+    ours, images = _of_run(snapshot, tmp_path / "s", tf32), tmp_path / "images"
+    call(["sample", str(ours), "--out", str(images), "--seeds", "0-3", "--batch-size", "4"])
+    assert set(flags) == {expected}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    recorded = dict(zip(("convolutions", "matrix_products"), expected, strict=True))
+    assert json.loads((images / "samples.json").read_text())["tf32"] == recorded
+    out = tmp_path / "result.json"
+    call(
+        ["run", str(ours), "--reference", str(images), "--out", str(out), "--seeds", "0-3",
+         "--metrics", "fd:block4"]
+    )  # fmt: skip
+    assert json.loads(out.read_text())["tf32"] == recorded
+    assert set(flags) == {expected}
+
+
+def test_stages_that_differ_in_tf32_are_recorded_each(snapshot: Path, tmp_path: Path) -> None:
+    stages = [read_snapshot(_of_run(snapshot, tmp_path / str(on), on)) for on in (True, False)]
+    recorded = GeneratedImages(stages, SampleSpec((0,))).tf32
+    assert [stage["convolutions"] for stage in recorded["stages"]] == [True, False]
+    assert recorded["convolutions"] is False
