@@ -126,6 +126,17 @@ def test_readme_is_short_and_its_tree_names_every_directory() -> None:
     assert named == packages | {"tests/", "docs/"}
 
 
+def test_documents_cite_tests_that_exist() -> None:
+    cited = {
+        citation
+        for document in DOCUMENTS
+        for citation in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", document.read_text())
+    }
+    assert cited
+    for path, name in cited:
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_paths_in_documents_exist(document: Path) -> None:
     tops = "|".join((*PACKAGES, "tests", "docs"))
