@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,10 +172,14 @@ def test_what_is_finished_survives_kill_9(snapshot: Path, tmp_path: Path, kind: 
             break
     assert kills >= 2
     written: set[str] = set()
+    drawn: Counter[str] = Counter()
     for log in sorted(tmp_path.glob("log*")):
         lines = [line.split() for line in log.read_text().splitlines()]
         assert written.isdisjoint(start for what, start in lines if what == "draw")
         written |= {start for what, start in lines if what == "written"}
+        drawn.update(start for what, start in lines if what == "draw")
+    # a rank may be ended when it has written a batch and not noted that: it is not drawn again
+    written |= {start for start, times in drawn.items() if times == 1}
     assert written == {str(start) for start in range(0, 19, 4)}
     if kind == "run":
         results = [
