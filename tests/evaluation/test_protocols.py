@@ -171,7 +171,7 @@ ENHANCED = 'sampling.enhance=[["brightness",1.06]]'
         (["--shard-images", "5"], 0, "add --keep-images DIR"),
         (["sampling.guidance.scale=2"], 0, "needs classes"),
         (["sampling.eta=0.1"], 0, "unknown setting"),
-        (["sampling.churn.amount=NaN"], 3, "amount=nan must be a finite number"),
+        (["sampling.churn.amount=NaN"], 3, "churn.amount=nan"),
         (["--grid", "g.png", "--keep-images", "d", "--grid-images", "0"], 3, "--grid-images=0"),
         (["--batch-size", "0"], 3, "batch_size=0 must be positive"),
         ([ENHANCED, "--retouch", "none"], 0, ""),
