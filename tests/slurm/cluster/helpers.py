@@ -15,6 +15,7 @@ from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
 from slurm.jobs.records import JobDir
 from slurm.slurm_cli import QueuedJob, SlurmError, queued
+from tests.tiny import last_of_each
 
 Wait = tuple[str, Callable[[], object]]
 """A description of what is waited for, and whether it has happened."""
@@ -38,7 +39,8 @@ TWO_NODES = ["--nodes=2", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"
 
 def train(run_dir: Path, *options: str) -> str:
     """Submit a tiny run on two nodes; returns its job id."""
-    arguments = [*TINY, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir), *options]
+    settings = last_of_each(*TINY, *options)
+    arguments = [*settings, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir)]
     assert main(["train", *arguments]) == 0
     return last_job(run_dir)
 

@@ -23,6 +23,7 @@ from slurm.resources import Resources
 from slurm.slurm_cli import queued
 from tests.dist_train.test_trainer import whole_tensors
 from tests.slurm.cluster import helpers
+from tests.tiny import last_of_each
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -36,7 +37,7 @@ TINY_WORKFLOW = [
     "edm16:objective.unet.label_dim=2",
     "relay64:objective.unet.label_dim=2",
     "edm16:objective.sampling.steps=2",
-    "relay64:objective.sampling.steps=2",
+    "relay64:objective.sampling.steps=4",
 ]
 
 
@@ -129,8 +130,7 @@ def test_a_sweep_runs_every_point(cluster: Path, capsys: pytest.CaptureFixture[s
     out = cluster / "sweep"
     short = ["total_images=16", "checkpoint.snapshot_every_images=16"]
     arguments = [
-        *helpers.TINY,
-        *short,
+        *last_of_each(*helpers.TINY, *short),
         *ONE_TASK,
         "--grid=seed=0,1",
         "--parallel=2",
