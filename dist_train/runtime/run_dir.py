@@ -10,17 +10,11 @@ run_dir/snapshots/       EMA weights to sample from
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import json
-import os
-import socket
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -40,7 +34,7 @@ from dist_train.runtime.run_files import (
 )
 from dist_train.runtime.world import World
 from models.config_io import ConfigError, differences, from_json, to_json
-from models.safe_files.documents import parse_object
+from models.safe_files.locks import FileLock, read_owner, try_lock
 
 T = TypeVar("T")
 
@@ -51,10 +45,6 @@ HARMLESS = frozenset(
      "objective.generator.recompute_blocks", "objective.discriminator.recompute_blocks"}
 )  # fmt: skip
 """Settings that may change within a run: they alter cost and length, not what a step learns."""
-
-
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
-"""How file systems say that they have no locks."""
 
 
 class RunDirError(RuntimeError):
@@ -276,73 +266,26 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
-        deadline = time.monotonic() + patience
-        self._file = _open_lock(run_dir)
-        while not _lock(self._file) or not _is_current(self._file):
-            if time.monotonic() > deadline:
-                owner = _read_owner(self._file)
-                self._file.close()
-                raise RunDirBusyError(
-                    f"{run_dir} is in use by {owner}; stop it, or choose another run directory"
-                )
-            time.sleep(0.2)
-            if not _is_current(self._file):  # its owner was rejected and removed it
-                self._file.close()
-                self._file = _open_lock(run_dir)
-        self._file.seek(0)
-        self._file.truncate()
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
-        self._file.write(json.dumps(me))
-        self._file.flush()
+        try:
+            self._lock = FileLock(run_dir / "lock", stays=True)
+        except OSError as error:
+            raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
+        if not self._lock.take(patience):
+            owner = self._lock.owner
+            self._lock.release()
+            raise RunDirBusyError(
+                f"{run_dir} is in use by {owner}; stop it, or choose another run directory"
+            )
 
     @staticmethod
     def owner(run_dir: Path) -> str | None:
         """Return who trains in the directory now, or None; changes nothing."""
         try:
             with open(run_dir / "lock") as file:
-                return None if _lock(file, fcntl.LOCK_SH) else _read_owner(file)
+                return None if try_lock(file, fcntl.LOCK_SH) else read_owner(file)
         except FileNotFoundError:
             return None
 
     def release(self) -> None:
         """Let others train in the directory."""
-        self._file.close()
-
-
-def _open_lock(run_dir: Path) -> IO[str]:
-    try:
-        return open(run_dir / "lock", "a+")
-    except OSError as error:
-        raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
-
-
-def _is_current(file: IO[str]) -> bool:
-    """Whether an open file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except OSError:
-        return False
-
-
-def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    """Try to take a lock; False if another process holds it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        print(f"{file.name}: the file system has no locks; start one run only", file=sys.stderr)
-    return True
-
-
-def _read_owner(file: IO[str]) -> str:
-    """Return "pid 12 on host since ..." as the owner wrote it."""
-    file.seek(0)
-    try:
-        owner = parse_object(file.read(4096).encode(), "lock")
-        text = f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError):
-        return "another process"
-    return text if text.isprintable() else "another process"
+        self._lock.release()

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from models.safe_files.documents import parse_object
+
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """How file systems say that they have no locks."""
 POLL_SECONDS = 0.2
@@ -29,13 +31,14 @@ class FileLock:
 
     Args:
         path: The file, which is created; it says who holds the lock.
+        stays: Whether the file stays when the lock is released.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stays: bool = False) -> None:
+        self.path, self._stays = path, stays
         self._held = False
         self._file: IO[str] = open(path, "a+")  # noqa: SIM115 - until release()
 
@@ -68,16 +71,24 @@ class FileLock:
     @property
     def owner(self) -> str:
         """Who holds the lock, as that process wrote it: "pid 12 on host since ..."."""
-        self._file.seek(0)
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            return "pid {pid} on {host} since {since}".format(**json.loads(self._file.read()))
-        return "another process"
+        return read_owner(self._file)
 
     def release(self) -> None:
         """Let others take the lock."""
-        if self._held:
+        if self._held and not self._stays:
             self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+def read_owner(file: IO[str]) -> str:
+    """Return who holds a lock, as that process wrote it: "pid 12 on host since ..."."""
+    file.seek(0)
+    try:
+        owner = parse_object(file.read(4096).encode(), "lock")
+        text = f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError):
+        return "another process"
+    return text if text.isprintable() else "another process"
 
 
 def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
@@ -89,5 +100,5 @@ def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        print(f"{file.name}: the file system has no locks; start one job only", file=sys.stderr)
+        print(f"{file.name}: the file system has no locks; start one run only", file=sys.stderr)
     return True

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dist_train.__main__ import main
-from dist_train.runtime import run_dir as run_dir_module
 from dist_train.runtime import run_files
 from dist_train.runtime.run_dir import RunDirBusyError, RunLock, read_run_config, settle_config
 from dist_train.runtime.run_files import read_settings, read_summary
 from models.config_io import ConfigError, override, write_config
+from models.safe_files.locks import FileLock
 from slurm.__main__ import main as slurm
 from slurm.jobs.jobs import TrainJob
 from slurm.monitor.status import format_status, run_status
@@ -299,11 +299,14 @@ def test_a_damaged_lock_is_a_lock_all_the_same(content: str, tmp_path: Path) -> 
 
 def test_a_lock_that_a_rejected_run_removed_protects_nothing(tmp_path: Path) -> None:
     """Who waited for it takes the new one, not the removed one."""
-    waiting = run_dir_module._open_lock(tmp_path)
+    waiting = FileLock(tmp_path / "lock", stays=True)
     (tmp_path / "lock").unlink()
-    assert not run_dir_module._is_current(waiting)
     first = RunLock(tmp_path)
     with pytest.raises(RunDirBusyError):
         RunLock(tmp_path, patience=0.0)
+    assert not waiting.take()
     first.release()
-    waiting.close()
+    assert waiting.take(patience=5.0)
+    with pytest.raises(RunDirBusyError):
+        RunLock(tmp_path, patience=0.0)
+    waiting.release()
