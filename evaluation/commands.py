@@ -104,9 +104,7 @@ def gc(args: argparse.Namespace) -> None:
         print(f"{store}: {len(found)} entries, {sum(e.size for e in found) / 1e9:.2f} GB")
         for entry in found:
             is_old = args.older_than is not None and entry.days >= args.older_than
-            if is_old:
-                remove(entry)
-            print(f"{'removed' if is_old else 'kept   '} {entry.describe()}")
+            print(f"{'removed' if is_old and remove(entry) else 'kept   '} {entry.describe()}")
 
 
 def protocols(args: argparse.Namespace) -> None:

@@ -33,7 +33,8 @@ MAX_BYTES = 20 << 30
 BATCHES = re.compile(r"(part-)?\d{9}\.npz")
 """Files of unfinished features."""
 ENTRY = "entry.json"
-LOCK = ".lock"
+OURS = re.compile(r"entry\.json|\.lock|\w+\.npz|\w+/(part-)?\d{9}\.npz")
+"""Files of an entry."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ def features_dir(path: Path) -> Path:
     """
     if (path / "evaluation").is_dir():
         return path / "evaluation" / "features"
-    within = [parent for parent in (path, *path.parents) if parent.name == "evaluation"]
-    return (within[0] if within else path) / "features"
+    for parent in (path, *path.parents):
+        if parent.name == "evaluation" and (parent.parent / "config.json").exists():
+            return parent / "features"
+    return path / "features"
 
 
 class FeatureEntry:
@@ -193,18 +196,15 @@ def entries(root: Path) -> list[StoredEntry]:
     return sorted(found, key=lambda entry: entry.used)
 
 
-def remove(entry: StoredEntry) -> None:
-    """Remove the files of an entry, and its directory if nothing else is in it."""
-    names = [*entry.path.glob("*.npz"), *entry.path.glob(".*.tmp"), entry.path / LOCK]
-    if entry.record is not None or not names:
-        names.append(entry.path / ENTRY)
-    for batches in (path for path in entry.path.iterdir() if path.is_dir()):
-        _remove_files([*batches.glob("[0-9]*.npz"), *batches.glob("part-*.npz")])
-        with contextlib.suppress(OSError):
-            batches.rmdir()
-    _remove_files(names)
-    with contextlib.suppress(OSError):
-        entry.path.rmdir()
+def remove(entry: StoredEntry) -> bool:
+    """Remove the files of an entry, and its directory if nothing else is in it.
+
+    Returns:
+        False if its record cannot be read, so that it may be another's; nothing is removed then.
+    """
+    if entry.record is not None:
+        remove_ours(entry.path, OURS)
+    return entry.record is not None
 
 
 def trim(root: Path, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> list[Path]:
@@ -219,9 +219,8 @@ def trim(root: Path, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> l
     excess = sum(entry.size for entry in found) - max_bytes
     kept = set(keep)
     for entry in found:
-        if excess > 0 and entry.path not in kept:
+        if excess > 0 and entry.path not in kept and remove(entry):
             print(f"removed features to save space: {entry.describe()}", file=sys.stderr)
-            remove(entry)
             removed.append(entry.path)
             excess -= entry.size
     return removed
@@ -241,12 +240,6 @@ def _stored(path: Path) -> StoredEntry:
     with contextlib.suppress(OSError):
         used = (path / ENTRY).stat().st_mtime
     return StoredEntry(path, record, size, used)
-
-
-def _remove_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _models(images: Mapping[str, Any]) -> str:

@@ -203,7 +203,8 @@ def _at_infinity(
 def _is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
     del ref, world
     logits = _complete_rows(gen, tap)
-    scores = split_scores(logits, contiguous_splits(len(logits)))
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(logits))  # classes may be in order
+    scores = split_scores(logits[order], contiguous_splits(len(logits)))
     return {"score": float(scores.mean()), "std": float(scores.std())}
 
 
@@ -214,18 +215,14 @@ def _is_chunks(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Valu
 
 
 def _complete_rows(gen: FeatureSet, tap: str) -> FloatArray:
-    """Return the features of all images, in a fixed random order (that of torch-fidelity).
-
-    Splits in order of index mean nothing in a selection, nor where images are sorted by class.
-    """
+    """Return the features of all images: splits in order of index mean nothing in a selection."""
     rows = gen.rows(tap)
     if not gen.is_complete(tap):
         raise ValueError(
             f"the Inception Score needs the logits of all {gen.n} images; of so large a set only"
             f" {len(rows)} are stored: give fewer seeds, or compute is_inf, which takes a subset"
         )
-    shuffled: FloatArray = rows[np.random.RandomState(SHUFFLE_SEED).permutation(len(rows))]
-    return shuffled
+    return rows
 
 
 def _pr(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from evaluation import __main__ as cli
 from evaluation.detectors.base import Detector
-from evaluation.features.store import entries, trim
+from evaluation.features.store import entries, features_dir, trim
 from tests.paths import ROOT
 
 
@@ -184,6 +184,23 @@ def test_a_store_is_shown_trimmed_and_only_ours_is_removed(
     assert cli.main(["gc", str(tmp_path), "--older-than", "1"]) == 0
     assert not found[1].path.exists()
     assert [entry.path for entry in entries(store)] == [found[2].path]
+    record = found[2].path / "entry.json"
+    record.write_text("{}")  # whose it is cannot be told
+    os.utime(record, (0, 0))
+    assert cli.main(["gc", str(tmp_path), "--older-than", "1"]) == 0
+    assert (found[2].path / "block4.npz").exists()
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_features_of_a_run_lie_in_one_place(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "evaluation" / "project"
+    (run / "evaluation" / "000000000800").mkdir(parents=True)
+    other.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    expected = run / "evaluation" / "features"
+    for path in (run, run / "evaluation", run / "evaluation" / "000000000800"):
+        assert features_dir(path) == expected
+    assert features_dir(other) == other / "features"
 
 
 def test_two_jobs_at_once_on_one_uncached_reference(tmp_path: Path) -> None:
