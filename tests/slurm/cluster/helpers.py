@@ -39,8 +39,8 @@ TWO_NODES = ["--nodes=2", "--tasks-per-node=1", "--gpus-per-node=0", "--time=10"
 
 def train(run_dir: Path, *options: str) -> str:
     """Submit a tiny run on two nodes; returns its job id."""
-    settings = last_of_each(*TINY, *options)
-    arguments = [*settings, *TWO_NODES, "--backoff-seconds=1", "--run-dir", str(run_dir)]
+    where = ["--backoff-seconds=1", f"--run-dir={run_dir}"]
+    arguments = last_of_each(*TINY, *TWO_NODES, *where, *options)
     assert main(["train", *arguments]) == 0
     return last_job(run_dir)
 
