@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import ImagePipeline
+from dist_train.checkpoint.format import CheckpointError, StorageError
 from dist_train.config import ComputeConfig, LoggingConfig
 from dist_train.ema import MAIN, ShardedEma
 from dist_train.runtime.run_dir import RunDirError
@@ -23,9 +25,13 @@ from models.config_io import to_json
 from models.families import AnyObjective
 from models.objective import images_to_unit_range
 from models.rdm.config import RelayConfig
+from models.safe_files.atomic import NotOurs, atomic_file
+from models.safe_files.transient import STORAGE, retried
 from models.sample_rng import Draws
 from models.sampler import Sampler, sample
-from models.snapshot import check_stages, load_sampler, read_snapshot, write_snapshot
+from models.snapshot import SnapshotError, check_stages, load_sampler, read_snapshot, write_snapshot
+
+logger = python_logging.getLogger(__name__)
 
 
 class SnapshotWriter:
@@ -56,14 +62,26 @@ class SnapshotWriter:
         self._grids = GridDrawer(objective, logging, run_dir, world, pipeline)
 
     def write(
-        self, images_seen: int, emas: Mapping[str, ShardedEma], shapes: Mapping[str, torch.Size]
+        self,
+        images_seen: int,
+        emas: Mapping[str, ShardedEma],
+        shapes: Mapping[str, torch.Size],
+        *,
+        required: bool = False,
     ) -> Path | None:
         """Write what is not there yet; returns the new grid on rank 0, if any. Collective.
+
+        What cannot be written, after several attempts, is left out with a warning.
 
         Args:
             images_seen: The clock.
             emas: All averages by name.
             shapes: Shape by name of the sampled network's parameters.
+            required: Whether nothing may be left out, as at the end of training.
+
+        Raises:
+            StorageError: What is required could not be written.
+            CheckpointError: The same, because the directory holds others' files.
         """
         grid = None
         for name, ema in emas.items():
@@ -72,10 +90,13 @@ class SnapshotWriter:
             if self._world.broadcast_object((path / "snapshot.json").exists()):
                 continue
             weights = ema.gather(shapes, self._world)
+            problem = None
             if self._world.rank == 0:
-                self._write_one(path, weights, images_seen, ema)
-            self._world.barrier()
-            if name == MAIN:
+                problem = self._try_write(path, weights, images_seen, ema)
+            problem = self._world.broadcast_object(problem)
+            if problem is not None and required:
+                raise problem
+            if problem is None and name == MAIN:
                 grid = self._grids.draw(path)
         return grid
 
@@ -98,20 +119,34 @@ class SnapshotWriter:
             raise RunDirError(problem)
         return [] if note is None else [note]
 
-    def _write_one(
+    def _try_write(
         self, path: Path, weights: Mapping[str, Tensor], images_seen: int, ema: ShardedEma
-    ) -> None:
-        write_snapshot(
-            path,
-            weights,
-            objective=self._objective,
-            network=self._objective.build().sampled_network,
-            images_seen=images_seen,
-            ema=ema.profile.describe(),
-            provenance=self._provenance,
-        )
+    ) -> CheckpointError | None:
+        """Write one snapshot, and tell who wants to know; returns why it could not be written."""
+        try:
+            retried(
+                lambda: write_snapshot(
+                    path,
+                    weights,
+                    objective=self._objective,
+                    network=self._objective.build().sampled_network,
+                    images_seen=images_seen,
+                    ema=ema.profile.describe(),
+                    provenance=self._provenance,
+                ),
+                f"writing {path}",
+                errors=STORAGE,
+            )
+        except (OSError, NotOurs, SnapshotError) as error:
+            logger.warning("the snapshot %s could not be written: %s", path, error)
+            kind = StorageError if isinstance(error, OSError) else CheckpointError
+            return kind(f"the snapshot {path} could not be written: {error}")
         if self._on_snapshot is not None and path.parent.name == "snapshots":
-            self._on_snapshot(path)
+            try:
+                self._on_snapshot(path)
+            except OSError as error:
+                logger.warning("%s was not announced: %s", path, error)
+        return None
 
 
 def describe_run(
@@ -213,17 +248,36 @@ class GridDrawer:
         """Draw a snapshot's grid, each rank its share; returns the file on rank 0. Collective."""
         if not self._count:
             return None
-        images: dict[int, Tensor] = {}
-        for seeds, labels, sampler in self._work(snapshot):
-            images |= dict(zip(seeds, sample(sampler, seeds, labels).cpu(), strict=True))
-        parts = self._world.gather_objects(images)
+        parts = self._world.gather_objects(self._try_draw(snapshot))
         if self._world.rank:
             return None
-        drawn = {seed: image for part in parts for seed, image in part.items()}
-        self._grid_dir.mkdir(exist_ok=True)
+        drawn: dict[int, Tensor] = {}
+        for part in parts:
+            if isinstance(part, str):
+                logger.warning("no grid of %s: %s", snapshot, part)
+                return None
+            drawn |= part
         file = self._grid_dir / f"{snapshot.name}.png"
-        Image.fromarray(tile([drawn[seed] for seed in sorted(drawn)]).numpy()).save(file)
+        pixels = tile([drawn[seed] for seed in sorted(drawn)]).numpy()
+        try:
+            self._grid_dir.mkdir(exist_ok=True)
+            with atomic_file(file) as opened:
+                Image.fromarray(pixels).save(opened, format="PNG")
+        except OSError as error:
+            logger.warning("%s could not be written: %s", file, error)
+            return None
         return file
+
+    def _try_draw(self, snapshot: Path) -> dict[int, Tensor] | str:
+        """Return this rank's samples by seed, or why the snapshot cannot be read."""
+        images: dict[int, Tensor] = {}
+        try:
+            work = self._work(snapshot)
+        except (OSError, SnapshotError) as error:
+            return str(error)
+        for seeds, labels, sampler in work:
+            images |= dict(zip(seeds, sample(sampler, seeds, labels).cpu(), strict=True))
+        return images
 
     def _work(self, snapshot: Path) -> list[tuple[list[int], Tensor | None, Sampler]]:
         """Return this rank's batches: seeds, labels, and the sampler that draws them."""

@@ -176,7 +176,7 @@ class Trainer:
                         self._save()
                         return Outcome.PREEMPTED
                 self._save()
-                self._write_snapshots()
+                self._write_snapshots(required=True)
             return Outcome.FINISHED
         finally:
             parts.profiler.close()
@@ -282,11 +282,11 @@ class Trainer:
                 writer.settle()
         return bool(stops > 0)
 
-    def _write_snapshots(self) -> None:
+    def _write_snapshots(self, required: bool = False) -> None:
         parts = self.parts
         shapes = self.engines[parts.objective.sampled_network].shapes
         with parts.watchdog.storage("a snapshot"):
-            grid = parts.snapshots.write(self.images_seen, parts.emas, shapes)
+            grid = parts.snapshots.write(self.images_seen, parts.emas, shapes, required=required)
         if grid is not None:
             parts.reporter.show_grid(self.images_seen, grid)
 

@@ -6,6 +6,7 @@ written last, so that a directory that has it is complete. No pickles anywhere.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -163,10 +164,14 @@ def write_snapshot(
 
     Raises:
         NotOurs: The directory holds anything else.
+        OSError: It cannot be written.
     """
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
     with atomic_directory(path, is_snapshot, "a snapshot") as directory:
-        save_file(tensors, directory / WEIGHTS)
+        try:
+            save_file(tensors, directory / WEIGHTS)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(errno.ENOSPC, str(error), str(directory / WEIGHTS)) from None
         fields = {
             "objective": to_json(objective),
             "network": network,

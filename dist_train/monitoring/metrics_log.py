@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging as python_logging
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from dist_train.config import LoggingConfig
 from dist_train.monitoring.loggers import Logger, start_loggers
 from dist_train.runtime.metrics_file import METRICS, cut_metrics
 from dist_train.runtime.world import World
+
+warnings = python_logging.getLogger(__name__)
 
 
 class MetricAverages:
@@ -69,7 +74,7 @@ class MetricsLog:
         self._run_dir = run_dir
         self._total, self._name = total_images, run_dir.name
         self._start_loggers = functools.partial(start_loggers, logging, config, run_dir)
-        self._file: IO[str] | None = None
+        self._lines: AppendedLines | None = None
         self._loggers: list[Logger] = []
         self._bar: Any = None
 
@@ -86,28 +91,26 @@ class MetricsLog:
             k: (v if not isinstance(v, float) or math.isfinite(v) else None)
             for k, v in line.items()
         }
-        assert self._file is not None
-        self._file.write(json.dumps(finite) + "\n")
-        for logger in self._loggers:
-            logger.write({k: v for k, v in finite.items() if v is not None})
+        assert self._lines is not None
+        self._lines.append(json.dumps(finite))
+        shown = {k: v for k, v in finite.items() if v is not None}
+        self._copy(lambda logger: logger.write(shown))
         self._show(images_seen, metrics)
 
     def show_grid(self, images_seen: int, grid: Path) -> None:
         """Send a grid of samples to the loggers."""
-        for logger in self._loggers:
-            logger.show_grid(images_seen, grid)
+        self._copy(lambda logger: logger.show_grid(images_seen, grid))
 
     def say(self, message: str) -> None:
-        """Print a line without tearing the progress bar."""
-        if self._bar is None:
-            print(message, flush=True)
-        else:
-            self._bar.write(message)
+        """Print a line without tearing the progress bar; a full disk under a log stops nothing."""
+        with contextlib.suppress(OSError):
+            if self._bar is None:
+                print(message, flush=True)
+            else:
+                self._bar.write(message)
 
     def rewind(self, images_seen: int) -> None:
         """Forget the lines after `images_seen`: the run was rolled back."""
-        assert self._file is not None
-        self._file.close()
         self._open_file(images_seen)
         if self._bar is not None:
             self._bar.reset()
@@ -117,15 +120,24 @@ class MetricsLog:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
-        for logger in self._loggers:
-            logger.close()
-        if self._file is not None:
-            self._file.close()
+        self._copy(lambda logger: logger.close())
+        if self._lines is not None:
+            self._lines.flush()
 
     def _open_file(self, images_seen: int) -> None:
         cut_metrics(self._run_dir, images_seen)
-        path = self._run_dir / METRICS
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._lines = AppendedLines(self._run_dir / METRICS)
+
+    def _copy(self, action: Callable[[Logger], None]) -> None:
+        """Do something with every logger; one that fails is given up, whatever it raises."""
+        for logger in list(self._loggers):
+            try:
+                action(logger)
+            except Exception as error:
+                self._loggers.remove(logger)
+                warnings.warning(
+                    "%s failed (%s): metrics go to %s only", type(logger).__name__, error, METRICS
+                )
 
     def _show(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}
@@ -136,12 +148,47 @@ class MetricsLog:
         rate = metrics["speed/images_per_second"]
         left = (self._total - images_seen) / rate if rate else math.inf
         shown = "  ".join(f"{k} {v}" for k, v in losses.items())
-        print(
+        self.say(
             f"{self._name}  {images_seen:,}/{self._total:,} images"
             f" ({100 * images_seen / self._total:.0f}%)  {shown}"
-            f"  {rate:,.0f} images/s  {left / 60:.1f} min left",
-            flush=True,
+            f"  {rate:,.0f} images/s  {left / 60:.1f} min left"
         )
+
+
+class AppendedLines:
+    """A file that lines are appended to; those that cannot be written are written with later ones.
+
+    Args:
+        path: The file; it is opened anew for every line, as a stale handle would stay stale.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._pending = path, b""
+        self._torn_at: int | None = None
+
+    def append(self, line: str) -> None:
+        """Write a line, or keep it for later with a warning."""
+        self._pending += line.encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        try:
+            if self._pending:
+                self._write()
+        except OSError as error:
+            count = self._pending.count(b"\n")
+            warnings.warning("%s: %s; %d lines wait", self._path, error.strerror, count)
+
+    def _write(self) -> None:
+        with open(self._path, "ab", buffering=0) as file:
+            if self._torn_at is not None:
+                file.truncate(self._torn_at)
+            self._torn_at = os.fstat(file.fileno()).st_size
+            written = 0
+            while written < len(self._pending):
+                written += file.write(self._pending[written:])
+        self._pending, self._torn_at = b"", None
 
 
 def _progress_bar(name: str, images_seen: int, total_images: int) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dist_train.runtime.world import World
+from models.safe_files.atomic import atomic_path
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 2
 """First steps allocate and compile; they are not traced."""
@@ -46,6 +50,10 @@ class StepProfiler:
         if self._cuda:
             torch.cuda.synchronize()
         self._profile.stop()
-        self._file.parent.mkdir(exist_ok=True)
-        self._profile.export_chrome_trace(str(self._file))
+        try:
+            self._file.parent.mkdir(exist_ok=True)
+            with atomic_path(self._file) as file:
+                self._profile.export_chrome_trace(str(file))
+        except OSError as error:
+            logger.warning("%s could not be written: %s", self._file, error)
         self._profile = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from dist_train.__main__ import main
 from dist_train.config import LoggingConfig, RunConfig, ShardingConfig
 from dist_train.monitoring import loggers
+from dist_train.monitoring.metrics_log import AppendedLines
 from dist_train.monitoring.throughput import PHASES
 from dist_train.precision import check_precision, compute_dtypes, settle_precision
 from dist_train.recipes import RECIPES
@@ -290,3 +292,21 @@ def test_tensorboard_is_an_option(
         ("samples", (2, 4, 3), 8, "HWC"),
         ("closed",),
     ]
+
+
+def test_a_torn_line_is_cut_and_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = AppendedLines(tmp_path / "lines")
+    lines.append("one")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limit[1]))  # a disk with room for two bytes
+    try:
+        for line in ("two", "three"):
+            lines.append(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "lines").read_bytes() == b"one\ntw"
+    assert "2 lines wait" in caplog.records[-1].getMessage()
+    lines.append("four")
+    assert (tmp_path / "lines").read_text() == "one\ntwo\nthree\nfour\n"
