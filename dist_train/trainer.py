@@ -312,6 +312,11 @@ class Trainer:
         state, sampled = reader.state, self.parts.objective.sampled_network
         check_same_data(path, state.data_digest, self._data)
         self._check_clock(path, state)
+        if not state.updates.keys() == state.loss_scales.keys() == self.engines.keys():
+            raise CheckpointError(
+                f"{path} is of the networks {', '.join(state.updates)}, this run trains"
+                f" {', '.join(self.engines)}: it is another run's, or damaged; remove it"
+            )
         check_length(self.intervals.total, self.batches.total, state.images_seen)
         for name, engine in self.engines.items():
             reader.restore(name, engine.begin_restore(state.updates[name]))
@@ -341,8 +346,9 @@ class Trainer:
             DivergedError: The policy does not roll back, has done so too often, or cannot.
         """
         policy, diverged = self._divergence, self.images_seen
-        self.parts.checkpoints.finish()
-        path, _ = find_newest_complete(self.run_dir, self.world)
+        with self.parts.watchdog.storage("the checkpoints of a roll-back"):
+            self.parts.checkpoints.finish()
+            path, _ = find_newest_complete(self.run_dir, self.world)
         if policy.action != "roll_back" or self._roll_backs >= policy.max_roll_backs or not path:
             raise DivergedError(
                 f"training diverged by {diverged:,} images: {problem}."
