@@ -8,6 +8,7 @@ the accelerator.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -80,7 +81,9 @@ class World:
     def close(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():
-            dist.destroy_process_group()
+            # DeepSpeed keeps groups of its own, and a later run in this process must not get them.
+            comm = getattr(sys.modules.get("deepspeed"), "comm", None)
+            (comm if comm and comm.is_initialized() else dist).destroy_process_group()
 
 
 def init_world(timeout: timedelta = DEFAULT_TIMEOUT) -> World:

@@ -207,6 +207,14 @@ def test_a_dry_run_of_training_checks_all_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_one_process_trains_several_runs_one_after_the_other(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("first", "second")]
+    settings = [*TINY, "total_images=16", "checkpoint.snapshot_every_images=16"]
+    assert [main([*settings, "--run-dir", str(run)]) for run in runs] == [0, 0]
+    weights = [next(run.glob("snapshots/*16/*.safetensors")).read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: Path) -> None:
