@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "wrong type": lambda path: _set(path, job_id=[], job={}, time="x", metrics=3, why=[]),
     "other value": lambda path: _set(path, job_id="77", job="77", time=0.5, metrics={}, why="?"),
     "extra field": lambda path: _set(path, added=1),
-    "not a number": lambda path: path.write_text(path.read_text().replace("0", "NaN")),
+    "not a number": lambda path: path.write_text(re.sub(r"\d", "NaN", path.read_text())),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
 }
 
