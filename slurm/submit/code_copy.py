@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from models.config_io import ConfigError
+from models.safe_files.atomic import atomic_directory
 from slurm.jobs.interpreter import SOURCE
 
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
@@ -21,20 +21,19 @@ ENTRY = Path("slurm", "jobs", "jobs.py")
 
 
 def copy_code(slurm_dir: Path, source: Path = SOURCE) -> Path:
-    """Copy the present code below `slurm_dir`, unless it is there, and return the copy."""
+    """Copy the present code below `slurm_dir`, unless it is there, and return the copy.
+
+    Raises:
+        ConfigError: The copy is there, but was changed.
+    """
     copy = code_dir(slurm_dir, source)
     if copy.exists():
+        _check_unchanged(copy)
         return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".copy-", dir=copy.parent))
-    for file in code_files(source):
-        (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, temporary / file)
-    temporary.chmod(0o755)
-    try:
-        temporary.rename(copy)
-    except OSError:  # another submission was first
-        shutil.rmtree(temporary)
+    with atomic_directory(copy, _is_unchanged, "the code of jobs") as temporary:
+        for file in code_files(source):
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, temporary / file)
     return copy
 
 
@@ -47,7 +46,7 @@ def check_code(copy: Path) -> None:
     """Check that a job that is submitted now can run the code of an earlier submission.
 
     Raises:
-        ConfigError: The copy is gone, or its modules have other names than today's.
+        ConfigError: The copy is gone or was changed, or its modules have other names than today's.
     """
     if not (copy / ENTRY).exists():
         problem = "has the modules of an older version" if copy.exists() else "does not exist"
@@ -55,6 +54,19 @@ def check_code(copy: Path) -> None:
             f"the code of the last submission, {copy}, {problem}; add --update-code to run the"
             " present code"
         )
+    _check_unchanged(copy)
+
+
+def _check_unchanged(copy: Path) -> None:
+    if not _is_unchanged(copy):
+        raise ConfigError(
+            f"{copy} is not what its name says: files of this copy of the code, which jobs run,"
+            " were changed; remove it if no job needs it, then submit with --update-code"
+        )
+
+
+def _is_unchanged(copy: Path) -> bool:
+    return code_digest(copy) == copy.name
 
 
 def code_digest(source: Path = SOURCE) -> str:

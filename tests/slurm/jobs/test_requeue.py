@@ -17,6 +17,7 @@ import submitit
 from submitit.core.utils import JobPaths, temporary_save_path
 
 from models.command_line import EXIT_STALLED, EXIT_STORAGE
+from models.config_io import ConfigError
 from slurm.continuous_eval.leases import Work, create
 from slurm.jobs import ranks, requeue
 from slurm.jobs.interpreter import SOURCE, outside_environment
@@ -35,7 +36,7 @@ from slurm.jobs.requeue import Decision, decide
 from slurm.jobs.throughput import productive_seconds
 from slurm.monitor.commands import TaskLogs
 from slurm.resources import Policy, Resources, parse_minutes
-from slurm.submit.code_copy import code_digest, code_files, copy_code
+from slurm.submit.code_copy import check_code, code_digest, code_files, copy_code
 
 
 def _starts(*images: int) -> list[dict[str, Any]]:
@@ -358,6 +359,18 @@ def test_time_limits(text: str, minutes: int) -> None:
 def test_invalid_time_limits(text: str) -> None:
     with pytest.raises(ValueError, match="time limit"):
         parse_minutes(text)
+
+
+@pytest.mark.parametrize("name", ["slurm/site.py", "models/added.py"])
+def test_a_copy_of_the_code_that_was_changed_is_rejected(tmp_path: Path, name: str) -> None:
+    copy = copy_code(tmp_path)
+    (copy / "models" / "__pycache__").mkdir()  # jobs compile what they run
+    check_code(copy)
+    with (copy / name).open("a") as file:
+        file.write("# another line\n")
+    for use in (lambda: copy_code(tmp_path), lambda: check_code(copy)):
+        with pytest.raises(ConfigError, match=f"{copy} is not what its name says.*--update-code"):
+            use()
 
 
 def test_jobs_run_the_code_that_was_submitted(tmp_path: Path) -> None:
