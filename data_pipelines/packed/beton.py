@@ -41,6 +41,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError, Format
+from models.safe_files.regular import open_file
 from models.safe_files.transient import file_sha256
 
 BETON_RECORD = "set.beton.json"
@@ -119,7 +120,7 @@ def beton_problem(path: Path, manifest: Manifest) -> str | None:
 
 def _has_all(beton: Path, rows: Index) -> bool:
     """Tell whether a beton has the samples that an index says, where the index has no checksum."""
-    with open(beton, "rb") as file:
+    with open_file(beton) as file:
         for row in rows:
             file.seek(int(row["offset"]))
             if zlib.crc32(file.read(int(row["length"]))) != int(row["crc32"]):

@@ -40,6 +40,7 @@ from data_pipelines.packed.manifest import (
 )
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import MAX_BYTES
+from models.safe_files.transient import file_sha256
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -176,10 +177,7 @@ class RemoteSet:
 
     def _is_there(self, name: str, sha256: str) -> bool:
         path = self.path / name
-        if not path.exists():
-            return False
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        return path.is_file() and file_sha256(path) == sha256
 
     def _read_manifest(self) -> Manifest:
         """Download the manifest; it is checked before anything is written."""

@@ -18,6 +18,7 @@ from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
 from data_pipelines.sources.lister.archives import open_maybe_compressed, tar_files
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import is_hidden
+from models.safe_files.regular import read_file
 
 PIXELS = 3 * 32 * 32
 SPLITS = {
@@ -69,7 +70,7 @@ class Cifar10Source:
         if self.path.is_dir():
             found = sorted(f.name for f in walk(self.path).files if not is_hidden(f.name))
             paths = [self.path / name for name in found]
-            return {path.name: path.read_bytes() for path in paths if _is_ours(path.name)}
+            return {path.name: read_file(path) for path in paths if _is_ours(path.name)}
         members = tar_files(self.path)
         files = {}
         with open_maybe_compressed(self.path) as file:

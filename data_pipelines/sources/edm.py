@@ -14,6 +14,7 @@ from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
 from data_pipelines.sources.files import FileSource, detect
 from data_pipelines.sources.lister.archives import open_zip, read_zip_member, zip_path
 from data_pipelines.sources.lister.classes import check_any
+from models.safe_files.regular import read_file
 
 LABELS = "dataset.json"
 MOST_CLASSES = 1 << 20
@@ -89,7 +90,7 @@ def has_labels(path: Path) -> bool:
 def _read_table(path: Path) -> bytes:
     try:
         if path.is_dir():
-            return (path / LABELS).read_bytes()
+            return read_file(path / LABELS)
         with open_zip(path) as archive:
             names = [zip_path(info) for info in archive.infolist()]
             return read_zip_member(archive, names.index(LABELS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +21,7 @@ from data_pipelines.sources.base import (
 )
 from data_pipelines.sources.lister.archives import (
     TAR_ERRORS,
+    is_zip,
     open_maybe_compressed,
     open_zip,
     read_at,
@@ -43,6 +43,7 @@ from data_pipelines.sources.lister.pictures import (
 )
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 from data_pipelines.sources.steady import steady_start
+from models.safe_files.regular import open_file, read_file
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 MEMBERS = 1 << 48  # locator of a member of a shard = number of the shard * MEMBERS + offset
@@ -146,7 +147,7 @@ class DirectorySource(FileSource):
         """Open the source for reading the first bytes of files."""
 
         def read(file: File, count: int) -> bytes:
-            with open(self.path / file.name, "rb") as stream:
+            with open_file(self.path / file.name) as stream:
                 return stream.read(count)
 
         yield read
@@ -154,7 +155,7 @@ class DirectorySource(FileSource):
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
         """Open the source for reading."""
-        yield lambda entry: (self.path / entry.name).read_bytes()
+        yield lambda entry: read_file(self.path / entry.name)
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ def tar_paths(directory: Path) -> list[Path]:
 def holds_images(path: Path) -> bool:
     """Return whether an archive has a member with an image's extension."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             with open_zip(path) as archive:
                 return any(map(_is_image_name, archive.namelist()))
         with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
@@ -345,8 +346,11 @@ def detect(path: Path) -> FileSource:
         return ShardsSource(path) if only_tars else DirectorySource(path)
     if not path.exists():
         raise SourceError(f"{path} does not exist")
-    if zipfile.is_zipfile(path):
-        return ZipSource(path)
+    try:
+        if is_zip(path):
+            return ZipSource(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
     try:
         with open_maybe_compressed(path) as file:
             if file.read(4) == b"PK\3\4":

@@ -29,6 +29,7 @@ from data_pipelines.sources.lister.archives import (
 )
 from data_pipelines.sources.lister.classes import Taken, take_split
 from data_pipelines.sources.lister.pictures import Found, Pictures, find_pictures
+from models.safe_files.regular import read_file
 
 WNID = re.compile(r"n\d{8}")
 
@@ -232,7 +233,7 @@ def _devkit(path: Path) -> tuple[list[str], dict[str, str]]:
     """Return the wnid of each validation image in order, and the 1000 class names by wnid."""
     from scipy.io import loadmat
 
-    with tarfile.open(path) as archive:
+    with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         files = {PurePosixPath(member.name).name: member for member in archive if member.isreg()}
         try:
             meta = archive.extractfile(files["meta.mat"])
@@ -251,7 +252,7 @@ def _devkit(path: Path) -> tuple[list[str], dict[str, str]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
 

@@ -13,9 +13,10 @@ from typing import IO, Any
 from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
 from data_pipelines.sources.file_parts import zip_member
 from data_pipelines.sources.files import FileSource, detect
-from data_pipelines.sources.lister.archives import open_zip, read_at
+from data_pipelines.sources.lister.archives import is_zip, open_zip, read_at
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 from data_pipelines.sources.lmdb_file import LmdbError, records
+from models.safe_files.regular import open_file
 
 DATABASE = "data.mdb"
 OFFSETS = 1 << 48  # locator = number of the database * OFFSETS + place in its file
@@ -135,7 +136,7 @@ def _is_database_dir(path: Path) -> bool:
 
 
 def _is_database(path: Path) -> bool:
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file() or not is_zip(path):
         return _is_database_dir(path)
     with open_zip(path) as archive:
         return _member(archive) is not None
@@ -161,10 +162,10 @@ def _open(database: Path) -> Iterator[tuple[IO[bytes], int]]:
     """Open a database's file, which may be in a zip; also yield its size."""
     if database.is_dir():
         file = database / DATABASE
-        with open(file, "rb") as stream:
+        with open_file(file) as stream:
             yield stream, file.stat().st_size
         return
-    with open_zip(database) as archive, open(database, "rb") as outer:
+    with open_zip(database) as archive, open_file(database) as outer:
         member = _member(archive)
         assert member is not None
         try:

@@ -16,6 +16,7 @@ from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceEr
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import extension, is_hidden
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
+from models.safe_files.regular import check_file
 from models.safe_files.transient import is_transient
 
 ROWS = 1 << 32  # locator = file number * ROWS + row; parquet files have fewer rows
@@ -171,6 +172,7 @@ def _open(path: Path) -> Any:
     except ImportError:
         raise SourceError("parquet files need pyarrow: pip install 'relaywave[data]'") from None
     try:
+        check_file(path)
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and is_transient(error):

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from models.safe_files.regular import open_file
 from models.safe_files.trees import check_tree
 
 NUMERIC_KINDS = frozenset("biufcSU")
@@ -163,7 +164,7 @@ def read_pickled_npy(path: Path, allowed: Mapping[str, Any] | None = None) -> An
     Raises:
         PickleReadError: The file is no .npy file, damaged, or names a global that is not allowed.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         try:
             version = np.lib.format.read_magic(file)
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.convert.pickle_reader import NUMPY_GLOBALS, PickleReadError, count_copy, read_pickle
 from models.safe_files.archives import ArchiveError, check_uncompressed, read_member
+from models.safe_files.regular import open_file
 
 LEAST_STORAGE = 4096
 """Bytes that reading a storage within a pickle counts, however short it is."""
@@ -91,7 +92,7 @@ def read_container(path: Path) -> dict[str, Any]:
             global that is not allowed.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             is_zip = file.read(2) == b"PK"
             file.seek(0)
             content = _read_zip(path) if is_zip else read_pickle(file, _ALLOWED)

@@ -7,5 +7,6 @@ typed_json.py  JSON to dataclasses and back, by the annotations of their fields
 locks.py       Locks on files: who holds one is known, and none is left behind
 transient.py   Trying again after errors that pass by themselves
 archives.py    Zip archives of others: sizes are checked before anything is decompressed
+regular.py     Opening what may be no file: pipes and devices are rejected, not waited for
 trees.py       A bound on the size and depth of what a foreign file holds
 """

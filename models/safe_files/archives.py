@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from models.safe_files.regular import check_file
+
 FREE_BYTES = 64 << 20
 """Size up to which a member may be compressed as it likes."""
 
@@ -74,7 +76,9 @@ def check_torch_file(path: Path) -> None:
 
     Raises:
         ArchiveError: It is an archive that is damaged, or expands to more than its size.
+        OSError: It cannot be read, or is no regular file.
     """
+    check_file(path)
     try:
         if zipfile.is_zipfile(path):
             check_uncompressed(path)

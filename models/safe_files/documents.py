@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from models.safe_files.atomic import atomic_file
+from models.safe_files.regular import open_file
 from models.safe_files.transient import retried
 from models.safe_files.typed_json import ConfigError, from_json
 
@@ -135,23 +135,17 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return a regular file's content; a pipe in its place would be waited for without end.
+    """Return a regular file's content.
 
     Raises:
-        OSError: It cannot be read.
-        DocumentError: It is no regular file, or too large.
+        OSError: It cannot be read, or is no regular file.
+        DocumentError: It is too large.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise DocumentError(f"{path} is no file")
-        if found.st_size > max_bytes:
-            raise DocumentError(f"{path} has {found.st_size} bytes, more than any document of ours")
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise DocumentError(f"{path} has {size} bytes, more than any document of ours")
         return file.read()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from models.safe_files.regular import open_descriptor, open_file
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
 
     def digest() -> str:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     return retried(digest, f"reading {path}")
@@ -84,7 +86,7 @@ class SteadyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_descriptor(path)
 
     def read(self, length: int, offset: int) -> bytes:
         """Return bytes from an offset on: fewer than `length` only where the file ends.
@@ -114,7 +116,7 @@ class SteadyFile:
     def _reopen(self) -> None:
         """Open the file anew under the same descriptor, which other threads may be using."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_descriptor(self._path)
             os.dup2(descriptor, self.descriptor, inheritable=False)
             os.close(descriptor)
 

@@ -20,6 +20,7 @@ from data_pipelines.images import BadImage
 from data_pipelines.sources.base import LINKED_AGAIN, MAX_ITEM_BYTES, Entry, Skip, SourceError
 from data_pipelines.sources.lister.pictures import File, Found
 from models.safe_files.archives import ArchiveError, read_member
+from models.safe_files.regular import check_file, open_file
 
 Member = TypeVar("Member")
 MOST_LINKS = 16
@@ -169,7 +170,7 @@ def _plain_path(name: str) -> str:
 
 def open_maybe_compressed(path: Path) -> IO[bytes]:
     """Open a file that may be compressed, by its first bytes, as a seekable stream."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(6)
     if start.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], gzip.open(path))
@@ -177,7 +178,7 @@ def open_maybe_compressed(path: Path) -> IO[bytes]:
         return cast(IO[bytes], bz2.open(path))
     if start.startswith(b"\xfd7zXZ\0"):
         return cast(IO[bytes], lzma.open(path))
-    return open(path, "rb")
+    return open_file(path)
 
 
 def read_at(file: IO[bytes], entry: Entry) -> bytes:
@@ -196,10 +197,17 @@ def read_at(file: IO[bytes], entry: Entry) -> bytes:
     return content
 
 
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip archive. Raises OSError if it cannot be read, or is none."""
+    with open_file(path) as file:
+        return zipfile.is_zipfile(file)
+
+
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive. Raises SourceError (one line) if it is not one, or cannot be read."""
     try:
+        check_file(path)
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise SourceError(f"{path} cannot be read as a zip archive: {plain(error)}") from None
