@@ -60,7 +60,7 @@ def _decode(annotation: Any, value: Any, where: str) -> Any:
     if annotation is Any:
         return value
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}={value} is not a finite number")
+        raise ConfigError(f"{where}={value} must be a finite number")
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(annotation), value, where)
     if origin is Literal:
