@@ -81,7 +81,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
         order = MixedOrder(orders, tuple(map(len, sets)), quotas(weights), seed)
         info = replace(info, digest=_joint_digest(digests, weights))
     counts = [len(part) if chosen is None else len(chosen) for part, chosen in selected]
-    info = replace(info, num_images=sum(counts))
+    info = replace(info, num_images=sum(counts), class_counts=_class_counts(selected))
     prefetcher = _prefetcher(sets, samples, order, cache)
     return OpenedData(sets, samples, order, info, factor, prefetcher)
 
@@ -199,6 +199,21 @@ def _check_alike(sets: Sequence[ShardedImages]) -> None:
                 f"mix: {part.path} and {sets[0].path} have other class tables;"
                 " pack them with the same classes, or --unlabelled"
             )
+
+
+def _class_counts(
+    selected: Sequence[tuple[ShardedImages, Integers | None]],
+) -> tuple[int, ...]:
+    """Return how many of the selected samples of all sets each class has."""
+    classes = len(selected[0][0].info.class_names)
+    if not classes:
+        return ()
+    labels = [
+        images.index["label"] if chosen is None else images.index["label"][chosen]
+        for images, chosen in selected
+    ]
+    counts: list[int] = np.bincount(np.concatenate(labels), minlength=classes).tolist()
+    return tuple(counts)
 
 
 def _digest(images: ShardedImages, selection: Integers | None) -> str:

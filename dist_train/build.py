@@ -25,7 +25,9 @@ from dist_train.planning.checks import (
     check_labels,
     check_networks,
     check_resolution,
+    describe_untrained,
     plan_batches,
+    trained_classes,
 )
 from dist_train.precision import check_precision, compute_dtypes
 from dist_train.runtime.run_data import check_alike, check_data
@@ -69,7 +71,11 @@ def build_trainer(
     check_alike(pipeline.info, world)
     check_data(run_dir, pipeline.info)
     check_labels(config.data, config.objective.label_dim, pipeline.info.class_names)
-    provenance = describe_run(run_dir.name, config.recipe, config.compute, pipeline.info)
+    label_dim = config.objective.label_dim
+    provenance = describe_run(run_dir.name, config.recipe, config.compute, pipeline.info) | {
+        "trained_classes": trained_classes(label_dim, pipeline.info)
+    }
+    untrained = describe_untrained(label_dim, pipeline.info)
     snapshots = SnapshotWriter(
         config.objective, config.logging, provenance, run_dir, world, pipeline, on_snapshot
     )
@@ -89,6 +95,7 @@ def build_trainer(
         watchdog=Watchdog(
             run_dir, world, config.divergence.hang_timeout, config.divergence.storage_timeout
         ),
+        warnings=(f"warning: {untrained}",) if untrained else (),
     )
     intervals = Intervals(
         total=config.total_images,

@@ -14,7 +14,7 @@ from dist_train.recipes import RECIPES, find_recipe
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
 from dist_train.runtime.run_dir import validate_config
 from dist_train.train import train
-from models.command_line import EXIT_PREEMPTED
+from models.command_line import EXIT_PREEMPTED, say
 from models.config_io import ConfigError, did_you_mean, override, to_json
 from models.safe_files.documents import read_object
 
@@ -69,7 +69,8 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> int:
     check_ranks(ranks)
     validate_config(options.run_dir, config, options.allow_changes)
     import_backend(config.data.backend)
-    check_run(config, options.run_dir, ranks, data_later=False)
+    if warning := check_run(config, options.run_dir, ranks, data_later=False):
+        say(warning, "warning")
     print(f"{options.recipe} with --ranks={ranks} is valid; nothing was written")
     return 0
 

@@ -18,6 +18,7 @@ from dist_train.planning.checks import (
     check_length,
     check_networks,
     check_resolution,
+    describe_untrained,
     plan_batches,
 )
 from dist_train.runtime.run_data import check_data, check_same_data
@@ -25,7 +26,7 @@ from dist_train.runtime.world import World
 from dist_train.snapshots import check_previous
 
 
-def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> None:
+def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> str:
     """Reject what ranks would reject before their first step, by the same functions.
 
     Neither engines nor networks with weights are made, no image is decoded, the backend's package
@@ -36,6 +37,9 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         run_dir: The run directory, which may exist.
         world_size: Number of ranks.
         data_later: Whether sets, and the stage that grids start from, cannot be seen yet.
+
+    Returns:
+        What training would warn of; "" for nothing.
 
     Raises:
         ValueError: It would be rejected.
@@ -54,7 +58,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         _check_deepspeed(config.sharding, adam, batches, world_size)
     newest, _ = find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
     if data_later:
-        return
+        return ""
     with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
         info = describe_data(replace(config.data, cache=cache))
     check_data(run_dir, info)
@@ -63,6 +67,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         check_same_data(newest, read_marker(newest).data_digest, info)
     check_labels(config.data, config.objective.label_dim, info.class_names)
     check_previous(config.objective, config.logging)
+    return describe_untrained(config.objective.label_dim, info)
 
 
 def _check_deepspeed(

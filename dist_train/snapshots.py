@@ -28,8 +28,15 @@ from models.rdm.config import RelayConfig
 from models.safe_files.atomic import NotOurs, atomic_file
 from models.safe_files.transient import STORAGE, retried
 from models.sample_rng import Draws
-from models.sampler import Sampler, sample
-from models.snapshot import SnapshotError, check_stages, load_sampler, read_snapshot, write_snapshot
+from models.sampler import Sampler, balanced_labels, sample
+from models.snapshot import (
+    SnapshotError,
+    check_stages,
+    load_sampler,
+    read_snapshot,
+    sampled_classes,
+    write_snapshot,
+)
 
 logger = python_logging.getLogger(__name__)
 
@@ -291,7 +298,9 @@ class GridDrawer:
         stages = [read_snapshot(stage) for stage in [*self._stages, snapshot]]
         sampler = load_sampler(stages, self._world.device)
         mine = list(range(self._world.rank, self._count, self._world.size))
-        return [(mine[k : k + BATCH], None, sampler) for k in range(0, len(mine), BATCH)]
+        batches = [mine[k : k + BATCH] for k in range(0, len(mine), BATCH)]
+        classes = sampled_classes(stages)
+        return [(seeds, balanced_labels(seeds, classes), sampler) for seeds in batches]
 
 
 def check_previous(objective: AnyObjective, logging: LoggingConfig) -> None:

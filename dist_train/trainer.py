@@ -9,7 +9,7 @@ micro-batches continues it with the same global batches and the same noise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,7 @@ class Parts:
         snapshots: Writes the averages.
         profiler: Traces some steps.
         watchdog: Ends a rank that hangs.
+        warnings: What to say at the start.
     """
 
     objective: Objective
@@ -90,6 +91,7 @@ class Parts:
     snapshots: SnapshotWriter
     profiler: StepProfiler
     watchdog: Watchdog
+    warnings: Sequence[str] = ()
 
 
 class Trainer:
@@ -147,7 +149,7 @@ class Trainer:
             self._begin_checks()
             begin(self._data)
             parts.reporter.open(self.images_seen)
-            for note in self._notes:
+            for note in [*parts.warnings, *self._notes]:
                 parts.reporter.say(note)
             with StopRequest() as stop, parts.watchdog, blaming_lost_ranks(self.world):
                 if self.images_seen == 0:

@@ -34,7 +34,9 @@ from evaluation.results.plots import write_plots
 from evaluation.results.result_file import find_results
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
+from models.command_line import say
 from models.safe_files.atomic import new_file
+from models.snapshot import sampled_classes
 
 Work = Callable[[World], None]
 """What the ranks do together, after the command line has been checked."""
@@ -45,6 +47,7 @@ def sample(args: argparse.Namespace) -> Work:
     request, grid = samples_of(args), grid_of(args)
 
     def work(world: World) -> None:
+        _say_untrained(world, request)
         samples = open_samples(request, world)
         if grid and world.rank == 0:
             write_grid(grid, samples)
@@ -71,6 +74,8 @@ def run(args: argparse.Namespace) -> Work:
     requests, grid = evaluations_of(args), grid_of(args)
 
     def work(world: World) -> None:
+        if isinstance(requests[0].images, SampleRequest):
+            _say_untrained(world, requests[0].images)
         results = evaluate(requests, world)
         if grid and world.rank == 0:
             images = requests[0].images
@@ -152,6 +157,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "import": import_statistics,
     "convert": convert,
 }
+
+
+def _say_untrained(world: World, request: SampleRequest) -> None:
+    """Warn of classes that are not drawn, since the snapshots were not trained on them."""
+    known = request.snapshots[-1].objective.label_dim
+    if (drawn := len(sampled_classes(request.snapshots))) < known and world.rank == 0:
+        say(f"samples are of {drawn} of {known} classes: the others were never trained", "warning")
 
 
 def _say(world: World, text: str) -> None:

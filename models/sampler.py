@@ -52,14 +52,21 @@ def sample(
     Raises:
         ValueError: A label is not in [0, label_dim), or the model is unconditional.
     """
-    if sampler.label_dim and labels is None:
-        labels = torch.tensor([seed % sampler.label_dim for seed in seeds])
+    if labels is None:
+        labels = balanced_labels(seeds, range(sampler.label_dim))
     if labels is not None:
         check_labels(labels, sampler.label_dim)
         labels = labels.to(sampler.device)
     draws = SampleStreams([seed % (1 << 32) for seed in seeds], sampler.device)
     with torch.inference_mode():
         return (to_uint8 or quantise)(sampler.generate(draws, labels))
+
+
+def balanced_labels(seeds: Sequence[int], classes: Sequence[int]) -> Tensor | None:
+    """Return the class of each seed, int64 [B]: its remainder's; None if there are no classes."""
+    if not classes:
+        return None
+    return torch.tensor([classes[seed % len(classes)] for seed in seeds])
 
 
 def check_labels(labels: Tensor, label_dim: int) -> None:

@@ -266,6 +266,27 @@ def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cp
     return sampler
 
 
+def sampled_classes(snapshots: Sequence[Snapshot]) -> tuple[int, ...]:
+    """Return the classes to draw samples of: those that all conditional stages were trained on.
+
+    They are recorded since runs may lack images of some; before, the set's classes were.
+
+    Raises:
+        SnapshotError: No class was trained in all stages.
+    """
+    shared: set[int] | None = None
+    for snapshot in snapshots:
+        if not (label_dim := snapshot.objective.label_dim):
+            continue
+        known = len(snapshot.provenance.get("class_names", ())) or label_dim
+        trained = snapshot.provenance.get("trained_classes", range(min(known, label_dim)))
+        shared = {*trained} if shared is None else shared & {*trained}
+    if shared is not None and not shared:
+        paths = ", ".join(str(snapshot.path) for snapshot in snapshots)
+        raise SnapshotError(f"no class was trained in all stages ({paths}); train them on one set")
+    return tuple(sorted(shared or ()))
+
+
 def check_stages(objectives: Sequence[AnyObjective]) -> None:
     """Reject stages that do not continue from each other; loads no weights.
 

@@ -64,6 +64,7 @@ def describe_synthetic(resolution: int) -> DatasetInfo:
         num_images=NUM_IMAGES,
         resolution=resolution,
         class_names=CLASS_NAMES,
+        class_counts=(NUM_IMAGES // len(CLASS_NAMES),) * len(CLASS_NAMES),
         digest=hashlib.sha256(identity.encode()).hexdigest(),
     )
 

@@ -88,6 +88,7 @@ class DatasetInfo:
         digest: SHA-256 that identifies the content, order and labels of the set.
         order: SHA-256 of what else the order of visits depends on: the windows within which images
             are shuffled, and the shards; "" if all images are shuffled with each other.
+        class_counts: Images by class index, of those that an epoch visits.
     """
 
     num_images: int
@@ -95,6 +96,7 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     digest: str
     order: str = ""
+    class_counts: tuple[int, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -171,6 +173,7 @@ class Manifest:
             resolution=self.resolution,
             class_names=self.class_names,
             digest=self.digest,
+            class_counts=self.class_counts,
         )
 
 

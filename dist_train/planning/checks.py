@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import check_stage
 from models.config_io import ConfigError, to_json
 from models.objective import Objective
+
+MENTIONED = 5
+"""Classes that a message names."""
 
 
 class Batches(NamedTuple):
@@ -93,6 +97,24 @@ def check_labels(data: DataConfig, label_dim: int, class_names: Sequence[str]) -
         raise ConfigError(
             f"label_dim={label_dim}, but {name} has {classes} classes; set it to {classes}"
         )
+
+
+def describe_untrained(label_dim: int, data: DatasetInfo) -> str:
+    """Say which classes of a network no image of the set has; "" if each has some."""
+    trained = trained_classes(label_dim, data)
+    if len(trained) == label_dim:
+        return ""
+    missing = sorted({*range(label_dim)} - {*trained})
+    named = ", ".join(map(str, missing[:MENTIONED])) + (", ..." if len(missing) > MENTIONED else "")
+    return (
+        f"label_dim={label_dim}, but the set has images of {len(trained)} classes: the other"
+        f" {len(missing)} ({named}) will not be trained, and samples of them not be drawn"
+    )
+
+
+def trained_classes(label_dim: int, data: DatasetInfo) -> list[int]:
+    """Return the classes of a network that images of the set have."""
+    return [k for k, count in enumerate(data.class_counts[:label_dim]) if count]
 
 
 def check_networks(

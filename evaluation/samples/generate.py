@@ -22,8 +22,8 @@ from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
 from models.config_io import ConfigError, from_json, to_json
 from models.families import AnyObjective
 from models.sample_rng import stream_seed
-from models.sampler import Sampler, sample
-from models.snapshot import Snapshot, load_sampler
+from models.sampler import Sampler, balanced_labels, sample
+from models.snapshot import Snapshot, load_sampler, sampled_classes
 
 SEEDS, MAX_IMAGES = 1 << 32, 10_000_000
 """Seeds that differ, and images of one request: far more than any evaluation uses."""
@@ -58,13 +58,11 @@ class SampleSpec:
         n, size = len(self.seeds), self.batch_size
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def labels_of(self, seeds: Sequence[int], label_dim: int) -> Tensor | None:
-        """Return the classes of these seeds, int64, or None for an unconditional model."""
-        if label_dim == 0:
-            return None
-        if self.labels == "balanced":
-            return torch.tensor([seed % label_dim for seed in seeds])
-        return torch.tensor([stream_seed(0, "label", seed) % label_dim for seed in seeds])
+    def labels_of(self, seeds: Sequence[int], classes: Sequence[int]) -> Tensor | None:
+        """Return each seed's one of these classes, int64, or None for an unconditional model."""
+        if self.labels == "random":
+            seeds = [stream_seed(0, "label", seed) for seed in seeds]
+        return balanced_labels(seeds, classes)
 
 
 def check_settings(objectives: Sequence[AnyObjective], spec: SampleSpec) -> None:
@@ -104,6 +102,7 @@ class GeneratedImages:
         device: Where to sample.
 
     Attributes:
+        classes: Classes that samples are drawn of; empty for unconditional models.
         seconds: Time that this process has spent on sampling.
     """
 
@@ -114,6 +113,7 @@ class GeneratedImages:
     ) -> None:
         self.snapshots, self.spec, self.device = snapshots, spec, torch.device(device)
         self._sampler: Sampler | None = None
+        self.classes = sampled_classes(snapshots)
         self.seconds = 0.0
 
     @property
@@ -137,6 +137,8 @@ class GeneratedImages:
             "post": asdict(spec.post),
             "device": self.device.type,
         }
+        if len(self.classes) < self.snapshots[-1].objective.label_dim:
+            document["classes"] = list(self.classes)
         return document | {"digest": short_hash(document | {"models": made_by(document)["models"]})}
 
     def __len__(self) -> int:
@@ -166,7 +168,7 @@ class GeneratedImages:
 
     def labels_of(self, seeds: Sequence[int]) -> Labels | None:
         """Return the classes of samples by their seeds, as `labels` does."""
-        labels = self.spec.labels_of(seeds, self.sampler.label_dim)
+        labels = self.spec.labels_of(seeds, self.classes)
         return None if labels is None else labels.numpy()
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -179,7 +181,7 @@ class GeneratedImages:
         seeds = [self.spec.seeds[i] for i in indices]
         missing = self.spec.batch_size - len(seeds)
         filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
-        labels = self.spec.labels_of(filled, self.sampler.label_dim)
+        labels = self.spec.labels_of(filled, self.classes)
         to_uint8 = QUANTISATIONS[self.spec.post.quantisation]
         images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
         self.seconds += time.monotonic() - started

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.command_line import say
 from models.config_io import ConfigError
 from slurm.jobs.records import JobDir
 from slurm.jobs.throughput import Throughput, check_time, known_throughput
@@ -76,7 +77,10 @@ def check_run(
     if not site.container.image:
         import_backend(config.data.backend)
     try:
-        dry_run.check_run(config, run_dir, resources.world_size, data_later=checks.data_later)
+        if warning := dry_run.check_run(
+            config, run_dir, resources.world_size, data_later=checks.data_later
+        ):
+            say(warning, "warning")
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     except Unreachable as error:

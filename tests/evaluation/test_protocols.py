@@ -61,7 +61,7 @@ def test_rdm_draws_exactly_50_images_of_each_class() -> None:
     protocol = find_protocol("rdm_imagenet256")
     seeds = protocol.seeds()
     assert (seeds[0], seeds[-1]) == (10_000, 59_999)
-    labels = SampleSpec(seeds).labels_of(seeds, 1000)
+    labels = SampleSpec(seeds).labels_of(seeds, range(1000))
     assert labels is not None
     assert torch.bincount(labels).eq(protocol.per_class).all()
 
@@ -208,9 +208,9 @@ def test_settings_that_double_or_miss_each_other_are_rejected(
 
 def test_random_labels_depend_on_the_seed_alone() -> None:
     spec = SampleSpec(tuple(range(1000)), labels="random")
-    labels = spec.labels_of(range(1000), 10)
+    labels = spec.labels_of(range(1000), range(10))
     assert labels is not None
-    again = spec.labels_of([7, 3], 10)
+    again = spec.labels_of([7, 3], range(10))
     assert again is not None
     assert again.tolist() == [labels[7], labels[3]]
     assert torch.bincount(labels, minlength=10).min() > 60
