@@ -20,6 +20,7 @@ import pytest
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline, describe_data
 from data_pipelines.datasets import open_data
+from data_pipelines.packed import remote
 from data_pipelines.packed.beton import (
     BETON,
     BETON_INDEX,
@@ -112,8 +113,13 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_shards_have_the_names_that_packing_gives(
-    dataset: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    dataset: Path,
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(remote, "DELAYS", (0.0,))
     edit_manifest(dataset, lambda document: document["shards"][1].update(name=name))
     assert "is no name of a shard" in rejected(dataset, capsys)
     cache = FileCache(tmp_path / "cache", 10**9)
