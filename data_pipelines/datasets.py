@@ -206,14 +206,13 @@ def _class_counts(
 ) -> tuple[int, ...]:
     """Return how many of the selected samples of all sets each class has."""
     classes = len(selected[0][0].info.class_names)
-    if not classes:
-        return ()
-    labels = [
-        images.index["label"] if chosen is None else images.index["label"][chosen]
-        for images, chosen in selected
-    ]
-    counts: list[int] = np.bincount(np.concatenate(labels), minlength=classes).tolist()
-    return tuple(counts)
+    counts = np.zeros(classes, np.int64)
+    for images, chosen in selected if classes else ():
+        if chosen is None:  # the index need not be read for that
+            counts += images.manifest.class_counts
+        else:
+            counts += np.bincount(images.index["label"][chosen], minlength=classes)
+    return tuple(counts.tolist())
 
 
 def _digest(images: ShardedImages, selection: Integers | None) -> str:
