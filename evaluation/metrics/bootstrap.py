@@ -11,6 +11,7 @@ from evaluation.metrics.frechet import frechet_distance
 from evaluation.metrics.inception_score import mean_score
 from evaluation.metrics.kid_cmmd import kid
 from evaluation.metrics.precision_recall import PR_NEIGHBOURS, PRDC_NEIGHBOURS, memberships
+from evaluation.metrics.sharing import alone, shared
 from evaluation.metrics.statistics import FeatureSet, FloatArray, gaussian_of
 
 SEED = 0
@@ -43,14 +44,12 @@ def interval(
     """
     if count < 2:
         raise ValueError(f"bootstrap={count} resamples have no spread; take at least 2")
-    own = {
-        j: statistic(rows[np.random.default_rng([SEED, j]).integers(0, len(rows), len(rows))])
-        for j in range(world.rank, count, world.size)
-    }
-    drawn: dict[int, float] = {}
-    for part in world.gather_objects(own):
-        drawn |= part
-    values = np.array([drawn[j] for j in range(count)])
+
+    def of_resample(number: int) -> float:
+        generator = np.random.default_rng([SEED, number])
+        return statistic(rows[generator.integers(0, len(rows), len(rows))])
+
+    values = np.array(shared(of_resample, count, world))
     tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - values.mean()
     return value + float(tails[0]), value + float(tails[1])
 
@@ -60,9 +59,8 @@ Resampling = tuple[FloatArray, Callable[[FloatArray], float]]
 
 
 def _resampled_fd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
-    del world
-    gaussian = ref.gaussian(tap)
-    return gen.rows(tap), lambda rows: frechet_distance(gaussian_of(rows), gaussian)
+    gaussian, device = ref.gaussian(tap), world.device
+    return gen.rows(tap), lambda rows: frechet_distance(gaussian_of(rows, device), gaussian, device)
 
 
 def _resampled_is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
@@ -71,9 +69,8 @@ def _resampled_is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> R
 
 
 def _resampled_kid(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Resampling:
-    del world
-    reference = ref.rows(tap)
-    return gen.rows(tap), lambda rows: kid(rows, reference)
+    reference, own_world = ref.rows(tap), alone(world)
+    return gen.rows(tap), lambda rows: kid(rows, reference, own_world)
 
 
 def _resampled_precision(k: int) -> Callable[..., Resampling]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dist_train.runtime.world import World
+from evaluation.metrics.sharing import shared
 from evaluation.metrics.statistics import FloatArray
 
 POINTS = 15
@@ -18,11 +20,12 @@ def limit(
     start: int,
     points: int = POINTS,
     seed: int = 0,
+    world: World | None = None,
 ) -> tuple[float, float]:
     """Return intercept and slope of a statistic in 1/N over random subsets of rows [N, D].
 
     Subset j holds the first N_j of the j-th permutation of one seeded generator; N_j runs evenly
-    from `start` to N.
+    from `start` to N. The ranks of `world` share the subsets.
 
     Raises:
         ValueError: `start` is not in 2..N.
@@ -31,7 +34,8 @@ def limit(
         raise ValueError(f"the smallest subset, {start}, is not in 2..{len(rows)} (the samples)")
     sizes = np.linspace(start, len(rows), points).astype(np.int32)
     generator = np.random.RandomState(seed)
-    values = [statistic(rows[generator.permutation(len(rows))[:size]]) for size in sizes]
+    subsets = [generator.permutation(len(rows))[:size] for size in sizes]
+    values = shared(lambda number: statistic(rows[subsets[number]]), points, world)
     slope, intercept = np.polyfit(1 / sizes.astype(np.float64), np.array(values), 1)
     return float(intercept), float(slope)
 

@@ -9,15 +9,21 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dist_train.runtime.world import World
 from evaluation.metrics.frechet import frechet_distance
+from evaluation.metrics.sharing import shared
 from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, gaussian_of
 
 SAMPLES_PER_DIMENSION = 4
 MOST_DIMENSIONS = 32
 
 
-def per_class_distances(gen: FeatureSet, ref: FeatureSet, tap: str) -> dict[str, float]:
+def per_class_distances(
+    gen: FeatureSet, ref: FeatureSet, tap: str, world: World | None = None
+) -> dict[str, float]:
     """Return mean, worst class and number of dimensions, and `class_<i>` for every class.
+
+    The ranks of `world` share the classes.
 
     Raises:
         ValueError: A set has no labels, or a class has too few images in one of them, or none.
@@ -39,12 +45,15 @@ def per_class_distances(gen: FeatureSet, ref: FeatureSet, tap: str) -> dict[str,
             f" {SAMPLES_PER_DIMENSION}"
         )
     basis = principal_components(ref.gaussian(tap), dimensions)
-    distances = {
-        int(c): frechet_distance(
-            gaussian_of(x[gen.labels == c] @ basis), gaussian_of(y[ref.labels == c] @ basis)
+
+    def of_class(number: int) -> float:
+        mine, theirs = (
+            gaussian_of(rows[labels == classes[number]] @ basis)
+            for rows, labels in ((x, gen.labels), (y, ref.labels))
         )
-        for c in classes
-    }
+        return frechet_distance(mine, theirs)
+
+    distances = dict(zip(classes.tolist(), shared(of_class, len(classes), world), strict=True))
     values = {"mean": float(np.mean(list(distances.values()))), "dimensions": float(dimensions)}
     values["worst_class"] = float(max(distances, key=lambda c: distances[c]))
     return values | {f"class_{c}": distance for c, distance in distances.items()}

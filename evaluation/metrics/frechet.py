@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian
+from evaluation.metrics.statistics import Device, FeatureSet, FloatArray, Gaussian
 
 ACCURACY = 1e-10
 """Error that a distance may have, relative to the traces of both covariances."""
 GRAM_SIZE = 1024
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian, device: Device = "cpu") -> float:
     """Return |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2).
 
-    Error below 1e-10 (tr S_a + tr S_b). Factors are cached in the arguments.
+    Error below 1e-10 (tr S_a + tr S_b). Computed on `device`; factors are cached in the arguments.
 
     Raises:
         ValueError: The dimensions differ.
@@ -31,7 +31,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.dim != b.dim:
         raise ValueError(f"cannot compare features of {a.dim} and {b.dim} dimensions")
     traces = float(np.trace(a.sigma) + np.trace(b.sigma))
-    cross = nuclear_norm(a.factor.T @ b.factor, ACCURACY * traces)
+    cross = nuclear_norm(a.factor(device).T @ b.factor(device), ACCURACY * traces)
     return _assemble(a.mu, b.mu, traces, cross)
 
 
@@ -47,22 +47,22 @@ def frechet_of_features(x: FloatArray, y: FloatArray) -> float:
     return _assemble(mu_x, mu_y, traces, nuclear_norm(_compact(a) @ _compact(b).T))
 
 
-def frechet(gen: FeatureSet, ref: FeatureSet, tap: str) -> float:
+def frechet(gen: FeatureSet, ref: FeatureSet, tap: str, device: Device = "cpu") -> float:
     """Return the Fréchet distance of two sets at a tap by the way that is best conditioned."""
     if gen.is_complete(tap) and ref.is_complete(tap):
         x, y = gen.rows(tap), ref.rows(tap)
         if min(len(x), len(y)) < x.shape[1]:
             return frechet_of_features(x, y)
-    return frechet_distance(gen.gaussian(tap), ref.gaussian(tap))
+    return frechet_distance(gen.gaussian(tap), ref.gaussian(tap), device)
 
 
-def nuclear_norm(matrix: FloatArray, accuracy: float = 0.0) -> float:
-    """Return the sum of singular values.
+def nuclear_norm(matrix: FloatArray | Tensor, accuracy: float = 0.0) -> float:
+    """Return the sum of singular values of a matrix, computed in float64.
 
     Large matrices go through the eigenvalues of their Gram matrix, four times faster, where the
     estimated loss (squaring hides singular values below 1e-8 of the largest) is below `accuracy`.
     """
-    g = torch.from_numpy(np.ascontiguousarray(matrix, np.float64))
+    g = torch.as_tensor(matrix, dtype=torch.float64)
     if min(g.shape) >= GRAM_SIZE:
         squares = torch.linalg.eigvalsh(g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g)
         if _gram_error(squares) <= accuracy:

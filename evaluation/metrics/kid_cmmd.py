@@ -1,38 +1,39 @@
 """Maximum mean discrepancies: KID (polynomial kernel) and CMMD (Gaussian kernel).
 
-Kernels and sums in float64, in blocks of bounded size
-(docs/reference/evaluation.md#3.5, #3.7, #5.6).
+Kernels and sums in float64, on the device, in blocks of bounded size that the ranks share; the
+blocks' sums are added in one order (docs/reference/evaluation.md#3.5, #3.7, #5.6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dist_train.runtime.world import World
+from evaluation.metrics.sharing import alone, shared
 from evaluation.metrics.statistics import FloatArray
 
 BLOCK = 2048
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 
-Kernel = Callable[[FloatArray, FloatArray], NDArray[np.float64]]
+Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def polynomial_kernel(x: FloatArray, y: FloatArray) -> NDArray[np.float64]:
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return (x.y / d + 1)^3 of float64 rows, [N, M]."""
-    kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
-    return kernel
+    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
 
 
-def gaussian_kernel(x: FloatArray, y: FloatArray) -> NDArray[np.float64]:
+def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return exp(-|x - y|^2 / (2 * 10^2)) of float64 rows, [N, M]."""
-    squares = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
-    kernel: NDArray[np.float64] = np.exp(-squares / (2 * CMMD_SIGMA**2))
-    return kernel
+    squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * (x @ y.T)
+    return squares.div_(-2 * CMMD_SIGMA**2).exp_()
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,24 @@ def kernel_means(
     """Sum a kernel over all pairs; row blocks are shared among the ranks of `world`."""
     if min(len(x), len(y)) < 2:
         raise ValueError(f"{len(x)} and {len(y)} samples are too few for a kernel distance")
-    parts = np.array([_rows_sums(x, y, kernel, rows) for rows in _owned(len(x), world)])
-    other = np.array([_rows_sums(y, None, kernel, rows) for rows in _owned(len(y), world)])
-    sums = np.concatenate([parts.reshape(-1, 3).sum(0), other.reshape(-1, 3).sum(0)])
-    if world is not None:
-        sums = np.array(world.gather_objects(sums)).sum(0)
-    xx, diagonal_x, xy, yy, diagonal_y, _ = (float(v) for v in sums)
+    device = world.device if world is not None else "cpu"
+    a, b = (torch.from_numpy(np.ascontiguousarray(f)).to(device) for f in (x, y))
+    rows_a, rows_b = _blocks(len(a)), _blocks(len(b))
+
+    def sums(number: int) -> list[float]:
+        """Return the sums of k(x, x), of its diagonal, of k(x, y), k(y, y) and its diagonal."""
+        if number < len(rows_a):
+            rows = a[rows_a[number]].double()
+            across = sum((kernel(rows, b[columns].double()).sum() for columns in rows_b), zero)
+            parts = [*_own_sums(a, kernel, rows_a, number), across, zero, zero]
+        else:
+            parts = [zero, zero, zero, *_own_sums(b, kernel, rows_b, number - len(rows_a))]
+        values: list[float] = torch.stack(parts).tolist()
+        return values
+
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    parts = shared(sums, len(rows_a) + len(rows_b), world)
+    xx, diagonal_x, xy, yy, diagonal_y = np.array(parts).sum(0).tolist()
     return KernelMeans(xx, yy, xy, diagonal_x, diagonal_y, len(x), len(y))
 
 
@@ -86,6 +99,7 @@ def kid_subsets(
     size: int = 1000,
     seed: int = 2020,
     cut_size: bool = False,
+    world: World | None = None,
 ) -> NDArray[np.float64]:
     """Return the unbiased KID of random subsets, [subsets].
 
@@ -96,6 +110,7 @@ def kid_subsets(
         size: Samples of each; per subset, generated indices are drawn first.
         seed: Seed of numpy's RandomState (torch-fidelity: 2020).
         cut_size: Reduce `size` to the smaller set (StyleGAN) instead of raising.
+        world: The ranks, which share the subsets.
 
     Raises:
         ValueError: A set is smaller than a subset.
@@ -104,12 +119,17 @@ def kid_subsets(
     if size > min(len(gen), len(ref)) or size < 2:
         raise ValueError(f"KID subsets of {size} need that many samples ({len(gen)}, {len(ref)})")
     generator = np.random.RandomState(seed)
-    values = []
-    for _ in range(subsets):
-        x = gen[generator.choice(len(gen), size, replace=False)]
-        y = ref[generator.choice(len(ref), size, replace=False)]
-        values.append(kernel_means(x, y, polynomial_kernel).unbiased())
-    return np.array(values)
+    drawn = [
+        tuple(generator.choice(len(f), size, replace=False) for f in (gen, ref))
+        for _ in range(subsets)
+    ]
+    own_world = alone(world) if world is not None else None
+
+    def of_subset(number: int) -> float:
+        x, y = (features[rows] for features, rows in zip((gen, ref), drawn[number], strict=True))
+        return kernel_means(x, y, polynomial_kernel, own_world).unbiased()
+
+    return np.array(shared(of_subset, subsets, world))
 
 
 def cmmd(gen: FloatArray, ref: FloatArray, world: World | None = None) -> float:
@@ -117,27 +137,20 @@ def cmmd(gen: FloatArray, ref: FloatArray, world: World | None = None) -> float:
     return CMMD_SCALE * kernel_means(gen, ref, gaussian_kernel, world).biased()
 
 
-def _rows_sums(
-    x: FloatArray, y: FloatArray | None, kernel: Kernel, rows: slice
-) -> tuple[float, float, float]:
-    """Return the sums of k(x_rows, x), of its diagonal, and of k(x_rows, y)."""
-    block = np.asarray(x[rows], np.float64)
-    own = cross = diagonal = 0.0
-    for columns in _blocks(len(x)):
-        values = kernel(block, np.asarray(x[columns], np.float64))
-        own += float(values.sum())
-        if columns == rows:
-            diagonal = float(np.trace(values))
-    for columns in _blocks(len(y) if y is not None else 0):
-        assert y is not None
-        cross += float(kernel(block, np.asarray(y[columns], np.float64)).sum())
-    return own, diagonal, cross
+def _own_sums(
+    x: Tensor, kernel: Kernel, blocks: Sequence[slice], number: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of k(x, x) over a block of rows and its mirror image, and of the diagonal.
+
+    k is symmetric: blocks below the diagonal are left out, and those above it count twice.
+    """
+    rows = x[blocks[number]].double()
+    values = kernel(rows, rows)
+    total, diagonal = values.sum(), values.trace()
+    for columns in blocks[number + 1 :]:
+        total = total + 2 * kernel(rows, x[columns].double()).sum()
+    return total, diagonal
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
-
-
-def _owned(n: int, world: World | None) -> list[slice]:
-    blocks = list(_blocks(n))
-    return blocks if world is None else blocks[world.rank :: world.size]
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]

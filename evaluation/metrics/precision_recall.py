@@ -29,6 +29,7 @@ from evaluation.metrics.nearest_neighbours import (
     exact_squares,
     radii_squared,
 )
+from evaluation.metrics.sharing import shared
 from evaluation.metrics.statistics import FloatArray
 
 PR_NEIGHBOURS, PRDC_NEIGHBOURS = 3, 5
@@ -222,32 +223,49 @@ def stylegan_distance(u: Tensor, v: Tensor) -> Tensor:
 
 
 def half_precision_recall(
-    gen: FloatArray, ref: FloatArray, k: int, distance: Distance
+    gen: FloatArray, ref: FloatArray, k: int, distance: Distance, world: World | None = None
 ) -> tuple[float, float]:
-    """Return precision and recall (distance <= radius) with the given distance of features."""
-    x, y = (torch.from_numpy(np.asarray(f, np.float32)) for f in (gen, ref))
-    with torch.inference_mode():
-        x_radii, y_radii = _radii(x, k, distance), _radii(y, k, distance)
+    """Return precision and recall (distance <= radius) with the given distance of features.
+
+    The ranks share the blocks, which are the same on any number of them.
+    """
+    device = world.device if world is not None else "cpu"
+    x, y = (torch.from_numpy(np.asarray(f, np.float32)).to(device) for f in (gen, ref))
+    with torch.inference_mode(), exact_arithmetic():
+        x_radii, y_radii = _radii(x, k, distance, world), _radii(y, k, distance, world)
+        pairs = [(rows, columns) for rows in _blocks(len(x)) for columns in _blocks(len(y))]
+
+        def inside(number: int) -> tuple[Tensor, Tensor]:
+            rows, columns = pairs[number]
+            block = distance(x[rows], y[columns])
+            precise = (block <= y_radii[columns]).any(1)
+            return precise.cpu(), (block <= x_radii[rows][:, None]).any(0).cpu()
+
         precise = torch.zeros(len(x), dtype=torch.bool)
         recalled = torch.zeros(len(y), dtype=torch.bool)
-        for rows in _blocks(len(x)):
-            for columns in _blocks(len(y)):
-                block = distance(x[rows], y[columns])
-                precise[rows] |= (block <= y_radii[columns]).any(1)
-                recalled[columns] |= (block <= x_radii[rows][:, None]).any(0)
+        found = shared(inside, len(pairs), world)
+        for (rows, columns), (of_rows, of_columns) in zip(pairs, found, strict=True):
+            precise[rows] |= of_rows
+            recalled[columns] |= of_columns
     return float(precise.double().mean()), float(recalled.double().mean())
 
 
-def _radii(x: Tensor, k: int, distance: Distance) -> Tensor:
+def _radii(x: Tensor, k: int, distance: Distance, world: World | None) -> Tensor:
     """Return the (k+1)-th smallest distance of each point to all points, itself included."""
-    radii = []
-    for rows in _blocks(len(x)):
-        best = x.new_empty(rows.stop - rows.start, 0)
-        for columns in _blocks(len(x)):
-            best = torch.cat([best, distance(x[rows], x[columns])], 1)
-            best = best.topk(min(k + 1, best.shape[1]), dim=1, largest=False).values
-        radii.append(best.max(1).values)
-    return torch.cat(radii)
+    blocks = _blocks(len(x))
+
+    def nearest(number: int) -> Tensor:
+        rows, columns = (blocks[i] for i in divmod(number, len(blocks)))
+        return _smallest(distance(x[rows], x[columns]), k + 1).cpu()
+
+    found = shared(nearest, len(blocks) ** 2, world)
+    by_row = [found[i : i + len(blocks)] for i in range(0, len(found), len(blocks))]
+    radii = [_smallest(torch.cat(parts, 1), k + 1).max(1).values for parts in by_row]
+    return torch.cat(radii).to(x.device)
+
+
+def _smallest(values: Tensor, count: int) -> Tensor:
+    return values.topk(min(count, values.shape[1]), dim=1, largest=False).values
 
 
 def _blocks(n: int) -> list[slice]:

@@ -168,19 +168,19 @@ def _on_rank_0(compute: Callable[[], Values], world: World) -> Values:
 
 
 def _fd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    return _on_rank_0(lambda: {"distance": frechet(gen, ref, tap)}, world)
+    return _on_rank_0(lambda: {"distance": frechet(gen, ref, tap, world.device)}, world)
 
 
 def _fd_biased(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
     a, b = gen.gaussian(tap).biased(), ref.gaussian(tap).biased()
-    return _on_rank_0(lambda: {"distance": frechet_distance(a, b)}, world)
+    return _on_rank_0(lambda: {"distance": frechet_distance(a, b, world.device)}, world)
 
 
 def _fd_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    rows, gaussian = gen.rows(tap), ref.gaussian(tap)
+    rows, gaussian, device = gen.rows(tap), ref.gaussian(tap), world.device
 
     def distance(subset: FloatArray) -> float:
-        return frechet_distance(gaussian_of(subset), gaussian)
+        return frechet_distance(gaussian_of(subset, device), gaussian, device)
 
     return _at_infinity("distance", distance, rows, world)
 
@@ -193,11 +193,9 @@ def _is_infinity(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Va
 def _at_infinity(
     name: str, statistic: Callable[[FloatArray], float], rows: FloatArray, world: World
 ) -> Values:
-    def compute() -> Values:
-        intercept, slope = limit(statistic, rows, start=smallest_subset(len(rows)))
-        return {name: intercept, "slope": slope}
-
-    return _on_rank_0(compute, world)
+    start = smallest_subset(len(rows))
+    intercept, slope = limit(statistic, rows, start=start, world=world)
+    return {name: intercept, "slope": slope}
 
 
 def _is(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
@@ -237,13 +235,8 @@ def _prdc(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
 def _pr_half(distance: Callable[..., Any]) -> Compute:
     def compute(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
         x, y = gen.rows(tap), ref.rows(tap)
-        names = ("precision", "recall")
-
-        def measure() -> Values:
-            scores = half_precision_recall(x, y, PR_NEIGHBOURS, distance)
-            return dict(zip(names, scores, strict=True))
-
-        return _on_rank_0(measure, world)
+        precision, recall = half_precision_recall(x, y, PR_NEIGHBOURS, distance, world)
+        return {"precision": precision, "recall": recall}
 
     return compute
 
@@ -253,13 +246,8 @@ def _kid(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
 
 
 def _kid_subsets(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    x, y = gen.rows(tap), ref.rows(tap)
-
-    def compute() -> Values:
-        values = kid_subsets(x, y, size=1000, cut_size=True)
-        return {"distance": float(values.mean()), "std": float(values.std())}
-
-    return _on_rank_0(compute, world)
+    values = kid_subsets(gen.rows(tap), ref.rows(tap), size=1000, cut_size=True, world=world)
+    return {"distance": float(values.mean()), "std": float(values.std())}
 
 
 def _cmmd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
@@ -267,11 +255,12 @@ def _cmmd(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
 
 
 def _mind(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    return _on_rank_0(lambda: {"distance": mind(gen.rows(tap), ref.rows(tap))}, world)
+    x, y, device = gen.rows(tap), ref.rows(tap), world.device
+    return _on_rank_0(lambda: {"distance": mind(x, y, device=device)}, world)
 
 
 def _fd_per_class(gen: FeatureSet, ref: FeatureSet, tap: str, world: World) -> Values:
-    return _on_rank_0(lambda: per_class_distances(gen, ref, tap), world)
+    return per_class_distances(gen, ref, tap, world)
 
 
 @dataclass(frozen=True)

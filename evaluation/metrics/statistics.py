@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 FloatArray = NDArray[np.floating[Any]]
+
+Device = torch.device | str
 
 BLOCK_ROWS = 1024
 SYMMETRY_TOLERANCE = 1e-6
@@ -37,29 +39,23 @@ class Gaussian:
     mu: FloatArray
     sigma: FloatArray
     n: int | None
+    _factors: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
         """Number of features."""
         return len(self.mu)
 
-    @cached_property
-    def factor(self) -> FloatArray:
-        """L [D, r] with L L^T = sigma and r its numerical rank; computed once.
+    def factor(self, device: Device = "cpu") -> Tensor:
+        """Return L [D, r] with L L^T = sigma and r its numerical rank; computed once.
 
         By Cholesky where sigma is well away from singular (ten times faster), else from the
         symmetric eigenproblem, where eigenvalues below D * 2.2e-16 of the largest are noise.
         """
-        sigma = torch.from_numpy(np.asarray(self.sigma, np.float64))
-        triangle, failed = torch.linalg.cholesky_ex(sigma)
-        pivots = triangle.diagonal()
-        if not failed and float(pivots.min()) ** 2 > LEAST_PIVOT * float(pivots.max()) ** 2:
-            lower: FloatArray = triangle.numpy()
-            return lower
-        values, vectors = torch.linalg.eigh(sigma)
-        keep = values > values[-1] * self.dim * np.finfo(np.float64).eps
-        factor: FloatArray = (vectors[:, keep] * values[keep].sqrt()).numpy()
-        return factor
+        if (key := torch.device(device)) not in self._factors:
+            sigma = torch.from_numpy(np.asarray(self.sigma, np.float64))
+            self._factors[key] = _factor(sigma.to(key))
+        return self._factors[key]
 
     def biased(self) -> Gaussian:
         """Return the moments with the covariance divided by n instead of n - 1 (StyleGAN)."""
@@ -84,6 +80,18 @@ class Gaussian:
             raise ValueError(f"{name}: sigma has the eigenvalue {float(values[0]):.3g} < 0")
 
 
+def _factor(sigma: Tensor) -> Tensor:
+    triangle: Tensor
+    triangle, failed = torch.linalg.cholesky_ex(sigma)
+    pivots = triangle.diagonal()
+    if not failed and float(pivots.min()) ** 2 > LEAST_PIVOT * float(pivots.max()) ** 2:
+        return triangle
+    values, vectors = torch.linalg.eigh(sigma)
+    keep = values > values[-1] * len(sigma) * torch.finfo(torch.float64).eps
+    factor: Tensor = vectors[:, keep] * values[keep].sqrt()
+    return factor
+
+
 @dataclass
 class Moments:
     """Running count, mean and centred sum of outer products of one set of features.
@@ -103,13 +111,13 @@ class Moments:
         """Return the moments of no samples."""
         return cls(0, np.zeros(dim), np.zeros((dim, dim)))
 
-    def add(self, features: FloatArray) -> None:
-        """Count a block of features [B, D] in."""
+    def add(self, features: FloatArray, device: Device = "cpu") -> None:
+        """Count a block of features [B, D] in; products are computed on `device`."""
         block = np.asarray(features, np.float64)
         if len(block):
             mean = block.mean(0)
             centred = block - mean
-            self.merge(Moments(len(block), mean, centred.T @ centred))
+            self.merge(Moments(len(block), mean, _gram(centred, device)))
 
     def merge(self, other: Moments) -> None:
         """Count another set's moments in (Chan et al., 1979)."""
@@ -128,17 +136,26 @@ class Moments:
         return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
 
 
-def moments_of(features: FloatArray) -> Moments:
+def moments_of(features: FloatArray, device: Device = "cpu") -> Moments:
     """Return the moments of features [N, D], added in fixed blocks: the same bits everywhere."""
     moments = Moments.empty(features.shape[1])
     for start in range(0, len(features), BLOCK_ROWS):
-        moments.add(features[start : start + BLOCK_ROWS])
+        moments.add(features[start : start + BLOCK_ROWS], device)
     return moments
 
 
-def gaussian_of(features: FloatArray) -> Gaussian:
-    """Return mean and unbiased covariance of features [N, D]."""
-    return moments_of(features).gaussian()
+def gaussian_of(features: FloatArray, device: Device = "cpu") -> Gaussian:
+    """Return mean and unbiased covariance of features [N, D]; products computed on `device`."""
+    return moments_of(features, device).gaussian()
+
+
+def _gram(x: FloatArray, device: Device) -> FloatArray:
+    """Return x^T x of float64 rows."""
+    if torch.device(device).type == "cpu":
+        return x.T @ x
+    rows = torch.from_numpy(x).to(device)
+    product: FloatArray = (rows.T @ rows).cpu().numpy()
+    return product
 
 
 @dataclass(frozen=True)

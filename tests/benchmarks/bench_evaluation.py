@@ -70,7 +70,7 @@ def bench_frechet(rounds: int) -> None:
     x, y = features(3000, DIM, 256, 0.02, 0), features(2600, DIM, 256, 0.0, 1)
     a, b = gaussian_of(x), gaussian_of(y)
     fresh = lambda g: Gaussian(g.mu, g.sigma, g.n)  # noqa: E731 - no cached factor
-    assert b.factor.shape[0] == DIM
+    assert b.factor().shape[0] == DIM
     times = medians(
         {
             "sqrtm": lambda: with_sqrtm(a, b),
