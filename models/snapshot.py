@@ -118,7 +118,9 @@ class Snapshot:
         expected = network.state_dict()
         problems = describe_mismatch(expected, weights)
         if problems:
-            raise SnapshotError(f"{self.path} does not fit its own configuration: {problems}")
+            raise SnapshotError(
+                f"{self.path}: {WEIGHTS} does not fit the network of {DESCRIPTION}: {problems}"
+            )
         network.load_state_dict(weights, assign=True)
         network.to(device).eval().requires_grad_(False)
         return network

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from data_pipelines.images import Pixels
+from data_pipelines.images import BadImage, Pixels
+from models.safe_files.transient import is_transient
 
 
 class SourceError(ValueError):
     """A source that is missing, damaged, or not of the kind that was named."""
+
+
+@contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged file into one line that names the file.
+
+    Args:
+        path: The file.
+        what: What it should be: `a parquet file`.
+
+    Raises:
+        SourceError: For any error but those that are ours, or may be gone a moment later.
+    """
+    try:
+        yield
+    except (SourceError, BadImage):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_transient(error):
+            raise
+        raise SourceError(f"{path} cannot be read as {what}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line, without the file that the message names already."""
+    said = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    lines = [line for line in said.splitlines() if line.strip()]
+    text = printable(" ".join(lines[:1]))[:300]
+    is_plain = bool(text) and isinstance(error, (ValueError, OSError, EOFError))
+    return text if is_plain else f"{type(error).__name__} {text}".strip()
 
 
 class Entry(NamedTuple):

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.images import Pixels
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
+from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, reading
 from data_pipelines.sources.lister.archives import open_maybe_compressed, tar_files
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import is_hidden
 from models.safe_files.regular import read_file
 
 PIXELS = 3 * 32 * 32
+MAX_FILE_BYTES = 100_000_000
+"""More than any file of CIFAR-10 has (31 MB)."""
 SPLITS = {
     "train": re.compile(r"data_batch_[1-5](\.bin)?"),
     "test": re.compile(r"test_batch(\.bin)?"),
@@ -70,13 +72,14 @@ class Cifar10Source:
         if self.path.is_dir():
             found = sorted(f.name for f in walk(self.path).files if not is_hidden(f.name))
             paths = [self.path / name for name in found]
-            return {path.name: read_file(path) for path in paths if _is_ours(path.name)}
+            ours = [path for path in paths if _is_ours(path.name)]
+            return {path.name: read_file(path, MAX_FILE_BYTES) for path in ours}
         members = tar_files(self.path)
         files = {}
         with open_maybe_compressed(self.path) as file:
             for member in members:
                 name = PurePosixPath(member.name).name
-                if _is_ours(name):
+                if _is_ours(name) and member.size <= MAX_FILE_BYTES:
                     file.seek(member.offset_data)
                     files[name] = file.read(member.size)
         return files
@@ -97,23 +100,24 @@ def _parse(name: str, data: bytes) -> tuple[list[int], Pixels]:
         labels, pixels = records[:, 0].tolist(), records[:, 1:]
     else:
         batch = _unpickle(name, data)
-        labels, pixels = list(batch[b"labels"]), np.asarray(batch[b"data"])
+        with reading(name, "a CIFAR-10 batch"):
+            labels, pixels = [*map(int, batch[b"labels"])], np.asarray(batch[b"data"], np.uint8)
     if not labels or max(labels) > 9 or pixels.shape != (len(labels), PIXELS):
         raise SourceError(f"{name} is no CIFAR-10 batch (labels 0..9, rows of {PIXELS} bytes)")
     return labels, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _class_names(files: dict[str, bytes]) -> tuple[str, ...]:
-    if "batches.meta.txt" in files:
-        names = files["batches.meta.txt"].decode().split()
-    elif "batches.meta" in files:
-        names = [
-            n.decode() for n in _unpickle("batches.meta", files["batches.meta"])[b"label_names"]
-        ]
-    else:
-        names = [str(label) for label in range(10)]
+    name = next((name for name in reversed(META) if name in files), None)
+    if name is None:
+        return tuple(str(label) for label in range(10))
+    with reading(name, "the class table of CIFAR-10"):
+        if name == "batches.meta":
+            names = [n.decode() for n in _unpickle(name, files[name])[b"label_names"]]
+        else:
+            names = files[name].decode().split()
     if len(names) != 10:
-        raise SourceError(f"the class table names {len(names)} classes, CIFAR-10 has 10")
+        raise SourceError(f"{name} names {len(names)} classes, CIFAR-10 has 10")
     return tuple(names)
 
 
@@ -136,10 +140,8 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 def _unpickle(name: str, data: bytes) -> dict[bytes, Any]:
-    try:
+    with reading(name, "a CIFAR-10 batch"):
         loaded = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
-        raise SourceError(f"{name} cannot be read as a CIFAR-10 batch: {error}") from None
     if not isinstance(loaded, dict) or not {b"labels", b"label_names"} & set(loaded):
         raise SourceError(f"{name} is no CIFAR-10 batch (a fine- or coarse-labelled CIFAR-100?)")
     return loaded

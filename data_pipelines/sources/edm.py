@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
+from data_pipelines.sources.base import MAX_ITEM_BYTES, Entry, Listing, ReadItem, Skip, SourceError
 from data_pipelines.sources.files import FileSource, detect
 from data_pipelines.sources.lister.archives import open_zip, read_zip_member, zip_path
 from data_pipelines.sources.lister.classes import check_any
@@ -47,7 +47,9 @@ class EdmSource:
         found = [entry._replace(label=indices.get(entry.name, -1)) for entry in entries]
         names = tuple(str(label) for label in range(1 + max(indices.values(), default=-1)))
         missing = {e.name: _why_no_label(e.name, labels) for e in found if e.label < 0}
-        return Listing(found, names, skips, missing)
+        there = {entry.name for entry in entries} | {skip.name for skip in skips}
+        lost = [Skip(name, f"missing: only in {LABELS}") for name in labels if name not in there]
+        return Listing(found, names, (*skips, *lost), missing)
 
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
@@ -90,7 +92,7 @@ def has_labels(path: Path) -> bool:
 def _read_table(path: Path) -> bytes:
     try:
         if path.is_dir():
-            return read_file(path / LABELS)
+            return read_file(path / LABELS, MAX_ITEM_BYTES)
         with open_zip(path) as archive:
             names = [zip_path(info) for info in archive.infolist()]
             return read_zip_member(archive, names.index(LABELS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+from data_pipelines.images import BadImage
 from data_pipelines.sources.base import (
+    MAX_ITEM_BYTES,
     NOT_AN_IMAGE,
     Entry,
     Listing,
@@ -155,7 +158,17 @@ class DirectorySource(FileSource):
     @contextmanager
     def open(self) -> Iterator[ReadItem]:
         """Open the source for reading."""
-        yield lambda entry: read_file(self.path / entry.name)
+        yield lambda entry: _read_item(self.path / entry.name)
+
+
+def _read_item(path: Path) -> bytes:
+    """Return a file's content. Raises BadImage if it is larger than an image can be."""
+    try:
+        return read_file(path, MAX_ITEM_BYTES)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise BadImage(f"unreadable: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -251,7 +264,9 @@ class ShardsSource(FileSource):
                 content = file.content and (number, *file.content)
                 files.append(File(prefix + file.name, file.size, place, content, file.is_link))
             skips += [Skip(prefix + skip.name, skip.reason) for skip in found.skips]
-        return Found(files, skips)
+        named = _named_as_tars(tars[0].parent) if tars else []
+        others = [path.name for path in named if not path.is_file()]
+        return Found(files, skips + [Skip(name, "unreadable: not a file") for name in others])
 
     @contextmanager
     def open_starts(self) -> Iterator[ReadStart]:
@@ -313,10 +328,14 @@ def _tar_stem(path: Path) -> str:
 def tar_paths(directory: Path) -> list[Path]:
     """Return the tars in a directory, or in its `shards/` (of a packed set), sorted by name."""
     for place in (directory, directory / "shards"):
-        found = [p for p in place.glob("*") if p.name.endswith((".tar", ".tgz", ".tar.gz"))]
-        if found := [p for p in found if p.is_file() and not p.name.startswith(".")]:
-            return sorted(found)
+        if found := [path for path in _named_as_tars(place) if path.is_file()]:
+            return found
     return []
+
+
+def _named_as_tars(directory: Path) -> list[Path]:
+    named = [p for p in directory.glob("*") if p.name.endswith((".tar", ".tgz", ".tar.gz"))]
+    return sorted(path for path in named if not path.name.startswith("."))
 
 
 def holds_images(path: Path) -> bool:

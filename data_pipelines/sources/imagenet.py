@@ -16,7 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.base import (
+    MAX_ITEM_BYTES,
+    Entry,
+    Listing,
+    ReadItem,
+    Skip,
+    SourceError,
+    reading,
+)
 from data_pipelines.sources.file_parts import Window
 from data_pipelines.sources.files import FileSource, TarSource, detect
 from data_pipelines.sources.lister.archives import (
@@ -32,6 +40,7 @@ from data_pipelines.sources.lister.pictures import Found, Pictures, find_picture
 from models.safe_files.regular import read_file
 
 WNID = re.compile(r"n\d{8}")
+MAX_TEXT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,10 @@ def read_ground_truth(path: Path, stems: list[str]) -> tuple[dict[str, str], dic
         rows = list(csv.DictReader(_read_text(path).splitlines()))
         if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
             raise SourceError(f"{path} has no columns ImageId and PredictionString")
-        by_stem = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        said = {row["ImageId"]: row["PredictionString"] or "" for row in rows}
+        by_stem = {stem: text.strip().partition(" ")[0] for stem, text in said.items()}
+        if not all(map(WNID.fullmatch, by_stem.values())):
+            raise SourceError(f"{path} has rows whose PredictionString starts with no wnid")
         return by_stem, {wnid: wnid for wnid in by_stem.values()}
     else:
         wnids = _read_text(path).split()
@@ -233,28 +245,30 @@ def _devkit(path: Path) -> tuple[list[str], dict[str, str]]:
     """Return the wnid of each validation image in order, and the 1000 class names by wnid."""
     from scipy.io import loadmat
 
-    with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        files = {PurePosixPath(member.name).name: member for member in archive if member.isreg()}
-        try:
-            meta = archive.extractfile(files["meta.mat"])
-            truth = archive.extractfile(files["ILSVRC2012_validation_ground_truth.txt"])
-        except KeyError as error:
-            raise SourceError(f"{path} is no ImageNet devkit: it lacks {error}") from None
-        assert meta is not None
-        assert truth is not None
-        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
-        numbers = [int(line) for line in truth.read().split()]
-    leaves = [row for row in synsets if int(row["ILSVRC2012_ID"]) <= 1000]
-    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-    table = {str(row["WNID"]): f"{row['WNID']} {row['words']}" for row in leaves}
-    return [wnid_of[number] for number in numbers], table
+    with reading(path, "the devkit of ImageNet"):
+        files = _devkit_files(path)
+        meta, truth = files["meta.mat"], files["ILSVRC2012_validation_ground_truth.txt"]
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        leaves = [row for row in synsets if int(row["ILSVRC2012_ID"]) <= 1000]
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        table = {str(row["WNID"]): f"{row['WNID']} {row['words']}" for row in leaves}
+        return [wnid_of[int(line)] for line in truth.split()], table
+
+
+def _devkit_files(path: Path) -> dict[str, bytes]:
+    """Return the files of the devkit's `data/` by name."""
+    files = {}
+    with open_maybe_compressed(path) as file:
+        for member in tar_members(file).members:
+            if member.size < MAX_ITEM_BYTES and member.name.endswith((".mat", ".txt")):
+                file.seek(member.offset_data)
+                files[PurePosixPath(member.name).name] = file.read(member.size)
+    return files
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return read_file(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from None
+    with reading(path, "text in UTF-8"):
+        return read_file(path, MAX_TEXT_BYTES).decode()
 
 
 def _wnid(name: str) -> str:

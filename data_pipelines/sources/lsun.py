@@ -153,8 +153,9 @@ def _records(database: Path) -> Iterator[tuple[bytes, int, int]]:
         try:
             yield from records(file, size)
         except (LmdbError, OSError, EOFError, zlib.error) as error:
-            reason = f"cannot be read as an LMDB database: {error}"
-            raise SourceError(f"{database} {reason}") from None
+            file_name = database / DATABASE if database.is_dir() else database
+            problem = f"cannot be read as an LMDB database: {error}"
+            raise SourceError(f"{file_name} {problem}") from None
 
 
 @contextmanager

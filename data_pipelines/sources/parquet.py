@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.base import Entry, Listing, ReadItem, Skip, SourceError, reading
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import extension, is_hidden
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 from models.safe_files.regular import check_file
-from models.safe_files.transient import is_transient
 
+PARQUET = "a parquet file"
 ROWS = 1 << 32  # locator = file number * ROWS + row; parquet files have fewer rows
 LABEL_NAMES = ("label", "labels", "class", "fine_label")
 MOST_CLASSES = 1 << 20
@@ -162,23 +162,18 @@ class _RowReader:
         group = bisect.bisect_right(ends, row)
         start = number * ROWS + ends[group] - sizes[group]
         self._rows = range(start, start + sizes[group])
-        self._values = file.read_row_group(group, columns=[self._column]).column(0).to_pylist()
+        with reading(self._files[number], PARQUET):
+            self._values = file.read_row_group(group, columns=[self._column]).column(0).to_pylist()
 
 
 def _open(path: Path) -> Any:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise SourceError("parquet files need pyarrow: pip install 'relaywave[data]'") from None
-    try:
+    with reading(path, PARQUET):
         check_file(path)
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and is_transient(error):
-            raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise SourceError(f"{path} cannot be read as a parquet file: {reason}") from None
 
 
 def _image_columns(schema: Any) -> list[str]:
@@ -199,7 +194,8 @@ def _labels(path: Path, columns: _Columns) -> list[int | None]:
         raise SourceError(f"{path} has no column {columns.image!r} as the first file has")
     if columns.label is None:
         return [-1] * file.metadata.num_rows
-    labels: list[int | None] = file.read(columns=[columns.label]).column(0).to_pylist()
+    with reading(path, PARQUET):
+        labels: list[int | None] = file.read(columns=[columns.label]).column(0).to_pylist()
     return labels
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from data_pipelines.images import Pixels
-from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError
+from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, reading
 from data_pipelines.sources.lister.archives import open_maybe_compressed, read_at, tar_files
 from data_pipelines.sources.lister.directory import walk
 from data_pipelines.sources.lister.pictures import is_hidden
@@ -49,7 +49,8 @@ class Stl10Source:
         names: tuple[str, ...] = ()
         if self.split != "unlabeled":
             labels = [byte - 1 for byte in _read(places, f"{self.split}_y.bin")]
-            names = tuple(_read(places, "class_names.txt").decode().split())
+            with reading("class_names.txt", "text in UTF-8"):
+                names = tuple(_read(places, "class_names.txt").decode().split())
             if len(labels) != count or not all(0 <= label < len(names) for label in labels):
                 raise SourceError(f"{self.path}: {self.split}_y.bin does not match the images")
         offsets = range(images.offset, images.offset + images.size, PIXELS)

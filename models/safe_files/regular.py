@@ -28,9 +28,15 @@ def open_descriptor(path: Path | str) -> int:
     return descriptor
 
 
-def read_file(path: Path | str) -> bytes:
-    """Return the content of a regular file."""
+def read_file(path: Path | str, max_bytes: int = 1 << 32) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: It is none, cannot be read, or has more than `max_bytes`.
+    """
     with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has more than {max_bytes / 1e6:,.0f} MB", str(path))
         return file.read()
 
 

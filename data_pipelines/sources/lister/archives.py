@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import io
 import lzma
 import posixpath
 import stat
@@ -14,10 +16,11 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from data_pipelines.images import BadImage
 from data_pipelines.sources.base import LINKED_AGAIN, MAX_ITEM_BYTES, Entry, Skip, SourceError
+from data_pipelines.sources.file_parts import Window
 from data_pipelines.sources.lister.pictures import File, Found
 from models.safe_files.archives import ArchiveError, read_member
 from models.safe_files.regular import check_file, open_file
@@ -25,6 +28,8 @@ from models.safe_files.regular import check_file, open_file
 Member = TypeVar("Member")
 MOST_LINKS = 16
 CHUNK = 1 << 20
+GZIP_TRAILER = 8
+"""Bytes of checksum and size behind the data; they may be zeros themselves."""
 TAR_ERRORS = (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 BAD_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 """What zipfile raises on damage; the last two if a member is encrypted, or of unknown method."""
@@ -173,12 +178,37 @@ def open_maybe_compressed(path: Path) -> IO[bytes]:
     with open_file(path) as file:
         start = file.read(6)
     if start.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(path))
+        return _open_gzip(path)
     if start.startswith(b"BZh"):
         return cast(IO[bytes], bz2.open(path))
     if start.startswith(b"\xfd7zXZ\0"):
         return cast(IO[bytes], lzma.open(path))
     return open_file(path)
+
+
+def _open_gzip(path: Path) -> IO[bytes]:
+    """Open a gzip file without the zeros at its end, which the library reads byte by byte.
+
+    Downloads that were given their space in advance, and then cut short, end in gigabytes of them.
+    """
+    file = open_file(path)
+    stream = gzip.GzipFile(fileobj=io.BufferedReader(Window(file, 0, _end_of_data(file))))
+    stream.myfileobj = cast(Any, file)  # which closing the stream closes
+    return cast(IO[bytes], stream)
+
+
+def _end_of_data(file: IO[bytes]) -> int:
+    """Return a gzip file's size without zeros at its end."""
+    size = end = file.seek(0, io.SEEK_END)
+    while end:
+        start = max(end - CHUNK, 0)
+        file.seek(start)
+        data = file.read(end - start)
+        end = start
+        if data != bytes(len(data)):  # which is quicker than rstrip
+            end += len(data.rstrip(b"\0"))
+            break
+    return min(end + GZIP_TRAILER, size)
 
 
 def read_at(file: IO[bytes], entry: Entry) -> bytes:
@@ -266,6 +296,10 @@ def read_zip_member(archive: zipfile.ZipFile, number: int, count: int | None = N
             return member.read(count)
     except (ArchiveError, *BAD_MEMBER) as error:
         raise BadImage(f"unreadable: {error}") from None
+    except (OSError, ValueError) as error:  # its place is before the start of the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise BadImage("unreadable: the archive's table is damaged") from None
 
 
 def plain(error: Exception) -> str:

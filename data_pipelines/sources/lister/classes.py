@@ -173,8 +173,13 @@ def take_split(
 def check_any(pictures: Pictures, where: str) -> None:
     """Raise SourceError if there is no image."""
     if not pictures.files:
-        reasons = sorted({skip.category for skip in pictures.skips})
-        listed = f": {', '.join(reasons)}" if reasons else ""
+        names: dict[str, list[str]] = {}
+        for skip in pictures.skips:
+            names.setdefault(skip.category, []).append(printable(skip.name))
+        listed = "".join(
+            f"; {reason}: {found[0]}{', ...' * (len(found) > 1)}"
+            for reason, found in sorted(names.items())
+        )
         raise SourceError(f"{where} holds no images ({len(pictures.skips)} other files{listed})")
 
 

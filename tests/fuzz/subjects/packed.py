@@ -86,7 +86,7 @@ def read_beton(tree: Path) -> Result:
 def read_remote(tree: Path) -> Result:
     """Return what a remote set delivers."""
     delivered = {}
-    remote.DELAYS = (0.0,)
+    remote.DELAYS, remote.TIMEOUT = (0.0,), 3.0
     with as_a_command(Unreachable):
         images = ShardedImages(f"pipe:cat {tree}/{{}}", cache=FileCache(tree.parent / "out", 10**9))
         for index in range(len(images)):
