@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.pack.options import PackError
+from data_pipelines.pack.options import NothingUsable, PackError
 from data_pipelines.pack.shard_writer import ShardRecord
 from data_pipelines.packed.manifest import (
     INDEX,
@@ -53,7 +53,8 @@ def join(
     check_skips(sum(skip.usable for skip in skips), max_skips)
     if not places:
         reason = f"; the first: {printable(': '.join(skips[0]))}" if skips else ""
-        raise PackError(f"no image of the source can be used{reason}")
+        source = request["source"]["path"]
+        raise NothingUsable(f"no image of {source} can be used{reason}")
     return {
         set_dir: _write_set(set_dir, resolution, records, places, listing, request, skips)
         for resolution, set_dir in set_dirs.items()

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from data_pipelines.pack.options import PackError, choice_hash
+from data_pipelines.pack.options import NothingUsable, choice_hash
 from data_pipelines.sources.base import Entry
 
 
@@ -58,7 +58,7 @@ def choose_holdout(
     total = sum(group.weight for group in groups)
     if count >= total:
         what = "images" if keep_duplicates else "different images"
-        raise PackError(f"holdout={count} of {total} usable {what} leaves none; take fewer")
+        raise NothingUsable(f"holdout={count} of {total} usable {what} leaves none; take fewer")
     by_weight: dict[int, list[Group]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: (not group.was_chosen, group.rank)):
         by_weight[group.weight].append(group)
@@ -94,7 +94,7 @@ def _fill(by_weight: Mapping[int, list[Group]], count: int) -> list[Group]:
         reachable.append(_with_multiples(reachable[-1], weight, len(by_weight[weight]), most))
     reachable.reverse()
     if not reachable[0] >> count & 1:
-        raise PackError(_why_not(reachable[0], count))
+        raise NothingUsable(_why_not(reachable[0], count))
     chosen: list[Group] = []
     left = count
     for weight, rest in zip(weights, reachable[1:], strict=True):

@@ -19,6 +19,10 @@ class PackError(ValueError):
     """Packing cannot continue; the message is one line. What was finished stays."""
 
 
+class NothingUsable(PackError):  # noqa: N818 (what was found)
+    """No image can be used, or too few: what was written is of no use to any command."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
     """The options that determine the content of a set.

@@ -9,7 +9,7 @@ shards are never rewritten; the manifests are written last.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from typing import IO, Any
 from data_pipelines.images import ORIGINAL
 from data_pipelines.pack.finish import check_skips, join, shard_name
 from data_pipelines.pack.holdout import choose_holdout
-from data_pipelines.pack.options import PackError, PackOptions, select, stratified
+from data_pipelines.pack.options import NothingUsable, PackError, PackOptions, select, stratified
 from data_pipelines.pack.shard_writer import ShardRecord, ShardWriter
 from data_pipelines.pack.work_dir import (
     WorkDir,
@@ -110,13 +110,21 @@ class Packer:
             OSError: Writing failed, e.g. for a full disk; what was finished stays.
         """
         self._check_destination()
-        with self._work.alone():
-            manifests = self._finished()
-            if manifests is None:
-                self._claim()
-                self._write_shards(Task(0, 1))
-                manifests = self._join()
-            self._work.remove()
+        made = [path for path in self._directories() if not path.exists()]
+        try:
+            with self._work.alone():
+                manifests = self._finished()
+                if manifests is None:
+                    self._claim()
+                    self._write_shards(Task(0, 1))
+                    manifests = self._join()
+                self._work.remove()
+        except NothingUsable:
+            self._discard()
+            for path in reversed(made):
+                with suppress(OSError):  # it is not empty
+                    path.rmdir()
+            raise
         return manifests
 
     @property
@@ -216,6 +224,18 @@ class Packer:
         if other:
             raise PackError(f"{complaint}: {other}; give another destination, or remove it")
 
+    def _discard(self) -> None:
+        """Remove what was written of a set that there cannot be."""
+        self._work.remove()
+        for set_dir in self._all_set_dirs():
+            for number in range(self._all.num_shards()):
+                (set_dir / shard_name(number)).unlink(missing_ok=True)
+
+    def _directories(self) -> list[Path]:
+        """Return all directories that packing makes, those that hold others first."""
+        set_dirs = [self._destination, *self._all_set_dirs()]
+        return sorted({*set_dirs, *(path / "shards" for path in set_dirs)})
+
     def _all_set_dirs(self) -> list[Path]:
         return [set_dir for dirs in self._set_dirs.values() for set_dir in dirs.values()]
 
@@ -235,11 +255,7 @@ class Packer:
     def _divide(self, items: ConvertedItems) -> Iterator[tuple[Part, list[int]]]:
         """Yield training set and hold-out, with the positions of their items among all."""
         listing = self._all.listing
-        try:
-            held = self._choose_holdout(items)
-        except PackError:  # the same command cannot succeed, and another cannot use what is there
-            self._work.remove()
-            raise
+        held = self._choose_holdout(items)
         for name, skips in (("train", listing.skips), ("holdout", ())):
             positions = [n for n in range(len(listing.entries)) if (n in held) == (name != "train")]
             entries = [listing.entries[position] for position in positions]

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import MAX_ITEM_BYTES, Entry, Listing, ReadItem, Skip, SourceError
+from data_pipelines.sources.base import (
+    MAX_ITEM_BYTES,
+    Entry,
+    Listing,
+    ReadItem,
+    Skip,
+    SourceError,
+    reason,
+)
 from data_pipelines.sources.files import FileSource, detect
 from data_pipelines.sources.lister.archives import open_zip, read_zip_member, zip_path
 from data_pipelines.sources.lister.classes import check_any
@@ -77,8 +85,8 @@ def read_labels(path: Path) -> dict[str, Any] | None:
             return None
         return {str(name).replace("\\", "/"): label for name, label in dict(pairs).items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it has no list of [name, class] ({error!r})"
-        raise SourceError(f"{path}: {LABELS} cannot be read: {reason}") from None
+        problem = f"it has no list of [name, class] ({reason(error)})"
+        raise SourceError(f"{path}: {LABELS} cannot be read: {problem}") from None
 
 
 def has_labels(path: Path) -> bool:

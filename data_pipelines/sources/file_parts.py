@@ -119,12 +119,16 @@ def zip_member(archive: IO[bytes], info: zipfile.ZipInfo) -> IO[bytes]:
         info: The member.
 
     Raises:
-        zipfile.BadZipFile: It is encrypted, or compressed by another method.
+        zipfile.BadZipFile: It is encrypted, compressed by another method, or not where the table of
+            the archive says.
     """
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{info.filename} is encrypted, or neither stored nor deflated")
-    archive.seek(info.header_offset)
-    lengths = LOCAL_HEADER.unpack(archive.read(LOCAL_HEADER.size))
+    archive.seek(max(info.header_offset, 0))
+    header = archive.read(LOCAL_HEADER.size)
+    if info.header_offset < 0 or len(header) < LOCAL_HEADER.size:
+        raise zipfile.BadZipFile(f"{info.filename} is not where the table says; it is damaged")
+    lengths = LOCAL_HEADER.unpack(header)
     start = info.header_offset + LOCAL_HEADER.size + sum(lengths)
     Kind = Window if info.compress_type == zipfile.ZIP_STORED else Inflated
     return cast(IO[bytes], io.BufferedReader(Kind(archive, start, info.file_size), CHUNK))

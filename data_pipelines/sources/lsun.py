@@ -79,7 +79,10 @@ class LsunSource:
         return replace(detect(self.path), published=True, labelled=False, split=self.split)
 
     def _exported(self) -> Listing:
-        listing = self._exported_files().list_items()
+        try:
+            listing = self._exported_files().list_items()
+        except SourceError as error:
+            raise SourceError(f"{error}; nor does it hold a {DATABASE}") from None
         if not any(entry.name.lower().endswith(".webp") for entry in listing.entries):
             raise SourceError(
                 f"{self.path} is not LSUN: it holds neither a {DATABASE} nor WebP images; pack it"
@@ -172,5 +175,8 @@ def _open(database: Path) -> Iterator[tuple[IO[bytes], int]]:
         try:
             inner = zip_member(outer, member)
         except zipfile.BadZipFile as error:
-            raise SourceError(f"{database}: {error}; unzip it, and give the directory") from None
+            raise SourceError(
+                f"{database} cannot be read: {error}; download it again, or unzip it, and give the"
+                " directory"
+            ) from None
         yield inner, member.file_size

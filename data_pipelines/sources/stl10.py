@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.images import Pixels
+from data_pipelines.images import BadImage, Pixels
 from data_pipelines.sources.base import Entry, Listing, ReadItem, SourceError, reading
 from data_pipelines.sources.lister.archives import open_maybe_compressed, read_at, tar_files
 from data_pipelines.sources.lister.directory import walk
@@ -99,6 +99,8 @@ def _read(places: dict[str, _Place], name: str) -> bytes:
     if name not in places:
         raise SourceError(f"this is not STL-10: {name} is missing")
     place = places[name]
-    with ExitStack() as stack:
-        file = stack.enter_context(open_maybe_compressed(place.path))
-        return read_at(file, Entry(name, -1, place.size, place.offset))
+    try:
+        with open_maybe_compressed(place.path) as file:
+            return read_at(file, Entry(name, -1, place.size, place.offset))
+    except BadImage as error:
+        raise SourceError(f"{name} in {place.path} cannot be read: {error}") from None

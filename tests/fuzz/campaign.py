@@ -105,7 +105,7 @@ class Campaign:
                 return {"made": ""}
 
             outcome = self.sandbox.run(make, list_modules=True)
-            assert outcome.code == 0, f"{subject.name} cannot be made: {outcome.crash}"
+            assert outcome.code == 0, f"{subject.name} cannot be made: {outcome.err}{outcome.crash}"
             self._trees[key] = path
         return self._trees[key]
 

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from data_pipelines.images import BadImage
-from data_pipelines.sources.base import LINKED_AGAIN, MAX_ITEM_BYTES, Entry, Skip, SourceError
+from data_pipelines.sources.base import (
+    LINKED_AGAIN,
+    MAX_ITEM_BYTES,
+    Entry,
+    Skip,
+    SourceError,
+    reading,
+)
 from data_pipelines.sources.file_parts import Window
 from data_pipelines.sources.lister.pictures import File, Found
 from models.safe_files.archives import ArchiveError, read_member
@@ -236,11 +243,9 @@ def is_zip(path: Path) -> bool:
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive. Raises SourceError (one line) if it is not one, or cannot be read."""
-    try:
+    with reading(path, "a zip archive"):
         check_file(path)
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} cannot be read as a zip archive: {plain(error)}") from None
     with archive:
         yield archive
 
