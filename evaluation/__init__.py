@@ -6,6 +6,7 @@ digest.py       Digests that identify what results and features were made of
 disk.py         Directories and files that one job writes at a time, while others wait
 dry_run.py      Dry run: validate a command line so that launchers can reject it before queueing
 evaluate.py     One evaluation: images -> features -> metrics against a reference -> result file
+overlap.py      Threads decode, encode and write while the device draws and computes
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
 protocols.py    Evaluation protocols as named objects: how published numbers were made
 request.py      Validated requests: what command-line arguments ask for

@@ -28,7 +28,7 @@ ORDER = {
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request > protocols"
     " > samples reference results > features > metrics > image_sets detectors"
-    " > progress digest disk",
+    " > progress digest disk overlap",
     "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
     " > site slurm_cli",
 }

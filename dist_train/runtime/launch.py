@@ -113,10 +113,11 @@ def launch_ranks(
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), AGENT_STORE: "True"}
     threads = max((os.cpu_count() or 1) // ranks, 1)
     group = {"OMP_NUM_THREADS": str(threads), **child_environment(), **address, LAUNCHED: "1"}
+    group |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     processes = [
         subprocess.Popen(
             command,
-            env={**group, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(ranks)},
+            env={**group, "RANK": str(r), "LOCAL_RANK": str(r)},
             process_group=0,  # a terminal's Ctrl-C reaches the ranks through this process only
         )
         for r in range(ranks)

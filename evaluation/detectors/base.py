@@ -51,7 +51,11 @@ class Detector:
     default_metrics: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on the CPU."""
+        """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on its device.
+
+        Nothing waits for a GPU: images in pinned memory are copied, and all is computed, while the
+        caller continues.
+        """
         with torch.inference_mode(), exact_arithmetic():
             chunk = CPU_CHUNK if self.device.type == "cpu" else len(images)
             parts = [self._features(part) for part in torch.split(images, max(chunk, 1))]
@@ -59,9 +63,9 @@ class Detector:
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         preprocessing = "raw" if self.resizes_inside else self.identity["pipeline"]
-        x = PREPROCESSINGS[preprocessing](images.to(self.device))
+        x = PREPROCESSINGS[preprocessing](images.to(self.device, non_blocking=True))
         features = self._network(x.contiguous(memory_format=torch.channels_last))
-        return {tap: features[tap].to("cpu", torch.float32) for tap in self.widths}
+        return {tap: features[tap].float() for tap in self.widths}
 
     @property
     def _network(self) -> Network:

@@ -8,13 +8,13 @@ number of ranks changes nothing. No collective runs inside the loop.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, check_finite
@@ -23,6 +23,7 @@ from evaluation.features.batches import TapBatches
 from evaluation.features.store import FeatureEntry, trim
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.statistics import FeatureSet
+from evaluation.overlap import ahead
 from evaluation.progress import Progress
 
 
@@ -124,16 +125,20 @@ class Unfinished:
         """Return the first indices of the batches on disk, by tap."""
         return {tap: batches.done() for tap, batches in self.taps.items()}
 
-    def compute(self, images: torch.Tensor, indices: range, done: dict[str, set[int]]) -> None:
-        """Write the features of a batch, uint8 [B, 3, H, W], for the taps that lack it."""
-        lacking = [tap for tap in self.taps if indices.start not in done[tap]]
+    def compute(self, images: Tensor, start: int, done: dict[str, set[int]]) -> dict[str, Tensor]:
+        """Return the features of a batch, uint8 [B, 3, H, W], at the taps that lack it."""
+        lacking = [tap for tap in self.taps if start not in done[tap]]
         if not lacking:
-            return
+            return {}
         features = self.detector(images)
-        for tap in lacking:
-            name = f"{self.detector.identity['name']}, tap {tap}"
-            check_finite(features[tap], indices, name)
-            self.taps[tap].write(indices.start, indices, features[tap].numpy())
+        return {tap: features[tap] for tap in lacking}
+
+    def write(self, indices: range, features: dict[str, Tensor]) -> None:
+        """Write the features of a batch; waits for the device to finish them."""
+        for tap, values in features.items():
+            on_cpu = values.cpu()
+            check_finite(on_cpu, indices, f"{self.detector.identity['name']}, tap {tap}")
+            self.taps[tap].write(indices.start, indices, on_cpu.numpy())
 
 
 def _fill(
@@ -151,17 +156,40 @@ def _fill(
     everywhere = set.intersection(*(starts for taps in done for starts in taps.values()))
     missing = [start for start in range(0, total, batch_size) if start not in everywhere]
     progress = Progress(min(len(missing) * batch_size, total), title, visible=world.rank == 0)
-    for turn, start in enumerate(missing[world.rank :: world.size]):
-        indices = range(start, min(start + batch_size, total))
-        batch = images.batch(indices)
-        for unfinished, starts in zip(todo, done, strict=True):
-            unfinished.compute(batch, indices, starts)
+    own = missing[world.rank :: world.size]
+    computed = _computed(todo, done, images, [range(s, min(s + batch_size, total)) for s in own])
+    for turn, _ in enumerate(ahead(_write, computed, threads=1)):
         others = min(world.size, len(missing) - turn * world.size)
         progress.add(others * batch_size)
     for unfinished in todo:
         for batches in unfinished.taps.values():
             batches.flush()
     return _all_names(todo, [names for _, names in found], world)
+
+
+Computed = tuple[range, list[tuple[Unfinished, dict[str, Tensor]]]]
+"""The images of a batch, and what detectors have computed of it."""
+
+
+def _computed(
+    todo: Sequence[Unfinished],
+    done: Sequence[dict[str, set[int]]],
+    images: ImageSet,
+    batches: Sequence[range],
+) -> Iterator[Computed]:
+    """Yield the features of batches, still on the device, whose images are decoded ahead."""
+    decoded = images.batches(batches)
+    if any(unfinished.detector.device.type == "cuda" for unfinished in todo):
+        decoded = ahead(Tensor.pin_memory, decoded, threads=1)
+    for indices, batch in zip(batches, decoded, strict=True):
+        pairs = zip(todo, done, strict=True)
+        yield indices, [(u, u.compute(batch, indices.start, starts)) for u, starts in pairs]
+
+
+def _write(computed: Computed) -> None:
+    indices, features = computed
+    for unfinished, by_tap in features:
+        unfinished.write(indices, by_tap)
 
 
 def _all_names(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -15,6 +16,8 @@ from data_pipelines.images import FORMATS
 PLAIN_MODES = {"RGB", "L", "1"}
 MAX_PIXELS = 1 << 26
 """Pixels of an image, or of a grid of them, that are decoded: 8192 x 8192."""
+_OPENING = threading.Lock()
+"""Held while headers are read: filters of warnings are not of one thread only."""
 
 
 class OddSizeError(ValueError):
@@ -34,7 +37,7 @@ def decode_image(data: bytes, name: str, size: tuple[int, ...] | None = None) ->
             conversion to RGB would be a choice that changes the metric.
     """
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         with image:

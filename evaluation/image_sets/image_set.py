@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,19 +36,24 @@ from data_pipelines.sources.base import (
     printable,
 )
 from data_pipelines.sources.edm import LABELS
+from data_pipelines.sources.files import ShardsSource
 from data_pipelines.sources.kinds import image_files
 from data_pipelines.sources.lister.pictures import extension
 from data_pipelines.sources.lister.splits import SplitError
 from data_pipelines.sources.steady import SteadyReader
 from evaluation.image_sets.files import check_size, decode_image
 from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
+from evaluation.overlap import ahead
 from models.safe_files.documents import DocumentError, Format, read_object
 from models.safe_files.typed_json import from_json
 
 SAMPLES = "samples.json"
 SAMPLE_FILES = {SAMPLES, LABELS, ".lock"}
 """Files of a sample directory that are not images."""
+AHEAD = 2
+"""Batches that are decoded ahead of the one that is being used."""
 Labels = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class ImageSet(Protocol):
@@ -72,6 +78,9 @@ class ImageSet(Protocol):
         Raises:
             ValueError: An image is damaged, not plain RGB or grey, or of another size.
         """
+
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield `batch(indices)` of each of these batches, worked on ahead of the caller."""
 
 
 def open_images(path: Path) -> ImageSet:
@@ -111,13 +120,14 @@ class EncodedImages:
         self._labels = labels if (labels >= 0).all() else None
         self._size: tuple[int, ...] | None = None
         self._read = SteadyReader(self._source)
+        self._read_by_threads = path.is_dir() and not isinstance(self._source, ShardsSource)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Kind, path, number and content digest; reads every file once."""
         digest = hashlib.sha256()
-        for entry in self._entries:
-            content = hashlib.sha256(self._encoded(entry)).hexdigest()
+        contents = self._each(lambda _, data: hashlib.sha256(data).hexdigest(), self._entries)
+        for entry, content in zip(self._entries, contents, strict=True):
             digest.update(name_bytes(f"{entry.name}\0{content}\n"))
         codecs = {extension(entry.name) for entry in self._entries}
         left_out = count_reasons(self._skips)
@@ -139,13 +149,31 @@ class EncodedImages:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
-        return torch.stack([self._decode(self._entries[i]) for i in indices])
+        return next(self.batches([indices]))
 
-    def _decode(self, entry: Entry) -> Tensor:
-        name = f"{self.path}: {printable(entry.name)}"
-        image = decode_image(self._encoded(entry), name, self._size)
-        self._size = self._size or tuple(image.shape)
-        return image
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the images of each of these batches, decoded ahead of the caller."""
+        entries = [self._entries[i] for indices in todo for i in indices]
+        if self._size is None and entries:
+            self._size = tuple(self._decode(entries[0], self._encoded(entries[0])).shape)
+        images = self._each(self._decode, entries, depth=AHEAD * max(map(len, todo), default=1))
+        return stacked(images, todo)
+
+    def _each(
+        self, work: Callable[[Entry, bytes], T], entries: Sequence[Entry], depth: int = 0
+    ) -> Iterator[T]:
+        """Yield what threads make of files, in order.
+
+        They read the files of directories, too; archives are read by the caller's thread, as going
+        back and forth in them is slow.
+        """
+        if self._read_by_threads:
+            return ahead(lambda entry: work(entry, self._encoded(entry)), entries, depth=depth)
+        contents = ((entry, self._encoded(entry)) for entry in entries)
+        return ahead(lambda item: work(*item), contents, depth=depth)
+
+    def _decode(self, entry: Entry, content: bytes) -> Tensor:
+        return decode_image(content, f"{self.path}: {printable(entry.name)}", self._size)
 
     def _encoded(self, entry: Entry) -> bytes:
         try:
@@ -204,11 +232,21 @@ class PackedImages:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
-        images = [self._images.decode(i) for i in indices]
-        for index, image in zip(indices, images, strict=True):
-            self._size = self._size or tuple(image.shape)
+        return next(self.batches([indices]))
+
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the images of each of these batches, decoded ahead of the caller."""
+        indices = [i for batch in todo for i in batch]
+        if self._size is None and indices:
+            self._size = tuple(self._images.decode(indices[0]).shape)
+        depth = AHEAD * max(map(len, todo), default=1)
+        return stacked(ahead(self._decode, indices, depth=depth), todo)
+
+    def _decode(self, index: int) -> Tensor:
+        image = self._images.decode(index)
+        if self._size is not None:
             check_size(image, self._size, f"{self._images.path}: image {index}")
-        return torch.stack(images)
+        return image
 
 
 class ArrayImages:
@@ -246,6 +284,16 @@ class ArrayImages:
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
         return torch.from_numpy(self._array.rows(indices)).permute(0, 3, 1, 2).contiguous()
+
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the images of each of these batches, read ahead of the caller, in order."""
+        return ahead(self.batch, todo, threads=1, depth=AHEAD)
+
+
+def stacked(images: Iterator[Tensor], todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Yield images [3, H, W] as batches [B, 3, H, W] of these lengths."""
+    for indices in todo:
+        yield torch.stack(list(itertools.islice(images, len(indices))))
 
 
 def _finished_manifest(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from evaluation.detectors.base import allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import Labels
+from evaluation.overlap import ahead, cores_of_rank
 from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
 from models.config_io import ConfigError, from_json, to_json
 from models.families import AnyObjective
@@ -27,6 +28,9 @@ from models.snapshot import Snapshot, load_sampler, sampled_classes
 
 SEEDS, MAX_IMAGES = 1 << 32, 10_000_000
 """Seeds that differ, and images of one request: far more than any evaluation uses."""
+
+MOST_BATCHES = 4
+"""Batches of samples in memory that wait to be encoded and written."""
 
 LabelPolicy = Literal["balanced", "random"]
 
@@ -175,6 +179,10 @@ class GeneratedImages:
         """Return the images of these indices, uint8 [B, 3, H, W] on the CPU, post-processed."""
         return self.spec.post.apply(self.draw(indices))
 
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield `batch(indices)` of each of these batches; others are drawn meanwhile."""
+        return ahead(self.spec.post.apply, map(self.draw, todo), threads=post_threads())
+
     def draw(self, indices: Sequence[int]) -> Tensor:
         """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU."""
         started = time.monotonic()
@@ -186,6 +194,11 @@ class GeneratedImages:
         images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
         self.seconds += time.monotonic() - started
         return images
+
+
+def post_threads() -> int:
+    """Return how many batches are post-processed and written at once: enough for lossy files."""
+    return min(cores_of_rank(), MOST_BATCHES)
 
 
 def made_by(identity: dict[str, Any]) -> dict[str, Any]:

@@ -11,21 +11,34 @@ import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from data_pipelines.sources.edm import LABELS
 from dist_train.runtime.world import World
 from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import decode_image, encode_image
-from evaluation.image_sets.image_set import RECORDS, SAMPLES, Labels, read_samples_manifest
+from evaluation.image_sets.image_set import (
+    AHEAD,
+    RECORDS,
+    SAMPLES,
+    Labels,
+    read_samples_manifest,
+    stacked,
+)
+from evaluation.overlap import ahead
 from evaluation.progress import Progress
-from evaluation.samples.generate import GeneratedImages, SampleSpec, check_settings, made_by
+from evaluation.samples.generate import (
+    GeneratedImages,
+    SampleSpec,
+    check_settings,
+    made_by,
+    post_threads,
+)
 from evaluation.samples.sample_shards import SampleShards
 from models.safe_files.transient import TRANSIENT, retried
 from models.snapshot import Snapshot, check_stages
@@ -121,7 +134,13 @@ class StoredSamples:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 [B, 3, H, W]."""
-        return self._store.read(indices)
+        return next(self.batches([indices]))
+
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the images of each of these batches, decoded ahead of the caller."""
+        indices = [i for batch in todo for i in batch]
+        depth = AHEAD * max(map(len, todo), default=1)
+        return stacked(ahead(self._store.read, indices, depth=depth), todo)
 
     def write(self, world: World) -> None:
         """Write what is missing, on all ranks; finished files stay.
@@ -189,9 +208,16 @@ class StoredSamples:
         """Draw and write this rank's share of the missing batches; return the seconds it took."""
         post = self._generated.spec.post
         progress = Progress(sum(map(len, missing)), "samples", visible=world.rank == 0)
-        for turn, batch in enumerate(missing[world.rank :: world.size]):
-            self._store.write(batch, post.retouched(self._generated.draw(batch)))
-            progress.add(len(batch) * min(world.size, len(missing) - turn * world.size))
+
+        def write(drawn: tuple[range, Tensor]) -> int:
+            batch, images = drawn
+            self._store.write(batch, post.retouched(images))
+            return len(batch)
+
+        own = missing[world.rank :: world.size]
+        drawn = ((batch, self._generated.draw(batch)) for batch in own)
+        for turn, written in enumerate(ahead(write, drawn, threads=post_threads())):
+            progress.add(written * min(world.size, len(missing) - turn * world.size))
         world.barrier()
         return progress.seconds if missing else 0.0
 
@@ -218,13 +244,13 @@ class SampleStore(Protocol):
         """Tell whether a batch is on disk."""
 
     def write(self, batch: range, images: Tensor) -> None:
-        """Write a batch, uint8 [B, 3, H, W]."""
+        """Write a batch, uint8 [B, 3, H, W]; called by several threads, each for its batch."""
 
     def finish(self, world: World) -> None:
         """Complete the directory on all ranks, after the last batch."""
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """Return samples of a finished directory, uint8 [B, 3, H, W]."""
+    def read(self, index: int) -> Tensor:
+        """Return a sample of a finished directory, uint8 [3, H, W]; called by several threads."""
 
 
 class SampleFiles:
@@ -260,10 +286,10 @@ class SampleFiles:
             )
             write_bytes(self._sample_dir / LABELS, json.dumps({"labels": pairs}).encode())
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """Return these samples, uint8 [B, 3, H, W]."""
-        paths = [self._path(index) for index in indices]
-        return torch.stack([decode_image(_read(path), str(path)) for path in paths])
+    def read(self, index: int) -> Tensor:
+        """Return a sample, uint8 [3, H, W]."""
+        path = self._path(index)
+        return decode_image(_read(path), str(path))
 
     def _path(self, index: int) -> Path:
         seed = self._generated.spec.seeds[index]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data_pipelines.pack.finish import join, shard_name
@@ -75,9 +74,9 @@ class SampleShards:
             remove_ours(self._dir / PARTS, PART_NAME)
         world.barrier()
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """Return these samples, uint8 [B, 3, H, W]."""
-        return torch.stack([self._images.decode(index) for index in indices])
+    def read(self, index: int) -> Tensor:
+        """Return a sample, uint8 [3, H, W]."""
+        return self._images.decode(index)
 
     @functools.cached_property
     def _images(self) -> ShardedImages:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,42 @@ def test_samples_are_the_same_files_on_four_ranks(snapshot: Path, tmp_path: Path
     expected = files_of(tmp_path / "one")
     assert set(expected) == {f"000000/{seed:06d}.png" for seed in range(19)}
     assert files_of(tmp_path / "many") == expected
+
+
+@pytest.mark.parametrize("shards", [[], ["--shard-images", "4"]])
+def test_samples_are_drawn_while_others_are_written(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: list[str]
+) -> None:
+    """The first batch is not written before the second one was drawn: only threads can do that."""
+    drawn = threading.Semaphore(0)
+    draw = GeneratedImages.draw
+
+    def counted(self: GeneratedImages, indices: Sequence[int]) -> Tensor:
+        drawn.release()
+        return draw(self, indices)
+
+    def waiting(write: Callable[..., None]) -> Callable[..., None]:
+        def call(self: SampleFiles | SampleShards, batch: range, images: Tensor) -> None:
+            if batch.start == 0:
+                assert drawn.acquire(timeout=60)  # the first batch itself
+                assert drawn.acquire(timeout=60)
+            write(self, batch, images)
+
+        return call
+
+    call(sample_arguments(snapshot, tmp_path / "expected") + shards)
+    monkeypatch.setattr(GeneratedImages, "draw", counted)
+    for kind in (SampleFiles, SampleShards):
+        monkeypatch.setattr(kind, "write", waiting(kind.write))
+    call(sample_arguments(snapshot, tmp_path / "out") + shards)
+    assert images_in(tmp_path / "out") == images_in(tmp_path / "expected")
+
+
+def images_in(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of images and shards."""
+    files = [*directory.rglob("*.png"), *directory.rglob("*.tar")]
+    assert files
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.distributed
@@ -201,8 +239,11 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def call_and_die(arguments: list[str], log: Path) -> None:
-    """Call a command, log what it draws and writes, and kill the process at the second batch."""
-    drawn = 0
+    """Call a command, log what it draws and writes, and kill the process at the second batch.
+
+    That is: when one batch is written, a second one is about to be, and others are being drawn.
+    """
+    writes, is_written = itertools.count(), threading.Event()
 
     def note(what: str, start: int) -> None:
         with open(log, "a") as file:
@@ -210,23 +251,23 @@ def call_and_die(arguments: list[str], log: Path) -> None:
 
     draw = GeneratedImages.draw
 
-    def draw_or_die(self: GeneratedImages, indices: range) -> torch.Tensor:
-        nonlocal drawn
-        drawn += 1
-        if drawn == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def draw_and_note(self: GeneratedImages, indices: range) -> torch.Tensor:
         note("draw", indices[0])
         return draw(self, indices)
 
     def noted(write: Callable[..., None]) -> Callable[..., None]:
-        def write_and_note(self: object, batch: range | int, *rest: object) -> None:
+        def write_or_die(self: object, batch: range | int, *rest: object) -> None:
+            if next(writes) == 1:
+                assert is_written.wait(60)
+                os.kill(os.getpid(), signal.SIGKILL)
             write(self, batch, *rest)
             note("written", batch if isinstance(batch, int) else batch.start)
+            is_written.set()
 
-        return write_and_note
+        return write_or_die
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GeneratedImages, "draw", draw_or_die)
+        patch.setattr(GeneratedImages, "draw", draw_and_note)
         for store in (SampleFiles, SampleShards, BatchStore):
             patch.setattr(store, "write", noted(store.write))
         call(arguments)

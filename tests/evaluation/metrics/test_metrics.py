@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -291,6 +291,9 @@ class TensorImages:
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         return self.pixels[list(indices)]
+
+    def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return map(self.batch, todo)
 
 
 def mean_network(x: torch.Tensor) -> dict[str, torch.Tensor]:
