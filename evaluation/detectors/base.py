@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ CPU_CHUNK = 16
 
 Network = Callable[[Tensor], Mapping[str, Tensor]]
 
+Known = Literal["published", "unknown", "not published"]
+"""Whether weights are by digest those that were published; some detectors' digest is not."""
+
 
 @dataclass(frozen=True)
 class Detector:
@@ -40,6 +44,7 @@ class Detector:
         resizes_inside: The network takes 0..255 floats of any size and resizes them itself.
         reference_taps: Taps whose statistics a reference holds by default.
         default_metrics: What `run` computes by default, as `kind:tap`.
+        weights: Whether its weights are known by their digest.
     """
 
     identity: dict[str, str]
@@ -49,6 +54,15 @@ class Detector:
     resizes_inside: bool = False
     reference_taps: tuple[str, ...] = ()
     default_metrics: tuple[str, ...] = ()
+    weights: Known = "not published"
+
+    @property
+    def label(self) -> str:
+        """Name in the names of metrics: with the digest, where other weights are the published."""
+        name = self.identity["name"]
+        return (
+            f"{name}-{self.identity['weights_sha256'][:8]}" if self.weights == "unknown" else name
+        )
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images [B, 3, H, W] by tap, float32 [B, D] on its device.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -119,6 +120,21 @@ def load_inception_weights(path: Path, sha256: str = "") -> dict[str, Tensor]:
         expected = sha256 or (PUBLIC_SHA256 if path.suffix == ".pth" else None)
         weights, _ = load_checked(path, expected)
     return check_weights(weights, str(path))
+
+
+def is_published(path: Path, tensors_sha256: str) -> bool:
+    """Tell whether weights are those of the public file, by its digest.
+
+    Args:
+        path: The file that they were read from, or what `convert_inception` made of the public one.
+        tensors_sha256: Digest of the tensors in it.
+    """
+    if path.suffix != ".safetensors":
+        return weights_digest(path, None) == PUBLIC_SHA256
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    expected = {"tensors_sha256": tensors_sha256, "source_sha256": PUBLIC_SHA256}
+    return metadata.items() >= expected.items()
 
 
 def check_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

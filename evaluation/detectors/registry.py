@@ -14,14 +14,17 @@ from evaluation.detectors import effnet, inception, vit
 from evaluation.detectors.base import (
     Detector,
     DetectorConfig,
+    Known,
     Network,
     load_checked,
     weights_digest,
 )
 from evaluation.detectors.fold_batchnorm import fold_effnet, fold_inception
 from evaluation.detectors.inception_weights import (
+    PUBLIC_SHA256,
     check_weights,
     from_nvidia,
+    is_published,
     load_inception_weights,
     tensors_digest,
 )
@@ -86,12 +89,14 @@ def _effnet(config: DetectorConfig, preprocessing: str, device: torch.device) ->
         return _prepared(fold_effnet(effnet.load_effnet(weights)), config, device)
 
     identity = _identity(config, preprocessing, digest)
-    return Detector(identity, dict(effnet.TAPS), load, device)
+    known = _known(digest == effnet.WEIGHTS_SHA256)
+    return Detector(identity, dict(effnet.TAPS), load, device, weights=known)
 
 
 def _inception(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """The FID Inception from the public file, NVIDIA's TorchScript or our safetensors."""
-    weights = load_inception_weights(config.weights_path(), config.weights_sha256)
+    path = config.weights_path()
+    weights = load_inception_weights(path, config.weights_sha256)
 
     def load(taps: Sequence[str]) -> Network:
         with torch.device("meta"):
@@ -100,8 +105,13 @@ def _inception(config: DetectorConfig, preprocessing: str, device: torch.device)
         network.requires_grad_(False)
         return _prepared(fold_inception(network), config, device)
 
-    identity = _identity(config, preprocessing, tensors_digest(weights))
-    return Detector(identity, dict(inception.TAPS), load, device)
+    digest = tensors_digest(weights)
+    identity, known = _identity(config, preprocessing, digest), _known(is_published(path, digest))
+    return Detector(identity, dict(inception.TAPS), load, device, weights=known)
+
+
+def _known(is_published: bool) -> Known:
+    return "published" if is_published else "unknown"
 
 
 def _counters(network: nn.Module) -> dict[str, Tensor]:
@@ -155,11 +165,13 @@ def _torchscript(config: DetectorConfig, preprocessing: str, device: torch.devic
     script = ScriptedDetector(module, path)
     try:
         tensors = check_weights(from_nvidia(module.state_dict()), str(path))
-        name, digest = "inception", tensors_digest(tensors)
+        name, known, digest = "inception", _known(digest == PUBLIC_SHA256), tensors_digest(tensors)
     except ValueError:
-        name = config.name
+        name, known = config.name, "not published"
     identity = {"name": name, "pipeline": preprocessing, "weights_sha256": digest}
-    return Detector(identity, script.widths, script.restricted, device, resizes_inside=True)
+    return Detector(
+        identity, script.widths, script.restricted, device, resizes_inside=True, weights=known
+    )
 
 
 def _identity(config: DetectorConfig, preprocessing: str, digest: str) -> dict[str, str]:

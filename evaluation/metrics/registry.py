@@ -1,7 +1,8 @@
 """The metrics by name: what each computes, and how its value is called in results.
 
 A metric is requested as `kind` or `kind:tap`, e.g. `fd:block4`. Values are named by what they are:
-`fid` only for the pool features of the FID Inception, else by extractor and tap.
+`fid` only for the pool features of the FID Inception with the published weights, by their digest;
+else by kind, detector and tap, e.g. `fd_inception-1a2b3c4d_pool` of other weights.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class MetricSettings:
         taps = list(detector.widths)
         names = self.names or detector.default_metrics
         requests = [parse_request(text, taps, self.bootstrap) for text in names]
-        return {request.name(detector.identity["name"]): request for request in requests}
+        return {request.name(detector.label): request for request in requests}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,11 @@ class MetricRequest:
     bootstrap: int = 0
 
     def name(self, detector: str) -> str:
-        """Return the name in results."""
+        """Return the name in results.
+
+        Args:
+            detector: Its label (`Detector.label`): only known weights have names of the field.
+        """
         known = FIELD_NAMES.get((detector, self.kind, self.tap))
         return known or f"{self.kind}_{detector}_{self.tap}"
 

@@ -190,7 +190,7 @@ def new_result(
         "samples": samples["identity"] if samples else None,
         "nfe": samples["nfe"] if samples else None,
         "reference": reference.meta | {"n": reference.n, "digest": digest},
-        "detector": dict(detector.identity),
+        "detector": {**detector.identity, "label": detector.label, "weights": detector.weights},
         "protocol": dict(protocol) if protocol else None,
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},

@@ -46,7 +46,7 @@ def format_repeats(results: Sequence[Result]) -> str:
 
 def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
     """Return `fd:block4` for `fd_effnet_lite0_block4` where all results share the detector."""
-    detectors = {result["detector"]["name"] for result in results}
+    detectors = {label_of(result) for result in results}
     mark = f"_{detectors.pop()}_" if len(detectors) == 1 else "\n"
     return [name.replace(mark, ":") for name in names]
 
@@ -69,7 +69,7 @@ def comparability(results: Sequence[Result]) -> str:
 def scope(result: Result) -> str:
     """Say what one result may be compared with beyond its own table."""
     detector, n = result["detector"], result["images"]["num_images"]
-    if detector["name"] == "inception":
+    if label_of(result) == "inception":
         return (
             f"comparable with numbers of the preprocessing {detector['pipeline']}, this reference"
             f" and n = {n}; not with those of another preprocessing, reference or n."
@@ -78,6 +78,12 @@ def scope(result: Result) -> str:
         f"comparable with other distances of {detector['name']} features ({detector['pipeline']}),"
         f" same tap, reference and n = {n}; these are not FIDs, comparable with no published FID."
     )
+
+
+def label_of(result: Result) -> str:
+    """Return the detector's name in names of metrics; old results have no other than its name."""
+    detector = result["detector"]
+    return str(detector.get("label", detector["name"]))
 
 
 def models_of(result: Result) -> list[dict[str, Any]]:
