@@ -39,7 +39,7 @@ from data_pipelines.packed.manifest import (
 )
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.progress import Progress
-from models.safe_files.atomic import atomic_file
+from models.safe_files.atomic import atomic_file, check_replaceable_file
 from models.safe_files.documents import DocumentError, Format
 from models.safe_files.regular import open_file
 from models.safe_files.transient import file_sha256
@@ -58,7 +58,7 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
 
     Raises:
         DatasetError: The set is damaged.
-        ValueError: FFCV is not installed.
+        ValueError: FFCV is not installed, or another file has the beton's name.
     """
     images = ShardedImages(path)
     if images.info.resolution == ORIGINAL:
@@ -70,6 +70,7 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
         return
     if images.manifest.only_beton:
         raise DatasetError(f"{path} has no shards to write a {BETON} from; pack it again")
+    check_replaceable_file(path / BETON, _is_beton, "a beton of ours")
     (path / BETON_RECORD).unlink(missing_ok=True)
     with atomic_file(path / BETON) as file, Progress("beton", total=len(images)) as progress:
         rows = _write(file, images, mode, progress.advance)
@@ -84,6 +85,13 @@ def write_beton(path: Path, *, keep_jpeg: bool = False) -> None:
     )
     _RECORD.write(path / BETON_RECORD, asdict(record))
     images.close()
+
+
+def _is_beton(start: bytes) -> bool:
+    """Tell by a file's beginning whether it is a beton of the fields that are written here."""
+    types = import_ffcv()
+    header = np.frombuffer(start.ljust(types.HeaderType.itemsize, b"\0"), types.HeaderType, 1)[0]
+    return bool(header["version"] == types.CURRENT_VERSION and header["num_fields"] == 2)
 
 
 def keep_only_beton(path: Path) -> None:

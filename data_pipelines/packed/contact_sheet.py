@@ -11,7 +11,7 @@ from PIL import Image
 from data_pipelines.images import centre_square
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sample_order import SampleOrder
-from models.safe_files.atomic import atomic_file
+from models.safe_files.atomic import new_file
 
 GAP = 2
 ORIGINAL_EDGE = 128
@@ -23,12 +23,13 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
 
     Args:
         path: Directory of the packed set.
-        picture: The picture to write; its extension is the format.
+        picture: The picture to write; its extension is the format. Another file is not replaced.
         count: Images to show, at most.
         seed: Chooses the images.
 
     Raises:
-        ValueError: The set is missing or damaged, or the extension is of no picture.
+        ValueError: The set is missing or damaged, the extension is of no picture, or another
+            file has that name.
     """
     picture_format = Image.registered_extensions().get(picture.suffix.lower())
     if picture_format is None:
@@ -46,6 +47,6 @@ def write_contact_sheet(path: Path, picture: Path, *, count: int, seed: int = 0)
         image = Image.fromarray(images.decode(index).permute(1, 2, 0).numpy())
         sheet[top : top + edge, left : left + edge] = np.asarray(centre_square(image, edge))
     images.close()
-    with atomic_file(picture) as file:
-        Image.fromarray(sheet).save(file, format=picture_format)
+    with new_file(picture) as temporary:
+        Image.fromarray(sheet).save(temporary, format=picture_format)
     return count

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional
 
 from evaluation.disk import write_bytes
-from evaluation.image_sets.files import MAX_PIXELS, encode_image
+from evaluation.image_sets.files import MAX_PIXELS
 from evaluation.image_sets.image_set import ImageSet
 from models.safe_files.atomic import check_replaceable_file
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MARK = b"relaywave's grid"
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,22 @@ def write_grid(settings: GridSettings, images: ImageSet) -> None:
         )
     pictures = images.batch(range(count))
     grid = make_grid(pictures, upscale=settings.upscale)
-    write_bytes(settings.path, encode_image(grid))
+    write_bytes(settings.path, _marked_png(grid))
 
 
 def check_grid(path: Path) -> None:
-    """Check that a grid may be written to a file. Raises NotOurs if it holds anything but a PNG."""
-    check_replaceable_file(path, lambda start: start.startswith(PNG), "a grid (PNG)")
+    """Check that a grid may be written to a file. Raises NotOurs if anything else is there."""
+    check_replaceable_file(
+        path, lambda start: start.startswith(PNG) and MARK in start, "a grid of ours (PNG)"
+    )
+
+
+def _marked_png(grid: Tensor) -> bytes:
+    """Encode a grid with a mark that photographs lack, by which it may be replaced."""
+    mark, buffer = PngInfo(), io.BytesIO()
+    mark.add_text("Software", MARK.decode())
+    Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG", pnginfo=mark)
+    return buffer.getvalue()
 
 
 def make_grid(images: Tensor, columns: int | None = None, upscale: int = 1, gap: int = 2) -> Tensor:

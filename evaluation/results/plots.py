@@ -14,17 +14,13 @@ from typing import TYPE_CHECKING, Any
 from evaluation.results.compare import AXES, axis_value, facts_of
 from evaluation.results.result_file import Result
 from evaluation.results.table import DETAILS
-from models.safe_files.atomic import atomic_path, check_replaceable_file
+from models.analysis.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
-PNG_DPI = 150
-MADE_BY = b"Matplotlib"
-"""What the first bytes of plots hold, in both formats."""
 LOG_TICKS = (1, 2, 5)
 LOG_RATIO = 10
 """Axes whose values span more than this factor are logarithmic."""
@@ -63,7 +59,7 @@ def write_plots(results: Sequence[Result], out_dir: Path) -> list[Path]:
             lines = lines_of(results, axis, name)
             if len({point.x for points in lines.values() for point in points}) > 1:
                 figure = draw(lines, axis, name, published_values(results, name))
-                written += _save(figure, out_dir / _file_stem(axis, name))
+                written += save_figure(figure, out_dir / _file_stem(axis, name))
     return written
 
 
@@ -192,16 +188,6 @@ def _set_log_ticks(axis: Axis) -> None:
 
     axis.set_major_locator(LogLocator(subs=LOG_TICKS))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
-    for path in paths:
-        target = check_replaceable_file(path, lambda start: MADE_BY in start, "a plot of ours")
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, dpi=PNG_DPI, format=path.suffix[1:])
-    return paths
 
 
 def _file_stem(axis: str, name: Name) -> str:

@@ -23,11 +23,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from models.analysis.figures import save_figure
 from models.objective import images_to_unit_range
 from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix
 from models.rdm.relay_sampler import enlarge
-from models.safe_files.atomic import atomic_file
+from models.safe_files.atomic import atomic_file, check_replaceable_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,14 +109,9 @@ def analyse(
     batches = read_images(image_dir, resolution, limit)
     generator = torch.Generator().manual_seed(seed)
     spectra = compute_spectra(batches, upscale, sigma, generator)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    table, *pictures = (out_dir / f"spectrum.{kind}" for kind in ("csv", "png", "svg"))
-    write_table(spectra, table)
-    figure = plot(spectra, sigma, upscale)
-    for picture in pictures:
-        with atomic_file(picture) as file:
-            figure.savefig(file, format=picture.suffix[1:], dpi=150)
-    return [table, *pictures]
+    pictures = save_figure(plot(spectra, sigma, upscale), out_dir / "spectrum")
+    write_table(spectra, out_dir / "spectrum.csv")
+    return [out_dir / "spectrum.csv", *pictures]
 
 
 def radial_power(images: Tensor) -> Tensor:
@@ -212,13 +208,15 @@ def _read_image(path: Path, resolution: int) -> Image.Image | None:
 
 
 def write_table(spectra: Spectra, path: Path) -> None:
-    """Write the columns of spectra as CSV."""
+    """Write the columns of spectra as CSV. Raises NotOurs if a file of other columns is there."""
     columns = {name: values.tolist() for name, values in spectra.columns().items()}
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    with atomic_file(path) as file:
+    header = ",".join(columns).encode()
+    target = check_replaceable_file(path, lambda start: start.startswith(header), "such a table")
+    with atomic_file(target) as file:
         file.write(text.getvalue().encode())
 
 

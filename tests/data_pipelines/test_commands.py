@@ -12,10 +12,11 @@ from PIL import Image
 
 from data_pipelines.__main__ import main
 from data_pipelines.bench import measure_all
+from data_pipelines.packed.beton import BETON_RECORD
 from data_pipelines.packed.check import check
-from data_pipelines.packed.manifest import read_manifest, write_index, write_manifest
+from data_pipelines.packed.manifest import BETON, read_manifest, write_index, write_manifest
 from data_pipelines.packed.reader import ShardedImages
-from tests.data_sets import damage, packed_set, write_class_dirs
+from tests.data_sets import damage, encoded, packed_set, smooth_pixels, write_class_dirs
 from tests.paths import ROOT
 
 Capture = pytest.CaptureFixture[str]
@@ -91,6 +92,31 @@ def test_contact_sheet(dataset: Path, tmp_path: Path) -> None:
     assert main(["preview", str(dataset), str(tmp_path / "sheet.png"), "--count", "6"]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (3 * 34, 2 * 34)
+
+
+@pytest.mark.parametrize("name", ["notes.png", "photograph.jpg"])
+def test_a_contact_sheet_replaces_nothing(
+    dataset: Path, tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    for content in (b"notes", encoded(smooth_pixels(1), "JPEG")):
+        (tmp_path / name).write_bytes(content)
+        assert main(["preview", str(dataset), str(tmp_path / name)]) == 2
+        assert f"{name} exists, holds something else" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
+def test_a_beton_replaces_only_a_beton(dataset: Path, capsys: Capture) -> None:
+    for content in (b"notes", b"PK\3\4" + bytes(5000)):
+        (dataset / BETON).write_bytes(content)
+        assert main(["beton", str(dataset)]) == 2
+        assert f"{BETON} is not a beton of ours and is left as it is" in capsys.readouterr().err
+        assert (dataset / BETON).read_bytes() == content
+    (dataset / BETON).unlink()
+    assert main(["beton", str(dataset)]) == 0
+    (dataset / BETON_RECORD).unlink()  # as a kill leaves it
+    (dataset / BETON).write_bytes((dataset / BETON).read_bytes()[:2000])
+    assert main(["beton", str(dataset)]) == 0
 
 
 def test_bench_measures_every_backend(dataset: Path, capsys: Capture) -> None:

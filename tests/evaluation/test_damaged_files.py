@@ -24,8 +24,8 @@ from evaluation.image_sets.npz import NpzArray, read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, moments_of
 from evaluation.reference.exporters import export
 from evaluation.reference.statistics_file import read_reference, write_reference
-from evaluation.results import plots
 from evaluation.results.result_file import find_results, read_result
+from models.analysis.figures import save_figure
 from tests.flaky_files import make_flaky
 from tests.slurm.project import make_run
 
@@ -327,6 +327,12 @@ def test_grids_are_bounded_and_replace_grids(
         assert run(copy, "result.json", "--grid", str(grid)) == 0
     assert grid.read_bytes().startswith(PNG)
     capsys.readouterr()
+    photograph = copy / "photograph.png"
+    Image.new("RGB", (8, 8)).save(photograph)
+    content = photograph.read_bytes()
+    assert run(copy, "result.json", "--grid", str(photograph)) == 2
+    assert "photograph.png is not a grid of ours" in capsys.readouterr().err
+    assert photograph.read_bytes() == content
     assert run(copy, "result.json", "--grid", str(grid), "--grid-upscale", "9999") == 2
     assert "lower them" in capsys.readouterr().err
 
@@ -356,11 +362,11 @@ def test_samples_go_only_where_samples_are(
 
 def test_plots_replace_plots_only(tmp_path: Path) -> None:
     for _ in range(2):
-        written = plots._save(Figure(), tmp_path / "fd")
+        written = save_figure(Figure(), tmp_path / "fd")
     for path in written:
         path.write_bytes(PNG + b"a photograph")
         with pytest.raises(ValueError, match=rf"{path.name} is not a plot of ours"):
-            plots._save(Figure(), tmp_path / "fd")
+            save_figure(Figure(), tmp_path / "fd")
         assert path.read_bytes() == PNG + b"a photograph"
         path.unlink()
 

@@ -45,7 +45,7 @@ def test_radial_power_is_that_of_scipys_transform() -> None:
     assert np.allclose(radial_power(image).numpy(), expected)
 
 
-def test_command_writes_plots_and_table(tmp_path: Path) -> None:
+def test_command_writes_plots_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -64,6 +64,14 @@ def test_command_writes_plots_and_table(tmp_path: Path) -> None:
     svg = (tmp_path / "out" / "spectrum.svg").read_text()
     assert "block noise, 32 px" in svg
     assert "matplotlib.pyplot" not in sys.modules, "no global state of matplotlib is touched"
+    assert main(arguments) == 0, "the same again"
+    capsys.readouterr()
+    for name in ("spectrum.csv", "spectrum.png", "spectrum.svg"):
+        (tmp_path / "out" / name).write_bytes(b"notes")
+        assert main(arguments) == 2
+        assert f"{name} is not" in capsys.readouterr().err
+        assert (tmp_path / "out" / name).read_bytes() == b"notes"
+        (tmp_path / "out" / name).unlink()
 
 
 def test_command_without_matplotlib_says_what_to_install(
