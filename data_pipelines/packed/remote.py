@@ -180,15 +180,25 @@ class RemoteSet:
         return path.is_file() and file_sha256(path) == sha256
 
     def _read_manifest(self) -> Manifest:
-        """Download the manifest; it is checked before anything is written."""
+        """Download the manifest; it is checked before anything is written.
+
+        Raises:
+            DatasetError: It is no manifest, and not for a damaged transfer: the bytes came twice.
+        """
         where = f"{self.url}/{MANIFEST}"
+        rejected = b""
 
         def attempt() -> Manifest:
-            content = io.BytesIO()
-            self._copy(MANIFEST, content, MAX_BYTES)
+            nonlocal rejected
+            stream = io.BytesIO()
+            self._copy(MANIFEST, stream, MAX_BYTES)
+            content = stream.getvalue()
             try:
-                return parse_manifest(content.getvalue(), where)
+                return parse_manifest(content, where)
             except DatasetError as error:
+                if content == rejected:
+                    raise
+                rejected = content
                 raise _Rejected(str(error)) from None
 
         try:

@@ -416,6 +416,18 @@ def test_room_is_made_in_all_sets_of_the_cache(dataset: Path, tmp_path: Path) ->
         images.close()
 
 
+def test_a_manifest_that_arrives_twice_is_no_damaged_transfer(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DELAYS", (0.0,) * 9)
+    edit_manifest(dataset, lambda document: document["shards"][1].update(name="../x.tar"))
+    log = tmp_path / "log"
+    url = f"pipe:sh -c 'echo again >> {log}; cat {dataset}/{{}}'"
+    with pytest.raises(DatasetError, match="is no name of a shard"):
+        ShardedImages(url, cache=FileCache(tmp_path / "cache", 10**9))
+    assert log.read_text().split() == ["again"] * 2
+
+
 def test_remote_betons_are_rejected(dataset: Path, tmp_path: Path) -> None:
     manifest: Manifest = read_manifest(dataset)
     beton = dataclasses.replace(manifest.shards[0], name=BETON)
