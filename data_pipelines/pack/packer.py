@@ -109,7 +109,7 @@ class Packer:
             PackError: The destination holds something else, or nothing usable was found.
             OSError: Writing failed, e.g. for a full disk; what was finished stays.
         """
-        self._check_destination()
+        self.check()
         made = [path for path in self._directories() if not path.exists()]
         try:
             with self._work.alone():
@@ -141,7 +141,7 @@ class Packer:
 
     def pack_share(self, task: Task) -> None:
         """Write one array task's share of the shards; `finish` joins them. Raises as `pack`."""
-        self._check_destination()
+        self.check()
         with self._work.share(f"{task.number}-of-{task.count}"):
             if self._finished() is None:
                 self._claim()
@@ -149,7 +149,7 @@ class Packer:
 
     def finish(self) -> dict[Path, Manifest]:
         """Join what the array tasks wrote. Raises PackError if a shard is missing."""
-        self._check_destination()
+        self.check()
         with self._work.alone():
             manifests = self._finished()
             if manifests is None:

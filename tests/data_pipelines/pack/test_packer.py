@@ -424,8 +424,10 @@ def test_bilinear_filter_resizes_before_it_cuts(
     assert np.array_equal(decode_rgb(images.read(0)[0]), np.asarray(want))
     assert images.manifest.options["filter"] == "bilinear"
     images.close()
+    before = sorted((tmp_path / "set").rglob("*"))
     with pytest.raises(PackError, match="holds another set: filter=bilinear, not lanczos"):
         packed_set(tmp_path / "source", tmp_path / "set")
+    assert sorted((tmp_path / "set").rglob("*")) == before
 
 
 def test_sets_older_than_an_option_had_its_default(image_dir: Path, tmp_path: Path) -> None:
