@@ -12,6 +12,7 @@ from evaluation.metrics.registry import KINDS
 from evaluation.protocols import PROTOCOLS
 from evaluation.reference.exporters import FORMATS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
+from evaluation.sheets.make import KINDS as KINDS_OF_SHEETS
 from relaywave import Parser, complete_by
 
 GRID_IMAGES = 64
@@ -44,6 +45,7 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
     _add_sample(_shared(_command(commands, "sample", "write samples as image files")))
     _add_reference(_shared(_command(commands, "reference", "compute reference statistics")))
     _add_run(_shared(_command(commands, "run", "evaluate snapshots or images")))
+    _add_sheet(_shared(_command(commands, "sheet", "draw images to look at, and say which")))
     _add_views(commands)
     _add_conversions(commands)
     return parser
@@ -108,6 +110,25 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     _add_grid(parser)
     _add_sampling(parser, "")
+    _add_detector(parser)
+
+
+def _add_sheet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind",
+        choices=KINDS_OF_SHEETS,
+        help="samples beside their nearest neighbours in the reference; best and worst by realism;"
+        " by classes; several models' samples of equal seeds",
+    )
+    parser.add_argument("images", nargs="+", type=Path, help="samples, or other sets of images")
+    parser.add_argument("--reference", type=Path, help="images that samples are compared with")
+    parser.add_argument("--out", type=Path, required=True, metavar="SHEET.png")
+    parser.add_argument("--rows", type=int, default=8, help="rows of images")
+    parser.add_argument("--columns", type=int, default=8, help="images in a row")
+    parser.add_argument("--upscale", type=int, default=1, help="integer factor of enlargement")
+    parser.add_argument("--classes", default="", help="classes that are shown, e.g. 0-9,20")
+    parser.add_argument("--tap", default="", help="tap whose features count (default: the widest)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     _add_detector(parser)
 
 

@@ -27,6 +27,7 @@ from evaluation.request import (
     grid_of,
     new_reference_of,
     samples_of,
+    sheet_of,
     taps_of,
 )
 from evaluation.results.compare import format_comparison
@@ -34,6 +35,8 @@ from evaluation.results.plots import write_plots
 from evaluation.results.result_file import find_results
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
+from evaluation.sheets.make import make_sheet
+from evaluation.sheets.sheet import record_path
 from models.command_line import say
 from models.safe_files.atomic import new_file
 from models.snapshot import sampled_classes
@@ -83,6 +86,17 @@ def run(args: argparse.Namespace) -> Work:
             write_grid(grid, stored)
         files = ", ".join(str(request.out) for request in requests)
         _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
+
+    return work
+
+
+def sheet(args: argparse.Namespace) -> Work:
+    """Draw a sheet of images, and write what it shows."""
+    request = sheet_of(args)
+
+    def work(world: World) -> None:
+        make_sheet(request, world)
+        _say(world, f"{request.out}, {record_path(request.out)}")
 
     return work
 
@@ -149,6 +163,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "sample": sample,
     "reference": reference,
     "run": run,
+    "sheet": sheet,
     "table": table,
     "compare": compare,
     "protocols": protocols,

@@ -23,6 +23,7 @@ from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec, parse_seeds
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
+from evaluation.sheets.make import SheetRequest
 from models.snapshot import Snapshot, read_snapshot
 
 DEFAULT_SAMPLES = 50_000
@@ -207,6 +208,34 @@ def grid_of(args: argparse.Namespace) -> GridSettings | None:
         return None
     check_grid(args.grid)
     return GridSettings(args.grid, args.grid_images, args.grid_upscale)
+
+
+def sheet_of(args: argparse.Namespace) -> SheetRequest:
+    """Return the request of `sheet`.
+
+    Raises:
+        ValueError: A set of images does not exist, or is a model, whose samples are not drawn yet.
+    """
+    for path in args.images:
+        if is_snapshot(path):
+            raise ValueError(
+                f"{path} is a model; draw its samples first (relaywave eval sample), and name their"
+                " directory"
+            )
+    return SheetRequest(
+        kind=args.kind,
+        sets=tuple(map(open_images, args.images)),
+        reference=open_images(args.reference) if args.reference else None,
+        out=args.out,
+        rows=args.rows,
+        columns=args.columns,
+        upscale=args.upscale,
+        classes=parse_seeds(args.classes) if args.classes else (),
+        detector=detector_of(args),
+        tap=args.tap,
+        batch_size=args.batch_size,
+        num_features=args.features,
+    )
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:

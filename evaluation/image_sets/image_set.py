@@ -72,6 +72,9 @@ class ImageSet(Protocol):
     def labels(self, indices: Sequence[int]) -> Labels | None:
         """Return the classes of these indices, int64 [B], or None if they are not known."""
 
+    def name(self, index: int) -> str:
+        """Return what an image is called in its set: its file, place, or seed."""
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W] on the CPU.
 
@@ -146,6 +149,10 @@ class EncodedImages:
     def labels(self, indices: Sequence[int]) -> Labels | None:
         """Return the classes of these indices, int64 [B], or None if they are not known."""
         return None if self._labels is None else self._labels[list(indices)]
+
+    def name(self, index: int) -> str:
+        """Return the path of an image below the set's."""
+        return printable(self._entries[index].name)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
@@ -230,6 +237,10 @@ class PackedImages:
         labels = [self._images.label(i) for i in indices]
         return None if None in labels else np.array(labels, np.int64)
 
+    def name(self, index: int) -> str:
+        """Return where an image is stored."""
+        return self._images.locate(index)
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""
         return next(self.batches([indices]))
@@ -280,6 +291,10 @@ class ArrayImages:
         if self._classes is None:
             return None
         return np.asarray(self._classes[list(indices)], np.int64)
+
+    def name(self, index: int) -> str:
+        """Return the row of an image."""
+        return f"arr_0[{index}]"
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 RGB [B, 3, H, W]."""

@@ -9,7 +9,8 @@ kid_cmmd.py            Maximum mean discrepancies: KID and CMMD
 mind.py                MIND: a sliced Wasserstein-2 distance of features
 nearest_neighbours.py  Distances between sets and to the k-th neighbour, in blocks, exact
 precision_recall.py    Precision, recall, density, coverage; also in half precision, as published
+realism.py             Realism of single samples
 registry.py            The metrics by name: what each computes, and how results call it
-sharing.py            Work in numbered parts, each computed by one rank
+sharing.py             Work in numbered parts, each computed by one rank
 statistics.py          Means and covariances of features, merged across batches and ranks
 """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.runtime.world import World
+from evaluation.detectors.base import exact_arithmetic
 from evaluation.metrics.statistics import FloatArray
 
 BLOCK = 2048
@@ -117,6 +118,33 @@ def radii_squared(points: Points, k: int, world: World | None = None) -> NDArray
             best.offer(columns, rows, block.T)
         best.offer(rows, columns, block)
     return _exact_kth(points, *best.merged(world), k)
+
+
+def neighbours(
+    gen: FloatArray, ref: FloatArray, k: int, device: torch.device | str = "cpu"
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return distances [N, k], ascending, and indices [N, k] of the nearest reference points.
+
+    Of equally near ones, the first come first.
+
+    Args:
+        gen: Features [N, D] whose neighbours are sought.
+        ref: Features [M, D] that they are sought in.
+        k: How many; at most M.
+        device: Where blocks of distances are computed.
+    """
+    x, y = centred_points(gen, ref, device)
+    with torch.inference_mode(), exact_arithmetic():
+        blocks = Blocks(x, y)
+        best = _Candidates(len(x), min(k + SPARE_CANDIDATES, len(y)), x.x.device)
+        for rows, columns in blocks.owned(None):
+            best.offer(rows, columns, blocks.distances(rows, columns))
+        indices = best.indices.sort(1).values
+        own = torch.arange(len(x), device=x.x.device).repeat_interleave(indices.shape[1])
+        squares = exact_squares(x, own, y, indices.flatten()).view(indices.shape)
+        order = squares.argsort(dim=1, stable=True)[:, :k]
+        distances = squares.gather(1, order).sqrt()
+    return distances.cpu().numpy(), indices.gather(1, order).cpu().numpy()
 
 
 class _Candidates:

@@ -98,16 +98,21 @@ def memberships(
     Raises:
         ValueError: A set has no k neighbours, or the dimensions differ.
     """
+    check_neighbours(gen, ref, k)
+    x, y = centred_points(gen, ref, world.device if world is not None else "cpu")
+    with torch.inference_mode(), exact_arithmetic():
+        radii = radii_squared(x, k, world), radii_squared(y, k, world)
+        return _summed(_cross(x, y, *radii, world), world)
+
+
+def check_neighbours(gen: FloatArray, ref: FloatArray, k: int) -> None:
+    """Raise ValueError if a set of features has no k neighbours, or the dimensions differ."""
     if min(len(gen), len(ref)) <= k:
         raise ValueError(
             f"{len(gen)} and {len(ref)} samples are too few for k={k} nearest neighbours"
         )
     if gen.shape[1] != ref.shape[1]:
         raise ValueError(f"cannot compare features of {gen.shape[1]} and {ref.shape[1]} dimensions")
-    x, y = centred_points(gen, ref, world.device if world is not None else "cpu")
-    with torch.inference_mode(), exact_arithmetic():
-        radii = radii_squared(x, k, world), radii_squared(y, k, world)
-        return _summed(_cross(x, y, *radii, world), world)
 
 
 def _cross(

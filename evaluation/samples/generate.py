@@ -170,6 +170,10 @@ class GeneratedImages:
         """Return the classes of these indices, int64 [B], None for unconditional models."""
         return self.labels_of([self.spec.seeds[i] for i in indices])
 
+    def name(self, index: int) -> str:
+        """Return the name of a sample, its seed."""
+        return f"{self.spec.seeds[index]:06d}"
+
     def labels_of(self, seeds: Sequence[int]) -> Labels | None:
         """Return the classes of samples by their seeds, as `labels` does."""
         labels = self.spec.labels_of(seeds, self.classes)

@@ -132,6 +132,10 @@ class StoredSamples:
         """Return the classes of these indices, int64 [B], None for unconditional models."""
         return self._generated.labels(indices)
 
+    def name(self, index: int) -> str:
+        """Return the name of a sample, its seed."""
+        return self._generated.name(index)
+
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the images of these indices, uint8 [B, 3, H, W]."""
         return next(self.batches([indices]))

@@ -292,6 +292,9 @@ class TensorImages:
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         return self.pixels[list(indices)]
 
+    def name(self, index: int) -> str:
+        return str(index)
+
     def batches(self, todo: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         return map(self.batch, todo)
 
