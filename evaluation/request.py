@@ -16,11 +16,12 @@ from typing import Any
 from evaluation.detectors.base import DetectorConfig
 from evaluation.image_sets.grid import GridSettings, check_grid
 from evaluation.image_sets.image_set import ImageSet, open_images
+from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.registry import MetricSettings
 from evaluation.protocols import Protocol, find_protocol, record_protocol
 from evaluation.reference.reference import NUM_FEATURES, ReferenceSettings, open_reference
 from evaluation.results.result_file import check_result_output
-from evaluation.samples.generate import SampleSpec, parse_seeds
+from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
 from evaluation.sheets.make import SheetRequest

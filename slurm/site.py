@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.config_io import ConfigError, from_json
+from models.safe_files.regular import open_file
 from models.safe_files.transient import retried
 
 MAX_BYTES = 1 << 20
@@ -136,7 +137,7 @@ def read_site(path: Path | None = None) -> Site:
 
 def _text(path: Path) -> str:
     """Return the text of a file. Raises ValueError if it is no UTF-8, or too large."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")

@@ -72,7 +72,9 @@ def check_data(run_dir: Path, info: DatasetInfo) -> bool:
         )
     else:
         difference = f"{_described(recorded)}; data.path is now one of {_described(info)}"
-    raise ConfigError(f"{run_dir} was started with another set ({difference}); {_REMEDY}")
+    raise ConfigError(
+        f"{run_dir} was started with another set than data.path ({DATA}: {difference}); {_REMEDY}"
+    )
 
 
 def check_same_data(where: Path, identity: str, info: DatasetInfo) -> None:

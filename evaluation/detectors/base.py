@@ -21,6 +21,7 @@ from torch import Tensor
 from evaluation.detectors.resize import PREPROCESSINGS
 from models.convert.pickle_reader import unreadable
 from models.safe_files.archives import check_torch_file
+from models.safe_files.regular import open_file
 from models.safe_files.trees import check_tree
 
 CPU_CHUNK = 16
@@ -189,7 +190,7 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
 def weights_digest(path: Path, sha256: str | None) -> str:
     """Return a file's SHA-256. Raises ValueError if it is missing or not the expected one."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"weights file {path} cannot be read: {error}") from None

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -43,6 +43,7 @@ from data_pipelines.sources.lister.splits import SplitError
 from data_pipelines.sources.steady import SteadyReader
 from evaluation.image_sets.files import check_size, decode_image
 from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
+from evaluation.image_sets.seeds import parse_seeds
 from evaluation.overlap import ahead
 from models.safe_files.documents import DocumentError, Format, read_object
 from models.safe_files.typed_json import from_json
@@ -97,7 +98,7 @@ def open_images(path: Path) -> ImageSet:
     if path.suffix == ".npz":
         return ArrayImages(path)
     manifest = _finished_manifest(path)
-    if (path / MANIFEST).exists():
+    if os.path.lexists(path / MANIFEST) or (manifest and "shard_images" in manifest["layout"]):
         return PackedImages(path, manifest)
     return EncodedImages(path, manifest)
 
@@ -116,6 +117,7 @@ class EncodedImages:
         self._source = image_files(path)
         listing = _list_items(self._source)
         self._entries = [e for e in listing.entries if e.locator != BROKEN_LINK]
+        _check_number(path, manifest, len(self._entries))
         broken = [Skip(e.name, "broken link") for e in listing.entries if e.locator == BROKEN_LINK]
         self._skips = [skip for skip in listing.skips if skip.name not in SAMPLE_FILES] + broken
         _note_left_out(path, self._skips)
@@ -193,6 +195,16 @@ class EncodedImages:
         return content
 
 
+def _check_number(path: Path, manifest: Mapping[str, Any] | None, found: int) -> None:
+    """Raise ValueError unless a directory holds as many images as `sample` has written there."""
+    drawn = len(parse_seeds(manifest["identity"]["seeds"])) if manifest else found
+    if found != drawn:
+        raise ValueError(
+            f"{path} holds {found} images, but {SAMPLES} says {drawn}: some were removed, or are"
+            " damaged; the same `relaywave eval sample` command draws those that are missing"
+        )
+
+
 def _list_items(source: Source) -> Listing:
     """Return the images of a source. Raises ValueError if there are none, or several splits."""
     try:
@@ -249,12 +261,16 @@ class PackedImages:
         """Yield the images of each of these batches, decoded ahead of the caller."""
         indices = [i for batch in todo for i in batch]
         if self._size is None and indices:
-            self._size = tuple(self._images.decode(indices[0]).shape)
+            self._size = tuple(self._decode(indices[0]).shape)
         depth = AHEAD * max(map(len, todo), default=1)
         return stacked(ahead(self._decode, indices, depth=depth), todo)
 
     def _decode(self, index: int) -> Tensor:
-        image = self._images.decode(index)
+        try:
+            image = self._images.decode(index)
+        except BadImage as error:
+            where = f"{self._images.path}: {self._images.locate(index)}"
+            raise ValueError(f"{where}: {error}") from None
         if self._size is not None:
             check_size(image, self._size, f"{self._images.path}: image {index}")
         return image

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.safe_files.archives import check_member, check_total
 from models.safe_files.atomic import atomic_file
+from models.safe_files.regular import check_file
 from models.safe_files.transient import file_sha256, retried
 
 CHUNK = 1 << 20
@@ -77,6 +78,7 @@ class NpzArray:
 def _one_line(path: Path) -> Iterator[None]:
     """Turn whatever reading an .npz file raises into a ValueError that names it."""
     try:
+        check_file(path)
         yield
     except (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
             SyntaxError, TypeError, OverflowError, ValueError) as error:  # fmt: skip

@@ -25,6 +25,7 @@ from models.convert.pickle_reader import (
     read_pickled_npy,
 )
 from models.safe_files.archives import ArchiveError, check_torch_file, read_member
+from models.safe_files.regular import check_file
 
 SPATIAL_EDGE = 17
 CLEAN_MODES = {
@@ -52,6 +53,8 @@ def read_statistics(path: Path, detector: Mapping[str, str]) -> FeatureSet:
         ValueError: The file is damaged, holds objects that are rejected, is of no known kind,
             contradicts `detector`, or its preprocessing is unknown.
     """
+    if path.exists():
+        check_file(path)
     reader = _reader(path)
     if reader is None:
         return read_reference(path)

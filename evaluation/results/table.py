@@ -164,7 +164,7 @@ def _value(result: Result, name: str) -> str:
 
 def _times(result: Result) -> list[str]:
     seconds = result["seconds"]
-    metrics = sum(metric["seconds"] for metric in result["metrics"].values())
+    metrics = sum(metric.get("seconds", 0.0) for metric in result["metrics"].values())
     sampling = seconds["sampling"]
     total = seconds["features"] + metrics
     return ["-" if sampling is None else f"{sampling:.1f}", f"{total:.1f}"]

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.image_sets.image_set import ImageSet, PackedImages
+from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.nearest_neighbours import neighbours
 from evaluation.metrics.realism import realism
 from evaluation.metrics.statistics import Device, FeatureSet, evenly_spread
-from evaluation.samples.generate import parse_seeds
 from evaluation.sheets.sheet import Cell, Layout
 
 

@@ -12,8 +12,8 @@ from evaluation.detectors.registry import build_detector
 from evaluation.features.extract import extract
 from evaluation.features.store import features_dir
 from evaluation.image_sets.image_set import ImageSet
+from evaluation.image_sets.seeds import parse_seeds
 from evaluation.reference.reference import feature_cache
-from evaluation.samples.generate import parse_seeds
 from evaluation.sheets.choose import class_rows, neighbour_rows, realism_rows, seed_rows
 from evaluation.sheets.sheet import Layout, check_sheet, write_sheet
 

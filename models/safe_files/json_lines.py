@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError
+from models.safe_files.regular import open_file
 from models.safe_files.transient import retried
 
 logger = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 29
+MAX_LINE = 1 << 20
+"""Bytes above which a line is none that was written, but damage: zeros, without an end."""
 
 
 def read_lines(
@@ -33,7 +39,7 @@ def read_lines(
         DocumentError: It is no regular file.
     """
     try:
-        lines = retried(lambda: _content(path), f"reading {path}").split(b"\n")
+        lines = retried(lambda: _lines(path), f"reading {path}")
     except FileNotFoundError:
         return []
     parsed = {number: _parse(line) for number, line in enumerate(lines, 1) if line.strip()}
@@ -52,10 +58,19 @@ def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
 
 
-def _content(path: Path) -> bytes:
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines of a file; of those that are too long for an object, the beginning."""
     if path.exists() and not path.is_file():
         raise DocumentError(f"{path} is no file")  # a pipe would be waited for without end
-    return path.read_bytes()
+    lines = []
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise DocumentError(f"{path} has more than {MAX_BYTES >> 20} MiB, which no log has")
+        while line := file.readline(MAX_LINE):
+            lines.append(line)
+            while len(line) == MAX_LINE and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+    return lines
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

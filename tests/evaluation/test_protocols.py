@@ -18,6 +18,7 @@ from evaluation.detectors.base import Detector, DetectorConfig
 from evaluation.detectors.registry import DETECTORS
 from evaluation.image_sets.files import encode_image
 from evaluation.image_sets.grid import make_grid
+from evaluation.image_sets.seeds import format_seeds, parse_seeds
 from evaluation.metrics.registry import KINDS, MetricRequest, MetricSettings, parse_request
 from evaluation.metrics.statistics import FeatureSet, gaussian_of
 from evaluation.protocols import PROTOCOLS, deviations, find_protocol, record_protocol
@@ -27,7 +28,7 @@ from evaluation.results.compare import axis_value, format_comparison
 from evaluation.results.plots import draw, lines_of, published_values, write_plots
 from evaluation.results.result_file import new_result, resumed
 from evaluation.results.table import format_repeats, format_table
-from evaluation.samples.generate import SampleSpec, format_seeds, parse_seeds
+from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
 from models.rdm.config import EdmConfig

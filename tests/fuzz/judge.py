@@ -10,7 +10,8 @@ from tests.fuzz.mutations import Mutation
 from tests.fuzz.sandbox import MEGABYTES, SECONDS, Outcome
 from tests.fuzz.subject import Difference, Subject
 
-PROGRESS = re.compile(r"[\w ]+: \d+/\d+ images, ")
+BESIDE = re.compile(r"[\w ]+: \d+/\d+ images, |.*; the file is skipped$")
+"""What may be printed before the one line: progress, and what was passed over."""
 State = dict[str, tuple[object, ...]]
 ENDS = ("rejected", "skipped", "identical", "forged", "escape")
 """What a mutation may lead to; `forged` files have a matching checksum, and another result."""
@@ -93,7 +94,7 @@ def _traces(subject: Subject, outcome: Outcome, before: State, after: State) -> 
 
 def _not_one_line(outcome: Outcome, mutation: Mutation, files: list[str]) -> str | None:
     said = outcome.err.splitlines()
-    line = "\n".join(text for text in said if not PROGRESS.match(text))
+    line = "\n".join(text for text in said if not BESIDE.match(text))
     if outcome.code != 2:
         return f"exit code {outcome.code}: {line!r}"
     if not line or not line.isprintable():

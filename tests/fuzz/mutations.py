@@ -68,8 +68,9 @@ def mutate(rng: random.Random, files: list[str], tree: Path, other: Path, aside:
         path.write_bytes(_edit_safetensors(rng, content))
         return Mutation(name, "the header of safetensors edited")
     if _is_text(content) and rng.random() < 0.6:
-        path.write_bytes(_edit_lines(rng, content))
-        return Mutation(name, "lines edited")
+        text, forged = _edit_lines(rng, content)
+        path.write_bytes(text)
+        return Mutation(name, "lines edited", forged)
     edit = rng.choice(EDITS)
     path.write_bytes(edit(rng, content))
     return Mutation(name, f"bytes: {edit.__name__.lstrip('_')}")
@@ -146,14 +147,17 @@ def _is_text(content: bytes) -> bool:
     return bool(content) and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in content[:4096])
 
 
-def _edit_lines(rng: random.Random, content: bytes) -> bytes:
+def _edit_lines(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
+    """Return changed text, and whether a checksum in it was made to match."""
+    forged = False
     lines = content.splitlines(keepends=True)
     number = rng.randrange(len(lines))
     line = lines[number]
     document = _parse(line)
     action = rng.randrange(7)
     if document is not None and action < 4:
-        lines[number] = _edit_document(rng, document, line)[0].replace(b"\n", b" ") + b"\n"
+        text, _, forged = _edit_document(rng, document, line)
+        lines[number] = text.replace(b"\n", b" ") + b"\n"
     elif action == 0:
         lines[number] = b""
     elif action == 1:
@@ -173,7 +177,7 @@ def _edit_lines(rng: random.Random, content: bytes) -> bytes:
         lines[number] = name + equals + b" " + odd + b"\n"
     else:
         lines[number] = rng.choice([b"\0" * 40 + b"\n", b"unknown = 3\n", b"x" * 100_000 + b"\n"])
-    return b"".join(lines)
+    return b"".join(lines), forged
 
 
 # JSON.

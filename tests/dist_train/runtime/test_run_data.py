@@ -155,7 +155,12 @@ def test_submission_rejects_another_set(root: Path, capsys: pytest.CaptureFixtur
     assert slurm([*new, *here, "--gpus-per-node=0", "total_images=8"]) == 2
     _replace_on_disk(root)
     assert slurm(["resume", str(run_dir), *here]) == 2
-    assert capsys.readouterr().err.count("was started with another set (60 images") == 2
+    assert (
+        capsys.readouterr().err.count(
+            "was started with another set than data.path (data.json: 60 images"
+        )
+        == 2
+    )
     assert _files(run_dir) == before
 
 

@@ -177,9 +177,13 @@ def a_file_may_be_gone(difference: Difference) -> bool:
 
 
 def a_tar_may_end_early(difference: Difference) -> bool:
-    """What follows the end mark of a tar is one item, whatever it is, that is skipped and named."""
+    """What follows the end mark of a tar is one item, whatever it is, that is skipped and named.
+
+    A tar has no table: members whose blocks are gone were never there.
+    """
     rest_is_skipped = "no tar archive" in difference.said and _count(difference.after) > 0
-    return rest_is_skipped or nothing_vanishes(difference)
+    blocks_are_gone = difference.mutation.what == "bytes: remove" and not difference.added
+    return rest_is_skipped or blocks_are_gone or nothing_vanishes(difference)
 
 
 def a_shard_may_be_gone(difference: Difference) -> bool:
@@ -187,7 +191,7 @@ def a_shard_may_be_gone(difference: Difference) -> bool:
     is_counted = difference.after["skipped"] != difference.before["skipped"]
     if "bytes" not in difference.mutation.what and is_counted:
         return "skipped" in difference.said and not difference.added
-    return a_file_may_be_gone(difference)
+    return a_file_may_be_gone(difference) or a_tar_may_end_early(difference)
 
 
 def whatever_is_counted(difference: Difference) -> bool:

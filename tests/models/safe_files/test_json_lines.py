@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
+from models.safe_files.documents import DocumentError
 from models.safe_files.json_lines import read_lines, write_lines
+from tests.flaky_files import make_flaky
 
 DAMAGE: dict[str, bytes] = {
     "a bad byte": b'{"n": 2, "name": "\xff"}\n',
@@ -64,7 +66,20 @@ def test_an_error_of_the_moment_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.safe_files.transient.DELAYS", (0.0,))
-    stale = [OSError(errno.ESTALE, "Stale file handle"), b'{"n": 1}\n']
-    with caplog.at_level(logging.WARNING), mock.patch.object(Path, "read_bytes", side_effect=stale):
-        assert read_lines(tmp_path / "log.jsonl") == [{"n": 1}]
+    path = tmp_path / "log.jsonl"
+    write_lines(path, [{"n": 1}])
+    failed = make_flaky(monkeypatch, lambda name: name == path, 1, errno.ESTALE)
+    with caplog.at_level(logging.WARNING):
+        assert read_lines(path) == [{"n": 1}]
+    assert failed.total() == 1
     assert "trying again" in caplog.text
+
+
+def test_zeros_without_an_end_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + bytes(3 << 20) + b'\n{"n": 2}\n')
+    assert read_lines(path) == [{"n": 1}, {"n": 2}]
+    assert "1 of 3 lines are damaged" in caplog.text
+    os.truncate(path, 3 << 30)
+    with pytest.raises(DocumentError, match=r"log.jsonl has more than 512 MiB"):
+        read_lines(path)
