@@ -28,6 +28,7 @@ INPUTS = [
     "train ema {path} --relative-width 0.1",
     "train export {path} {out}",
     "eval sample {path} --out {out}",
+    "eval sheet classes {path} --out {out}.png",
     "eval reference {path} {out}.npz",
     "eval run {path} --reference {path} --out {out}.json",
     "eval table {path}",

@@ -51,6 +51,8 @@ from models.safe_files.typed_json import from_json
 SAMPLES = "samples.json"
 SAMPLE_FILES = {SAMPLES, LABELS, ".lock"}
 """Files of a sample directory that are not images."""
+READERS = 8
+"""Threads that read files to hash them: they wait for the disk, or the network, more than work."""
 AHEAD = 2
 """Batches that are decoded ahead of the one that is being used."""
 Labels = NDArray[np.int64]
@@ -131,7 +133,9 @@ class EncodedImages:
     def identity(self) -> dict[str, Any]:
         """Kind, path, number and content digest; reads every file once."""
         digest = hashlib.sha256()
-        contents = self._each(lambda _, data: hashlib.sha256(data).hexdigest(), self._entries)
+        contents = self._each(
+            lambda _, data: hashlib.sha256(data).hexdigest(), self._entries, threads=READERS
+        )
         for entry, content in zip(self._entries, contents, strict=True):
             digest.update(name_bytes(f"{entry.name}\0{content}\n"))
         codecs = {extension(entry.name) for entry in self._entries}
@@ -169,7 +173,12 @@ class EncodedImages:
         return stacked(images, todo)
 
     def _each(
-        self, work: Callable[[Entry, bytes], T], entries: Sequence[Entry], depth: int = 0
+        self,
+        work: Callable[[Entry, bytes], T],
+        entries: Sequence[Entry],
+        *,
+        threads: int | None = None,
+        depth: int = 0,
     ) -> Iterator[T]:
         """Yield what threads make of files, in order.
 
@@ -177,7 +186,8 @@ class EncodedImages:
         back and forth in them is slow.
         """
         if self._read_by_threads:
-            return ahead(lambda entry: work(entry, self._encoded(entry)), entries, depth=depth)
+            read_and_work = lambda entry: work(entry, self._encoded(entry))  # noqa: E731
+            return ahead(read_and_work, entries, threads=threads, depth=depth)
         contents = ((entry, self._encoded(entry)) for entry in entries)
         return ahead(lambda item: work(*item), contents, depth=depth)
 

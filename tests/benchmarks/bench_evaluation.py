@@ -20,16 +20,25 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from dist_train.runtime.world import init_world
+from data_pipelines.images import Pixels
+from data_pipelines.sources.base import Entry
+from dist_train.runtime.world import World, init_world
 from evaluation.detectors.base import DetectorConfig
 from evaluation.detectors.fold_batchnorm import fold_inception
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.registry import build_detector
 from evaluation.features.extract import extract
+from evaluation.image_sets import image_set
 from evaluation.image_sets.image_set import open_images
+from evaluation.metrics import precision_recall
 from evaluation.metrics.frechet import frechet_distance, frechet_of_features
-from evaluation.metrics.precision_recall import manifold_scores
-from evaluation.metrics.statistics import FloatArray, Gaussian, gaussian_of
+from evaluation.metrics.precision_recall import (
+    half_precision_recall,
+    manifold_scores,
+    stylegan_distance,
+)
+from evaluation.metrics.statistics import FloatArray, Gaussian, Moments, gaussian_of, moments_of
+from evaluation.overlap import cores_of_rank
 from tests.ranks import run_ranks
 
 DIM = 2048
@@ -207,11 +216,118 @@ def bench_ranks(rounds: int) -> None:
         report(f"features on 2 ranks, one core each, {name}", ratio, 1.8, seconds)
 
 
+def bench_moments(rounds: int) -> None:
+    """Products of blocks of 1024 rows against one per batch of 64 images."""
+    x = features(8192, DIM, 256, 0.0, 0)
+
+    def by_batches() -> Moments:
+        moments = Moments.empty(DIM)
+        for start in range(0, len(x), 64):
+            moments.add(x[start : start + 64])
+        return moments
+
+    times = medians({"batches": by_batches, "blocks": lambda: moments_of(x)}, rounds)
+    np.testing.assert_allclose(moments_of(x).scatter, by_batches().scatter, rtol=1e-8, atol=1e-6)
+    seconds = f"{times['batches']:.2f} s -> {times['blocks']:.2f} s"
+    report("moments of 8192 x 2048", times["batches"] / times["blocks"], 2, seconds)
+
+
+def bench_half_precision(rounds: int) -> None:
+    """CPU time of the slowest of 2 ranks, against that of 1 rank."""
+    _bench_shared("StyleGAN's P/R, 1500 x 2000 x 256, 2 ranks", score_half, rounds)
+
+
+def score_half(seconds: Path) -> None:
+    gen, ref = features(1500, 256, 128, 0.02, 0), features(2000, 256, 128, 0.0, 1)
+    _timed_alone(lambda w: half_precision_recall(gen, ref, 3, stylegan_distance, w), seconds)
+
+
+def _bench_shared(what: str, function: Callable[[Path], None], rounds: int) -> None:
+    times: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as directory:
+        for _ in range(rounds):
+            for ranks in times:
+                run_ranks(ranks, function, Path(directory) / "seconds")
+                times[ranks].append(float((Path(directory) / "seconds").read_text()))
+    ratio = statistics.median(a / b for a, b in zip(times[1], times[2], strict=True))
+    one, two = (statistics.median(values) for values in times.values())
+    report(what, ratio, 1.7, f"CPU of the slowest rank: {one:.2f} s / {two:.2f} s")
+
+
+def _timed_alone(work: Callable[[World], object], seconds: Path) -> None:
+    """Write the CPU seconds of the slowest rank, which other processes hardly move."""
+    torch.set_num_threads(1)
+    precision_recall.BLOCK = 250
+    world = init_world()
+    work(world)
+    world.barrier()
+    started = time.process_time()
+    work(world)
+    slowest = max(world.gather_objects(time.process_time() - started))
+    if world.rank == 0:
+        seconds.write_text(str(slowest))
+
+
+def bench_overlap(rounds: int) -> None:
+    """Wall clock with threads against without: hashing, decoding, and both beside a device.
+
+    The device is a stand-in that lets the CPU alone for 40 ms a batch, as a GPU does.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        generator = np.random.default_rng(0)
+        for i in range(512):
+            pixels = generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path(directory) / f"{i:04d}.png")
+        batches = [range(start, start + 64) for start in range(0, 512, 64)]
+
+        def read(device_seconds: float) -> None:
+            for _ in open_images(Path(directory)).batches(batches):
+                time.sleep(device_seconds)
+
+        def hash_slowly() -> None:
+            images = open_images(Path(directory))
+            assert isinstance(images, image_set.EncodedImages)
+            read = images._read
+
+            def slowly(entry: Entry) -> bytes | Pixels:
+                time.sleep(0.002)
+                return read(entry)
+
+            images._read = slowly  # type: ignore[assignment]
+            assert images.identity
+
+        parts: dict[str, Callable[[], object]] = {
+            "hashing 512 files that take 2 ms to open": hash_slowly,
+            "decoding 512 PNG files of 256 pixels": lambda: read(0),
+            "decoding beside a device busy for 40 ms a batch": lambda: read(0.04),
+        }
+        for what, part in parts.items():
+            ratios = [_wall(part, plainly=True) / _wall(part) for _ in range(rounds + 1)][1:]
+            cores = cores_of_rank()
+            report(f"{what}, {cores} cores", statistics.median(ratios), 1.3, "wall clock")
+
+
+def _wall(part: Callable[[], object], *, plainly: bool = False) -> float:
+    """Return the seconds of a part; plainly: every item is worked on when it is used."""
+    usual = image_set.ahead
+    if plainly:
+        image_set.ahead = lambda function, items, **_: map(function, items)  # type: ignore
+    try:
+        start = time.perf_counter()
+        part()
+        return time.perf_counter() - start
+    finally:
+        image_set.ahead = usual
+
+
 BENCHES: dict[str, Callable[[int], None]] = {
     "frechet": bench_frechet,
     "precision_recall": bench_precision_recall,
     "inception": bench_inception,
     "ranks": bench_ranks,
+    "moments": bench_moments,
+    "half_precision": bench_half_precision,
+    "overlap": bench_overlap,
 }
 
 

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from evaluation import __main__ as cli
+from evaluation.detectors.base import DetectorConfig
+from evaluation.detectors.registry import build_detector
 from evaluation.features.batches import BatchStore
-from evaluation.image_sets.image_set import open_images
+from evaluation.image_sets.image_set import READERS, open_images
 from evaluation.overlap import ahead, cores_of_rank
 
 PATIENCE = 60.0
@@ -180,7 +182,7 @@ def test_files_are_hashed_by_several_threads_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = open_images(write_set(tmp_path / "set", "directory"))
-    together = threading.Barrier(3)  # broken, and an error, unless three read at once
+    together = threading.Barrier(READERS)  # broken, and an error, unless all read at once
     read, met = images._read, threading.local()  # type: ignore[attr-defined]
 
     def reads(entry: object) -> bytes:
@@ -270,3 +272,23 @@ def test_images_of_one_size_are_checked_before_threads_start(tmp_path: Path) -> 
     images = open_images(path)
     with pytest.raises(ValueError, match=r"001.png is 32x32 pixels, others are 16x16"):
         list(images.batches([range(6), range(6, 11)]))
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_does_and_the_loop_does_not_wait_for_it(tmp_path: Path) -> None:
+    path = write_set(tmp_path / "set", "directory", count=40)
+    config, features = DetectorConfig(), []
+    for name in ("cpu", "cuda"):
+        detector = build_detector(config, torch.device(name)).with_taps(["block4"])
+        pinned = open_images(path).batch(range(40))
+        if name == "cuda":
+            detector(pinned)  # loads the network
+            pinned = pinned.pin_memory()
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            computed = detector(pinned)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        features.append(computed["block4"].cpu())
+    torch.testing.assert_close(features[1], features[0], rtol=1e-4, atol=1e-4)

@@ -113,3 +113,14 @@ def _of_blocks(cdist: Callable[..., torch.Tensor], largest: list[int]) -> object
         return cdist(u, v, **options)
 
     return call
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [*SHARED, "pr", "prdc", "fd", "fd_biased", "mind"])
+def test_values_on_a_gpu_are_those_of_the_cpu(kind: str) -> None:
+    """To rounding; half-precision metrics may decide one sample otherwise."""
+    cpu, gpu = (
+        values(World(rank=0, local_rank=0, size=1, device=torch.device(name)), kind)["values"]
+        for name in ("cpu", "cuda")
+    )
+    assert gpu == pytest.approx(cpu, rel=1e-5, abs=1.01 / 230 if kind.startswith("pr_") else 1e-9)
