@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError, Format, canonical_json
 from models.safe_files.regular import check_file
-from models.safe_files.transient import file_sha256
+from models.safe_files.transient import file_sha256, retried
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -299,7 +299,9 @@ def map_index(file: Path) -> Index:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on headers that numpy finds odd
             check_file(file)
-            index: Index = np.lib.format.open_memmap(file, mode="r")
+            index: Index = retried(
+                lambda: np.lib.format.open_memmap(file, mode="r"), f"reading {file}"
+            )
     except OSError as error:
         raise DatasetError(f"{file} cannot be read: {error.strerror}; pack the set again") from None
     except Exception as error:  # parsing a damaged header raises many kinds

@@ -8,7 +8,6 @@ never compared. Weights are read here too: as plain tensors, after their digest 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from evaluation.detectors.resize import PREPROCESSINGS
 from models.convert.pickle_reader import unreadable
 from models.safe_files.archives import check_torch_file
-from models.safe_files.regular import open_file
+from models.safe_files.transient import file_sha256
 from models.safe_files.trees import check_tree
 
 CPU_CHUNK = 16
@@ -190,8 +189,7 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
 def weights_digest(path: Path, sha256: str | None) -> str:
     """Return a file's SHA-256. Raises ValueError if it is missing or not the expected one."""
     try:
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise ValueError(f"weights file {path} cannot be read: {error}") from None
     if sha256 is not None and digest != sha256:

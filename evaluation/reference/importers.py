@@ -26,6 +26,7 @@ from models.convert.pickle_reader import (
 )
 from models.safe_files.archives import ArchiveError, check_torch_file, read_member
 from models.safe_files.regular import check_file
+from models.safe_files.transient import retried
 
 SPATIAL_EDGE = 17
 CLEAN_MODES = {
@@ -203,7 +204,7 @@ def _npy(path: Path, detector: str) -> Content:
 
 def _pickle(path: Path, detector: str) -> Content:
     """EDM2 `dataset-refs` or StyleGAN `gan-metrics`."""
-    content = read_pickle(path.read_bytes(), PICKLE_GLOBALS)
+    content = read_pickle(retried(path.read_bytes, f"reading {path}"), PICKLE_GLOBALS)
     if isinstance(content, dict) and "raw_mean" in content:
         return _stylegan(path, content, detector)
     keys = {"inception": "fid", "dinov2": "fd_dinov2"}

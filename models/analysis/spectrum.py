@@ -29,6 +29,7 @@ from models.rdm.block_noise import block_noise
 from models.rdm.dct import dct_matrix
 from models.rdm.relay_sampler import enlarge
 from models.safe_files.atomic import atomic_file, check_replaceable_file
+from models.safe_files.transient import retried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,10 +195,11 @@ def read_images(image_dir: Path, resolution: int, limit: int) -> Iterator[Tensor
 
 
 def _read_image(path: Path, resolution: int) -> Image.Image | None:
+    content = retried(lambda: path.read_bytes(), f"reading {path}")
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(content)) as file:
             image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError):
+    except (OSError, UnidentifiedImageError):  # it is no picture, or a damaged one
         return None
     edge = min(image.size)
     if edge < resolution:

@@ -86,7 +86,7 @@ class SteadyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.descriptor = open_descriptor(path)
+        self.descriptor = retried(lambda: open_descriptor(path), f"opening {path}")
 
     def read(self, length: int, offset: int) -> bytes:
         """Return bytes from an offset on: fewer than `length` only where the file ends.

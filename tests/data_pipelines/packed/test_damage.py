@@ -44,6 +44,7 @@ from data_pipelines.pipeline import DataConfig, MixedSet, Share
 from models.safe_files import transient
 from models.safe_files.documents import checksum
 from tests.data_sets import damage, packed_set, write_class_dirs
+from tests.flaky_files import make_flaky
 
 BACKENDS = ("dali", "webdataset", "ffcv")
 
@@ -344,6 +345,28 @@ def test_a_moment_of_trouble_is_no_damage(
         assert len(pipeline.corrupt) == damaged, "a lasting error is damage"
         monkeypatch.undo()
         monkeypatch.setattr(transient, "DELAYS", (0.0, 0.0, 0.0))
+
+
+def test_files_that_cannot_be_opened_for_a_moment_are_opened_again(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest, the index (which numpy maps) and each shard (by a descriptor)."""
+    before = ShardedImages(dataset).read(5)
+    opened = os.open
+    for number in (errno.EIO, errno.ESTALE):
+        with monkeypatch.context() as patch:
+            failed = make_flaky(patch, lambda path: dataset in path.parents, 3, number)
+
+            def flaky(name: Any, *options: Any, failed: Any = failed, **more: Any) -> int:
+                path = Path(os.fsdecode(name))
+                if path.suffix == ".tar" and failed[path] < 3:
+                    failed[path] += 1
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+                return opened(name, *options, **more)
+
+            patch.setattr(os, "open", flaky)
+            assert ShardedImages(dataset).read(5) == before
+        assert {path.name for path in failed} == {MANIFEST, INDEX, "000000.tar"}
 
 
 def test_reads_in_pieces_are_complete(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

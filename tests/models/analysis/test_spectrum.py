@@ -14,6 +14,7 @@ from scipy.fft import dctn
 
 from models.__main__ import main
 from models.analysis.spectrum import Spectra, compute_spectra, radial_power
+from tests.flaky_files import make_flaky
 
 LOW = slice(1, 24)  # the lowest third of the small image's band
 
@@ -72,6 +73,28 @@ def test_command_writes_plots_and_table(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"{name} is not" in capsys.readouterr().err
         assert (tmp_path / "out" / name).read_bytes() == b"notes"
         (tmp_path / "out" / name).unlink()
+
+
+def test_an_image_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, image in zip("ab", pixels, strict=True):
+        Image.fromarray(image).save(pictures / f"{name}.png")
+    command = ["spectrum", str(pictures), str(tmp_path / "out"), "--resolution", "16"]
+    table = tmp_path / "out/spectrum.csv"
+    assert main(command) == 0
+    before = table.read_text()
+    with monkeypatch.context() as patch:
+        assert make_flaky(patch, lambda path: path.name == "a.png", 3) == {}
+        assert main(command) == 0
+    assert table.read_text() == before
+    with monkeypatch.context() as patch:
+        make_flaky(patch, lambda path: path.name == "a.png", 10**6)
+        assert main(command) == 2
+    assert "a.png" in capsys.readouterr().err
 
 
 def test_command_without_matplotlib_says_what_to_install(
