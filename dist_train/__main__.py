@@ -24,8 +24,12 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("dist_train")
 
-from dist_train.completion import complete_recipe
 from models import command_line
+
+if __name__ == "__main__":
+    command_line.exit_on_interrupt()
+
+from dist_train.completion import complete_recipe
 
 COMMANDS = ("list", "status", "plan", "ema", "export")
 

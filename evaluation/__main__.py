@@ -58,6 +58,8 @@ def _run(arguments: list[str], prog: str) -> int:
                 return launch_ranks("evaluation", arguments, args.ranks)
             world = world or init_world(TIMEOUT)
             _share(work, world)
+    except BrokenPipeError:
+        raise  # `| head` has seen enough: no failure
     except (Exception, KeyboardInterrupt) as error:
         return rank_errors.fail(error, world)
     return 0

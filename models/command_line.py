@@ -65,16 +65,22 @@ def run(work: Callable[[], int | None]) -> int:
     Returns:
         The exit code.
     """
+    _open_closed_streams()
     _print_any_name()
     try:
         _interrupt_by_exception()
         code = work() or 0
-        sys.stdout.flush()
+        with about("stdout"):
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         _drop_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return fail(error)
+        code = fail(error)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            _drop_output()
     return code
 
 
@@ -212,6 +218,21 @@ def _missing_extra(error: BaseException) -> str:
     """Return the extra of relaywave whose package could not be imported, else ""."""
     name = error.name if isinstance(error, ImportError) else None
     return EXTRAS.get((name or "").partition(".")[0], "")
+
+
+def _open_closed_streams() -> None:
+    """Put the null device in the place of closed streams (`>&-`), as if nobody read them.
+
+    Else a file that is opened later takes their number, and what libraries print lands in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the end)
 
 
 def _print_any_name() -> None:

@@ -55,6 +55,13 @@ def test_commands_that_compute_nothing_import_no_torch(arguments: str, tmp_path:
     assert done.returncode == 0, done.stderr
 
 
+def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
+    """`protocols` prints inside of what all ranks do."""
+    command = f"{sys.executable} -m relaywave eval protocols | true; exit ${{PIPESTATUS[0]}}"
+    done = run("bash", "-c", command, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def without_torch(directory: Path) -> Path:
     """Return a directory that, first on the path, makes the import of torch fail."""
     (directory / "torch.py").write_text("raise RuntimeError('torch was imported')\n")

@@ -15,17 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dist_train.runtime.preemption import LAUNCHED, SIGNALS
 from dist_train.runtime.world import check_single_task
 from models.command_line import say
 
 PATIENCE = 60.0
 """Seconds that ranks have to end after one of them did, before they are killed."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask to stop: of schedulers, of a terminal (Ctrl-C) and of users."""
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Environment variable that tells torch that no rank keeps the group's store."""
-LAUNCHED = "RELAYWAVE_LAUNCHED"
-"""Environment variable that tells a rank that it was started here."""
 RANKS_PER_CORE = 4
 """Ranks that a machine without GPUs bears for each of its cores: each holds all of PyTorch."""
 MAX_RANKS = "RELAYWAVE_MAX_RANKS"

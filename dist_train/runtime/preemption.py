@@ -1,7 +1,8 @@
 """Signals that ask a run to stop.
 
 In the loop they set a flag, and the loop saves at the next step boundary. Before it, there is
-nothing to save, and the process ends at once.
+nothing to save, and the process ends at once. This module imports nothing heavy: it takes signals
+while PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from dist_train.runtime.launch import LAUNCHED, SIGNALS
 from models.command_line import EXIT_PREEMPTED, say
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask to stop: of schedulers, of a terminal (Ctrl-C) and of users."""
+LAUNCHED = "RELAYWAVE_LAUNCHED"
+"""Environment variable that tells a rank that launch.py started it."""
 PR_SET_PDEATHSIG = 1
 
 

@@ -6,6 +6,8 @@ import argparse
 import errno
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -98,6 +100,50 @@ def test_output_that_nobody_reads_ends_quietly(
         monkeypatch.setattr("sys.stdout", closed)
         assert command_line.run(lambda: print("text") or 0) == 0
     assert capsys.readouterr().err == ""
+
+
+CLOSING = """
+import os, sys
+from models import command_line
+
+def work():
+    with open(sys.argv[1], "w") as file:
+        print("text", flush=True)
+        os.write(1, b"of a library")
+        print("error", file=sys.stderr, flush=True)
+        file.write("content")
+
+sys.exit(command_line.run(work))
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(CLOSING)
+    command = f"{sys.executable} script.py file {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "content", "no output lands in another file"
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "text\nof a library")
+    assert done.stderr == ("" if "2>&-" in closed else "error\n")
+
+
+def test_output_that_cannot_be_written_is_said() -> None:
+    code = "from models import command_line as c; raise SystemExit(c.run(lambda: print('text')))"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
 
 
 def test_a_line_has_an_end() -> None:

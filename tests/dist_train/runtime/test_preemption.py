@@ -73,6 +73,27 @@ def test_before_the_loop_a_signal_ends_the_process_whatever_it_waits_for(name: s
     )
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_while_torch_is_imported_ends_the_process(name: str, tmp_path: Path) -> None:
+    """The import takes seconds, or minutes from a network file system."""
+    (tmp_path / "torch.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-P", "-m", "dist_train", "rdm_debug_edm16", "--run-dir"]
+    done = subprocess.run(
+        [*command, tmp_path / "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (EXIT_PREEMPTED, "")
+    assert done.stderr.startswith(f"error: stopped by {name} before training began")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_of_our_launcher_leave_the_line_to_it() -> None:
     process = _start(WAITING, "start", RELAYWAVE_LAUNCHED="1")
     assert process.stdout is not None
