@@ -48,6 +48,11 @@ class Churn:
             if getattr(self, name) < 0:
                 raise ValueError(f"churn {name}={getattr(self, name)} must not be negative")
 
+    def unread(self) -> dict[str, str]:
+        """Return the settings that nothing reads, and why."""
+        names = () if self.amount else ("sigma_min", "sigma_max", "noise")
+        return dict.fromkeys(names, "no level is churned; set sampling.churn.amount, too")
+
     def acts_at(self, sigma: float) -> bool:
         """Say whether a level is churned."""
         return self.amount > 0 and self.sigma_min <= sigma <= self.sigma_max
@@ -83,6 +88,11 @@ class Guidance:
         require_finite(self)
         if self.scale < 0:
             raise ValueError(f"guidance scale={self.scale} must not be negative")
+
+    def unread(self) -> dict[str, str]:
+        """Return the settings that nothing reads, and why."""
+        names = () if self.scale > 1 else ("sigma_min", "sigma_max")
+        return dict.fromkeys(names, "no level is guided; set sampling.guidance.scale above 1, too")
 
     def acts_at(self, sigma: float) -> bool:
         """Say whether a level takes two evaluations."""

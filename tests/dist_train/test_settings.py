@@ -133,6 +133,10 @@ def test_training_reads_every_setting_that_it_accepts(
             ],
             "input_pyramid=none",
         ),
+        ("quickstart_edm16", ["objective.sampling.churn.noise=1.1"], "churn.amount, too"),
+        ("quickstart_edm16", ["objective.sampling.churn.sigma_max=9"], "no level is churned"),
+        ("quickstart_edm16", ["objective.sampling.guidance.sigma_max=9"], "guidance.scale above 1"),
+        ("quickstart_relay64", ["objective.sampling.guidance.sigma_min=1"], "no level is guided"),
         ("quickstart_edm16", ['data={"type": "DataConfig", "resolution": 16, "weight": 3}'], "mix"),
     ],
 )  # fmt: skip

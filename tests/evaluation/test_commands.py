@@ -13,6 +13,7 @@ from PIL import Image
 
 from evaluation import __main__ as cli
 from evaluation.image_sets.image_set import open_images
+from tests.slurm.project import make_run
 
 
 def write_images(directory: Path, count: int, size: int = 32, seed: int = 0) -> Path:
@@ -83,6 +84,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert "holds no images" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("setting", ["churn.noise=1.1", "guidance.sigma_max=9"])
+def test_sampler_settings_without_effect_are_rejected(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = make_run(tmp_path / "run") / "snapshots" / f"{8:012d}"
+    command = ["sample", str(snapshot), "--out", str(tmp_path / "out"), f"sampling.{setting}"]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert f"sampling.{setting} has no effect: no level" in error.replace("9.0", "9")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mixed_sizes_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
