@@ -1,6 +1,7 @@
 """Distributed generation and evaluation of snapshots.
 
 arguments.py    The options of the evaluation commands
+circumstances.py  What a result depends on besides weights: facts that are compared by name
 commands.py     What each sub-command does, once its command line is parsed
 digest.py       Digests that identify what results and features were made of
 disk.py         Directories and files that one job writes at a time, while others wait
@@ -8,6 +9,7 @@ dry_run.py      Dry run: validate a command line so that launchers can reject it
 evaluate.py     One evaluation: images -> features -> metrics against a reference -> result file
 overlap.py      Threads decode, encode and write while the device draws and computes
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
+published.py    Published values as data: source, values and the circumstances of each
 protocols.py    Evaluation protocols as named objects: how published numbers were made
 request.py      Validated requests: what command-line arguments ask for
 detectors/      Detectors: networks whose features are compared, their preprocessing and weights

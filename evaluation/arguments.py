@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from evaluation.detectors.registry import DETECTORS
+from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS
 from evaluation.metrics.registry import KINDS
 from evaluation.protocols import PROTOCOLS
 from evaluation.reference.exporters import FORMATS
+from evaluation.results.formats import FORMS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
 from evaluation.sheets.make import KINDS as KINDS_OF_SHEETS
 from relaywave import Parser, complete_by
@@ -94,7 +95,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     protocol = parser.add_argument(
         "--protocol",
         default="",
-        help="settings of a published evaluation, one of `protocols`; other options override it",
+        help="settings of a published evaluation, one of `protocols`, or several, separated by"
+        " commas; other options override it",
     )
     complete_by(protocol, lambda **_: PROTOCOLS)
     parser.add_argument("--title", default="", help="name in tables")
@@ -137,6 +139,8 @@ def _add_views(commands: Subparsers) -> None:
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json|DIR")
     compare = _command(commands, "compare", "metrics over images seen, NFE and eta")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN|RESULT.json")
+    for parser in (table, compare):
+        parser.add_argument("--format", choices=FORMS, default="text", help="default: text")
     compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
     _command(commands, "protocols", "list the protocols")
     gc = _command(commands, "gc", "show features that are kept, and remove old ones")
@@ -204,14 +208,15 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
 def _add_detector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector",
-        choices=tuple(DETECTORS),
-        default="effnet_lite0",
-        help="network whose features are compared",
+        default="",
+        help=f"network whose features are compared: {', '.join(DETECTORS)}; `run` takes several,"
+        f" separated by commas (default: the protocol's, or {DEFAULT_DETECTOR})",
     )
-    parser.add_argument("--weights", default="", help="weights file of the detector")
-    parser.add_argument("--weights-sha256", default="", help="expected digest of that file")
+    each = "; with several detectors, NAME=VALUE,..."
+    parser.add_argument("--weights", default="", help=f"weights file of the detector{each}")
+    parser.add_argument("--weights-sha256", default="", help=f"expected digest of that file{each}")
     parser.add_argument(
-        "--pipeline", default="", help="preprocessing, if not the detector's default"
+        "--pipeline", default="", help=f"preprocessing, if not the detector's default{each}"
     )
     parser.add_argument("--compile", action="store_true", help="compile the detector's network")
     parser.add_argument(

@@ -103,13 +103,13 @@ def sheet(args: argparse.Namespace) -> Work:
 
 def table(args: argparse.Namespace) -> None:
     """Print results side by side."""
-    print(format_table(find_results(args.results)))
+    print(format_table(find_results(args.results), args.format))
 
 
 def compare(args: argparse.Namespace) -> None:
     """Print and plot results over images seen, NFE and eta."""
     results = find_results(args.runs)
-    print(format_comparison(results))
+    print(format_comparison(results, args.format))
     if args.plots:
         for path in write_plots(results, args.plots):
             print(path)

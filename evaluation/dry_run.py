@@ -61,13 +61,14 @@ def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
 
 def _check_run(args: argparse.Namespace, inputs: bool) -> None:
     requests = evaluations_of(args, inputs=inputs)
-    first = requests[0]  # a protocol's repeats differ in their samples only
-    detector = build_detector(first.detector)
-    metrics = first.metrics.requests(detector)
-    statistics = load_statistics(first.reference, detector)
-    for metric in metrics.values():
-        if statistics is not None and first.reference.images is None:
-            metric.check_reference(statistics)
+    unlike = {(r.detector, r.metrics, r.reference.preprocessing): r for r in requests}
+    for request in unlike.values():  # a protocol's repeats differ in their samples only
+        detector = build_detector(request.detector)
+        metrics = request.metrics.requests(detector)
+        statistics = load_statistics(request.reference, detector)
+        for metric in metrics.values():
+            if statistics is not None and request.reference.images is None:
+                metric.check_reference(statistics)
     for request in requests:
         if isinstance(request.images, SampleRequest):
             check_samples(request.images)

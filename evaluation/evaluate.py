@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_train.runtime.world import World
-from evaluation.detectors.base import Detector
+from evaluation.detectors.base import Detector, DetectorConfig
 from evaluation.detectors.registry import build_detector
 from evaluation.disk import file_lock
 from evaluation.features.extract import extract
@@ -22,6 +22,7 @@ from evaluation.features.store import features_dir
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.registry import MetricRequest
 from evaluation.metrics.statistics import FeatureSet
+from evaluation.protocols import record_protocol
 from evaluation.reference.reference import load_reference
 from evaluation.request import Evaluation
 from evaluation.results.result_file import Result, new_result, start_result, write_result
@@ -56,8 +57,12 @@ def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
             holds the result of another request.
     """
     results: list[Result] = []
+    detectors: dict[DetectorConfig, Detector] = {}
+    for request in requests:
+        if request.detector not in detectors:
+            detectors[request.detector] = build_detector(request.detector, world.device)
     for group in _of_same_images(requests):
-        prepared = [prepare(request, world) for request in group]
+        prepared = [prepare(request, detectors[request.detector], world) for request in group]
         with ExitStack() as locks:
             for out in sorted(request.out for request in group):  # in one order: no deadlock
                 locks.enter_context(file_lock(out.with_name(f".{out.name}.lock"), world))
@@ -68,9 +73,8 @@ def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
     return results
 
 
-def prepare(request: Evaluation, world: World) -> Prepared:
+def prepare(request: Evaluation, detector: Detector, world: World) -> Prepared:
     """Load what does not need the images, and check that it fits together."""
-    detector = build_detector(request.detector, world.device)
     metrics = request.metrics.requests(detector)
     taps = {metric.tap for metric in metrics.values() if metric.takes_reference}
     reference = load_reference(request.reference, detector, taps, world)
@@ -104,7 +108,7 @@ def _evaluate_images(
         if (missing := [n for n in evaluation.metrics if n not in result["metrics"]])
     ]
     if unfinished:
-        wanted = [_restricted(evaluation, names) for evaluation, _, names in unfinished]
+        wanted = _restricted([(evaluation, names) for evaluation, _, names in unfinished])
         sets, seconds = _features(evaluations[0].request, images, identity, wanted, world)
         for (evaluation, result, names), features in zip(unfinished, sets, strict=True):
             _note_times(result, seconds)
@@ -117,21 +121,37 @@ def _start(
     evaluation: Prepared, identity: Mapping[str, Any], images: ImageSet, world: World
 ) -> Result:
     request = evaluation.request
+    protocol = request.protocol
     result = new_result(
         title=request.title,
         images=identity,
         samples=images.manifest,
+        resolution=resolution_of(images),
         reference=evaluation.reference,
         detector=evaluation.detector,
         settings=request.settings,
-        protocol=request.protocol,
+        protocol=protocol.name if protocol else None,
     )
+    if protocol is not None:
+        metrics = evaluation.metrics.values()
+        result["protocol"] = record_protocol(protocol, result, metrics)
     return start_result(request.out, result, world, replace=request.replace)
 
 
-def _restricted(evaluation: Prepared, names: Sequence[str]) -> Detector:
-    taps = dict.fromkeys(evaluation.metrics[name].tap for name in names)
-    return evaluation.detector.with_taps([*taps])
+def resolution_of(images: ImageSet) -> int:
+    """Return the edge of images in pixels, without drawing any."""
+    if isinstance(images, GeneratedImages):
+        return images.resolution
+    return images.batch([0]).shape[-1]
+
+
+def _restricted(wanted: Sequence[tuple[Prepared, Sequence[str]]]) -> list[Detector]:
+    """Return each evaluation's detector with the taps that it, or another with it, lacks."""
+    taps: dict[DetectorConfig, dict[str, None]] = {}
+    for evaluation, names in wanted:
+        lacking = (evaluation.metrics[name].tap for name in names)
+        taps.setdefault(evaluation.request.detector, {}).update(dict.fromkeys(lacking))
+    return [e.detector.with_taps([*taps[e.request.detector]]) for e, _ in wanted]
 
 
 def _features(

@@ -8,11 +8,15 @@ variant: PNG, no retouch, TF1 resizing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evaluation.samples.generate import SampleSpec
+from evaluation import published
+from evaluation.circumstances import PUBLISHED_WEIGHTS, Facts, circumstances, post_facts
+from evaluation.metrics.registry import KINDS, MetricRequest
+from evaluation.published import Published
+from evaluation.samples.generate import format_seeds
 from evaluation.samples.postprocess import PostProcess
 from models.config_io import did_you_mean
 
@@ -33,7 +37,8 @@ class Protocol:
         preprocessing: Its preprocessing.
         metrics: What is computed, as `kind:tap`.
         post: Quantisation, retouch and codec.
-        published: Values in the paper by metric and value name, e.g. `fid.distance`.
+        published: Rows of published tables, the main one first.
+        reference_facts: What of the reference's circumstances is known.
         note: Anything else to know.
     """
 
@@ -48,7 +53,8 @@ class Protocol:
     preprocessing: str = "tf1"
     metrics: tuple[str, ...] = ("fd:pool",)
     post: PostProcess = field(default_factory=PostProcess)
-    published: dict[str, float] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+    reference_facts: Facts = field(default_factory=dict)
     note: str = ""
 
     def seeds(self, repeat: int = 0) -> tuple[int, ...]:
@@ -56,15 +62,41 @@ class Protocol:
         start = self.first_seed + repeat * self.num_samples
         return tuple(range(start, start + self.num_samples))
 
+    def facts(self, seeds: str = "") -> Facts:
+        """Return the circumstances of all its published values.
+
+        Args:
+            seeds: Those of a result, as text: of several repeats, its own is meant.
+        """
+        ranges = [format_seeds(self.seeds(repeat)) for repeat in range(self.repeats)]
+        facts: Facts = {
+            "number of images": self.num_samples,
+            "seeds": seeds if seeds in ranges else ranges[0],
+            "classes": self.num_samples // self.per_class if self.per_class else 0,
+        }
+        if self.per_class:
+            facts["labels"] = "balanced"
+        facts |= post_facts(self.post) | self.reference_facts
+        facts |= {"detector": self.detector, "preprocessing": self.preprocessing}
+        if any(KINDS[text.partition(":")[0]].reference == "features" for text in self.metrics):
+            facts["features of the reference"] = self.num_features
+        return facts | {"weights of the detector": PUBLISHED_WEIGHTS}
+
     def clean(self) -> Protocol:
-        """Return the variant without retouch or lossy files, with TF1 resizing."""
+        """Return the variant without retouch or lossy files, with TF1 resizing.
+
+        Beside its values stand those of the paper, and in what it deviates from them on purpose.
+        """
         same_resizing = self.preprocessing == "tf1"
+        ours = self.facts()
+        rows = [dataclasses.replace(r, facts=ours | r.facts) for r in self.published]
         return dataclasses.replace(
             self,
             name=f"{self.name}_clean",
             reference=self.reference if same_resizing else "the training images, TF1 resizing",
             preprocessing="tf1",
             post=PostProcess(),
+            published=tuple(rows),
             note=f"{self.name} as PNG, not retouched, TF1 resizing: measures the model alone",
         )
 
@@ -73,26 +105,37 @@ ADM_METRICS = ("fd:pool", "fd:spatial", "is_chunks:logits_unbiased", "pr_adm:poo
 RDM_METRICS = ("fd:pool", "fd:spatial", "is_chunks:logits", "pr:pool")
 STYLEGAN_METRICS = ("fd_biased:pool", "is:logits_unbiased", "kid_subsets:pool")
 VGG_RECALL = ("pr_stylegan:features",)
+MOST_VGG_FEATURES = 200_000
 
 
-def _wavediff(dataset: str, fid: float, recall: float) -> list[Protocol]:
-    """Return WaveDiff's FID protocol of a data set and its recall protocol (another detector)."""
+def _wavediff(dataset: str, num_images: int | None) -> list[Protocol]:
+    """Return WaveDiff's FID protocol of a data set and its recall protocol (another detector).
+
+    Args:
+        dataset: Its name.
+        num_images: Images of the training set that statistics are of, None where not known.
+    """
+    images = {"images of the reference": num_images} if num_images else {}
     faithful = Protocol(
         name=f"wavediff_{dataset}",
         reference=f"shipped {dataset} *_stat.npy: training images, flipped at random, as JPEG",
+        reference_facts={
+            **images, "codec of the reference": "jpeg", "hflip of the reference": True
+        },
         preprocessing="pytorch_fid",
         post=PostProcess(codec="jpeg"),
-        published={"fid.distance": fid},
+        published=published.wavediff_fid(dataset),
         note="samples pass through JPEG (Pillow defaults), as in the official script",
-    )
+    )  # fmt: skip
     recall_protocol = Protocol(
         name=f"wavediff_{dataset}_recall",
         reference=f"up to 200,000 {dataset} training images, VGG16 features",
-        num_features=200_000,
+        reference_facts={**images, "hflip of the reference": False},
+        num_features=min(num_images or MOST_VGG_FEATURES, MOST_VGG_FEATURES),
         detector="vgg16",
         preprocessing="raw",
         metrics=VGG_RECALL,
-        published={"pr_vgg16_stylegan.recall": recall},
+        published=published.wavediff_recall(dataset),
         note="StyleGAN2-ADA pr50k3_full; the authors' code for it is not public",
     )
     return [faithful, recall_protocol]
@@ -104,15 +147,10 @@ _FAITHFUL = [
         first_seed=10_000,
         per_class=50,
         reference="all ImageNet training images, centre crop and Lanczos to 256 (EDM-style zip)",
+        reference_facts={"images of the reference": 1_281_167, "hflip of the reference": False},
         metrics=RDM_METRICS,
         post=PostProcess(retouch="rdm_imagenet"),
-        published={
-            "fid.distance": 1.87,
-            "sfid.distance": 3.97,
-            "is_chunks_biased_logits.score": 278.75,
-            "pr.precision": 0.81,
-            "pr.recall": 0.59,
-        },
+        published=published.rdm_imagenet256(),
         note="precision and recall against 10,000 reference images; brightness x 1.06",
     ),
     Protocol(
@@ -120,18 +158,19 @@ _FAITHFUL = [
         num_samples=30_000,
         first_seed=80_000,
         reference="all 30,000 CelebA-HQ images at 256",
+        reference_facts={"images of the reference": 30_000, "hflip of the reference": False},
         num_features=30_000,
         metrics=("fd:pool", "pr:pool"),
         post=PostProcess(retouch="rdm_celebahq"),
-        published={"fid.distance": 3.15, "pr.precision": 0.77, "pr.recall": 0.55},
+        published=published.rdm_celebahq256(),
         note="contrast x 0.9, brightness x 1.05, colour x 0.99",
     ),
-    *_wavediff("cifar10", 4.01, 0.55),
-    *_wavediff("stl10", 12.93, 0.41),
-    *_wavediff("celebahq256", 5.94, 0.37),
-    *_wavediff("celebahq512", 6.40, 0.35),
-    *_wavediff("celebahq1024", 5.98, 0.39),
-    *_wavediff("lsun_church", 5.06, 0.40),
+    *_wavediff("cifar10", 50_000),
+    *_wavediff("stl10", 100_000),
+    *_wavediff("celebahq256", None),
+    *_wavediff("celebahq512", None),
+    *_wavediff("celebahq1024", None),
+    *_wavediff("lsun_church", None),
 ]
 _TOOLS = [
     Protocol(
@@ -181,50 +220,42 @@ def describe_protocol(protocol: Protocol) -> str:
         f" {protocol.detector}/{protocol.preprocessing}: {', '.join(protocol.metrics)}",
         f"    reference: {protocol.reference}",
     ]
-    if protocol.published:
-        values = ", ".join(f"{name} {value:g}" for name, value in protocol.published.items())
-        lines.append(f"    published: {values}")
+    for row in protocol.published:
+        values = ", ".join(f"{name} {value:g}" for name, value in row.values.items())
+        lines.append(f"    published: {values} ({row.source})")
     return "\n".join(lines)
 
 
 def record_protocol(
-    protocol: Protocol, preprocessing: str, spec: SampleSpec | None, num_images: int
+    protocol: Protocol, result: Mapping[str, Any], metrics: Collection[MetricRequest]
 ) -> dict[str, Any]:
-    """Return what a result records of its protocol: all settings, and the deviations from them.
+    """Return what a result records of its protocol.
+
+    That is all its settings, the published row that fits the result or is nearest to it, and every
+    deviation from the row's circumstances.
 
     Args:
         protocol: The protocol.
-        preprocessing: Of the detector.
-        spec: Which samples were drawn, None if they were not drawn here.
-        num_images: How many images were evaluated.
+        result: The result, before its metrics are computed.
+        metrics: What is computed.
     """
-    settings = asdict(protocol)
+    settings = asdict(dataclasses.replace(protocol, published=()))
     settings["pipeline"] = settings.pop("preprocessing")  # the key that result files have
-    return settings | {"deviations": deviations(protocol, preprocessing, spec, num_images)}
+    ours = circumstances(result)
+    common = protocol.facts(ours.get("seeds", ""))
+    row = published.nearest(protocol.published, ours, common)
+    left_out = _left_out(protocol, result["detector"]["name"], metrics)
+    return settings | {
+        "published": row.values if row else {},
+        "source": row.source if row else "",
+        "deviations": [*published.deviations(ours, common, row), *left_out],
+    }
 
 
-def deviations(
-    protocol: Protocol, preprocessing: str, spec: SampleSpec | None, num_images: int
-) -> list[str]:
-    """Say in what an evaluation departs from its protocol; arguments as `record_protocol`."""
-    facts: list[tuple[str, object, object]] = [
-        ("number of images", num_images, protocol.num_samples),
-        ("preprocessing", preprocessing, protocol.preprocessing),
-    ]
-    if spec is None:
-        return [
-            *_differences(facts),
-            "the images were not drawn here: seeds, labels and retouch are not checked",
-        ]
-    starts = [protocol.seeds(repeat)[0] for repeat in range(protocol.repeats)]
-    first = spec.seeds[0]
-    facts.append(("first seed", first, first if first in starts else starts[0]))
-    if protocol.per_class:
-        facts.append(("labels", spec.labels, "balanced"))
-    post, expected = asdict(spec.post), asdict(protocol.post)
-    facts += [(name, value, expected[name]) for name, value in post.items()]
-    return _differences(facts)
-
-
-def _differences(facts: Sequence[tuple[str, object, object]]) -> list[str]:
-    return [f"{what} is {ours}, not {theirs}" for what, ours, theirs in facts if ours != theirs]
+def _left_out(protocol: Protocol, detector: str, metrics: Collection[MetricRequest]) -> list[str]:
+    """Name the protocol's metrics that are not computed."""
+    computed = {f"{metric.kind}:{metric.tap}" for metric in metrics}
+    if detector != protocol.detector:
+        computed = set()
+    missing = [text for text in protocol.metrics if text not in computed]
+    return [f"metrics left out: {', '.join(missing)}"] if missing else []

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.detectors.base import DetectorConfig
+from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS, check_name
 from evaluation.image_sets.grid import GridSettings, check_grid
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.registry import MetricSettings
-from evaluation.protocols import Protocol, find_protocol, record_protocol
+from evaluation.protocols import Protocol, find_protocol
 from evaluation.reference.reference import NUM_FEATURES, ReferenceSettings, open_reference
 from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec
@@ -43,7 +44,7 @@ class Evaluation:
         batch_size: Images per forward pass of the detector.
         out: The result file.
         title: Name in tables.
-        protocol: What the result records of the protocol that the settings come from, if any.
+        protocol: The protocol that the settings come from, if any.
         replace: Whether the result of another request in `out` may be replaced.
     """
 
@@ -54,7 +55,7 @@ class Evaluation:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     metrics: MetricSettings = field(default_factory=MetricSettings)
     batch_size: int = 64
-    protocol: dict[str, Any] | None = None
+    protocol: Protocol | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -80,69 +81,119 @@ def count_images(images: SampleRequest | ImageSet) -> int:
 
 
 def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Evaluation]:
-    """Return the requests of `run`: one evaluation, or one per range of seeds of the protocol.
+    """Return the requests of `run`: one for each protocol, detector and range of seeds.
+
+    Those of the same samples share them.
 
     Args:
         args: The arguments; options win over the protocol's settings.
         inputs: Whether the snapshots or images exist; if not (in a dry run), a request
             without snapshots stands for them.
     """
-    protocol = find_protocol(args.protocol) if args.protocol else None
-    images = _images(args, protocol) if inputs else SampleRequest((), spec_of(args, protocol))
-    source = _source(args, images)
-    request = Evaluation(
-        images=images,
-        reference=reference_of(args, protocol, inputs=inputs),
-        detector=detector_of(args, protocol),
-        metrics=metrics_of(args, protocol),
-        batch_size=args.batch_size,
-        out=args.out or default_out(source, protocol.name if protocol else args.detector),
-        title=args.title or default_title(source),
-        protocol=_record(protocol, args, images) if protocol else None,
-        replace=args.replace,
-    )
-    requests = [request]
-    if protocol is not None and not args.seeds and isinstance(images, SampleRequest):
-        ranges = [spec_of(args, protocol, repeat) for repeat in range(protocol.repeats)]
-        requests = [request] if len(ranges) == 1 else _on_ranges(request, images, ranges)
-    for each in requests:
-        check_result_output(each.out)
+    protocols: list[Protocol | None] = [find_protocol(name) for name in _names(args.protocol)]
+    pairs = [(p, name) for p in protocols or [None] for name in detectors_of(args, p)]
+    _check_options(args, [name for _, name in pairs])
+    source = _Source(args, inputs)
+    requests = [
+        _evaluation(args, source, protocol, name, several=len(pairs) > 1, repeat=repeat)
+        for protocol, name in pairs
+        for repeat in _repeats(args, protocol, source)
+    ]
+    outs = [request.out for request in requests]
+    for out in outs:
+        if outs.count(out) > 1:
+            raise ValueError(f"{out} would be the result of several requests; name each once")
+        check_result_output(out)
     return requests
 
 
-def _images(args: argparse.Namespace, protocol: Protocol | None) -> SampleRequest | ImageSet:
-    """Return the snapshots' samples, or the set of images, that the arguments name."""
-    paths, overrides = split_overrides(args.source)
-    if all(is_snapshot(path) for path in paths):
-        if args.grid and not args.keep_images:
-            raise ValueError("--grid needs the generated images: add --keep-images DIR")
-        snapshots, spec = read_snapshots(paths, overrides), spec_of(args, protocol)
-        return SampleRequest(snapshots, spec, args.keep_images, args.shard_images)
-    if len(paths) != 1 or overrides:
-        raise ValueError("expected snapshots (a relay's stages in order) or one set of images")
-    return open_images(paths[0])
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(text.split(","))) if text else []
 
 
-def _record(
-    protocol: Protocol, args: argparse.Namespace, images: SampleRequest | ImageSet
-) -> dict[str, Any]:
-    spec = images.spec if isinstance(images, SampleRequest) else None
-    preprocessing = detector_of(args, protocol).preprocessing
-    return record_protocol(protocol, preprocessing, spec, count_images(images))
+def _repeats(
+    args: argparse.Namespace, protocol: Protocol | None, source: _Source
+) -> Sequence[int | None]:
+    """Return the numbers of the protocol's ranges of seeds; [None] for a single one."""
+    is_single = protocol is None or args.seeds or not source.draws or protocol.repeats == 1
+    return [None] if is_single or protocol is None else range(protocol.repeats)
 
 
-def _on_ranges(
-    request: Evaluation, samples: SampleRequest, ranges: Sequence[SampleSpec]
-) -> list[Evaluation]:
-    """Return one evaluation for each range of seeds, with results numbered in their names."""
-    return [
-        dataclasses.replace(
-            request,
-            images=dataclasses.replace(samples, spec=spec),
-            out=request.out.with_stem(f"{request.out.stem}-{number}"),
-        )
-        for number, spec in enumerate(ranges)
-    ]
+def _evaluation(
+    args: argparse.Namespace,
+    source: _Source,
+    protocol: Protocol | None,
+    detector: str,
+    *,
+    several: bool,
+    repeat: int | None,
+) -> Evaluation:
+    """Return one request; its result has what tells it from the others in its name."""
+    name = protocol.name if protocol else detector
+    if protocol and detector != protocol.detector:
+        name += f"-{detector}"
+    out = args.out or default_out(source.path, name)
+    if args.out and several:
+        out = out.with_stem(f"{out.stem}-{name}")
+    if repeat is not None:
+        out = out.with_stem(f"{out.stem}-{repeat}")
+    return Evaluation(
+        images=source.images(spec_of(args, protocol, repeat or 0)),
+        reference=reference_of(args, protocol, detector, inputs=source.exists),
+        detector=detector_of(args, protocol, detector),
+        metrics=metrics_of(args, protocol, detector),
+        batch_size=args.batch_size,
+        out=out,
+        title=args.title or default_title(source.path),
+        protocol=protocol,
+        replace=args.replace,
+    )
+
+
+class _Source:
+    """The snapshots or the set of images that a command line names; equal samples are one request.
+
+    Attributes:
+        exists: Whether they must exist.
+        path: Where the images lie, or the snapshot (a relay's last) that draws them.
+        draws: Whether samples are drawn.
+    """
+
+    def __init__(self, args: argparse.Namespace, exists: bool) -> None:
+        self._args, self.exists = args, exists
+        self._samples: dict[SampleSpec, SampleRequest] = {}
+        self._set: ImageSet | None = None
+        self._snapshots: tuple[Snapshot, ...] = ()
+        self.path = Path("RUN/snapshots/SNAPSHOT")
+        if exists:
+            self._open(args)
+        self.draws = self._set is None
+
+    def _open(self, args: argparse.Namespace) -> None:
+        paths, overrides = split_overrides(args.source)
+        if all(is_snapshot(path) for path in paths):
+            if args.grid and not args.keep_images:
+                raise ValueError("--grid needs the generated images: add --keep-images DIR")
+            self._snapshots = read_snapshots(paths, overrides)
+            self.path = self._snapshots[-1].path
+        elif len(paths) != 1 or overrides:
+            raise ValueError("expected snapshots (a relay's stages in order) or one set of images")
+        else:
+            self._set, self.path = open_images(paths[0]), paths[0]
+
+    def images(self, spec: SampleSpec) -> SampleRequest | ImageSet:
+        """Return the samples of a spec, or the set of images."""
+        if self._set is not None:
+            return self._set
+        if spec not in self._samples:
+            if self._samples and self._args.keep_images:
+                raise ValueError(
+                    "--keep-images stores one set of samples, but the protocols draw several;"
+                    " name one of them at a time"
+                )
+            stored = (self._args.keep_images, self._args.shard_images) if self.exists else ()
+            self._samples[spec] = SampleRequest(self._snapshots, spec, *stored)
+        return self._samples[spec]
 
 
 def samples_of(args: argparse.Namespace) -> SampleRequest:
@@ -164,29 +215,88 @@ def spec_of(
     return SampleSpec(seeds, args.labels, args.batch_size, post)
 
 
-def detector_of(args: argparse.Namespace, protocol: Protocol | None = None) -> DetectorConfig:
-    """Return the detector: the protocol's, or that of the options."""
-    name = protocol.detector if protocol else args.detector
-    preprocessing = args.pipeline or (protocol.preprocessing if protocol else "")
-    return DetectorConfig(name, args.weights, preprocessing, args.weights_sha256, args.compile)
+def detectors_of(args: argparse.Namespace, protocol: Protocol | None = None) -> list[str]:
+    """Return the names of the detectors: those of the options, or the protocol's, or the default.
+
+    Raises:
+        ValueError: One is unknown.
+    """
+    names = _names(args.detector) or [protocol.detector if protocol else DEFAULT_DETECTOR]
+    for name in names:
+        check_name(name)
+    return names
 
 
-def metrics_of(args: argparse.Namespace, protocol: Protocol | None) -> MetricSettings:
-    """Return the metrics of the options, or else of the protocol."""
-    names = tuple(args.metrics.split(",")) if args.metrics else ()
-    return MetricSettings(names or (protocol.metrics if protocol else ()), args.bootstrap)
+def _check_options(args: argparse.Namespace, detectors: Sequence[str]) -> None:
+    """Raise ValueError if an option names no detector of several, or one that is not asked for."""
+    several = len(set(detectors)) > 1
+    for option in ("weights", "weights_sha256", "pipeline", "metrics"):
+        named = [name for name, _ in _pieces(getattr(args, option))]
+        flag = f"--{option.replace('_', '-')}"
+        for name in filter(None, named):
+            if name not in detectors:
+                raise ValueError(f"{flag} {name}=... is not one of --detector")
+        if several and "" in named:
+            example = ",".join(f"{name}=..." for name in dict.fromkeys(detectors))
+            raise ValueError(f"{flag} is for one detector; with several, write {flag} {example}")
+
+
+def _pieces(text: str) -> list[tuple[str, str]]:
+    """Split `a=X,b=Y` into detectors and values; a text without detectors is for any ("")."""
+    parts = [part.partition("=") for part in text.split(",")] if text else []
+    if not parts or parts[0][0] not in DETECTORS:
+        return [("", text)] if text else []
+    found: list[tuple[str, str]] = []
+    for name, separator, value in parts:
+        if separator and name in DETECTORS:
+            found.append((name, value))
+        else:  # continues the value before it, e.g. a list of metrics
+            found[-1] = (found[-1][0], f"{found[-1][1]},{name}{separator}{value}")
+    return found
+
+
+def _value_for(text: str, detector: str) -> str:
+    return next((value for name, value in _pieces(text) if name in ("", detector)), "")
+
+
+def detector_of(
+    args: argparse.Namespace, protocol: Protocol | None = None, name: str = ""
+) -> DetectorConfig:
+    """Return a detector: of this name, or the only one of the options or the protocol."""
+    if not name:
+        name, *others = detectors_of(args, protocol)
+        if others:
+            raise ValueError(f"--detector {args.detector}: this command takes one detector")
+    theirs = protocol.preprocessing if protocol and name == protocol.detector else ""
+    return DetectorConfig(
+        name,
+        _value_for(args.weights, name),
+        _value_for(args.pipeline, name) or theirs,
+        _value_for(args.weights_sha256, name),
+        args.compile,
+    )
+
+
+def metrics_of(
+    args: argparse.Namespace, protocol: Protocol | None, detector: str
+) -> MetricSettings:
+    """Return the metrics of the options, or else of the protocol, if it has the same detector."""
+    given = _value_for(args.metrics, detector)
+    theirs = protocol.metrics if protocol and detector == protocol.detector else ()
+    return MetricSettings(tuple(given.split(",")) if given else theirs, args.bootstrap)
 
 
 def reference_of(
-    args: argparse.Namespace, protocol: Protocol | None, *, inputs: bool = True
+    args: argparse.Namespace, protocol: Protocol | None, detector: str, *, inputs: bool = True
 ) -> ReferenceSettings:
     """Return the reference that `run` compares with; an empty one if it need not exist yet."""
     exists = inputs or args.reference.exists()
     statistics, images = open_reference(args.reference) if exists else (None, None)
+    theirs = protocol.preprocessing if protocol and detector == protocol.detector else ""
     return ReferenceSettings(
         statistics=statistics,
         images=images,
-        preprocessing=args.reference_pipeline or (protocol.preprocessing if protocol else ""),
+        preprocessing=args.reference_pipeline or theirs,
         num_features=args.features or (protocol.num_features if protocol else NUM_FEATURES),
         batch_size=args.batch_size,
     )
@@ -266,13 +376,6 @@ def read_snapshots(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Sna
         else:
             raise ValueError(f"{text!r}: there are {len(paths)} snapshot(s)")
     return tuple(read_snapshot(p, changes) for p, changes in zip(paths, by_stage, strict=True))
-
-
-def _source(args: argparse.Namespace, images: SampleRequest | ImageSet) -> Path:
-    """Return where the images lie, or the snapshot (a relay's last) that draws them."""
-    if not isinstance(images, SampleRequest):
-        return split_overrides(args.source)[0][0]
-    return images.snapshots[-1].path if images.snapshots else Path("RUN/snapshots/SNAPSHOT")
 
 
 def default_out(path: Path, name: str) -> Path:

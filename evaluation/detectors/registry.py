@@ -55,9 +55,7 @@ def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -
     Raises:
         ValueError: The name or the preprocessing is unknown, or the weights are missing or unfit.
     """
-    if config.name not in DETECTORS:
-        similar = did_you_mean(config.name, [*DETECTORS])
-        raise ValueError(f"detector {config.name!r} is not one of {', '.join(DETECTORS)}{similar}")
+    check_name(config.name)
     kind = DETECTORS[config.name]
     preprocessing = config.preprocessing or kind.preprocessings[0]
     if preprocessing not in kind.preprocessings:
@@ -72,6 +70,13 @@ def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -
         reference_taps=tuple(tap for tap in kind.reference_taps if tap in has),
         default_metrics=tuple(text for text in kind.metrics if text.partition(":")[2] in has),
     )
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, listing the known ones, unless a detector has this name."""
+    if name not in DETECTORS:
+        similar = did_you_mean(name, [*DETECTORS])
+        raise ValueError(f"detector {name!r} is not one of {', '.join(DETECTORS)}{similar}")
 
 
 def default_preprocessing(name: str) -> str:
@@ -185,6 +190,7 @@ def _prepared(network: nn.Module, config: DetectorConfig, device: torch.device) 
     return prepared
 
 
+DEFAULT_DETECTOR = "effnet_lite0"
 EFFNET_METRICS = ("fd:block4", "fd:block10", "fd:block15", "fd:head")
 INCEPTION_METRICS = ("fd:pool", "fd:spatial", "is:logits_unbiased", "pr:pool", "kid:pool")
 DETECTORS: dict[str, DetectorKind] = {

@@ -70,9 +70,21 @@ def _missing(entries: Sequence[FeatureEntry], world: World) -> list[tuple[int, l
     """Return what is not complete: taps by the number of their entry, as rank 0 sees it."""
     found = None
     if world.rank == 0:
-        found = [(k, taps) for k, entry in enumerate(entries) if (taps := entry.missing())]
+        found = _lacking(entries)
     missing: list[tuple[int, list[str]]] = world.broadcast_object(found)
     return missing
+
+
+def _lacking(entries: Sequence[FeatureEntry]) -> list[tuple[int, list[str]]]:
+    """Return as `_missing`; what several requests ask for is listed once."""
+    listed: set[tuple[Path, str]] = set()
+    found = []
+    for number, entry in enumerate(entries):
+        taps = [tap for tap in entry.missing() if (entry.path, tap) not in listed]
+        listed |= {(entry.path, tap) for tap in taps}
+        if taps:
+            found.append((number, taps))
+    return found
 
 
 def _complete(

@@ -151,6 +151,13 @@ class MetricRequest:
         return list(interval(statistic, rows, value, count=self.bootstrap, world=world))
 
 
+def name_by(field_name: str, label: str) -> str:
+    """Return the name that a metric such as `fid` has with weights that are not the published."""
+    names = {name: (kind, tap) for (_, kind, tap), name in FIELD_NAMES.items()}
+    kind, tap = names[field_name]
+    return f"{kind}_{label}_{tap}"
+
+
 def parse_request(text: str, taps: list[str], bootstrap: int = 0) -> MetricRequest:
     """Parse `kind` or `kind:tap`; the tap defaults to the detector's first.
 

@@ -178,6 +178,11 @@ class FeatureSet:
     selected: Sequence[int] = ()
     labels: NDArray[np.int64] | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """Number of images whose features it holds."""
+        return max(map(len, self.features.values()), default=0)
+
     def rows(self, tap: str) -> FloatArray:
         """Return the features of a tap. Raises ValueError if they were not stored."""
         if tap not in self.features:

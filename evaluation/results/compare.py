@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.results.formats import Block, render
 from evaluation.results.result_file import Result
-from evaluation.results.table import align, comparability, models_of, short_names
+from evaluation.results.table import closing, models_of, short_names, to_csv
 
 AXES = ("images seen", "NFE", "eta")
 
@@ -25,11 +26,18 @@ def axis_value(result: Result, axis: str) -> float | None:
     return None if eta is None else float(eta)
 
 
-def format_comparison(results: Sequence[Result]) -> str:
-    """Return one row per result and value, ordered by images seen."""
+def format_comparison(results: Sequence[Result], form: str = "text") -> str:
+    """Return one row per result and value, ordered by images seen.
+
+    Args:
+        results: The results.
+        form: One of `formats.FORMS`.
+    """
+    ordered = sorted(results, key=lambda r: axis_value(r, "images seen") or 0.0)
+    if form == "csv":
+        return to_csv(ordered)
     names = list(dict.fromkeys(name for result in results for name in values_of(result)))
     header = ["model", *AXES, "n", *short_names(names, results)]
-    ordered = sorted(results, key=lambda r: axis_value(r, "images seen") or 0.0)
     rows = [
         [
             str(result["title"]),
@@ -39,7 +47,7 @@ def format_comparison(results: Sequence[Result]) -> str:
         ]
         for result in ordered
     ]
-    return align([header, *rows]) + "\n\n" + comparability(results)
+    return render([Block([header, *rows]), closing(results)], form)
 
 
 def values_of(result: Result) -> dict[str, float]:

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from evaluation.detectors.base import Detector, allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
 from evaluation.metrics.statistics import FeatureSet
+from evaluation.samples.postprocess import PostProcess
 from models.safe_files.documents import DocumentError, Format, read_object
 
 FORMAT = "relaywave-result-1"
@@ -57,16 +58,29 @@ class _Samples:
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
     models: tuple[_Model, ...] = ()
+    seeds: str = ""
+    labels: str = ""
+    device: str = ""
+    post: PostProcess | None = None
+    classes: tuple[int, ...] = ()
+    codecs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images(_Samples):
+    """What tables use of the evaluated images."""
+
+    num_images: int
+    digest: str
 
 
 @dataclass(frozen=True)
-class _Images:
-    """What tables use of the evaluated images."""
+class _ReferenceImages:
+    """What tables use of the images of a reference."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
-    num_images: int
-    digest: str
-    models: tuple[_Model, ...] = ()
+    kind: str = ""
+    codecs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,9 @@ class _Reference:
     IGNORES_UNKNOWN: ClassVar[bool] = True
     digest: str
     n: int | None
+    images: _ReferenceImages = field(default_factory=_ReferenceImages)
+    features: int | None = None
+    flipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,9 @@ class _Detector:
     IGNORES_UNKNOWN: ClassVar[bool] = True
     name: str
     pipeline: str
+    weights_sha256: str = ""
+    label: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,7 @@ class _Protocol:
     name: str
     published: dict[str, float]
     deviations: tuple[str, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,8 @@ class _Result:
     samples: _Samples | None = None
     nfe: float | None = None
     protocol: _Protocol | None = None
+    resolution: int | None = None
+    made_of: dict[str, Any] = field(default_factory=dict)
 
 
 RESULTS = Format(schema=_Result, remedy="move it away to have it computed again", indent=2)
@@ -156,10 +179,11 @@ def new_result(
     title: str,
     images: Mapping[str, Any],
     samples: Mapping[str, Any] | None,
+    resolution: int,
     reference: FeatureSet,
     detector: Detector,
     settings: Mapping[str, Any],
-    protocol: Mapping[str, Any] | None,
+    protocol: str | None,
 ) -> Result:
     """Return a result without metrics.
 
@@ -167,10 +191,11 @@ def new_result(
         title: Name in tables.
         images: Identity of the evaluated images.
         samples: Manifest of their directory, if `sample` wrote it.
+        resolution: Their edge in pixels.
         reference: What they are compared with.
         detector: The detector.
         settings: What else changes values: features, resamples, batch size.
-        protocol: Settings, published values and deviations of the protocol, if one was chosen.
+        protocol: Name of the protocol, if one was chosen.
     """
     digest = reference_digest(reference)
     made_of = {
@@ -179,7 +204,7 @@ def new_result(
         **{f"detector's {key}": value for key, value in detector.identity.items()},
         "device of the detector": detector.device.type,
         **settings,
-        "protocol": protocol["name"] if protocol else None,
+        "protocol": protocol,
     }
     return {
         "format": FORMAT,
@@ -189,9 +214,11 @@ def new_result(
         "images": dict(images),
         "samples": samples["identity"] if samples else None,
         "nfe": samples["nfe"] if samples else None,
-        "reference": reference.meta | {"n": reference.n, "digest": digest},
+        "resolution": resolution,
+        "reference": reference.meta
+        | {"n": reference.n, "digest": digest, "features": reference.num_rows},
         "detector": {**detector.identity, "label": detector.label, "weights": detector.weights},
-        "protocol": dict(protocol) if protocol else None,
+        "protocol": None,
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},
         "versions": versions(),

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+from evaluation.circumstances import circumstances, measurement
+from evaluation.metrics.registry import name_by
+from evaluation.results.formats import Block, render, write_csv
 from evaluation.results.result_file import Result
 
 DETAILS = re.compile(r"std|slope|dimensions|worst_class|class_\d+")
 """Values that results hold and tables do not show as values."""
+NO_MATTER = {"seeds"}
+"""Circumstances in which results may differ and still be compared."""
 
 
-def format_table(results: Sequence[Result]) -> str:
-    """Return a table with one row per result and a closing line about comparability."""
+def format_table(results: Sequence[Result], form: str = "text") -> str:
+    """Return a table with one row per result and a closing line about comparability.
+
+    Published values stand in tables of their own, with all deviations from their circumstances.
+
+    Args:
+        results: The results.
+        form: One of `formats.FORMS`.
+    """
+    if form == "csv":
+        return to_csv(results)
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
     header = ["model", "images seen", "n", *short_names(names, results)]
     header += ["sampling s", "evaluation s"]
@@ -27,8 +42,33 @@ def format_table(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
-    blocks = [align([header, *rows]), *(_published(result) for result in results)]
-    return "\n\n".join([*filter(None, blocks), comparability(results) + _unknown_sizes(results)])
+    published = [block for result in results if (block := _published(result))]
+    return render([Block([header, *rows]), *published, closing(results)], form)
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """Return a line per result: axes, values, published values, deviations, circumstances."""
+    note = " ".join(closing(results).notes)
+    return write_csv([_csv_row(result) | {"comparable": note} for result in results])
+
+
+def _csv_row(result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": result["title"], "images seen": _seen(result)}
+    row["nfe"] = result["nfe"]
+    for name, metric in result["metrics"].items():
+        row |= {f"{name}.{key}": value for key, value in metric["values"].items()}
+        if "interval95" in metric:
+            row[f"{name} low"], row[f"{name} high"] = metric["interval95"]
+    if protocol := result["protocol"]:
+        row |= {"protocol": protocol["name"], "source": protocol.get("source", "")}
+        row |= {f"published {key}": value for key, value in protocol["published"].items()}
+        row["deviations"] = "; ".join(protocol["deviations"])
+    return row | circumstances(result)
+
+
+def closing(results: Sequence[Result]) -> Block:
+    """Return what the numbers may be compared with, and warnings."""
+    return Block([], [comparability(results), *_unknown_sizes(results)])
 
 
 def format_repeats(results: Sequence[Result]) -> str:
@@ -52,15 +92,23 @@ def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
 
 
 def comparability(results: Sequence[Result]) -> str:
-    """Say in one line what the numbers are comparable to and what not."""
-    facts = [_comparison_facts(result) for result in results]
-    different = [what for what in facts[0] if any(fact[what] != facts[0][what] for fact in facts)]
+    """Say in one line what the numbers are comparable to and what not, and why."""
+    facts = [measurement(result) for result in results]
+    names = [name for name in dict.fromkeys(chain(*facts)) if name not in NO_MATTER]
+    found = {name: [fact.get(name) for fact in facts] for name in names}
+    different = [
+        f"{name} ({', '.join(dict.fromkeys(map(str, known)))})"
+        for name, values in found.items()
+        if len({*(known := [v for v in values if v is not None])}) > 1
+    ]
     if different:
-        return (
-            f"NOT comparable with each other: these results have different {', '.join(different)}."
-        )
+        return f"NOT comparable with each other: these results differ in {', '.join(different)}."
+    lacking = [name for name, values in found.items() if None in values]
+    as_far = f", as far as recorded (not by all: {', '.join(lacking)})" if lacking else ""
     among = (
-        "Comparable with each other (same reference, detector and n) and " if results[1:] else ""
+        f"Comparable with each other (same reference, detector and n{as_far}) and "
+        if results[1:]
+        else ""
     )
     text = among + scope(results[0])
     return text[0].upper() + text[1:]
@@ -93,51 +141,38 @@ def models_of(result: Result) -> list[dict[str, Any]]:
     return models
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as text columns, the first row as header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _unknown_sizes(results: Sequence[Result]) -> str:
+def _unknown_sizes(results: Sequence[Result]) -> list[str]:
     """Warn of references that do not record how many images they are made of."""
     sources = {
         result["reference"].get("source") for result in results if not result["reference"]["n"]
     }
-    return "".join(
-        f"\nWarning: {source} does not record how many images it was made of; distances"
-        " depend on it."
+    return [
+        f"Warning: {source} does not record how many images it was made of; distances depend on it."
         for source in sorted(map(str, sources))
-    )
+    ]
 
 
-def _comparison_facts(result: Result) -> dict[str, Any]:
-    return {
-        "references": result["reference"]["digest"],
-        "detectors or preprocessing": result["detector"],
-        "numbers of images": result["images"]["num_images"],
-    }
-
-
-def _published(result: Result) -> str:
-    """Return the protocol's published values next to ours."""
+def _published(result: Result) -> Block | None:
+    """Return the published values next to ours, and in what ours deviate, if there are any."""
     protocol = result["protocol"]
-    if not protocol or not protocol["published"]:
-        return ""
-    rows = [[f"{protocol['name']}", "ours", "published"]]
+    if not protocol:
+        return None
+    source = f" ({protocol['source']})" if protocol.get("source") else ""
+    rows = [[f"{protocol['name']}{source}", "ours", "published"]]
     for key, value in protocol["published"].items():
-        metric, _, name = key.partition(".")
-        ours = result["metrics"].get(metric, {"values": {}})["values"].get(name)
-        rows.append([key, "-" if ours is None else f"{ours:.4g}", f"{value:g}"])
-    deviations = "".join(f"\nDeviation: {text}." for text in protocol["deviations"])
-    return align(rows) + deviations
+        name, ours = _counterpart(result, key)
+        rows.append([name, "-" if ours is None else f"{ours:.4g}", f"{value:g}"])
+    notes = [f"Deviation: {text}." for text in protocol["deviations"]]
+    return Block(rows if rows[1:] else [], notes) if rows[1:] or notes else None
+
+
+def _counterpart(result: Result, key: str) -> tuple[str, float | None]:
+    """Return our name and value of a published value."""
+    metric, _, value = key.partition(".")
+    if result["detector"].get("weights") == "unknown":
+        metric = name_by(metric, label_of(result))
+    ours = result["metrics"].get(metric, {"values": {}})["values"].get(value)
+    return f"{metric}.{value}", ours
 
 
 def _seen(result: Result) -> str:

@@ -26,6 +26,7 @@ from models.families import AnyObjective
 from models.sample_rng import stream_seed
 from models.sampler import Sampler, balanced_labels, sample
 from models.snapshot import Snapshot, load_sampler, sampled_classes
+from models.wavediff.config import WaveDiffConfig
 
 MOST_BATCHES = 4
 """Batches of samples in memory that wait to be encoded and written."""
@@ -158,6 +159,16 @@ class GeneratedImages:
         if snapshot.tf32 is None:
             return allowed_tf32()
         return dict.fromkeys(allowed_tf32(), snapshot.tf32)
+
+    @property
+    def resolution(self) -> int:
+        """Edge of the images in pixels."""
+        objective = self.snapshots[-1].objective
+        return (
+            objective.resolution
+            if isinstance(objective, WaveDiffConfig)
+            else (objective.unet.resolution)
+        )
 
     @property
     def nfe(self) -> int:
