@@ -206,12 +206,13 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    detector = parser.add_argument(
         "--detector",
         default="",
         help=f"network whose features are compared: {', '.join(DETECTORS)}; `run` takes several,"
         f" separated by commas (default: the protocol's, or {DEFAULT_DETECTOR})",
     )
+    complete_by(detector, lambda **_: DETECTORS)
     each = "; with several detectors, NAME=VALUE,..."
     parser.add_argument("--weights", default="", help=f"weights file of the detector{each}")
     parser.add_argument("--weights-sha256", default="", help=f"expected digest of that file{each}")

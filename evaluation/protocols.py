@@ -248,6 +248,7 @@ def record_protocol(
     return settings | {
         "published": row.values if row else {},
         "source": row.source if row else "",
+        "circumstances": common | (row.facts if row else {}),
         "deviations": [*published.deviations(ours, common, row), *left_out],
     }
 

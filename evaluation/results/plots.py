@@ -40,6 +40,15 @@ class Point:
     high: float
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A published value, and its place on the axis if it has one (e.g. its eta)."""
+
+    label: str
+    value: float
+    x: float | None = None
+
+
 Name = tuple[str, str]
 """Metric and value, e.g. pr and recall."""
 Lines = dict[str, list[Point]]
@@ -58,7 +67,7 @@ def write_plots(results: Sequence[Result], out_dir: Path) -> list[Path]:
         for name in names:
             lines = lines_of(results, axis, name)
             if len({point.x for points in lines.values() for point in points}) > 1:
-                figure = draw(lines, axis, name, published_values(results, name))
+                figure = draw(lines, axis, name, published_values(results, name, axis))
                 written += save_figure(figure, out_dir / _file_stem(axis, name))
     return written
 
@@ -99,21 +108,29 @@ def _point(x: float, measured: Sequence[dict[str, Any]], value: str) -> Point:
     return Point(x, values[0], float(low), float(high))
 
 
-def published_values(results: Sequence[Result], name: Name) -> dict[str, float]:
-    """Return the published values of a metric by the names of the results' protocols."""
-    protocols = [result["protocol"] for result in results if result["protocol"]]
-    key = ".".join(name)
-    return {p["name"]: float(p["published"][key]) for p in protocols if key in p["published"]}
+def published_values(results: Sequence[Result], name: Name, axis: str = "") -> list[Anchor]:
+    """Return the published values of a metric that stand next to the results, each once."""
+    found = []
+    for protocol in (result["protocol"] for result in results if result["protocol"]):
+        value = protocol["published"].get(".".join(name))
+        if value is not None:
+            label = ", ".join(filter(None, (protocol["name"], protocol.get("source"))))
+            place = protocol.get("circumstances", {}).get(axis)
+            is_place = isinstance(place, float | int)
+            found.append(Anchor(label, float(value), float(place) if is_place else None))
+    return list(dict.fromkeys(found))
 
 
-def draw(lines: Lines, axis: str, name: Name, published: dict[str, float] | None = None) -> Figure:
-    """Return a line plot with error bars, and published values as dashed lines with a star.
+def draw(lines: Lines, axis: str, name: Name, published: Sequence[Anchor] = ()) -> Figure:
+    """Return a line plot with error bars, and published values as stars.
+
+    A dashed line leads to those that have no place on the axis.
 
     Args:
         lines: The points.
         axis: What the horizontal axis is, one of AXES.
         name: Metric and value.
-        published: Published values by protocol.
+        published: Published values.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -126,10 +143,11 @@ def draw(lines: Lines, axis: str, name: Name, published: dict[str, float] | None
     axes = figure.add_subplot()
     for line, points in lines.items():
         _draw_line(axes, line, points)
-    for protocol, value in (published or {}).items():
-        _draw_published(axes, protocol, value, max(p.x for ps in lines.values() for p in ps))
+    for anchor in published:
+        _draw_published(axes, anchor, max(p.x for ps in lines.values() for p in ps))
     points = [point for line in lines.values() for point in line]
-    _label_axes(axes, axis, name, points, (published or {}).values())
+    xs = [*(p.x for p in points), *(a.x for a in published if a.x is not None)]
+    _label_axes(axes, axis, name, xs, points, [anchor.value for anchor in published])
     if len(lines) > 1 or published:
         axes.legend(frameon=False, fontsize="small")
     return figure
@@ -143,16 +161,23 @@ def _draw_line(axes: Axes, line: str, points: Sequence[Point]) -> None:
     axes.errorbar(xs, ys, bars, label=line, marker="o", markersize=4, linewidth=1.4, capsize=3)
 
 
-def _draw_published(axes: Axes, protocol: str, value: float, x: float) -> None:
-    axes.axhline(value, color=PUBLISHED_COLOUR, linestyle="--", linewidth=1, zorder=1)
+def _draw_published(axes: Axes, anchor: Anchor, end: float) -> None:
+    if anchor.x is None:
+        axes.axhline(anchor.value, color=PUBLISHED_COLOUR, linestyle="--", linewidth=1, zorder=1)
     axes.plot(
-        [x], [value], marker="*", markersize=11, color=PUBLISHED_COLOUR, linestyle="none",
-        label=f"published ({protocol}): {value:g}",
+        [end if anchor.x is None else anchor.x], [anchor.value], marker="*", markersize=11,
+        color=PUBLISHED_COLOUR, linestyle="none",
+        label=f"published ({anchor.label}): {anchor.value:g}",
     )  # fmt: skip
 
 
 def _label_axes(
-    axes: Axes, axis: str, name: Name, points: Sequence[Point], published: Iterable[float]
+    axes: Axes,
+    axis: str,
+    name: Name,
+    xs: Sequence[float],
+    points: Sequence[Point],
+    published: Iterable[float],
 ) -> None:
     from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
@@ -161,7 +186,7 @@ def _label_axes(
     axes.set_xlabel(axis)
     axes.set_ylabel(metric if value in ("distance", "score") else f"{metric}: {value}")
     x_format = EngFormatter(sep="") if axis == "images seen" else plain
-    if _spans_decades(point.x for point in points):
+    if _spans_decades(xs):
         axes.set_xscale("log")
         _set_log_ticks(axes.xaxis)
     axes.xaxis.set_major_formatter(x_format)

@@ -116,6 +116,7 @@ class _Protocol:
     published: dict[str, float]
     deviations: tuple[str, ...]
     source: str = ""
+    circumstances: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

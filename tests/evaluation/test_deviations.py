@@ -17,6 +17,7 @@ from evaluation import __main__ as cli
 from evaluation.circumstances import PUBLISHED_WEIGHTS, circumstances
 from evaluation.metrics.registry import MetricRequest
 from evaluation.protocols import PROTOCOLS, Protocol, find_protocol, record_protocol
+from evaluation.results.plots import published_values
 from evaluation.results.result_file import read_result
 from evaluation.results.table import comparability, format_table
 from evaluation.samples.generate import format_seeds
@@ -266,6 +267,17 @@ def test_every_row_names_its_source_and_fits_its_own_circumstances() -> None:
             assert row.facts["device"] == "cuda"
     values = [r.values["fid.distance"] for r in find_protocol("rdm_celebahq256").published]
     assert values == [3.15, 4.11, 3.74, 3.43, 3.23, 3.52]
+
+
+def test_plots_over_eta_have_the_published_values_at_their_eta() -> None:
+    protocol = find_protocol("rdm_imagenet256")
+    results = []
+    for eta in (0.0, 0.3):
+        made = result_of(protocol, relay(protocol.name, guidance=rdm.Guidance(), eta=eta))
+        results.append(made | {"protocol": record(protocol.name, made)})
+    points = published_values(results, ("fid", "distance"), "eta")
+    assert [(point.x, point.value) for point in points] == [(0.0, 5.65), (0.3, 5.91)]
+    assert [p.x for p in published_values(results, ("fid", "distance"), "NFE")] == [None, None]
 
 
 def like(**changes: Any) -> dict[str, Any]:

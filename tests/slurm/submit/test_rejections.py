@@ -78,7 +78,7 @@ ARGUMENTS = {
     "eval {root}/no --reference {root}/ref.npz": "no does not exist",
     "eval {run} --reference {root}/ref.npz --protocol fidd": "protocol 'fidd' is not one of rdm_",
     "eval {run} --reference {root}/ref.npz --metrics fdd": "metric 'fdd' is not one of fd,",
-    "eval {run} --reference {root}/ref.npz --detector inceptionn": "invalid choice: 'inceptionn'",
+    "eval {run} --reference {root}/ref.npz --detector inceptionn": "detector 'inceptionn' is not",
     "eval {run} --reference {root}/ref.npz --detector inception": "needs its weights file",
     "eval {run} --reference {root}/ref.npz --detector clip --weights w": "file w cannot be read",
     "eval {run} --reference {root}/ref.npz --pipeline clean": "does not fit detector effnet_lite0",
