@@ -25,6 +25,12 @@ Facts = dict[str, Any]
 Operations = tuple[tuple[str, float], ...]
 """Names of enhancements and their factors, in order."""
 PUBLISHED_WEIGHTS = "the published ones"
+MEASURED = {
+    "seeds", "labels", "classes", "quantisation", "retouch", "codec", "device", "resolution",
+    "images of the reference", "features of the reference", "codec of the reference",
+    "hflip of the reference",
+}  # fmt: skip
+"""Facts that a result may fail to record; what else a drawn sample lacks, its model is without."""
 IMAGE_KINDS = {"images", "packed", "sample batch"}
 """Kinds of sets of which we computed the statistics; files of other tools do not record all."""
 ROUNDING = {"sampler_dtype"}
@@ -201,7 +207,11 @@ def differences(ours: Facts, theirs: Facts) -> list[str]:
         if name in ours and ours[name] != value
     ]
     lacking = [name for name in theirs if name not in ours]
-    return lines + ([f"not recorded, so not checked: {', '.join(lacking)}"] if lacking else [])
+    of_sampler = [name for name in lacking if "sampler" in ours and name not in MEASURED]
+    unknown = [name for name in lacking if name not in of_sampler]
+    if of_sampler:
+        lines.append(f"the model has no {', '.join(of_sampler)}")
+    return lines + ([f"not recorded, so not checked: {', '.join(unknown)}"] if unknown else [])
 
 
 def _shown(value: Any) -> str:

@@ -72,9 +72,15 @@ def closing(results: Sequence[Result]) -> Block:
 
 
 def format_repeats(results: Sequence[Result]) -> str:
-    """Return mean and minimum over disjoint ranges of seeds; "" for one result."""
-    if len(results) < 2:
-        return ""
+    """Return mean and minimum over disjoint ranges of seeds; "" where there is one range."""
+    ranges: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        protocol = result["protocol"] or {"name": ""}
+        ranges.setdefault((protocol["name"], label_of(result)), []).append(result)
+    return "".join(_summed_up(group) for group in ranges.values() if group[1:])
+
+
+def _summed_up(results: Sequence[Result]) -> str:
     lines = []
     for name, metric in results[0]["metrics"].items():
         for key in metric["values"]:

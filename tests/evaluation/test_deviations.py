@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from evaluation import __main__ as cli
 from evaluation.circumstances import PUBLISHED_WEIGHTS, circumstances
+from evaluation.detectors.inception import FidInception
 from evaluation.metrics.registry import MetricRequest
 from evaluation.protocols import PROTOCOLS, Protocol, find_protocol, record_protocol
 from evaluation.results.plots import published_values
@@ -253,6 +255,14 @@ def test_what_was_not_recorded_is_named() -> None:
     assert "codec of the reference" in said
 
 
+def test_stages_that_a_model_lacks_are_named() -> None:
+    protocol = find_protocol("rdm_celebahq256")
+    alone = result_of(protocol, relay(protocol.name)[:1])
+    *_, said = record(protocol.name, alone)["deviations"]
+    assert said.startswith("the model has no stage 1 sampler, stage 1 steps")
+    assert "eta" in said
+
+
 def test_clean_variants_say_in_what_they_depart_from_the_paper() -> None:
     protocol = find_protocol("wavediff_cifar10_clean")
     result = result_of(protocol, [wavediff.wavediff_cifar10()])
@@ -376,7 +386,7 @@ def test_a_detector_beside_a_protocol_is_used_and_is_a_deviation(
 
 
 def test_several_detectors_and_protocols_share_one_pass_over_the_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluation.samples.generate import GeneratedImages
 
@@ -396,8 +406,31 @@ def test_several_detectors_and_protocols_share_one_pass_over_the_samples(
     ]  # fmt: skip
     assert cli.main(command) == 0
     assert sorted(drawn) == [*range(6)]
+    assert "ranges of seeds" not in capsys.readouterr().out
     outs = [tmp_path / f"o-{name}-effnet_lite0.json" for name in ("adm", "edm")]
     assert [read_result(out)["protocol"]["name"] for out in outs] == ["adm", "edm"]
+
+
+def test_detectors_with_other_metrics_go_into_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "inception.safetensors"
+    tensors = {k: v for k, v in FidInception().state_dict().items() if v.is_floating_point()}
+    save_file(tensors, weights)
+    source, out = images(tmp_path / "r"), tmp_path / "o.json"
+    command = [
+        "run", str(source), "--reference", str(source), "--out", str(out), "--metrics",
+        "inception=fd:pool,kid:pool,effnet_lite0=fd:head", "--detector", "inception,effnet_lite0",
+        "--weights", f"inception={weights}",
+    ]  # fmt: skip
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "NOT comparable with each other: these results differ in detector" in shown
+    metrics = [
+        read_result(tmp_path / f"o-{n}.json")["metrics"] for n in ("inception", "effnet_lite0")
+    ]
+    assert [len(each) for each in metrics] == [2, 1]
 
 
 @pytest.mark.parametrize(
