@@ -14,9 +14,9 @@ from typing import Any
 
 from evaluation import published
 from evaluation.circumstances import PUBLISHED_WEIGHTS, Facts, circumstances, post_facts
+from evaluation.image_sets.seeds import format_seeds
 from evaluation.metrics.registry import KINDS, MetricRequest
 from evaluation.published import Published
-from evaluation.samples.generate import format_seeds
 from evaluation.samples.postprocess import PostProcess
 from models.config_io import did_you_mean
 

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from evaluation import __main__ as cli
 from evaluation.circumstances import PUBLISHED_WEIGHTS, circumstances
 from evaluation.detectors.inception import FidInception
+from evaluation.image_sets.seeds import format_seeds
 from evaluation.metrics.registry import MetricRequest
 from evaluation.protocols import PROTOCOLS, Protocol, find_protocol, record_protocol
 from evaluation.results.plots import published_values
 from evaluation.results.result_file import read_result
 from evaluation.results.table import comparability, format_table
-from evaluation.samples.generate import format_seeds
 from models.config_io import to_json
 from models.families import AnyObjective
 from models.rdm import presets as rdm
