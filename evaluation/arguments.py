@@ -85,7 +85,12 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
-    parser.add_argument("--reference", type=Path, required=True, help="statistics file, or images")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        required=True,
+        help="statistics file, or images; with several detectors also NAME=FILE,...",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
     )

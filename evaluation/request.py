@@ -30,6 +30,8 @@ from models.snapshot import Snapshot, read_snapshot
 
 DEFAULT_SAMPLES = 50_000
 MIN_IMAGES = 2
+OF_ONE_DETECTOR = ("weights", "weights_sha256", "pipeline", "metrics")
+"""Options that must say of which detector they are, where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,13 +232,15 @@ def detectors_of(args: argparse.Namespace, protocol: Protocol | None = None) -> 
 def _check_options(args: argparse.Namespace, detectors: Sequence[str]) -> None:
     """Raise ValueError if an option names no detector of several, or one that is not asked for."""
     several = len(set(detectors)) > 1
-    for option in ("weights", "weights_sha256", "pipeline", "metrics"):
-        named = [name for name, _ in _pieces(getattr(args, option))]
+    for option in (*OF_ONE_DETECTOR, "reference", "reference_pipeline"):
+        named = [name for name, _ in _pieces(str(getattr(args, option)))]
         flag = f"--{option.replace('_', '-')}"
         for name in filter(None, named):
             if name not in detectors:
                 raise ValueError(f"{flag} {name}=... is not one of --detector")
-        if several and "" in named:
+            if named.count(name) > 1:
+                raise ValueError(f"{flag} names {name} twice; give each detector one value")
+        if several and "" in named and option in OF_ONE_DETECTOR:
             example = ",".join(f"{name}=..." for name in dict.fromkeys(detectors))
             raise ValueError(f"{flag} is for one detector; with several, write {flag} {example}")
 
@@ -244,7 +248,7 @@ def _check_options(args: argparse.Namespace, detectors: Sequence[str]) -> None:
 def _pieces(text: str) -> list[tuple[str, str]]:
     """Split `a=X,b=Y` into detectors and values; a text without detectors is for any ("")."""
     parts = [part.partition("=") for part in text.split(",")] if text else []
-    if not parts or parts[0][0] not in DETECTORS:
+    if not (parts and parts[0][0] in DETECTORS and parts[0][1]):
         return [("", text)] if text else []
     found: list[tuple[str, str]] = []
     for name, separator, value in parts:
@@ -290,16 +294,35 @@ def reference_of(
     args: argparse.Namespace, protocol: Protocol | None, detector: str, *, inputs: bool = True
 ) -> ReferenceSettings:
     """Return the reference that `run` compares with; an empty one if it need not exist yet."""
-    exists = inputs or args.reference.exists()
-    statistics, images = open_reference(args.reference) if exists else (None, None)
+    path = _reference_path(args, detector)
+    statistics, images = open_reference(path) if inputs or path.exists() else (None, None)
     theirs = protocol.preprocessing if protocol and detector == protocol.detector else ""
     return ReferenceSettings(
         statistics=statistics,
         images=images,
-        preprocessing=args.reference_pipeline or theirs,
+        preprocessing=_value_for(args.reference_pipeline, detector) or theirs,
         num_features=args.features or (protocol.num_features if protocol else NUM_FEATURES),
         batch_size=args.batch_size,
     )
+
+
+def references_of(args: argparse.Namespace) -> list[Path]:
+    """Return the references that `run` compares with: one, or each detector's."""
+    if args.reference.exists():
+        return [args.reference]
+    return [Path(value) for _, value in _pieces(str(args.reference))]
+
+
+def _reference_path(args: argparse.Namespace, detector: str) -> Path:
+    if args.reference.exists():
+        return Path(args.reference)
+    value = _value_for(str(args.reference), detector)
+    if not value:
+        raise ValueError(
+            f"--reference {args.reference} has none for {detector}; add {detector}=FILE, or give"
+            " images, which serve all detectors"
+        )
+    return Path(value)
 
 
 def new_reference_of(args: argparse.Namespace) -> ReferenceSettings:

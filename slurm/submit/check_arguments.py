@@ -48,10 +48,12 @@ def check_protocol(arguments: Sequence[str]) -> None:
         ValueError: They are invalid; the message is one line.
     """
     from evaluation.dry_run import dry_run
+    from evaluation.request import references_of
 
     parsed = in_one_line(lambda: dry_run(["run", "SNAPSHOT", *arguments], inputs=False))
-    if not parsed.reference.exists():
-        raise FileNotFoundError(f"{parsed.reference} does not exist")
+    for reference in references_of(parsed):
+        if not reference.exists():
+            raise FileNotFoundError(f"{reference} does not exist")
 
 
 def in_one_line(validate: Callable[[], T]) -> T:

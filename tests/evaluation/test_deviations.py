@@ -425,6 +425,12 @@ def test_detectors_with_other_metrics_go_into_one_table(
         "--weights", f"inception={weights}",
     ]  # fmt: skip
     assert cli.main(command) == 0
+    statistics = tmp_path / "r.npz"
+    assert cli.main(["reference", str(source), str(statistics)]) == 0
+    apart = f"effnet_lite0={statistics},inception={source}"
+    command[command.index("--reference") + 1] = apart
+    capsys.readouterr()
+    assert cli.main(command) == 0  # the same references: nothing is computed again
     shown = capsys.readouterr().out
     assert "NOT comparable with each other: these results differ in detector" in shown
     metrics = [
@@ -444,6 +450,12 @@ def test_detectors_with_other_metrics_go_into_one_table(
         (["--detector", "inceptoin"], "detector 'inceptoin' is not one of"),
         (["--detector", "inception,effnet_lite0", "--metrics", "fd:pool"], "--metrics is for one"),
         (["--protocol", "adm,fid"], "protocol 'fid' is not one of"),
+        (
+            ["--detector", "effnet_lite0,inception", "--reference", "effnet_lite0={r}"],
+            "has none for inception; add inception=FILE",
+        ),
+        (["--detector", "clip", "--weights", "clip=a,clip=b"], "--weights names clip twice"),
+        (["--detector", "clip", "--weights", "clip"], "clip cannot be read"),
     ],
 )
 def test_lists_that_do_not_fit_are_rejected(
@@ -451,7 +463,7 @@ def test_lists_that_do_not_fit_are_rejected(
 ) -> None:
     reference = images(tmp_path / "r")
     command = ["run", str(reference), "--reference", str(reference), "--out", str(tmp_path / "o")]
-    assert cli.main([*command, *options]) == 2
+    assert cli.main([*command, *(text.format(r=reference) for text in options)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
