@@ -77,10 +77,10 @@ class Blocks:
         """Yield this rank's share of the blocks, as slices of rows and columns."""
         rank, size = (world.rank, world.size) if world is not None else (0, 1)
         turn = 0
-        for top in range(0, len(self.a), BLOCK):
-            for left in range(top if self.a is self.b else 0, len(self.b), BLOCK):
+        for number, rows in enumerate(block_slices(len(self.a))):
+            for columns in block_slices(len(self.b))[number if self.a is self.b else 0 :]:
                 if turn % size == rank:
-                    yield _block(top, len(self.a)), _block(left, len(self.b))
+                    yield rows, columns
                 turn += 1
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
@@ -214,5 +214,6 @@ def _exact_kth(points: Points, values: Tensor, indices: Tensor, k: int) -> NDArr
     return radii
 
 
-def _block(start: int, total: int) -> slice:
-    return slice(start, min(start + BLOCK, total))
+def block_slices(total: int) -> list[slice]:
+    """Return the slices that cut `total` points into blocks."""
+    return [slice(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]

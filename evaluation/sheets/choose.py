@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_train.runtime.world import World
 from evaluation.image_sets.image_set import ImageSet, PackedImages
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.nearest_neighbours import neighbours
 from evaluation.metrics.realism import realism
-from evaluation.metrics.statistics import Device, FeatureSet, evenly_spread
+from evaluation.metrics.statistics import FeatureSet, evenly_spread
 from evaluation.sheets.sheet import Cell, Layout
 
 
 def neighbour_rows(
-    samples: FeatureSet, reference: FeatureSet, tap: str, rows: int, columns: int, device: Device
+    samples: FeatureSet, reference: FeatureSet, tap: str, rows: int, columns: int, world: World
 ) -> Layout:
     """Return samples, evenly spread over their set, each beside its nearest reference images.
 
@@ -26,13 +27,15 @@ def neighbour_rows(
         tap: The tap whose distances count.
         rows: Samples.
         columns: Images in a row, the sample included.
-        device: Where distances are computed.
+        world: The ranks; each computes the few distances that this takes.
     """
     chosen = evenly_spread(len(samples.selected), rows)
     count = min(columns - 1, len(reference.selected))
     if count < 1:
         raise ValueError(f"--columns={columns} leaves no place for neighbours; give at least 2")
-    distances, indices = neighbours(samples.rows(tap)[chosen], reference.rows(tap), count, device)
+    distances, indices = neighbours(
+        samples.rows(tap)[chosen], reference.rows(tap), count, world.device
+    )
     cells = [
         [Cell(0, samples.selected[row])]
         + [
@@ -45,7 +48,7 @@ def neighbour_rows(
 
 
 def realism_rows(
-    samples: FeatureSet, reference: FeatureSet, tap: str, rows: int, columns: int, device: Device
+    samples: FeatureSet, reference: FeatureSet, tap: str, rows: int, columns: int, world: World
 ) -> Layout:
     """Return the most realistic samples, best first, above the least realistic ones, worst last.
 
@@ -55,9 +58,9 @@ def realism_rows(
         tap: The tap whose distances count.
         rows: Rows in all, at least 2: half of them are the best.
         columns: Samples in a row.
-        device: Where distances are computed.
+        world: The ranks, which share the work.
     """
-    values, balls = realism(samples.rows(tap), reference.rows(tap), device=device)
+    values, balls = realism(samples.rows(tap), reference.rows(tap), world=world)
     order = np.argsort(-values, kind="stable")
     each = min(max(rows // 2, 1) * columns, max(len(order) // 2, 1))
     chosen = [order[:each].tolist(), order[len(order) - each :].tolist()]

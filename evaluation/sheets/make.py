@@ -90,7 +90,6 @@ def make_sheet(request: SheetRequest, world: World) -> None:
     elif world.rank == 0:
         layout = _by_names(request)
     if world.rank == 0:
-        assert layout is not None, "rank 0 chooses"
         identities = [_named(images) for images in sets]
         write_sheet(request.out, layout, sets, identities, settings, request.upscale)
     world.barrier()
@@ -104,8 +103,8 @@ def _by_names(request: SheetRequest) -> Layout:
 
 def _by_features(
     request: SheetRequest, reference: ImageSet, detector: Detector, tap: str, world: World
-) -> Layout | None:
-    """Return what is shown, on rank 0; features that are stored already are not computed again."""
+) -> Layout:
+    """Return what is shown; features that are stored already are not computed again."""
     (images,), size = request.sets, request.batch_size
     identity = world.broadcast_object(sample_identity(images) if world.rank == 0 else None)
     store = features_dir(request.out.parent)
@@ -115,10 +114,8 @@ def _by_features(
         reference, identity, [detector], feature_cache(), world,
         batch_size=size, num_kept=request.num_features or len(reference), title="reference",
     )  # fmt: skip
-    if world.rank != 0:
-        return None
     rows = neighbour_rows if request.kind == "neighbours" else realism_rows
-    return rows(samples, compared, tap, request.rows, request.columns, world.device)
+    return rows(samples, compared, tap, request.rows, request.columns, world)
 
 
 def _detector(request: SheetRequest, world: World) -> Detector:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_train.runtime.world import init_world
 from evaluation import __main__ as cli
 from evaluation.detectors.base import Detector
 from evaluation.metrics import nearest_neighbours
@@ -20,6 +21,7 @@ from evaluation.sheets.sheet import GAP, WIDE_GAP
 from models.snapshot import write_snapshot
 from models.wavediff.config import WaveDiffConfig
 from models.wavediff.generator_config import GeneratorConfig
+from tests.ranks import run_ranks
 
 EDGE = 32
 
@@ -130,6 +132,25 @@ def test_realism_is_the_papers_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values.argmin() == 7
     gen[3] = ref[int(radii.argmin())]
     assert realism(gen, ref)[0][3] == np.inf
+
+
+def save_realism(gen: np.ndarray, ref: np.ndarray, path: Path) -> None:
+    world = init_world()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest_neighbours, "BLOCK", 32)
+        np.savez(path.with_suffix(f".{world.rank}.npz"), *realism(gen, ref, world=world))
+
+
+@pytest.mark.distributed
+def test_realism_is_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    gen, ref = (generator.normal(size=(n, 4)).astype(np.float32) for n in (110, 205))
+    expected = realism(gen, ref)
+    run_ranks(3, save_realism, gen, ref, tmp_path / "found")
+    for rank in range(3):
+        with np.load(tmp_path / f"found.{rank}.npz") as found:
+            for name, values in zip(("arr_0", "arr_1"), expected, strict=True):
+                np.testing.assert_array_equal(found[name], values)
 
 
 def test_best_and_worst_samples_by_realism(tmp_path: Path) -> None:
