@@ -107,7 +107,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, which suggests the choice that may be meant."""
+    """A parser whose errors are one line, which suggests the choice that may be meant.
+
+    What it returns has an attribute `given`: the names of what has another value than its default.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line; returns the arguments, and those that are not known."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        values = vars(parsed)  # as models.command_line.given, which might be another package here
+        own = {a.dest for a in self._actions if values.get(a.dest, a.default) != a.default}
+        parsed.given = getattr(parsed, "given", frozenset()) | own
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 after one line on what is wrong."""

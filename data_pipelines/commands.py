@@ -72,7 +72,7 @@ def _info(arguments: argparse.Namespace) -> None:
         print(len(manifest.class_names))
         return
     print(summary(arguments.path, manifest))
-    print(f"source   {manifest.kind}: {printable(manifest.source['path'])}")
+    print(f"source   {manifest.kind}: {printable(str(manifest.source.get('path')))}")
     print("options  " + ", ".join(f"{key}={value}" for key, value in manifest.options.items()))
     print(f"digest   {manifest.digest}")
     for name, count in zip(manifest.class_names, manifest.class_counts, strict=True):

@@ -22,6 +22,7 @@ from dist_train.monitoring.reporter import Reporter
 from dist_train.monitoring.throughput import Throughput
 from dist_train.planning.checks import (
     Batches,
+    check_best_metric,
     check_labels,
     check_networks,
     check_resolution,
@@ -65,6 +66,7 @@ def build_trainer(
         config.global_batch_size, config.micro_batch_size, objective.batch_multiple, world.size
     )
     check_resolution(config.data, objective)
+    check_best_metric(config)
     check_networks(config.optim, config.sharding, objective)
     share = Share(world.rank, world.size, batches.micro)
     pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)

@@ -14,6 +14,7 @@ from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import engine_settings, used_stage
 from dist_train.planning.checks import (
     Batches,
+    check_best_metric,
     check_labels,
     check_length,
     check_networks,
@@ -51,6 +52,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         config.global_batch_size, config.micro_batch_size, objective.batch_multiple, world_size
     )
     check_resolution(config.data, objective)
+    check_best_metric(config)
     check_networks(config.optim, config.sharding, objective)
     with torch.device("meta"):
         objective.build_networks()

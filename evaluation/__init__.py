@@ -12,6 +12,7 @@ progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewh
 published.py    Published values as data: source, values and the circumstances of each
 protocols.py    Evaluation protocols as named objects: how published numbers were made
 request.py      Validated requests: what command-line arguments ask for
+unused_options.py  Options without effect on what the others ask for, which are rejected
 detectors/      Detectors: networks whose features are compared, their preprocessing and weights
 features/       Features: computed once for each set, detector and tap, on any number of ranks
 image_sets/     Sets of images to evaluate: directories, zips, tars, arrays, packed sets

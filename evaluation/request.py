@@ -26,6 +26,7 @@ from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
 from evaluation.sheets.make import SheetRequest
+from evaluation.unused_options import check_grid_options, check_run_options
 from models.snapshot import Snapshot, read_snapshot
 
 DEFAULT_SAMPLES = 50_000
@@ -101,6 +102,9 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
         for protocol, name in pairs
         for repeat in _repeats(args, protocol, source)
     ]
+    first = requests[0]
+    check_run_options(args, first.images, first.reference, [r.metrics for r in requests])
+    check_grid_options(args)
     outs = [request.out for request in requests]
     for out in outs:
         if outs.count(out) > 1:
@@ -201,6 +205,7 @@ class _Source:
 def samples_of(args: argparse.Namespace) -> SampleRequest:
     """Return the request of `sample`."""
     paths, overrides = split_overrides(args.source)
+    check_grid_options(args)
     snapshots = read_snapshots(paths, overrides)
     return SampleRequest(snapshots, spec_of(args), args.out, args.shard_images)
 

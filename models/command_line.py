@@ -15,7 +15,7 @@ import signal
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NoReturn
 
@@ -105,6 +105,27 @@ def check_files(arguments: argparse.Namespace) -> None:
             if isinstance(value, (str, os.PathLike)):
                 text = os.fspath(value)
                 _check_file(str(text.partition("=")[2] or text))
+
+
+def given(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> frozenset[str]:
+    """Return the names of what a command line gives another value than its default."""
+    values, actions = vars(arguments), parser._actions
+    return frozenset(a.dest for a in actions if values.get(a.dest, a.default) != a.default)
+
+
+def reject_unused(arguments: argparse.Namespace, unused: Mapping[str, str]) -> None:
+    """Reject options that would be accepted without any effect.
+
+    Args:
+        arguments: The command line, parsed by `relaywave.Parser`.
+        unused: By name, why an option has no effect on what the others ask for.
+
+    Raises:
+        ValueError: One of them has another value than its default.
+    """
+    for name in sorted(unused.keys() & getattr(arguments, "given", frozenset())):
+        option = f"--{name.replace('_', '-')}"
+        raise ValueError(f"{option} has no effect: {unused[name]}; leave it out")
 
 
 def _check_file(path: str) -> None:

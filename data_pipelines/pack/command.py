@@ -15,6 +15,7 @@ from data_pipelines.pack.packer import Packer, Task
 from data_pipelines.packed.manifest import Manifest, read_manifest
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
+from models import command_line
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +135,12 @@ def _packer(arguments: argparse.Namespace) -> Packer:
 
 
 def _options(arguments: argparse.Namespace) -> PackOptions:
-    """Return the options of the arguments. Raises PackError if they are invalid."""
+    """Return the options of the arguments. Raises ValueError if they are invalid."""
+    if arguments.finish and arguments.shard is not None:
+        raise ValueError("--shard writes a share, --finish joins all of them: give one of the two")
+    if arguments.format != "jpeg" or arguments.resolution == (ORIGINAL,):
+        why = "only images that are stored as JPEG have a quality (--format jpeg)"
+        command_line.reject_unused(arguments, {"quality": why})
     return PackOptions(
         resolution=arguments.resolution,
         filter=arguments.filter,
@@ -192,7 +198,9 @@ def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, .
     """
     parser = argparse.ArgumentParser(prog="pack")
     add_pack(parser)
-    return _check(parser.parse_args(arguments), patience)
+    parsed = parser.parse_args(arguments)
+    parsed.given = command_line.given(parser, parsed)
+    return _check(parsed, patience)
 
 
 def _check(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | None:

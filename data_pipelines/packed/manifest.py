@@ -154,6 +154,8 @@ class Manifest:
                 f"class_counts has {len(self.class_counts)} entries, class_names"
                 f" {len(self.class_names)}; each class has one count, which is not negative"
             )
+        if sum(self.class_counts) > self.num_images:
+            raise ValueError(f"class_counts are of more images than num_images={self.num_images}")
 
     @property
     def only_beton(self) -> bool:

@@ -9,7 +9,8 @@ from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import DataConfig
 from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import check_stage
-from models.config_io import ConfigError, to_json
+from dist_train.planning.flops import metric_names
+from models.config_io import ConfigError, did_you_mean, to_json
 from models.objective import Objective
 
 MENTIONED = 5
@@ -77,6 +78,16 @@ def trained_settings(config: RunConfig) -> dict[str, Any]:
     objective = {k: v for k, v in settings["objective"].items() if k != "sampling"}
     left_out = ("logging", "checkpoint")
     return {k: v for k, v in settings.items() if k not in left_out} | {"objective": objective}
+
+
+def check_best_metric(config: RunConfig) -> None:
+    """Raise ConfigError if `checkpoint.keep_best` is no metric of the run."""
+    wanted = config.checkpoint.keep_best
+    if wanted is not None and wanted not in (known := metric_names(config.objective)):
+        raise ConfigError(
+            f"checkpoint.keep_best={wanted!r} is no metric of this run; they are"
+            f" {', '.join(known)}{did_you_mean(wanted, known)}"
+        )
 
 
 def check_resolution(data: DataConfig, objective: Objective) -> None:

@@ -81,6 +81,22 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
 
 
 @functools.lru_cache
+def metric_names(config: AnyObjective) -> tuple[str, ...]:
+    """Return the names of the metrics that an objective's losses give, `network/metric`."""
+    objective = config.build()
+    found = []
+    with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
+        networks = objective.build_networks()
+        example = _example(objective, config.label_dim, objective.batch_multiple)
+        for name, loss_fn in objective.losses().items():
+            meter = CostMeter()  # which answers for values
+            with updating_only(name, parameter_lists(networks)), meter:
+                _, metrics = loss_fn(networks, example, 0)
+            found += [f"{name}/{key}" for key in metrics]
+    return tuple(found)
+
+
+@functools.lru_cache
 def step_flops(config: AnyObjective) -> float:
     """Return the floating-point operations of training on one image."""
     size = config.build().batch_multiple

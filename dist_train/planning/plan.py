@@ -14,6 +14,12 @@ from dataclasses import dataclass, replace
 
 from dist_train.config import RunConfig
 from dist_train.engine.deepspeed_config import MAX_BUCKET
+from dist_train.planning.checks import (
+    check_best_metric,
+    check_networks,
+    check_resolution,
+    plan_batches,
+)
 from dist_train.planning.flops import Footprint, measure_step
 from dist_train.planning.hardware import GPUS, Gpu
 from dist_train.precision import compute_dtypes, settle_precision
@@ -73,11 +79,21 @@ def plan_command(options: argparse.Namespace) -> int:
     gpu = GPUS[options.gpu]
     config = override(find_recipe(options.recipe)(), options.overrides)
     config = settle_precision(config, gpu.bfloat16)
+    _check(config, options.nodes * options.gpus_per_node)
     network = options.network_gbit / 8 * 1e9
     machine = Machine(gpu, options.nodes, options.gpus_per_node, network, options.mfu)
     for line in describe_plan(config, machine, options.gpu_hours_per_failure):
         print(line)
     return 0
+
+
+def _check(config: RunConfig, ranks: int) -> None:
+    """Raise ConfigError if training would reject the settings."""
+    objective = config.objective.build()
+    plan_batches(config.global_batch_size, config.micro_batch_size, objective.batch_multiple, ranks)
+    check_resolution(config.data, objective)
+    check_networks(config.optim, config.sharding, objective)
+    check_best_metric(config)
 
 
 def describe_plan(

@@ -21,7 +21,7 @@ from models.safe_files.transient import retried
 from models.safe_files.typed_json import ConfigError, from_json
 
 T = TypeVar("T")
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
 """Size above which a file is no document of ours: a manifest of a million shards has 150 MB."""
 
 

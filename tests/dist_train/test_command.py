@@ -53,6 +53,12 @@ TINY = [
         (["quickstart_edm16", "--deepspeed", "/nowhere.json"], "No such file"),
         (["status", "/nowhere"], "/nowhere is not a run directory"),
         (["quickstart_edm16"], "--run-dir is missing"),
+        (
+            ["plan", "wavediff_debug", "--gpus-per-node=1", "checkpoint.keep_best=x"],
+            "keep_best='x' is no metric of this run; they are discriminator/loss, .*generator/loss",
+        ),
+        (["plan", "quickstart_edm16", "global_batch_size=7"], "global_batch_size=7 is not a mult"),
+        (["plan", "quickstart_edm16", "data.resolution=32"], "resolution=32, but the objective"),
     ],
 )
 def test_bad_settings_are_rejected_before_anything_starts(
@@ -75,6 +81,10 @@ def test_bad_settings_are_rejected_before_anything_starts(
         (
             ['sharding.deepspeed={"fp16": {"enabled": true}}'],
             "deepspeed.fp16 contradicts the recipe",
+        ),
+        (
+            ["checkpoint.keep_best=denoiser/los"],
+            "keep_best='denoiser/los' is no metric of this run; .*did you mean denoiser/loss",
         ),
         (["sharding.offload=parameters"], "offload=parameters needs sharding.zero_stage=3, not 1"),
     ],

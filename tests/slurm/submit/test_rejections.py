@@ -91,7 +91,9 @@ ARGUMENTS = {
     "pack images {root}/no {root}/set --resolution 64": "no does not exist",
     "pack images {root}/set --resolution 64": "images needs a source",
     "pack images {root} {root}/set": "the following arguments are required: --resolution",
-    "pack images {root} {root}/set --resolution 64 --quality 900": "quality=900 must be in 1..95",
+    "pack images {root} {root}/set --resolution 64 --format jpeg --quality 900": (
+        "quality=900 must be in 1..95"
+    ),
     "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
     "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
     "sweep rdm_debug_edm16 --grid objective.sampling.steps=9,18": (
