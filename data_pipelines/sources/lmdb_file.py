@@ -95,7 +95,7 @@ def _record(page: bytes, place: int, number: int, file_size: int) -> Record:
         (run,) = PAGE_NUMBER.unpack_from(page, start)
         offset = run * len(page) + HEADER.size
     if offset + size > file_size:
-        raise LmdbError(f"it is cut short: the value of {key!r} ends after byte {file_size}")
+        raise LmdbError(f"it is cut short: the value of {key[:40]!r} ends after byte {file_size}")
     return Record(key, offset, size)
 
 

@@ -101,7 +101,8 @@ def _not_one_line(outcome: Outcome, mutation: Mutation, files: list[str]) -> str
         return f"rejected, but not in one printable line: {line[:2000]!r}"
     if len(line) > 2000:
         return f"a line of {len(line)} characters: {line[:300]!r}..."
-    names = {name for file in (mutation.file, *files) for name in (Path(file).name, file)}
+    paths = [Path(file) for file in (mutation.file, *files)]
+    names = {name for path in paths for name in (path.name, path.parent.name, str(path))} - {""}
     if not any(name in line + outcome.out for name in names):
         return f"rejected without naming the file: {line!r}"
     if "memory" in line.lower():
