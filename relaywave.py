@@ -106,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+LARGEST = 1 << 62
+"""Bound of the numbers on a command line."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, which suggests the choice that may be meant.
 
@@ -123,6 +127,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 after one line on what is wrong."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        value = super()._get_value(action, arg_string)
+        if isinstance(value, (int, float)) and not abs(value) < LARGEST:  # nor is NaN
+            raise argparse.ArgumentError(action, f"{arg_string:.40} is no number that is possible")
+        return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

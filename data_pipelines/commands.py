@@ -10,6 +10,7 @@ from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.manifest import BETON, SKIPPED, Manifest, read_manifest
 from data_pipelines.packed.remote import is_remote
 from data_pipelines.sources.base import printable
+from models import command_line
 
 NAMED_CLASSES = 10
 """Classes that a summary names."""
@@ -95,6 +96,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from data_pipelines.packed.check import check
 
+    command_line.check_least(arguments, workers=1)
     report = check(arguments.path, workers=arguments.workers, decode=not arguments.no_decode)
     for problem in report.problems:
         print(problem)
@@ -142,6 +144,7 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
 def _preview(arguments: argparse.Namespace) -> None:
     from data_pipelines.packed.contact_sheet import write_contact_sheet
 
+    command_line.check_least(arguments, count=1, seed=0)
     shown = write_contact_sheet(
         arguments.path, arguments.picture, count=arguments.count, seed=arguments.seed
     )
@@ -169,6 +172,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from data_pipelines.datasets import box_factor
     from data_pipelines.packed.reader import ShardedImages
 
+    command_line.check_least(arguments, resolution=1, batch_size=1, workers=1, seconds=0.001)
     _check_device(arguments.device)
     stored = ShardedImages(arguments.path).info.resolution
     resolution = arguments.resolution or stored

@@ -37,7 +37,7 @@ from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
 from evaluation.sheets.make import make_sheet
 from evaluation.sheets.sheet import record_path
-from models.command_line import say
+from models.command_line import check_least, say
 from models.safe_files.atomic import new_file
 from models.snapshot import sampled_classes
 
@@ -117,6 +117,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def gc(args: argparse.Namespace) -> None:
     """Show the features that are kept, and remove those that were not used for long."""
+    check_least(args, older_than=0)
     stores = [features_dir(path) for path in args.stores]
     for store in stores or [feature_cache()]:
         found = entries(store)

@@ -128,6 +128,22 @@ def reject_unused(arguments: argparse.Namespace, unused: Mapping[str, str]) -> N
         raise ValueError(f"{option} has no effect: {unused[name]}; leave it out")
 
 
+def check_least(arguments: argparse.Namespace, **least: float) -> None:
+    """Check numbers of a command line.
+
+    Args:
+        arguments: The command line.
+        least: The least value by name; options that were not given (None) are not checked.
+
+    Raises:
+        ValueError: One is smaller, or no number.
+    """
+    for name, smallest in least.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= smallest:
+            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least {smallest:g}")
+
+
 def _check_file(path: str) -> None:
     try:
         mode = os.stat(path).st_mode

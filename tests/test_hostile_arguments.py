@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +11,11 @@ from pathlib import Path
 import pytest
 
 import relaywave
+from data_pipelines.__main__ import build_parser as data_parser
+from dist_train.__main__ import COMMANDS as TRAINING
+from dist_train.__main__ import build_parser as training_parser
+from evaluation.arguments import build_parser as evaluation_parser
+from models.__main__ import build_parser as models_parser
 
 SECONDS = 60
 """After which a command that waits for ever is ended; it takes far less on a busy machine."""
@@ -140,3 +146,37 @@ def test_a_fifo_among_images_is_left_out(
     os.mkfifo(tmp_path / "a.png")
     assert relaywave.main(["spectrum", str(tmp_path), str(tmp_path / "out")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def _parsers() -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
+    """Yield the parsers of commands, with the words that call them."""
+    tops = {"data": data_parser(""), "eval": evaluation_parser(), "models": models_parser("")}
+    tops |= {f"train {name}": training_parser("", name) for name in ("", *TRAINING)}
+    for name, parser in tops.items():
+        yield name.split(), parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for word, child in action.choices.items():
+                    yield [name, word], child
+
+
+NUMBERS = [
+    (words, option.option_strings[-1])
+    for words, parser in _parsers()
+    for option in parser._actions
+    if option.type in (int, float) and option.option_strings
+]
+
+
+@pytest.mark.parametrize(("words", "option"), NUMBERS, ids=str)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "9" * 25, "1e400", "\udce9", "1e3x", ""])
+def test_numbers_that_are_none(
+    words: list[str], option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsers = {tuple(key): parser for key, parser in _parsers()}
+    with pytest.raises(SystemExit) as end:
+        parsers[tuple(words)].parse_args([f"{option}={value}"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert option in error
+    assert error.count("\n") == 1

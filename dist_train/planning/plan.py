@@ -74,8 +74,8 @@ def plan_command(options: argparse.Namespace) -> int:
         similar = did_you_mean(options.gpu, [*GPUS])
         raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}{similar}")
     for name in ("nodes", "gpus_per_node", "network_gbit", "mfu", "gpu_hours_per_failure"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be positive")
+        if not 0 < (value := getattr(options, name)) < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')}={value} must be positive, and finite")
     gpu = GPUS[options.gpu]
     config = override(find_recipe(options.recipe)(), options.overrides)
     config = settle_precision(config, gpu.bfloat16)

@@ -33,6 +33,7 @@ from dist_train.runtime.run_files import (
     write_settings,
 )
 from dist_train.runtime.world import World
+from models.command_line import describe
 from models.config_io import ConfigError, differences, from_json, to_json
 from models.safe_files.locks import FileLock, read_owner, try_lock
 
@@ -127,7 +128,7 @@ class RunDir:
             try:
                 result = action()
             except (ValueError, OSError, RunDirError) as error:
-                problem = str(error)
+                problem = describe(error)
         problem, result = self._world.broadcast_object((problem, result))
         if problem is not None:
             raise RunDirError(problem)

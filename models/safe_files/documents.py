@@ -7,6 +7,7 @@ that the dataclass lacks are ignored, for a newer version may have added them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,6 +130,8 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         content = retried(lambda: read_regular(path, max_bytes), f"reading {path}")
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:  # what should be a directory above it is a file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except OSError as error:
         raise DocumentError(f"{path} cannot be read: {error.strerror}") from None
     return parse_object(content, str(path))
