@@ -99,18 +99,27 @@ class Snapshot:
         return weights
 
     def load_network(self, device: torch.device | str = "cpu") -> nn.Module:
-        """Return the sampled network with the snapshot's weights, in eval mode, frozen."""
-        with torch.device("meta"):
-            networks = self.objective.build().build_networks()
+        """Return the sampled network with the snapshot's weights, in eval mode, frozen.
+
+        Raises:
+            SnapshotError: The description and the weights do not fit, or are impossible.
+        """
+        described = self.path / DESCRIPTION
+        try:
+            with torch.device("meta"):
+                networks = self.objective.build().build_networks()
+        except (TypeError, RuntimeError, OverflowError) as error:  # sizes that no tensor has
+            reason = str(error).partition("\n")[0]
+            raise SnapshotError(f"{described}: its networks cannot be built: {reason}") from None
         if self.network not in networks:
             raise SnapshotError(
-                f"{self.path} holds the network {self.network!r}, but its objective has"
+                f"{described} is of the network {self.network[:80]!r}, but its objective has"
                 f" {', '.join(networks)}: the snapshot is damaged"
             )
         sampled = self.objective.build().sampled_network
         if self.network != sampled:
             raise SnapshotError(
-                f"{self.path} holds the {self.network}, but images are sampled from the {sampled}:"
+                f"{described} is of the {self.network}, but images are sampled from the {sampled}:"
                 " the snapshot is damaged"
             )
         network = networks[self.network]

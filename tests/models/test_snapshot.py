@@ -173,7 +173,7 @@ def test_unknown_networks_are_named(tmp_path: Path) -> None:
     document = json.loads((write(tmp_path / "s").path / "snapshot.json").read_text())
     del document["checksum"]
     (tmp_path / "s/snapshot.json").write_text(json.dumps(document | {"network": "critic"}))
-    with pytest.raises(SnapshotError, match="holds the network 'critic', but its objective has"):
+    with pytest.raises(SnapshotError, match="is of the network 'critic', but its objective has"):
         read_snapshot(tmp_path / "s").load_network()
 
 
