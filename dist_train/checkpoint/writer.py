@@ -71,6 +71,10 @@ class _Pending(NamedTuple):
     shards: list[ShardFile]
 
 
+class _OthersFiles(str):
+    """A problem that does not pass: something that is not ours has a checkpoint's name."""
+
+
 class CheckpointWriter:
     """Writes one rank's part of checkpoints in the background, and prunes old ones.
 
@@ -170,6 +174,7 @@ class CheckpointWriter:
 
         Raises:
             StorageError: It could not be written, in several attempts.
+            CheckpointError: Files of others are in the way, which no attempt would change.
         """
         self.finish()
         for pause in (0.0, *LAST_PAUSES):
@@ -178,6 +183,8 @@ class CheckpointWriter:
             time.sleep(pause)
             self.begin(state, groups)
             self.finish()
+            if isinstance(self._problem, _OthersFiles):
+                raise CheckpointError(f"the last checkpoint could not be written: {self._problem}")
         if self.saved != state.images_seen:
             raise StorageError(self._last_words(f"in {1 + len(LAST_PAUSES)} attempts"))
 
@@ -195,7 +202,9 @@ class CheckpointWriter:
         problem: str | CheckpointError | None = None
         try:
             written = None if self._work is None else self._work.result()
-        except (OSError, NotOurs) as error:
+        except NotOurs as error:
+            problem = _OthersFiles(f"rank {self._world.rank}: {error}")
+        except OSError as error:
             problem = f"rank {self._world.rank}: {error}"
         except Exception as error:
             problem = CheckpointError(f"rank {self._world.rank} failed to save: {error!r}")
@@ -209,6 +218,7 @@ class CheckpointWriter:
         else:
             self.saved = pending.state.images_seen
             self._pending, self._failures, self._retry_at = None, 0, math.inf
+            self._problem = ""
 
     def _give_up(self, pending: _Pending, problems: list[str | CheckpointError]) -> None:
         """Leave the complete checkpoints as they are, and set the time of the next attempt.
@@ -216,7 +226,8 @@ class CheckpointWriter:
         Raises:
             CheckpointError: It was nothing that another attempt could mend.
         """
-        self._pending, self._problem = None, str(problems[0])
+        others = [problem for problem in problems if isinstance(problem, _OthersFiles)]
+        self._pending, self._problem = None, others[0] if others else str(problems[0])
         self._failures += 1
         pause = min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE)
         self._retry_at = time.monotonic() + pause

@@ -243,6 +243,26 @@ def test_checkpoints_with_foreign_files_are_left_alone_and_that_is_said_once(
     assert marker.stat().st_ino == before
 
 
+def test_foreign_files_in_the_place_of_the_last_checkpoint_are_no_trouble_that_passes(
+    tmp_path: Path,
+) -> None:
+    """Exit code 2: a job that ran again would meet them again."""
+    writer = CheckpointWriter(tmp_path, ALONE, CheckpointConfig())
+    foreign = tmp_path / "checkpoints" / f"{10:012d}" / "thesis.tex"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    save(writer, 10)  # training continues
+    rejected = pytest.raises(
+        CheckpointError, match=r"other things than a checkpoint \('thesis.tex'"
+    )
+    with rejected as end:
+        writer.save(*state_of(writer, 10))
+    assert not isinstance(end.value, StorageError)
+    assert foreign.read_text() == "mine"
+    writer.save(*state_of(writer, 20))
+    assert names(tmp_path) == [20]
+
+
 def test_left_overs_are_removed_only_if_they_are_ours(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
