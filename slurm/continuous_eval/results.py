@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dist_train.runtime.run_files import read_settings
-from models.config_io import from_json
+from models.config_io import did_you_mean, from_json
 from models.safe_files.atomic import NotOurs, atomic_file, remove_directory
 from models.safe_files.documents import Format
 from models.safe_files.transient import retried
@@ -176,11 +176,25 @@ def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
     """Note the best snapshot in `evaluation/best.json`; returns its images seen."""
     found = values(run_dir, schedule.best) if schedule.best else {}
     if not found:
+        _say_what_there_is(run_dir, schedule.best)
         return None
     best = (max if schedule.highest else min)(found, key=lambda images: (found[images], images))
     fields = {"images_seen": best, "key": schedule.best, "value": found[best], "of": len(found)}
     BEST.write(run_dir / "evaluation" / "best.json", fields)
     return best
+
+
+def _say_what_there_is(run_dir: Path, key: str) -> None:
+    """Say so if no result has the value that the best snapshot is chosen by."""
+    protocol = key.partition(":")[0]
+    rows = [row for (_, name), row in all_values(run_dir).items() if name == protocol]
+    if key and rows:
+        known = [name.replace("/", ":", 1) for name in rows[-1]]
+        say_once(
+            f"best={key!r} is in none of the {len(rows)} results of {run_dir}, so that no snapshot"
+            f" is removed, and training not stopped; they have {', '.join(known)}"
+            f"{did_you_mean(key, known)}; correct evaluation/plan.json"
+        )
 
 
 def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) -> None:
@@ -203,8 +217,11 @@ def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) ->
 
 
 def prune(run_dir: Path, schedule: EvaluationSchedule, total: int, best: int | None) -> None:
-    """Remove old snapshots that nothing needs; those with missing results are kept."""
-    if not schedule.keep_snapshots:
+    """Remove old snapshots that nothing needs; those with missing results are kept.
+
+    None is removed while it is not known which is the best: it might be that one.
+    """
+    if not schedule.keep_snapshots or (schedule.best and best is None):
         return
     for images in snapshots(run_dir)[: -schedule.keep_snapshots]:
         wanted = [p for p in schedule.protocols if p.wants(images, total)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import re
@@ -231,13 +232,31 @@ def test_only_snapshots_are_pruned(tmp_path: Path, capsys: pytest.CaptureFixture
     elsewhere = tmp_path / "elsewhere"
     (snapshots / f"{300:012d}").rename(elsewhere)
     (snapshots / f"{300:012d}").symlink_to(elsewhere)
-    prune(tmp_path, schedule, 400, best=None)
+    prune(tmp_path, schedule, 400, best=400)
     left = [int(path.name) for path in sorted(snapshots.iterdir())]
     assert left == [200, 300, 400]
     assert (elsewhere / "snapshot.json").exists()
     error = capsys.readouterr().err
     assert "thesis.tex" in error
     assert error.count("the old snapshot is kept") == 2
+
+
+def test_nothing_is_pruned_while_the_best_is_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = dataclasses.replace(_run(tmp_path, 100, 200, 300), best="quick:fid.distance")
+    write_schedule(tmp_path, schedule)
+    for images in (100, 200, 300):
+        _finish(tmp_path, images, images / 100)
+    assert reconcile(tmp_path, Site(), _never).best is None
+    assert len(list((tmp_path / "snapshots").iterdir())) == 3
+    error = capsys.readouterr().err
+    assert "best='quick:fid.distance' is in none of the 3 results" in error
+    assert "they have quick:fd.distance; did you mean quick:fd.distance?" in error
+    write_schedule(tmp_path, dataclasses.replace(schedule, best="quick:fd.distance"))
+    assert reconcile(tmp_path, Site(), _never).best == 100
+    left = sorted(int(path.name) for path in (tmp_path / "snapshots").iterdir())
+    assert left == [100, 300], "the best, and the newest"
 
 
 @pytest.mark.parametrize(
