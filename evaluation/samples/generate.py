@@ -197,14 +197,29 @@ class GeneratedImages:
         return ahead(self.spec.post.apply, map(self.draw, todo), threads=post_threads())
 
     def draw(self, indices: Sequence[int]) -> Tensor:
-        """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU."""
+        """Return the quantised samples of these indices, uint8 [B, 3, H, W] on the CPU.
+
+        Raises:
+            ValueError: Some are not finite: as pixels they would be black, and be evaluated.
+        """
         started = time.monotonic()
         seeds = [self.spec.seeds[i] for i in indices]
         missing = self.spec.batch_size - len(seeds)
         filled = seeds + [seeds[-1] + 1 + i for i in range(missing)]
         labels = self.spec.labels_of(filled, self.classes)
-        to_uint8 = QUANTISATIONS[self.spec.post.quantisation]
+        finite: list[Tensor] = []
+
+        def to_uint8(samples: Tensor) -> Tensor:
+            finite.append(samples.isfinite().all())  # read after the copy, which waits anyway
+            return QUANTISATIONS[self.spec.post.quantisation](samples)
+
         images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
+        if not finite[0]:
+            raise ValueError(
+                f"{self.snapshots[-1].path} draws samples that are not finite (seeds {seeds[0]} to"
+                f" {seeds[-1]}): the model diverged, or its sampler's settings let it; take an"
+                " earlier snapshot, or other settings"
+            )
         self.seconds += time.monotonic() - started
         return images
 

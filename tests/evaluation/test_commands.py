@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 
 from evaluation import __main__ as cli
 from evaluation.image_sets.image_set import open_images
+from models.rdm.edm_sampler import EdmSampler
+from tests.fuzz.subjects.models import make_snapshot
 from tests.slurm.project import make_run
 
 
@@ -175,3 +178,18 @@ def test_a_tampered_weights_file_shows_its_hash(
     error = capsys.readouterr().err
     assert "has sha256" in error
     assert "expected 579344248a93" in error
+
+
+def test_samples_that_are_not_finite_are_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights are checked when they are read; finite ones may lead to others all the same."""
+    make_snapshot(tmp_path / "model", 0)
+    command = ["sample", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    broken = torch.full((2, 3, 8, 8), torch.nan)
+    with mock.patch.object(EdmSampler, "generate", return_value=broken):
+        assert cli.main([*command, "--seeds", "0-1", "--batch-size", "2"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/model draws samples that are not finite (seeds 0 to 1)" in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "out").rglob("*.png"))
