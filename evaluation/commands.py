@@ -22,6 +22,7 @@ from evaluation.reference.importers import read_statistics
 from evaluation.reference.reference import feature_cache, make_reference
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.request import (
+    agree,
     detector_of,
     evaluations_of,
     grid_of,
@@ -50,8 +51,10 @@ def sample(args: argparse.Namespace) -> Work:
     request, grid = samples_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        _say_untrained(world, request)
-        samples = open_samples(request, world)
+        # As rank 0 sees it: a run may have got another snapshot since this rank looked.
+        agreed = world.broadcast_object(request)
+        _say_untrained(world, agreed)
+        samples = open_samples(agreed, world)
         if grid and world.rank == 0:
             write_grid(grid, samples)
         _say(world, f"{args.out}: {len(samples)} images{f', grid {grid.path}' if grid else ''}")
@@ -77,14 +80,15 @@ def run(args: argparse.Namespace) -> Work:
     requests, grid = evaluations_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        if isinstance(requests[0].images, SampleRequest):
-            _say_untrained(world, requests[0].images)
-        results = evaluate(requests, world)
+        agreed = agree(requests, world)
+        images = agreed[0].images
+        if isinstance(images, SampleRequest):
+            _say_untrained(world, images)
+        results = evaluate(agreed, world)
         if grid and world.rank == 0:
-            images = requests[0].images
             stored = open_images(args.keep_images) if isinstance(images, SampleRequest) else images
             write_grid(grid, stored)
-        files = ", ".join(str(request.out) for request in requests)
+        files = ", ".join(str(request.out) for request in agreed)
         _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
 
     return work

@@ -23,6 +23,7 @@ from torch import Tensor
 from data_pipelines.packed.check import check
 from dist_train.runtime.world import init_world
 from evaluation import __main__ as cli
+from evaluation.arguments import parse
 from evaluation.features.batches import BatchStore
 from evaluation.image_sets.image_set import EncodedImages, PackedImages, open_images
 from evaluation.metrics.precision_recall import manifold_scores
@@ -43,17 +44,27 @@ BATCH = "4"
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained WaveDiff generator of 16x16 images."""
-    torch.manual_seed(0)
+    return write_generator(tmp_path_factory.mktemp("run") / "snapshot", 0)
+
+
+def write_generator(path: Path, number: int) -> Path:
+    """Write a snapshot; those of other numbers have other weights."""
+    torch.manual_seed(number)
     generator = GeneratorConfig(
         base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, embedding_dim=16
     )
     config = WaveDiffConfig(resolution=16, generator=generator)
     objective = config.build()
     name = objective.sampled_network
-    path = tmp_path_factory.mktemp("run") / "snapshot"
     weights = objective.build_networks()[name].state_dict()
     write_snapshot(
-        path, weights, objective=config, network=name, images_seen=0, ema="none", provenance={}
+        path,
+        weights,
+        objective=config,
+        network=name,
+        images_seen=number,
+        ema="none",
+        provenance={},
     )
     return path
 
@@ -113,6 +124,47 @@ def images_in(directory: Path) -> dict[str, bytes]:
     files = [*directory.rglob("*.png"), *directory.rglob("*.tar")]
     assert files
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def sample_while_a_snapshot_is_written(run: Path, command: list[str]) -> None:
+    """Run a command; the ranks but the first look at the run after its next snapshot."""
+    from dist_train.runtime.world import init_world
+    from evaluation.commands import COMMANDS
+
+    world = init_world()
+    shown, hidden = run / "snapshots" / f"{501:012d}", run / "hidden"
+    if world.rank == 0:
+        shown.rename(hidden)
+    world.barrier()
+    work = COMMANDS[command[0]](parse(command)) if world.rank == 0 else None
+    world.barrier()
+    if world.rank == 0:
+        hidden.rename(shown)
+    world.barrier()
+    work = work or COMMANDS[command[0]](parse(command))
+    assert work is not None
+    work(world)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["sample", "run"])
+def test_ranks_draw_from_one_model_of_a_run(tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    for number in (500, 501):
+        write_generator(run / "snapshots" / f"{number:012d}", number)
+    images = tmp_path / "images"
+    options = ["--seeds", "0-7", "--batch-size", "2"]
+    command = ["sample", str(run), "--out", str(images), *options]
+    if kind == "run":
+        call(["sample", str(run), "--out", str(tmp_path / "others"), *options])
+        command = ["run", str(run), "--reference", str(tmp_path / "others"), *options]
+        command += ["--metrics", "fd:block4", "--keep-images", str(images)]
+    run_ranks(2, sample_while_a_snapshot_is_written, run, command)
+    first = run / "snapshots" / f"{500:012d}"
+    call(["sample", str(first), "--out", str(tmp_path / "expected"), *options])
+    assert files_of(images) == files_of(tmp_path / "expected")
+    if kind == "run":
+        assert [path.name[:12] for path in run.glob("evaluation/*.json")] == [f"{500:012d}"]
 
 
 @pytest.mark.distributed
