@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipelines.images import Resize
 from data_pipelines.packed.manifest import DatasetInfo
-from data_pipelines.packed.remote import is_remote
+from data_pipelines.packed.remote import check_no_credentials, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,8 @@ class DataConfig:
             )
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
+        for path in (self.path, *(other.path for other in self.mix)):
+            check_no_credentials(path)
 
     def unread(self) -> dict[str, str]:
         """Return the settings that this backend, or these sets, have no use for."""

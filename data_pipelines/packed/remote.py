@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SCHEME = re.compile(r"(https?|s3|gs)://|pipe:")
+CREDENTIALS = re.compile(r"((?:https?|s3|gs)://)[^/?#]*@")
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 TIMEOUT = 60.0
 BLOCK = 1 << 20
@@ -65,6 +66,19 @@ class Unreachable(RuntimeError):  # noqa: N818 (a finding about the other side)
 def is_remote(path: str) -> bool:
     """Tell whether a set's path is a URL: http(s)://, s3://, gs:// or pipe:COMMAND."""
     return SCHEME.match(path) is not None
+
+
+def check_no_credentials(path: str) -> None:
+    """Raise ValueError if a URL holds a user's name or password, without repeating them.
+
+    Settings are written into runs, records of jobs, and logs.
+    """
+    if match := CREDENTIALS.match(path):
+        raise ValueError(
+            f"path={match[1]}...@{path[match.end() :]} holds a user's name or password, which would"
+            " be written into the run's files; leave it out, and read the set by a command that"
+            " has its own configuration: pipe:curl --fail --silent --netrc URL/{}"
+        )
 
 
 @dataclass(frozen=True)

@@ -264,6 +264,16 @@ def test_missing_commands_are_named_at_once(
             ShardedImages(url, cache=FileCache(tmp_path / "cache", 1))
 
 
+@pytest.mark.parametrize("url", ["https://ann:s3cret@host/set", "s3://s3cret@bucket/set"])
+@pytest.mark.parametrize("place", ["path", "mix"])
+def test_credentials_in_urls_are_rejected_and_not_repeated(url: str, place: str) -> None:
+    paths = {"path": url} if place == "path" else {"path": "set", "mix": (MixedSet(path=url),)}
+    with pytest.raises(ValueError, match="holds a user's name or password") as rejected:
+        DataConfig(resolution=8, backend="webdataset", **paths)
+    assert "s3cret" not in str(rejected.value)
+    DataConfig(resolution=8, backend="webdataset", path="https://host/set@v2")
+
+
 def test_commands_that_fall_silent_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
