@@ -108,7 +108,7 @@ class Snapshot:
         try:
             with torch.device("meta"):
                 networks = self.objective.build().build_networks()
-        except (TypeError, RuntimeError, OverflowError) as error:  # sizes that no tensor has
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # impossible sizes
             reason = str(error).partition("\n")[0]
             raise SnapshotError(f"{described}: its networks cannot be built: {reason}") from None
         if self.network not in networks:

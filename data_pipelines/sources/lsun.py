@@ -155,7 +155,7 @@ def _records(database: Path) -> Iterator[tuple[bytes, int, int]]:
     with _open(database) as (file, size):
         try:
             yield from records(file, size)
-        except (LmdbError, OSError, EOFError, zlib.error) as error:
+        except (LmdbError, OSError, EOFError, OverflowError, ValueError, zlib.error) as error:
             file_name = database / DATABASE if database.is_dir() else database
             problem = f"cannot be read as an LMDB database: {error}"
             raise SourceError(f"{file_name} {problem}") from None

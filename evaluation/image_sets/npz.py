@@ -85,6 +85,7 @@ def _one_line(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError):
             reason = error.strerror or reason
+        reason = "".join(c if c.isprintable() else "?" for c in reason)[:300]
         raise ValueError(f"{path} cannot be read as npz: {reason}") from None
 
 
