@@ -124,8 +124,11 @@ def zip_member(archive: IO[bytes], info: zipfile.ZipInfo) -> IO[bytes]:
     """
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{info.filename} is encrypted, or neither stored nor deflated")
-    archive.seek(max(info.header_offset, 0))
-    header = archive.read(LOCAL_HEADER.size)
+    try:
+        archive.seek(max(info.header_offset, 0))
+        header = archive.read(LOCAL_HEADER.size)
+    except (OverflowError, ValueError):  # a damaged offset, by the kind of stream
+        header = b""
     if info.header_offset < 0 or len(header) < LOCAL_HEADER.size:
         raise zipfile.BadZipFile(f"{info.filename} is not where the table says; it is damaged")
     lengths = LOCAL_HEADER.unpack(header)

@@ -25,6 +25,7 @@ from dist_train.runtime.world import World
 from evaluation.image_sets.files import encode_image
 from evaluation.samples.generate import GeneratedImages
 from models.safe_files.atomic import atomic_file, remove_ours
+from models.safe_files.regular import open_file
 
 PARTS = ".batches"
 PART_NAME = re.compile(r"\d{9,}\.tar")
@@ -139,7 +140,7 @@ class SampleShards:
 def _images_of(paths: Sequence[Path]) -> Iterator[bytes]:
     """Yield the encoded images of tar files in order."""
     for path in paths:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for member in tar_files(path):
                 if not member.name.endswith(".cls"):
                     file.seek(member.offset_data)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.command_line import describe, say
 from tests.fuzz.mutations import Mutation
 
 Result = Mapping[str, str]
@@ -91,7 +91,7 @@ def as_a_command(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, *errors) as error:
-        print(error, file=sys.stderr)
+        say(describe(error))
         raise Rejected(2) from None
 
 
