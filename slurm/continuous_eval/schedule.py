@@ -79,10 +79,12 @@ class EvaluationSchedule:
 
     def __post_init__(self) -> None:
         names = [protocol.name for protocol in self.protocols]
+        if not names:
+            raise ValueError("protocols=[] names none; a schedule needs at least one")
         if len(set(names)) != len(names):
-            raise ValueError(f"two protocols have the same name: {', '.join(names)}")
+            raise ValueError(f"two protocols have the same name: {', '.join(names):.200}")
         if self.best and (":" not in self.best or self.best.split(":")[0] not in names):
-            raise ValueError(f"best={self.best!r} is not like {names[0]}:metric.value")
+            raise ValueError(f"best={self.best!r:.200} is not like {names[0]:.80}:metric.value")
         if self.patience and not self.best:
             raise ValueError("patience needs `best`, to tell which snapshot is better")
 
