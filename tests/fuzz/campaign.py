@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.safe_files import transient
 from tests.fuzz.judge import ENDS, Verdict, judge
 from tests.fuzz.mutations import Mutation, mutate
 from tests.fuzz.sandbox import Outcome, Sandbox
@@ -40,6 +41,7 @@ class Campaign:
     """Trees of subjects, made once, and the sandbox of this process."""
 
     def __init__(self) -> None:
+        transient.DELAYS = (0.0, 0.0, 0.0)  # in this process, which only fuzzes
         parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
         self._temporary = tempfile.TemporaryDirectory(prefix="fuzz-", dir=parent)
         self._base = Path(self._temporary.name)

@@ -14,7 +14,6 @@ from data_pipelines.packed.beton_reader import BetonSamples
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.packed.remote import FileCache, Unreachable
 from data_pipelines.pipeline import DataConfig, Share
-from models.safe_files import transient
 from tests.data_sets import encoded, packed_set, smooth_pixels
 from tests.fuzz.subject import Difference, Result, Subject, as_a_command, digest, run
 
@@ -108,7 +107,6 @@ def another_set(difference: Difference) -> bool:
     return "another tree" in difference.mutation.what
 
 
-transient.DELAYS = (0.0, 0.0, 0.0)
 FILES = ("manifest.json", "index.npy", "shards/*.tar")
 SUBJECTS = (
     Subject("packed.info", make_set, info, ("manifest.json",), another_set),
