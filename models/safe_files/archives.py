@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from models.safe_files.regular import check_file
@@ -90,8 +91,9 @@ def check_uncompressed(path: Path) -> None:
     """Check that an archive's members are stored as they are, as those of PyTorch's files are.
 
     Raises:
-        ArchiveError: A member is compressed, or they overlap: together they are larger than the
-            file.
+        ArchiveError: A member is compressed, is there twice (readers differ in which they take), or
+            leads out of the archive by its name; or they overlap: together they are larger than
+            the file.
         OSError: The file cannot be read.
         zipfile.BadZipFile: It is no zip archive.
     """
@@ -100,6 +102,11 @@ def check_uncompressed(path: Path) -> None:
     for info in members:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ArchiveError(f"member {info.filename!a} is compressed, which PyTorch never does")
+        if info.filename.startswith("/") or ".." in info.filename.split("/"):
+            raise ArchiveError(f"member {info.filename!a} is outside of the archive's directory")
     total, size = sum(info.file_size for info in members), path.stat().st_size
     if total > size:
         raise ArchiveError(f"its members have {total} bytes, but the file has {size}")
+    for name, times in Counter(info.filename for info in members).most_common(1):
+        if times > 1:
+            raise ArchiveError(f"member {name!a} is there {times} times")

@@ -81,6 +81,23 @@ def test_compressed_and_overlapping_members_are_no_pytorch_file(tmp_path: Path) 
         check_uncompressed(tmp_path / "overlap.pt")
 
 
+@pytest.mark.parametrize("name", ["/evil", "../evil", "a/../../evil", "a/.."])
+def test_members_outside_of_an_archive_are_no_pytorch_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveError, match="outside of the archive's directory"):
+        check_uncompressed(write_zip(tmp_path / "out.pt", zipfile.ZIP_STORED, **{name: b"1"}))
+    fine = write_zip(tmp_path / "fine.pt", zipfile.ZIP_STORED, **{"a/..b": b"1", "a/.data/x": b"2"})
+    check_uncompressed(fine)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_are_there_twice_are_no_pytorch_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "twice.pt", "w") as archive:
+        for name in ("a/data.pkl", "a/data/0", "a/data/1", "a/data/1"):
+            archive.writestr(name, b"1")
+    with pytest.raises(ArchiveError, match="'a/data/1' is there 2 times"):
+        check_uncompressed(tmp_path / "twice.pt")
+
+
 class Holder:
     def __init__(self, *held: object) -> None:
         self.held = held
