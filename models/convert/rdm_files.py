@@ -24,6 +24,9 @@ from models.safe_files.regular import open_file
 LEAST_STORAGE = 4096
 """Bytes that reading a storage within a pickle counts, however short it is."""
 
+MAX_EDGE = 1 << 62
+"""Above it, torch cannot take an edge, a stride or an offset at all."""
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_DTYPES = {
     "Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
@@ -132,7 +135,10 @@ def _read_zip(path: Path) -> Any:
     try:
         check_uncompressed(path)
         with zipfile.ZipFile(path) as archive:
-            (index,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            indices = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if len(indices) != 1:
+                raise ArchiveError(f"it has {len(indices)} members data.pkl, expected 1")
+            index = indices[0]
             pickled = read_member(archive, index)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise PickleReadError(f"the archive is damaged or truncated: {error}") from None
@@ -192,7 +198,8 @@ def _module(meta: dict[str, Any]) -> ModuleObject:
 def _tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
     tensor = StoredTensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
     edges = (tensor.offset, *tensor.size, *tensor.stride)
-    if not isinstance(storage, Storage) or min(edges) < 0 or len(edges) > 20:
+    possible = min(edges) >= 0 and max(edges) < MAX_EDGE and len(edges) <= 20
+    if not isinstance(storage, Storage) or not possible:
         raise PickleReadError(f"a tensor of shape {list(tensor.size)[:8]} is damaged")
     return tensor
 

@@ -142,7 +142,8 @@ def _named_weights(path: Path, document: Mapping[Any, Any]) -> dict[str, Tensor]
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise OfficialFileError(f"{path}: {shown} is a {type(value).__name__}, not a weight")
         left -= value.numel() * value.element_size()
-        if value.layout != torch.strided or value.dtype not in FLOATS or left < 0:
+        stored = value.layout == torch.strided and value.device.type == "cpu"  # not "meta"
+        if not stored or value.dtype not in FLOATS or left < 0:
             raise OfficialFileError(
                 f"{path}: {shown} is larger than the file, or no weight ({value.dtype})"
             )
