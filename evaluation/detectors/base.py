@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evaluation.detectors.resize import PREPROCESSINGS
-from models.convert.pickle_reader import unreadable
+from models.convert.pickle_reader import check_torch_pickles, unreadable
 from models.safe_files.archives import check_torch_file
 from models.safe_files.transient import file_sha256
 from models.safe_files.trees import check_tree
@@ -175,6 +175,7 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
 
             return load_file(path), digest
         check_torch_file(path)
+        check_torch_pickles(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
         check_tree(weights)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file

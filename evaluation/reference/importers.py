@@ -21,6 +21,7 @@ from evaluation.reference.statistics_file import read_reference
 from models.convert.pickle_reader import (
     NUMPY_GLOBALS,
     PickleReadError,
+    check_torch_pickles,
     read_pickle,
     read_pickled_npy,
 )
@@ -241,6 +242,7 @@ def _torch_cache(path: Path, detector: str) -> Content:
     except ArchiveError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     try:
+        check_torch_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # the moments' cache holds numpy arrays, which torch rejects
         content = _zipped_pickle(path)

@@ -12,8 +12,9 @@ import os
 import pickle
 import pickletools
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from models.safe_files.archives import read_member
 from models.safe_files.regular import open_file
 from models.safe_files.trees import check_tree
 
@@ -31,6 +33,17 @@ MAX_COPIES = 4
 
 FREE_BYTES = 64 << 20
 """Bytes that a pickle may copy in any case."""
+
+ALLOCATING = frozenset(
+    f"{module}.{name}"
+    for module, name in (
+        ("builtins", "bytearray"), ("__builtin__", "bytearray"), ("_codecs", "encode"),
+    )
+)  # fmt: skip
+"""What torch.load(weights_only=True) calls, though it takes memory that the file does not fill."""
+
+TORCH_PICKLES = 5
+"""Pickles of a file in PyTorch's format before its archives; storages follow."""
 
 LEAST_COPY = 256
 """Bytes that a copy counts at least, for the time that it takes."""
@@ -95,14 +108,51 @@ def naming(path: Path) -> Iterator[None]:
         raise type(error)(message if str(path) in message else f"{path}: {message}") from None
 
 
-def _check_program(stream: IO[bytes]) -> None:
+def check_torch_pickles(path: Path) -> None:
+    """Check the pickles of a file before torch.load(weights_only=True) follows them.
+
+    A pickle of 40 bytes can ask for a bytearray of 2 GB, one of 1 MB for thousands of copies of its
+    text. Tensors and settings need neither.
+
+    Raises:
+        PickleReadError: A pickle is damaged, or calls what takes memory.
+        OSError: The file cannot be read.
+    """
+    with open_file(path) as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # as torch.load decides it
+        file.seek(0)
+        for stream in _zipped_pickles(file) if is_zip else [file] * TORCH_PICKLES:
+            if not stream.read(1):
+                return
+            stream.seek(-1, os.SEEK_CUR)
+            try:
+                _check_program(stream, ALLOCATING)
+            except PickleReadError:
+                raise
+            except Exception as error:
+                raise PickleReadError(f"the pickle is damaged or truncated: {error}") from None
+
+
+def _zipped_pickles(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield the pickles of an archive; of what is none, nothing: torch rejects it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith("data.pkl"):
+                    yield io.BytesIO(read_member(archive, info))
+    except zipfile.BadZipFile:
+        return
+
+
+def _check_program(stream: IO[bytes], forbidden: Collection[str] = ()) -> None:
     """Read a pickle's instructions without following them, up to its end.
 
     What an instruction announces (a length, a place in the list of objects to refer to) is memory
     that is taken before its content is read; here each must be there.
 
     Raises:
-        PickleReadError: It has too many instructions, or refers to a place far behind its objects.
+        PickleReadError: It has too many instructions, refers to a place far behind its objects, or
+            names a forbidden global.
     """
     start = stream.tell()
     size = stream.seek(0, os.SEEK_END)
@@ -110,6 +160,8 @@ def _check_program(stream: IO[bytes]) -> None:
     for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
         if count > MAX_INSTRUCTIONS:
             raise PickleReadError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
+        if instruction.name == "GLOBAL" and str(argument).replace(" ", ".") in forbidden:
+            raise PickleReadError(f"it asks for {argument}, which no weights or settings need")
         if instruction.name == "FRAME":
             largest = size
         elif instruction.name in ("PUT", "BINPUT", "LONG_BINPUT"):

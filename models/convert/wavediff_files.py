@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.config_io import from_json, to_json
-from models.convert.pickle_reader import unreadable
+from models.convert.pickle_reader import check_torch_pickles, unreadable
 from models.safe_files.archives import check_torch_file
 from models.safe_files.trees import check_tree
 from models.snapshot import FLOATS
@@ -87,6 +87,7 @@ def read_official(path: Path, *, averaged: bool = True) -> OfficialFile:
     """
     try:
         check_torch_file(path)
+        check_torch_pickles(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             document = torch.load(path, map_location="cpu", weights_only=True)
         check_tree(document)

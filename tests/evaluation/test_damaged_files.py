@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation import __main__ as cli
+from evaluation.detectors.base import load_checked
 from evaluation.features.batches import BatchStore, MomentStore
 from evaluation.image_sets.image_set import open_images
 from evaluation.image_sets.npz import NpzArray, read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, moments_of
 from evaluation.reference.exporters import export
+from evaluation.reference.importers import read_statistics
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.results.result_file import find_results, read_result
 from models.analysis.figures import save_figure
@@ -30,6 +33,7 @@ from tests.flaky_files import make_flaky
 from tests.slurm.project import make_run
 
 RNG = np.random.default_rng(0)
+INCEPTION = {"name": "inception", "pipeline": "tf1"}
 
 
 def write_images(directory: Path, count: int = 6, size: int = 32) -> Path:
@@ -234,6 +238,22 @@ def png_of(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("read", [load_checked, read_statistics])
+@pytest.mark.parametrize("start", [b"\x80\x02cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n"])
+def test_weights_that_ask_for_memory_are_rejected(
+    tmp_path: Path, read: Callable[[Path, Any], object], start: bytes
+) -> None:
+    """A pickle that is 40 bytes long, and a bytearray that is 2 GB."""
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w") as archive:
+        archive.writestr("a/data.pkl", start + b"J\xff\xff\xff\x7f\x85R.")
+        archive.writestr("a/version", "3\n")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb.pt .*bytearray"):
+        read(tmp_path / "bomb.pt", None if read is load_checked else INCEPTION)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("edge", [9_000, 12_000, 60_000])
