@@ -69,6 +69,10 @@ def module(class_name: str, tensors: dict[str, Tensor], **attributes: object) ->
 
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
+    return official_weights()
+
+
+def official_weights() -> dict[str, Tensor]:
     torch.manual_seed(0)
     config = UNetConfig(
         resolution=8, model_channels=8, channel_mult=(1, 2), num_blocks=1, label_dim=4,
