@@ -28,6 +28,8 @@ from typing import Any, Literal, TypeVar, Union
 T = TypeVar("T")
 SHOWN = 100
 """Characters of a value that messages show."""
+REASON = 1000
+"""Characters of what a class says of its own values, which it may repeat."""
 
 
 class ConfigError(ValueError):
@@ -151,11 +153,11 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     try:
         return cls(**decoded)
     except TypeError as error:  # a required setting is missing
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {_cut(str(error), REASON)}") from None
     except ConfigError:
         raise
     except (ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {_cut(str(error), REASON)}") from None
 
 
 def _json_name(cls: Any) -> str:
@@ -211,5 +213,8 @@ def _name(key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 4] + " ..."
+    return _cut(repr(value), SHOWN)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 4] + " ..."

@@ -19,6 +19,9 @@ from slurm.jobs.jobs import run_command
 from slurm.jobs.ranks import enter_rank, this_task
 from slurm.resources import Resources, check_job_name
 
+LONGEST_NAME = 200
+"""Characters of a protocol's name: names of its files are longer, and file systems allow 255."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledProtocol:
@@ -39,6 +42,11 @@ class ScheduledProtocol:
 
     def __post_init__(self) -> None:
         check_job_name(self.name)
+        if len(self.name) > LONGEST_NAME:
+            raise ValueError(
+                f"the protocol name {self.name[:40]}... has {len(self.name)} characters; it names"
+                f" files: use at most {LONGEST_NAME}"
+            )
         if "." in self.name:
             raise ValueError(f"the protocol name {self.name!r} must not have a dot")
 

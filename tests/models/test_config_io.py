@@ -196,3 +196,16 @@ def test_a_renamed_class_keeps_its_name_in_json() -> None:
     assert from_json(Tour, {"days": 2}) == Tour(2)
     with pytest.raises(ConfigError, match="unknown type 'Tour'; expected Trip, Border"):
         from_json(Outing, {"visit": {"type": "Tour", "days": 2}})
+
+
+def test_reasons_of_a_class_are_not_longer_than_a_line() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Repeats:
+        word: str
+
+        def __post_init__(self) -> None:
+            raise ValueError(f"word={self.word!r} is none")
+
+    with pytest.raises(ConfigError, match=r"^config: word='aaa.*\.\.\.$") as raised:
+        from_json(Repeats, {"word": "a" * 100_000})
+    assert len(str(raised.value)) < 1100

@@ -111,8 +111,8 @@ def damage_is_said(difference: Difference) -> bool:
     name = difference.mutation.file
     if name.endswith("plan.json") or difference.mutation.what in GONE:
         return True
-    is_skipped = "SKIPPED" in difference.said
-    return name in difference.said or is_skipped or "in its place" in difference.mutation.what
+    either = (name, difference.mutation.what.removeprefix("exchanged with "))
+    return any(n in difference.said for n in either) or "in its place" in difference.mutation.what
 
 
 def make_profile(path: Path, number: int) -> None:

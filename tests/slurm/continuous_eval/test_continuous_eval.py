@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.config_io import override, write_config
+from models.config_io import ConfigError, override, write_config
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
 from slurm.continuous_eval.results import log_results
@@ -234,6 +234,22 @@ def test_a_job_that_ran_on_fewer_nodes_requests_more_when_they_are_idle(
 def test_invalid_schedules(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _run(tmp_path, (), **settings)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"protocols": [], "best": KEY}, "a schedule needs at least one"),
+        ({"protocols": [{"name": "q" * 201, "words": []}]}, "has 201 characters"),
+    ],
+)
+def test_edited_schedules_are_rejected_by_name(
+    tmp_path: Path, plan: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=rf"^plan\.json.*{message}"):
+        read_schedule(tmp_path)
 
 
 def test_schedules_round_trip_through_json(tmp_path: Path) -> None:
