@@ -21,7 +21,7 @@ import numpy as np
 from evaluation.detectors.base import Detector
 from evaluation.digest import short_hash
 from evaluation.features.batches import BatchStore, MomentStore, TapBatches
-from evaluation.image_sets.npz import read_npz, write_npz
+from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, evenly_spread
 from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format
@@ -33,6 +33,8 @@ MAX_BYTES = 20 << 30
 BATCHES = re.compile(r"(part-)?\d{9}\.npz")
 """Files of unfinished features."""
 ENTRY = "entry.json"
+OWNER = "entry"
+"""Array that says whose the features of a file are, `<entry>/<tap>`: files may be exchanged."""
 OURS = re.compile(r"entry\.json|\.lock|\w+\.npz|\w+/(part-)?\d{9}\.npz")
 """Files of an entry."""
 
@@ -105,8 +107,8 @@ class FeatureEntry:
         self.path = root / short_hash(made_of)
 
     def missing(self) -> list[str]:
-        """Return the taps whose features are not complete."""
-        return [tap for tap in self.detector.widths if not self._file(tap).exists()]
+        """Return the taps whose features are not complete; a link that leads nowhere is read."""
+        return [tap for tap in self.detector.widths if not os.path.lexists(self._file(tap))]
 
     def batches(self, tap: str) -> TapBatches:
         """Return the unfinished features of a tap."""
@@ -123,7 +125,7 @@ class FeatureEntry:
         """Merge the batches of a tap, which lie in the files of these names, into its file."""
         gaussian, features, selected = self.batches(tap).collect(self._n, names)
         arrays = {"mu": gaussian.mu, "sigma": gaussian.sigma, "selected": selected}
-        write_npz(self._file(tap), {**arrays, "features": features})
+        write_npz(self._file(tap), {**arrays, "features": features, OWNER: self._owner(tap)})
         remove_ours(self.path / tap, BATCHES)
 
     def read(self) -> FeatureSet:
@@ -132,13 +134,11 @@ class FeatureEntry:
         Raises:
             ValueError: A file is damaged; it names the directory to delete.
         """
-        with contextlib.suppress(OSError):  # for `trim`: when it was used last
-            os.utime(self.path / ENTRY)
         gaussians: dict[str, Gaussian] = {}
         features: dict[str, FloatArray] = {}
         selected: list[int] = []
         for tap, width in self.detector.widths.items():
-            arrays = read_npz(self._file(tap))
+            arrays = self._read(tap)
             try:
                 gaussian = Gaussian(arrays["mu"], arrays["sigma"], self._n)
                 rows, selected = arrays["features"], arrays["selected"].tolist()
@@ -151,8 +151,26 @@ class FeatureEntry:
                     f" {[len(selected), width]}; delete {self.path}"
                 )
             gaussians[tap], features[tap] = gaussian, np.asarray(rows, np.float32)
+        with contextlib.suppress(OSError):  # for `trim`: when it was used last
+            os.utime(self.path / ENTRY, follow_symlinks=False)
         meta = {"images": self.record.images, "detector": self.record.detector}
         return FeatureSet(meta, self._n, gaussians, features, selected)
+
+    def _read(self, tap: str) -> dict[str, AnyArray]:
+        """Return the arrays of a tap; older versions did not write whose they are."""
+        try:
+            arrays = read_npz(self._file(tap))
+        except ValueError as error:
+            raise ValueError(f"{error}; delete {self.path}") from None
+        if not np.array_equal(arrays.get(OWNER, self._owner(tap)), self._owner(tap)):
+            raise ValueError(
+                f"{self._file(tap)} holds the features of other images, or of another detector or"
+                f" tap; delete {self.path}"
+            )
+        return arrays
+
+    def _owner(self, tap: str) -> AnyArray:
+        return np.frombuffer(f"{self.path.name}/{tap}".encode(), np.uint8)
 
     def _file(self, tap: str) -> Path:
         return self.path / f"{tap}.npz"

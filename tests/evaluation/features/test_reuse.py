@@ -192,6 +192,43 @@ def test_a_store_is_shown_trimmed_and_only_ours_is_removed(
     assert "unreadable" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["another entry's", "a link to nothing", "a byte"])
+def test_features_of_others_and_damaged_ones_are_rejected_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    images, others = write_images(tmp_path / "a", 6), write_images(tmp_path / "b", 6, seed=1)
+    out = tmp_path / "result.json"
+    evaluate(others, others, tmp_path / "others.json", "fd:block4")
+    (theirs,) = tmp_path.glob("features/*/block4.npz")
+    evaluate(images, others, out, "fd:block4")
+    (ours,) = set(tmp_path.glob("features/*/block4.npz")) - {theirs}
+    content = ours.read_bytes()
+    ours.unlink()
+    if damage == "another entry's":
+        ours.write_bytes(theirs.read_bytes())
+    elif damage == "a byte":
+        ours.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    else:
+        ours.symlink_to(tmp_path / "missing")
+    said = rejected(capsys, images, others, out, "--metrics", "fd:block4,kid:block4")
+    assert str(ours) in said
+    assert f"delete {ours.parent}" in said
+    assert not (tmp_path / "missing").exists()
+
+
+def test_features_of_older_versions_are_read(tmp_path: Path, passes: list[tuple[str, ...]]) -> None:
+    images, out = write_images(tmp_path / "a", 6), tmp_path / "result.json"
+    first = evaluate(images, images, out, "fd:block4")
+    for path in (*tmp_path.glob("features/*/*.npz"), *tmp_path.glob("cache/features/*/*.npz")):
+        with np.load(path) as arrays:
+            older = {name: arrays[name] for name in arrays.files if name != "entry"}
+            assert len(older) < len(arrays.files)
+        np.savez(path, **older)
+    passes.clear()
+    assert evaluate(images, images, tmp_path / "again.json", "fd:block4") == first
+    assert passes == []
+
+
 def test_features_of_a_run_lie_in_one_place(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "evaluation" / "project"
     (run / "evaluation" / "000000000800").mkdir(parents=True)
