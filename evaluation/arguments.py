@@ -148,6 +148,7 @@ def _add_views(commands: Subparsers) -> None:
         parser.add_argument("--format", choices=FORMS, default="text", help="default: text")
     compare.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (PNG and SVG)")
     _command(commands, "protocols", "list the protocols")
+    _command(commands, "weights", "list the weights files that protocols need, and where they are")
     gc = _command(commands, "gc", "show features that are kept, and remove old ones")
     gc.add_argument(
         "stores",
@@ -219,7 +220,11 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     )
     complete_by(detector, lambda **_: DETECTORS)
     each = "; with several detectors, NAME=VALUE,..."
-    parser.add_argument("--weights", default="", help=f"weights file of the detector{each}")
+    parser.add_argument(
+        "--weights",
+        default="",
+        help=f"weights file of the detector, if not that of weights.toml (see `weights`){each}",
+    )
     parser.add_argument("--weights-sha256", default="", help=f"expected digest of that file{each}")
     parser.add_argument(
         "--pipeline", default="", help=f"preprocessing, if not the detector's default{each}"

@@ -11,7 +11,12 @@ from collections.abc import Callable
 
 from dist_train.runtime.world import World
 from evaluation.detectors.inception_weights import convert_inception
-from evaluation.detectors.registry import build_detector, default_preprocessing
+from evaluation.detectors.registry import (
+    build_detector,
+    default_preprocessing,
+    describe_weights,
+)
+from evaluation.detectors.weights import DOWNLOADS, configured_weights, weights_file
 from evaluation.evaluate import evaluate
 from evaluation.features.store import entries, features_dir, remove
 from evaluation.image_sets.grid import write_grid
@@ -137,6 +142,19 @@ def protocols(args: argparse.Namespace) -> None:
     print("\n".join(map(describe_protocol, PROTOCOLS.values())))
 
 
+def weights(args: argparse.Namespace) -> None:
+    """List the weights files of detectors: who needs them, where they are, and whether complete."""
+    del args
+    there = configured_weights()
+    print(f"{weights_file()}: {', '.join(there) or 'no weights files are named'}")
+    for name, downloads in DOWNLOADS.items():
+        protocols = [p.name for p in PROTOCOLS.values() if p.detector == name]
+        print(f"{name}: needed by {', '.join(protocols) or '--detector ' + name}")
+        for download in downloads:
+            print(f"    {download.url} (sha256 {download.sha256 or 'not published'})")
+        print(f"    {describe_weights(name) if name in there else 'not named'}")
+
+
 def export_statistics(args: argparse.Namespace) -> None:
     """Write our statistics, or images, as a file of another tool."""
     if args.format == "adm_samples":
@@ -172,6 +190,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "table": table,
     "compare": compare,
     "protocols": protocols,
+    "weights": weights,
     "gc": gc,
     "export": export_statistics,
     "import": import_statistics,

@@ -6,24 +6,22 @@
     setup = ["module load cuda/12.4"] # lines of the batch script, before the job
     network_interface = "ib0"
 
-It is `--site FILE`, else $RELAYWAVE_SITE, else ~/.config/relaywave/site.toml; without any of them
-Slurm's own defaults hold. Every key is an attribute of `Site`; an unknown one is an error.
+It is `--site FILE`, else $RELAYWAVE_SITE, else relaywave/site.toml in $XDG_CONFIG_HOME or
+~/.config; without any of them Slurm's own defaults hold. Every key is an attribute of `Site`; an
+unknown one is an error.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from models.config_io import ConfigError, from_json
-from models.safe_files.regular import open_file
-from models.safe_files.transient import retried
+from models.safe_files.user_toml import read_toml, user_file
 
-MAX_BYTES = 1 << 20
+VARIABLE_OF_THE_FILE = "RELAYWAVE_SITE"
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -119,34 +117,8 @@ def read_site(path: Path | None = None) -> Site:
     Raises:
         ConfigError: The file cannot be read, is not TOML, or has an unknown key or wrong value.
     """
-    found = path or _default_place()
-    if found is None:
+    found = path or user_file("site.toml", VARIABLE_OF_THE_FILE)
+    if not (path or os.environ.get(VARIABLE_OF_THE_FILE) or found.exists()):
         return Site()
-    try:
-        text = retried(lambda: _text(found), f"reading {found}")
-        site: Site = from_json(Site, tomllib.loads(text), found.name)
-    except ConfigError as error:
-        raise ConfigError(f"{found}: {error}") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{found} cannot be read as a site profile: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{found} cannot be read as a site profile: {error}") from None
+    site: Site = read_toml(found, Site, "a site profile")
     return replace(site, source=str(found.absolute()))
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file. Raises ValueError if it is no UTF-8, or too large."""
-    with open_file(path) as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    return content.decode()
-
-
-def _default_place() -> Path | None:
-    named = os.environ.get("RELAYWAVE_SITE")
-    if named:
-        return Path(named)
-    default = Path.home() / ".config" / "relaywave" / "site.toml"
-    return default if default.exists() else None

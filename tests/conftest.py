@@ -27,7 +27,12 @@ def goldens_dir(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One thread per process, and no shared build cache (a killed build leaves a lock in it)."""
+    """One thread per process, no shared build cache (a killed build leaves a lock in it).
+
+    The user's own settings (site profile, list of weights files) are not read.
+    """
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ.pop("RELAYWAVE_WEIGHTS", None)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(tmp_path_factory.mktemp("torch_extensions"))

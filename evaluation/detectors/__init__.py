@@ -9,4 +9,5 @@ registry.py           The detectors by name: how each loads, its taps, its defau
 resize.py             Preprocessing: from uint8 images to what a detector's network expects
 torchscript.py        TorchScript detectors of NVIDIA's calling convention, run as they are
 vit.py                Vision transformers for FD-DINOv2 and CMMD, from their official weights
+weights.py            Where the weights of detectors are on this machine, and what is published
 """

