@@ -181,7 +181,7 @@ def _add_conversions(commands: Subparsers) -> None:
         "--features", type=int, default=10_000, help="features to store (default 10000)"
     )
     convert = _command(commands, "convert", "convert Inception weights to safetensors")
-    convert.add_argument("weights", type=Path, help="the public .pth or NVIDIA's TorchScript .pt")
+    convert.add_argument("weights", type=Path, help="the public .pth, or NVIDIA's .pt or .pkl")
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--sha256", default="", help="expected digest of the source")
 

@@ -1,9 +1,9 @@
-"""Weights of the FID Inception, from three kinds of files (docs/reference/evaluation.md#1.5).
+"""Weights of the FID Inception, from four kinds of files (docs/reference/evaluation.md#1.5).
 
-Three kinds hold the same network: the public `.pth` (torchvision names), NVIDIA's TorchScript `.pt`
-(TensorFlow's names, no gammas), and our own `.safetensors`, converted from either. The identity of
-the weights is a digest of the tensors, not of the file, so that statistics made with any of them
-agree.
+Four kinds hold the same network: the public `.pth` (torchvision names), NVIDIA's TorchScript `.pt`
+and its pickled `.pkl` (both with TensorFlow's names, no gammas), and our own `.safetensors`,
+converted from any. The source text in a `.pkl` is not executed. The identity of the weights is a
+digest of the tensors, not of the file, so that statistics made with any of them agree.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from evaluation.detectors.base import load_checked, weights_digest
 from evaluation.detectors.inception import FidInception
 from evaluation.detectors.torchscript import load_script
 from evaluation.detectors.weights import PUBLIC_SHA256
+from models.convert.pickle_reader import naming
+from models.convert.rdm_files import module_tensors, read_module
 from models.safe_files.atomic import atomic_path
 
 COUNTER = "num_batches_tracked"
@@ -102,7 +104,7 @@ PARAMETERS = {
 
 
 def load_inception_weights(path: Path, sha256: str = "") -> dict[str, Tensor]:
-    """Return the network's 472 float tensors from a weights file of any of the three kinds.
+    """Return the network's 472 float tensors from a weights file of any of the four kinds.
 
     Args:
         path: The file.
@@ -110,15 +112,27 @@ def load_inception_weights(path: Path, sha256: str = "") -> dict[str, Tensor]:
             nothing for the other kinds, whose digests are not published.
 
     Raises:
-        ValueError: The digest is another, or tensors are missing, unknown or of another shape.
+        ValueError: The digest is another, tensors are missing, unknown or of another shape, or a
+            pickle is damaged or asks for a global that is not allowed.
     """
-    if path.suffix == ".pt":
+    if path.suffix in {".pt", ".pkl"}:
         weights_digest(path, sha256 or None)
-        weights = from_nvidia(load_script(path).state_dict())
+        with naming(path):
+            weights = from_nvidia(_script(path) if path.suffix == ".pt" else _pickled(path))
     else:
         expected = sha256 or (PUBLIC_SHA256 if path.suffix == ".pth" else None)
         weights, _ = load_checked(path, expected)
     return check_weights(weights, str(path))
+
+
+def _script(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = load_script(path).state_dict()
+    return state
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of NVIDIA's `.pkl` by name, without executing what it contains."""
+    return {name: stored.load() for name, stored in module_tensors(read_module(path))}
 
 
 def is_published(path: Path, tensors_sha256: str) -> bool:

@@ -43,6 +43,11 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
             "pt_inception-2015-12-05-6726825d.pth",
             PUBLIC_SHA256,
         ),
+        Download(f"{NVIDIA}/inception-2015-12-05.pt"),
+        Download(
+            "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/"
+            "metrics/inception-2015-12-05.pkl"
+        ),
     ),
     "torchscript": (Download(f"{NVIDIA}/inception-2015-12-05.pt"),),
     "dinov2": (

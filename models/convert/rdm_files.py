@@ -1,4 +1,4 @@
-"""Official files of RDM and EDM: pickled modules with source code (docs/reference/rdm.md#4.2).
+"""Official files of RDM, EDM and NVIDIA: pickled modules with source (docs/reference/rdm.md#4.2).
 
 The source is never executed and torch.load never called. Tensors stay on disk (or in the pickle's
 bytes) until they are asked for, so that a training state's optimizer moments cost nothing.
@@ -94,20 +94,37 @@ def read_container(path: Path) -> dict[str, Any]:
         PickleReadError: The file is damaged, truncated or no container, or its pickle asks for a
             global that is not allowed.
     """
-    try:
-        with open_file(path) as file:
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            content = _read_zip(path) if is_zip else read_pickle(file, _ALLOWED)
-    except PickleReadError as error:
-        raise PickleReadError(f"{path}: {error}") from None
-    except OSError as error:
-        raise PickleReadError(f"{path} cannot be read: {error.strerror}") from None
+    content = _read(path)
     if not isinstance(content, dict) or not isinstance(content.get("ema"), ModuleObject):
         raise PickleReadError(
             f"{path} is no official RDM or EDM checkpoint: it has no network 'ema'"
         )
     return content
+
+
+def read_module(path: Path) -> ModuleObject:
+    """Return the module of a `.pkl` that holds nothing else, e.g. NVIDIA's Inception detector.
+
+    Raises:
+        PickleReadError: The file is damaged or truncated, holds something else, or its pickle asks
+            for a global that is not allowed.
+    """
+    content = _read(path)
+    if not isinstance(content, ModuleObject):
+        raise PickleReadError(f"{path} holds a {type(content).__name__}, expected a network")
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        with open_file(path) as file:
+            is_zip = file.read(2) == b"PK"
+            file.seek(0)
+            return _read_zip(path) if is_zip else read_pickle(file, _ALLOWED)
+    except PickleReadError as error:
+        raise PickleReadError(f"{path}: {error}") from None
+    except OSError as error:
+        raise PickleReadError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def module_tensors(module: ModuleObject, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
@@ -215,7 +232,10 @@ _ALLOWED: dict[str, Any] = {
     **NUMPY_GLOBALS,
     **_STORAGE_GLOBALS,
     "torch_utils.persistence._reconstruct_persistent_obj": _module,
-    "torch.nn.modules.container.ModuleDict": ModuleObject,
+    **{
+        f"torch.nn.modules.container.{name}": ModuleObject
+        for name in ("ModuleDict", "ModuleList", "Sequential")
+    },
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _load_from_bytes,
