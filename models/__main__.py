@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from models.analysis import spectrum
 from models.convert import rdm as rdm_convert
 from models.convert import wavediff as wavediff_convert
+from models.rdm.presets import SAMPLERS
 from models.wavediff.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ def _add_rdm_parser(formats: Subparsers) -> None:
     parser.add_argument(
         "--images-seen", type=int, help="training progress, if the file does not record it"
     )
+    parser.add_argument(
+        "--sampler",
+        choices=[*SAMPLERS],
+        help="published sampler settings (default: of the paper's main result, guided by 3.5 for"
+        " stage 2 on ImageNet)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="objective settings")
     parser.set_defaults(run=_convert_rdm)
 
@@ -97,10 +104,14 @@ def _convert_rdm(arguments: argparse.Namespace) -> None:
         arguments.out,
         stage=arguments.stage,
         images_seen=arguments.images_seen,
+        sampler=arguments.sampler,
         overrides=arguments.overrides,
     )
     found = snapshot.provenance["official_arguments"]
     print("found: " + ", ".join(f"{key}={json.dumps(value)}" for key, value in found.items()))
+    changes = snapshot.provenance["sampler_changes"].items()
+    changed = "".join(f", {name}={json.dumps(value)}" for name, value in changes)
+    print(f"sampler: {snapshot.provenance['sampler']}{changed}")
     print(f"wrote {snapshot.path} ({snapshot.images_seen} images seen)")
 
 

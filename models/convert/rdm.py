@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.config_io import override
+from models.config_io import differences, override, to_json
 from models.convert.pickle_reader import naming
 from models.convert.rdm_files import (
     ModuleObject,
@@ -23,7 +23,9 @@ from models.convert.rdm_files import (
 )
 from models.rdm import presets
 from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.edm_sampler import EdmSampling
 from models.rdm.process import EdmProcess
+from models.rdm.sampler import SamplingBase
 from models.rdm.unet import UNet, UNetConfig
 from models.safe_files.transient import file_sha256
 from models.snapshot import (
@@ -71,13 +73,15 @@ def convert_official(
     *,
     stage: Stage | None = None,
     images_seen: int | None = None,
+    sampler: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Snapshot:
     """Write the averaged network of an official `.pkl` or `.pt` as a snapshot.
 
-    The file records the network, a `.pkl` its process as well. Where it does not, and for the
-    sampler, stage 2 gets those of CelebA-HQ if the network is unconditional, else those of
-    ImageNet; `overrides` change them, but not what the file records.
+    The file records the network, a `.pkl` its process as well. Where it does not, stage 2 gets the
+    process of CelebA-HQ if the network is unconditional, else that of ImageNet. No file records
+    the sampler: the snapshot gets that of the paper's main result, and names it. `overrides` change
+    both, but not what the file records.
 
     Args:
         source: The official checkpoint.
@@ -85,12 +89,14 @@ def convert_official(
         stage: Kind of model; null takes that of the recorded loss, or else relay for 256 pixels and
             edm for others.
         images_seen: Training progress; null takes the file's `step`.
+        sampler: Name of one of `presets.SAMPLERS`; null takes the first that fits.
         overrides: `key=value` changes of the objective's configuration.
 
     Raises:
         PickleReadError: The file is damaged, or asks for a global that is not allowed.
         SnapshotError: The network is of another architecture or preconditioning, contradicts what
-            is asked for, or has unusable weights; or the progress is unknown.
+            is asked for, or has unusable weights; the progress is unknown, or the sampler does
+            not fit.
     """
     check_output(target)
     container = read_container(source)
@@ -99,7 +105,9 @@ def convert_official(
         check_wrapper(module)
         unet = unet_config(constructor_arguments(module))
         found = recorded_process(module, container.get("loss_fn"))
-        published = objective_config(module, unet, found.stage_of(stage, unet), found.settings)
+        stage = found.stage_of(stage, unet)
+        sampler = sampler or samplers_of(stage, unet)[0]
+        published = objective_config(module, unet, stage, found.settings, sampler)
     objective = override(published, overrides)
     with naming(source):
         found.check(objective)
@@ -121,8 +129,23 @@ def convert_official(
             "converted_from": source.name,
             "sha256": file_sha256(source),
             "official_arguments": plain_json(constructor_arguments(module)),
+            "sampler": sampler,
+            "sampler_changes": _changes(published.sampling, objective.sampling),
         },
     )
+
+
+def samplers_of(stage: Stage, unet: UNetConfig) -> list[str]:
+    """Return the names of the published samplers that fit a network, the main one first."""
+    kind = "edm" if stage == "edm" else "relay"
+    prefix = f"{'imagenet' if unet.label_dim else 'celebahq'}_{kind}"
+    return [name for name in presets.SAMPLERS if name.startswith(prefix)]
+
+
+def _changes(published: SamplingBase, ours: SamplingBase) -> dict[str, Any]:
+    """Return which of a published sampler's settings were changed, and to what."""
+    changed = differences(to_json(published), to_json(ours))
+    return {name: after for name, (_, after) in changed.items()}
 
 
 def check_wrapper(module: ModuleObject) -> None:
@@ -296,23 +319,26 @@ def _probability(name: str, value: Any) -> float:
 
 
 def objective_config(
-    module: ModuleObject, unet: UNetConfig, stage: Stage, process: Mapping[str, Any]
+    module: ModuleObject, unet: UNetConfig, stage: Stage, process: Mapping[str, Any], sampler: str
 ) -> EdmConfig | RelayConfig:
-    """Return the published configuration that fits the network."""
+    """Return the published configuration that fits the network, with a sampler of this name."""
+    if sampler not in (fitting := samplers_of(stage, unet)):
+        raise SnapshotError(
+            f"the sampler {sampler[:80]!r} does not fit this network; expected {', '.join(fitting)}"
+        )
+    sampling = presets.SAMPLERS[sampler]
     arguments = constructor_arguments(module)
     label_dropout = _probability("label_dropout", arguments.get("label_dropout", 0.0))
-    if stage == "edm":
-        edm = presets.IMAGENET_EDM if unet.label_dim else presets.CELEBAHQ_EDM
+    if isinstance(sampling, EdmSampling):
         return EdmConfig(
-            unet=unet, label_dropout=label_dropout, process=EdmProcess(**process), sampling=edm
+            unet=unet, label_dropout=label_dropout, process=EdmProcess(**process), sampling=sampling
         )
-    conditional = unet.label_dim > 0
-    published = presets.IMAGENET_PROCESS if conditional else presets.CELEBAHQ_PROCESS
+    published = presets.IMAGENET_PROCESS if unet.label_dim else presets.CELEBAHQ_PROCESS
     return RelayConfig(
         unet=unet,
         label_dropout=label_dropout,
         process=replace(published, **process),
-        sampling=presets.IMAGENET_RELAY if conditional else presets.CELEBAHQ_RELAY,
+        sampling=sampling,
     )
 
 

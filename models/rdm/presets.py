@@ -25,3 +25,12 @@ CELEBAHQ_EDM = EdmSampling(steps=120, sde_scale=0.05)
 """CelebA-HQ script, stage 1: NFE 239."""
 CELEBAHQ_RELAY = RelaySampling(steps=150, truncation_sigma=0.95, prob_length=1.05, churn_draws=True)
 """CelebA-HQ script, stage 2: 54 of 150 steps remain, NFE 107 (Table 1)."""
+
+SAMPLERS: dict[str, EdmSampling | RelaySampling] = {
+    "imagenet_edm": IMAGENET_EDM,
+    "imagenet_relay_guided": IMAGENET_RELAY_GUIDED,
+    "imagenet_relay": IMAGENET_RELAY,
+    "celebahq_edm": CELEBAHQ_EDM,
+    "celebahq_relay": CELEBAHQ_RELAY,
+}
+"""By name; of those that fit a network, the first gives the paper's main result."""

@@ -12,6 +12,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from models.convert.pickle_reader import (
     read_pickled_npy,
 )
 from models.rdm.config import EdmConfig, RelayConfig
+from models.rdm.presets import SAMPLERS
 from models.rdm.unet import UNet, UNetConfig
 from models.snapshot import read_snapshot
 
@@ -370,3 +372,48 @@ def test_arrays_with_wrong_sizes_are_rejected() -> None:
 def test_external_objects_are_rejected() -> None:
     with pytest.raises(PickleReadError, match="external object 'x'"):
         read_pickle(b"Px\n.", {})
+
+
+@pytest.mark.usefixtures("official_module")
+@pytest.mark.parametrize(
+    ("labels", "stage", "options", "name", "changes"),
+    [
+        (4, "relay", (), "imagenet_relay_guided", {}),
+        (4, "relay", ("--sampler", "imagenet_relay"), "imagenet_relay", {}),
+        (4, "relay", ("sampling.eta=0.1",), "imagenet_relay_guided", {"eta": 0.1}),
+        (4, "edm", (), "imagenet_edm", {}),
+        (0, "relay", (), "celebahq_relay", {}),
+        (0, "edm", ("sampling.steps=9",), "celebahq_edm", {"steps": 9}),
+    ],
+)
+def test_the_snapshot_has_and_names_the_papers_sampler(
+    weights: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    labels: int,
+    stage: str,
+    options: tuple[str, ...],
+    name: str,
+    changes: dict[str, float],
+) -> None:
+    if not labels:
+        weights = {key: w for key, w in weights.items() if not key.startswith("model.map_label")}
+    source = write_official(tmp_path / "state.pt", weights, label_dim=labels)
+    command = ["convert", "rdm-official", str(source), str(tmp_path / "out"), "--stage", stage]
+    assert main([*command, *options]) == 0
+    assert f"sampler: {name}" in capsys.readouterr().out
+    snapshot = read_snapshot(tmp_path / "out")
+    assert isinstance(snapshot.objective, EdmConfig | RelayConfig)
+    assert snapshot.objective.sampling == replace(SAMPLERS[name], **changes)  # type: ignore[arg-type]
+    assert snapshot.provenance["sampler"] == name
+    assert snapshot.provenance["sampler_changes"] == changes
+
+
+@pytest.mark.usefixtures("official_module")
+def test_samplers_of_other_networks_are_rejected(
+    weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_official(tmp_path / "state.pt", weights)
+    command = ["convert", "rdm-official", str(source), str(tmp_path / "out"), "--stage", "relay"]
+    error = rejection([*command, "--sampler", "celebahq_relay"], capsys)
+    assert "does not fit this network; expected imagenet_relay_guided, imagenet_relay" in error
