@@ -76,6 +76,13 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         "images", type=Path, help="packed set, directory, zip, tar or npz of images"
     )
     parser.add_argument("out", type=Path, metavar="OUT.npz")
+    protocol = parser.add_argument(
+        "--protocol",
+        default="",
+        help="make it as a published evaluation did, one of `protocols`: detector, taps, features,"
+        " flips and codec of the images; other options override it",
+    )
+    complete_by(protocol, lambda **_: PROTOCOLS)
     parser.add_argument(
         "--taps", default="", help="taps to compute statistics of, e.g. pool,spatial"
     )

@@ -28,13 +28,11 @@ from evaluation.reference.reference import feature_cache, make_reference
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.request import (
     agree,
-    detector_of,
     evaluations_of,
     grid_of,
     new_reference_of,
     samples_of,
     sheet_of,
-    taps_of,
 )
 from evaluation.results.compare import format_comparison
 from evaluation.results.plots import write_plots
@@ -69,12 +67,14 @@ def sample(args: argparse.Namespace) -> Work:
 
 def reference(args: argparse.Namespace) -> Work:
     """Compute the reference statistics of a set of images."""
-    images, settings, config = open_images(args.images), new_reference_of(args), detector_of(args)
+    request = new_reference_of(args)
+    images = request.images
+    assert images is not None
 
     def work(world: World) -> None:
-        detector = build_detector(config, world.device)
-        detector = detector.with_taps(taps_of(args) or detector.reference_taps)
-        made = make_reference(images, settings, detector, args.out, world)
+        detector = build_detector(request.detector, world.device)
+        detector = detector.with_taps(request.taps or detector.reference_taps)
+        made = make_reference(images, request.settings, detector, args.out, world)
         _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
 
     return work

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 
 from evaluation.arguments import parse
 from evaluation.detectors.registry import build_detector
-from evaluation.image_sets.image_set import open_images
 from evaluation.reference.reference import load_statistics, same_reference
 from evaluation.request import (
-    detector_of,
     evaluations_of,
     new_reference_of,
     samples_of,
     spec_of,
-    taps_of,
 )
 from evaluation.samples.sample_dir import SampleRequest, check_samples
 
@@ -53,10 +50,11 @@ def _check_sample(args: argparse.Namespace, inputs: bool) -> None:
 
 
 def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
-    detector = build_detector(detector_of(args))
-    detector = detector.with_taps(taps_of(args) or detector.reference_taps)
-    if inputs:
-        same_reference(args.out, open_images(args.images), new_reference_of(args), detector)
+    request = new_reference_of(args, inputs=inputs)
+    detector = build_detector(request.detector)
+    detector = detector.with_taps(request.taps or detector.reference_taps)
+    if request.images is not None:
+        same_reference(args.out, request.images, request.settings, detector)
 
 
 def _check_run(args: argparse.Namespace, inputs: bool) -> None:

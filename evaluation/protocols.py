@@ -17,6 +17,7 @@ from evaluation.circumstances import PUBLISHED_WEIGHTS, Facts, circumstances, po
 from evaluation.image_sets.seeds import format_seeds
 from evaluation.metrics.registry import KINDS, MetricRequest
 from evaluation.published import Published
+from evaluation.reference.prepared import Preparation
 from evaluation.samples.postprocess import PostProcess
 from models.config_io import did_you_mean
 
@@ -62,6 +63,28 @@ class Protocol:
         start = self.first_seed + repeat * self.num_samples
         return tuple(range(start, start + self.num_samples))
 
+    @property
+    def resolution(self) -> int | None:
+        """Edge of its images in pixels, None where the protocol is a tool's."""
+        return next((row.facts["resolution"] for row in self.published), None)
+
+    @property
+    def preparation(self) -> Preparation:
+        """What happens to the images of its reference before the detector sees them."""
+        facts = self.reference_facts
+        return Preparation(
+            hflip=facts.get("hflip of the reference", False),
+            codec=facts.get("codec of the reference", "png"),
+        )
+
+    @property
+    def reference_taps(self) -> tuple[str, ...]:
+        """Taps whose statistics its metrics take of a reference, in order."""
+        pairs = (text.partition(":") for text in self.metrics)
+        return tuple(
+            dict.fromkeys(tap for kind, _, tap in pairs if KINDS[kind].reference != "none")
+        )
+
     def facts(self, seeds: str = "") -> Facts:
         """Return the circumstances of all its published values.
 
@@ -88,12 +111,14 @@ class Protocol:
         Beside its values stand those of the paper, and in what it deviates from them on purpose.
         """
         same_resizing = self.preprocessing == "tf1"
+        plain = {"codec of the reference": "png", "hflip of the reference": False}
         ours = self.facts()
         rows = [dataclasses.replace(r, facts=ours | r.facts) for r in self.published]
         return dataclasses.replace(
             self,
             name=f"{self.name}_clean",
             reference=self.reference if same_resizing else "the training images, TF1 resizing",
+            reference_facts=self.reference_facts | plain if self.reference_facts else {},
             preprocessing="tf1",
             post=PostProcess(),
             published=tuple(rows),

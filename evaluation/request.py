@@ -21,6 +21,7 @@ from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.registry import MetricSettings
 from evaluation.protocols import Protocol, find_protocol
+from evaluation.reference.prepared import prepare_images
 from evaluation.reference.reference import NUM_FEATURES, ReferenceSettings, open_reference
 from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec
@@ -346,15 +347,56 @@ def _reference_path(args: argparse.Namespace, detector: str) -> Path:
     return Path(value)
 
 
-def new_reference_of(args: argparse.Namespace) -> ReferenceSettings:
-    """Return how `reference` computes statistics of images."""
-    num_features = args.features or NUM_FEATURES
-    return ReferenceSettings(num_features=num_features, batch_size=args.batch_size)
+@dataclass(frozen=True, kw_only=True)
+class NewReference:
+    """What `reference` computes, and of what.
+
+    Attributes:
+        images: The images, prepared as the protocol says; None if they need not exist yet.
+        settings: How many features are stored.
+        detector: The feature extractor.
+        taps: Taps of which statistics are computed; empty takes the detector's defaults.
+    """
+
+    images: ImageSet | None
+    settings: ReferenceSettings
+    detector: DetectorConfig
+    taps: tuple[str, ...]
 
 
-def taps_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the taps of `reference`; empty takes the detector's defaults."""
-    return tuple(args.taps.split(",")) if args.taps else ()
+def new_reference_of(args: argparse.Namespace, *, inputs: bool = True) -> NewReference:
+    """Return the request of `reference`; a protocol decides what no option does.
+
+    Raises:
+        ValueError: The protocol is unknown, or its images are of another resolution.
+    """
+    protocol = find_protocol(args.protocol) if args.protocol else None
+    detector = detector_of(args, protocol)
+    theirs = protocol.reference_taps if protocol and detector.name == protocol.detector else ()
+    num_features = protocol.num_features if protocol else NUM_FEATURES
+    return NewReference(
+        images=_images_of_reference(args.images, protocol) if inputs else None,
+        settings=ReferenceSettings(
+            num_features=args.features or num_features, batch_size=args.batch_size
+        ),
+        detector=detector,
+        taps=tuple(args.taps.split(",")) if args.taps else theirs,
+    )
+
+
+def _images_of_reference(path: Path, protocol: Protocol | None) -> ImageSet:
+    """Return the images of a reference, prepared as the protocol says."""
+    images = open_images(path)
+    if protocol is None:
+        return images
+    edge = images.batch([0]).shape[-1]
+    if protocol.resolution not in (None, edge):
+        raise ValueError(
+            f"{path} holds images of {edge} pixels, but {protocol.name} is of"
+            f" {protocol.resolution}; pack the original images at that resolution, or leave"
+            " --protocol out"
+        )
+    return prepare_images(images, protocol.preparation)
 
 
 def grid_of(args: argparse.Namespace) -> GridSettings | None:

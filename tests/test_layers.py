@@ -27,7 +27,7 @@ ORDER = {
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request"
-    " > protocols sheets unused_options > published results > circumstances > samples reference"
+    " > protocols sheets unused_options > published results > circumstances > reference > samples"
     " > features > metrics > image_sets detectors > progress digest disk overlap",
     "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
     " > site slurm_cli",

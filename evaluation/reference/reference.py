@@ -138,7 +138,8 @@ def make_reference(
             return False
         features = _extract(images, settings, detector, world)
         if world.rank == 0:
-            write_reference(out, features)
+            flipped = {"flipped": bool(images.identity.get("flipped", False))}
+            write_reference(out, dataclasses.replace(features, meta=features.meta | flipped))
         world.barrier()
     return True
 
