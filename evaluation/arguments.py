@@ -96,7 +96,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--reference",
         type=Path,
         required=True,
-        help="statistics file, or images; with several detectors also NAME=FILE,...",
+        help="statistics file, or images; with several detectors also NAME=FILE,...; moments and"
+        " features of different files (FID; precision and recall): moments=FILE,features=FILE",
     )
     parser.add_argument(
         "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -316,11 +317,17 @@ def reference_of(
     args: argparse.Namespace, protocol: Protocol | None, detector: str, *, inputs: bool = True
 ) -> ReferenceSettings:
     """Return the reference that `run` compares with; an empty one if it need not exist yet."""
-    path = _reference_path(args, detector)
+    path, others = _reference_paths(args, detector)
     statistics, images = open_reference(path) if inputs or path.exists() else (None, None)
+    features = None
+    if others is not None:
+        if images is not None and statistics is None:
+            raise ValueError(f"--reference moments={path} are images; name the statistics file")
+        features, images = open_reference(others) if inputs or others.exists() else (None, None)
     theirs = protocol.preprocessing if protocol and detector == protocol.detector else ""
     return ReferenceSettings(
         statistics=statistics,
+        features=features if images is None else None,
         images=images,
         preprocessing=_value_for(args.reference_pipeline, detector) or theirs,
         num_features=args.features or (protocol.num_features if protocol else NUM_FEATURES),
@@ -332,19 +339,38 @@ def references_of(args: argparse.Namespace) -> list[Path]:
     """Return the references that `run` compares with: one, or each detector's."""
     if args.reference.exists():
         return [args.reference]
+    if parts := _moments_and_features(str(args.reference)):
+        return [*parts]
     return [Path(value) for _, value in _pieces(str(args.reference))]
 
 
-def _reference_path(args: argparse.Namespace, detector: str) -> Path:
+def _moments_and_features(text: str) -> tuple[Path, Path] | None:
+    """Split `moments=A,features=B`; None for anything else.
+
+    Raises:
+        ValueError: One is given without the other.
+    """
+    if not text.startswith(("moments=", "features=")):
+        return None
+    found = re.fullmatch("moments=(.+),features=(.+)|features=(.+),moments=(.+)", text)
+    if not found:
+        raise ValueError(f"--reference {text}: expected moments=FILE,features=FILE")
+    return Path(found[1] or found[4]), Path(found[2] or found[3])
+
+
+def _reference_paths(args: argparse.Namespace, detector: str) -> tuple[Path, Path | None]:
+    """Return a detector's reference and, if they are elsewhere, what gives its features."""
     if args.reference.exists():
-        return Path(args.reference)
+        return Path(args.reference), None
+    if parts := _moments_and_features(str(args.reference)):
+        return parts
     value = _value_for(str(args.reference), detector)
     if not value:
         raise ValueError(
             f"--reference {args.reference} has none for {detector}; add {detector}=FILE, or give"
             " images, which serve all detectors"
         )
-    return Path(value)
+    return Path(value), None
 
 
 @dataclass(frozen=True, kw_only=True)

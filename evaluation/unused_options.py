@@ -44,7 +44,9 @@ def check_run_options(
     if reference.statistics is None and reference.images is not None:
         unused["reference_pipeline"] = "the reference are images, which --pipeline prepares"
     if reference.statistics is not None and reference.images is None:
-        unused["features"] = f"{reference.statistics} has the features that it has"
+        unused["features"] = (
+            f"{reference.features or reference.statistics} has the features that it has"
+        )
     kinds = {name.partition(":")[0] for settings in metrics for name in settings.names}
     if all(settings.names for settings in metrics) and not kinds & RESAMPLED.keys():
         unused["bootstrap"] = f"only {', '.join(sorted(RESAMPLED))} have intervals"

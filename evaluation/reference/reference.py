@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
@@ -32,6 +35,7 @@ class ReferenceSettings:
 
     Attributes:
         statistics: Statistics file, ours or foreign, None for a reference that is computed.
+        features: Statistics file whose features are taken, where `statistics` gives the moments.
         images: Images that the reference, or the features that a file lacks, are computed of.
         preprocessing: Preprocessing of a foreign file that does not record it.
         num_features: Features stored of a computed reference.
@@ -39,6 +43,7 @@ class ReferenceSettings:
     """
 
     statistics: Path | None = None
+    features: Path | None = None
     images: ImageSet | None = None
     preprocessing: str = ""
     num_features: int = NUM_FEATURES
@@ -82,7 +87,11 @@ def load_reference(
     computed = _extract(settings.images, settings, detector.with_taps(used), world)
     if statistics is None:
         return computed
-    return dataclasses.replace(statistics, features=computed.features, selected=computed.selected)
+    if computed.meta["images"]["path"] == str(settings.statistics):  # one file holds both
+        return dataclasses.replace(
+            statistics, features=computed.features, selected=computed.selected
+        )
+    return _with_features(statistics, computed, computed.meta["images"]["digest"])
 
 
 def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureSet | None:
@@ -96,7 +105,27 @@ def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureS
     made_by = {"name": detector.identity["name"], "pipeline": settings.preprocessing}
     statistics = read_statistics(settings.statistics, made_by)
     check_comparable(detector, statistics)
-    return statistics
+    if settings.features is None:
+        return statistics
+    others = read_statistics(settings.features, made_by)
+    check_comparable(detector, others)
+    if not others.features:
+        raise ValueError(f"{settings.features} holds no features, only moments; name another file")
+    digest = hashlib.sha256()
+    for tap in sorted(others.features):
+        digest.update(tap.encode() + np.ascontiguousarray(others.features[tap], np.float32).data)
+    return _with_features(statistics, others, digest.hexdigest())
+
+
+def _with_features(moments: FeatureSet, others: FeatureSet, digest: str) -> FeatureSet:
+    """Return moments with the features, and classes, of another set; both are recorded."""
+    return dataclasses.replace(
+        moments,
+        features=others.features,
+        selected=others.selected,
+        labels=others.labels,
+        meta=moments.meta | {"features_from": {"of": others.meta["images"], "digest": digest}},
+    )
 
 
 def check_comparable(detector: Detector, reference: FeatureSet) -> None:

@@ -253,9 +253,16 @@ def resumed(out: Path, old: Result, new: Result, replace: bool = False) -> Resul
 def reference_digest(reference: FeatureSet) -> str:
     """Return a digest of what a reference was made of: the images, or a foreign file's moments.
 
-    The same images give the same digest whether their statistics lie in a file or not, and whatever
-    taps they are of.
+    Features that come from another file, or other images, are part of it. The same images give the
+    same digest whether their statistics lie in a file or not, and whatever taps they are of.
     """
+    digest = _digest_of_moments(reference)
+    if features := reference.meta.get("features_from"):
+        digest = hashlib.sha256(f"{digest} {features['digest']}".encode()).hexdigest()
+    return digest
+
+
+def _digest_of_moments(reference: FeatureSet) -> str:
     images = reference.meta.get("images", {}).get("digest")
     if images:
         made_of = [images, reference.meta["detector"], reference.meta.get("flipped", False)]
