@@ -36,7 +36,7 @@ from dist_train.config import (
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from dist_train.monitoring.divergence import DivergenceCheck
 from dist_train.snapshots import set_aside
-from models.command_line import EXIT_LOST
+from models.command_line import EXIT_LOST, EXIT_STORAGE
 from models.config_io import ConfigError, override
 from tests.dist_train.test_trainer import HALF, WHOLE, whole_tensors
 from tests.paths import ROOT
@@ -278,23 +278,36 @@ def _full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@contextlib.contextmanager
-def _read_only(directory: Path) -> Iterator[None]:
-    """Take away the right to write a directory, from root as well."""
+def drop_override() -> Callable[[], None]:
+    """Bind this thread, and those it starts, to the modes of files, also as root.
+
+    Returns:
+        What gives the right to ignore them back.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, data) == 0
     effective = data[0]
-    data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    assert libc.capset(header, data) == 0
+
+    def set_effective(rights: int) -> None:
+        data[0] = rights
+        assert libc.capset(header, data) == 0
+
+    set_effective(effective & ~0b110)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    return lambda: set_effective(effective)
+
+
+@contextlib.contextmanager
+def _read_only(directory: Path) -> Iterator[None]:
+    """Take away the right to write a directory, from root as well."""
+    restore = drop_override()
     mode = directory.stat().st_mode
     directory.chmod(0o555)
     try:
         yield
     finally:
         directory.chmod(mode)
-        data[0] = effective
-        assert libc.capset(header, data) == 0
+        restore()
 
 
 def _check_storage(root: Path) -> None:
@@ -468,6 +481,26 @@ MetricsLog.write, AppendedLines._write = write, append
 sys.exit(train(_config(), Path(sys.argv[1])))
 """
 
+UNWRITABLE = """
+from tests.dist_train.test_faults import drop_override
+from dist_train.checkpoint import writer
+
+def make_unwritable(original=Trainer._train_step):
+    def step(trainer, examples):
+        if trainer.step == 4 and trainer.world.rank == 0:
+            for path in (trainer.run_dir, *trainer.run_dir.rglob("*")):
+                path.chmod(0o555 if path.is_dir() else 0o444)
+        trainer.world.barrier()
+        original(trainer, examples)
+    return step
+
+drop_override()
+writer.FIRST_PAUSE = 0.0
+Trainer._train_step = make_unwritable()
+every_step = ["checkpoint.every_images=8", "logging.every_images=8", "checkpoint.max_failures=2"]
+sys.exit(train(_config(*every_step, total=80), Path(sys.argv[1])))
+"""
+
 STOPPED = """
 def tell_and_wait(original=Trainer._train_step):
     def step(trainer, examples):
@@ -529,6 +562,26 @@ def test_metrics_that_cannot_be_written_for_a_while_are_written_later(tmp_path: 
     assert [json.loads(line)["images_seen"] for line in lines] == list(
         range(BATCH, WHOLE + 1, BATCH)
     )
+
+
+@pytest.mark.distributed
+def test_a_directory_that_stays_unwritable_ends_all_ranks_and_they_resume(tmp_path: Path) -> None:
+    run_dir = tmp_path / "disturbed"
+    processes = _start_ranks(STOPPABLE + UNWRITABLE, run_dir)
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_STORAGE] * 2, errors
+    last = "no checkpoint could be written 2 times in a row: "
+    said = [line for line in "".join(errors).splitlines() if last in line]
+    assert len(said) == 1, errors
+    assert f"Permission denied: '{run_dir}/checkpoints/" in said[0]
+    assert "the last complete one is kept" in said[0]
+    assert f"{run_dir}/metrics.jsonl: Permission denied" in errors[0]
+    kept = committed(run_dir)[-1].name
+    assert int(kept) in (3 * BATCH, 4 * BATCH)  # the commit of the last may have been under way
+    for path in (run_dir, *run_dir.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    run_ranks(2, _resume, tmp_path)
+    _same(run_dir, tmp_path / "undisturbed")
 
 
 @pytest.mark.distributed
