@@ -128,6 +128,11 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2 after one line on what is wrong."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
+    def _get_option_tuples(self, option_string: str) -> Any:
+        """Return what an abbreviation may stand for: not --import, which is read before parsing."""
+        found = super()._get_option_tuples(option_string)
+        return [option for option in found if "--import" not in option[0].option_strings]
+
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         value = super()._get_value(action, arg_string)
         if isinstance(value, (int, float)) and not abs(value) < LARGEST:  # nor is NaN
@@ -137,6 +142,21 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, _unknown(str(value), map(str, action.choices)))
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names plugins; `models.plugins.load` reads it before there is a parser.
+
+    What they add is among the choices of other options.
+    """
+    parser.add_argument(
+        "--import",
+        action="append",
+        dest="imports",
+        default=argparse.SUPPRESS,
+        metavar="FILE|MODULE",
+        help="import a plugin first (docs/extending.md); may be repeated",
+    )
 
 
 def _unknown(value: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("data_pipelines")
 
-from models import command_line
+from models import command_line, plugins
 
 if __name__ == "__main__":
     command_line.exit_on_interrupt()
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_pipeline
 
 
 def _run(argv: Sequence[str] | None, prog: str) -> None:
+    plugins.load(sys.argv[1:] if argv is None else argv)
     arguments = build_parser(prog).parse_args(argv)
     command_line.check_files(arguments)
     with command_line.about(vars(arguments).get("destination") or arguments.path):
@@ -55,7 +56,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("preview", commands.add_preview, "write a contact sheet of a set"),
         ("bench", commands.add_bench, "measure how fast a set is delivered"),
     ):
-        add_arguments(subparsers.add_parser(name, help=purpose, description=purpose))
+        command = subparsers.add_parser(name, help=purpose, description=purpose)
+        add_arguments(command)
+        relaywave.add_import(command)
     return parser
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Annotated, Protocol
 
+import torch
 from torch import Tensor
 
 from data_pipelines.images import Resize
 from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.packed.remote import check_no_credentials, is_remote
+from models.plugins import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,23 @@ class MixedSet:
             raise ValueError(f"weight={self.weight} must be positive")
 
 
-Backend = Literal["dali", "webdataset", "ffcv", "synthetic"]
+@dataclass(frozen=True)
+class BackendKind:
+    """A backend of a plugin.
+
+    Attributes:
+        build: Returns the pipeline of (settings, the run's seed, the rank's share, its device).
+        describe: Returns what it would deliver: on login nodes too, before anything is queued.
+    """
+
+    build: Callable[[DataConfig, int, Share, torch.device], ImagePipeline]
+    describe: Callable[[DataConfig], DatasetInfo]
+
+
+OURS = ("dali", "webdataset", "ffcv", "synthetic")
+BACKENDS: Registry[BackendKind | None] = Registry("data backend", BackendKind, dict.fromkeys(OURS))
+"""All backends; None for our own, which backends/build.py makes."""
+Backend = Annotated[str, BACKENDS]
 READ_BY_SYNTHETIC = frozenset({"backend", "resolution", "flip", "shuffle"})
 """Settings of data that generated images depend on."""
 
@@ -44,7 +62,7 @@ class DataConfig:
             s3://, gs://, or `pipe:COMMAND {}`.
         backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
             same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
-            and dry runs).
+            and dry runs); or one of a plugin.
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
             divides are reduced by box averaging; original images are cropped and resized.
         flip: Flip each visit of an image horizontally with probability 1/2.

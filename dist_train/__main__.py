@@ -24,7 +24,7 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("dist_train")
 
-from models import command_line
+from models import command_line, plugins
 
 if __name__ == "__main__":
     command_line.exit_on_interrupt()
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dist_train") 
 
 def _run(argv: Sequence[str] | None, prog: str) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    plugins.load(arguments)
     parser = build_parser(prog, *arguments[:1])
     is_named = arguments[:1] and arguments[0] in COMMANDS
     options = parser.parse_intermixed_args(arguments[1:] if is_named else arguments)
@@ -74,6 +75,7 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
         add_export(parser)
     else:
         _add_train(parser)
+    relaywave.add_import(parser)
     return parser
 
 

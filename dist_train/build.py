@@ -75,7 +75,8 @@ def build_trainer(
     check_labels(config.data, config.objective.label_dim, pipeline.info.class_names)
     label_dim = config.objective.label_dim
     provenance = describe_run(run_dir.name, config.recipe, config.compute, pipeline.info) | {
-        "trained_classes": trained_classes(label_dim, pipeline.info)
+        "trained_classes": trained_classes(label_dim, pipeline.info),
+        **({"imports": to_json(config.imports)} if config.imports else {}),
     }
     untrained = describe_untrained(label_dim, pipeline.info)
     snapshots = SnapshotWriter(

@@ -13,7 +13,9 @@ from dist_train.dry_run import check_run
 from dist_train.recipes import RECIPES, find_recipe
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
 from dist_train.runtime.run_dir import validate_config
+from dist_train.runtime.run_files import CONFIG, is_run, read_settings
 from dist_train.train import train
+from models import plugins
 from models.command_line import EXIT_PREEMPTED, say
 from models.config_io import ConfigError, did_you_mean, override, to_json
 from models.safe_files.documents import read_object
@@ -29,6 +31,9 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     Raises:
         ValueError: An unknown recipe, a setting that is impossible, or an option that is missing.
     """
+    if options.run_dir is not None and is_run(options.run_dir):
+        recorded = read_settings(options.run_dir).get("imports")
+        plugins.load_recorded(recorded, options.run_dir / CONFIG)
     if options.recipe not in RECIPES and (meant := did_you_mean(options.recipe, commands)):
         raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
     config = override(find_recipe(options.recipe)(), options.overrides)

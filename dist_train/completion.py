@@ -15,8 +15,9 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
+from models import plugins
 from models.safe_files.atomic import atomic_file
 
 CODE = Path(__file__).resolve().parent.parent
@@ -62,18 +63,20 @@ def known_recipes() -> dict[str, Settings]:
 def _state_of_code() -> list[Any]:
     """Return a value that changes when the code is edited or is at another place."""
     times = [path.stat().st_mtime_ns for name in PACKAGES for path in (CODE / name).rglob("*.py")]
-    return [str(CODE), len(times), max(times)]
+    return [str(CODE), len(times), max(times), *plugins.installed()]
 
 
 def _read_recipes() -> dict[str, Settings]:
     from dist_train.recipes import RECIPES
 
+    with contextlib.suppress(plugins.PluginError):
+        plugins.load()
     return {name: dict(_settings(recipe())) for name, recipe in sorted(RECIPES.items())}
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yield the dotted name of each setting and its possible values."""
-    hints = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -92,6 +95,9 @@ def _choices(annotation: Any) -> list[str]:
         return ["true", "false"]
     if annotation is type(None):
         return ["null"]
+    if typing.get_origin(annotation) is Annotated:  # names that plugins can add to
+        base, registry = typing.get_args(annotation)
+        return [*registry] if base is str else []
     if typing.get_origin(annotation) is Literal:
         return [str(value) for value in typing.get_args(annotation)]
     if typing.get_origin(annotation) in (Union, types.UnionType):

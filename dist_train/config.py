@@ -24,6 +24,7 @@ from dist_train.ema_profiles import ConstantEma, EmaProfile, HalflifeEma, PowerE
 from dist_train.schedules import CosineSchedule, WarmupSchedule
 from models.config_io import ConfigError
 from models.families import AnyObjective
+from models.plugins import Import
 from models.rdm.config import RelayConfig
 
 __all__ = [
@@ -65,6 +66,7 @@ class RunConfig:
         checkpoint: What is saved, how often, and what stays.
         logging: Metrics and sample grids.
         divergence: What to do when a loss explodes, is not a number, or a rank hangs.
+        imports: Files and modules of --import that the run needs; @recipe fills them in.
     """
 
     recipe: str = ""
@@ -81,6 +83,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     divergence: DivergencePolicy = field(default_factory=DivergencePolicy)
+    imports: tuple[Import, ...] = ()
 
     RENAMED: ClassVar[dict[str, str]] = {
         "extra_emas": "ema",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dist_train.schedules import CosineSchedule, WarmupSchedule
+from models.plugins import Registry
 
 Precision = Literal["float32", "float16", "bfloat16"]
+LOGGERS: Registry[Callable[..., Any]] = Registry("logger", Callable)
+"""Loggers of plugins, switched on by `logging.loggers`.
+
+Each is a function (run_dir: Path, config: dict) -> Logger (dist_train/monitoring/loggers.py): the
+run directory, and the run's configuration as JSON.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +131,7 @@ class LoggingConfig:
         every_images: Interval of status lines and metrics.
         wandb_project: Project that metrics are copied to; null switches wandb off.
         tensorboard: Copy metrics to `tensorboard/` as well.
+        loggers: Names of plugins' loggers that get them, too.
         peak_tflops: 1e12 operations per second of a device, for the model FLOPs utilisation; null
             takes those of known GPUs.
         grid_seeds: Images in the sample grid of each snapshot; 0 draws none.
@@ -133,6 +142,7 @@ class LoggingConfig:
     every_images: int = 50_000
     wandb_project: str | None = None
     tensorboard: bool = False
+    loggers: tuple[Annotated[str, LOGGERS], ...] = ()
     peak_tflops: float | None = None
     grid_seeds: int = 9
     grid_previous: str | None = None

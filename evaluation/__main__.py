@@ -16,7 +16,7 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("evaluation")
 
-from models import command_line
+from models import command_line, plugins
 
 if __name__ == "__main__":
     command_line.exit_on_interrupt()
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") 
 
 def _run(arguments: list[str], prog: str) -> int:
     stop_with_launcher()
+    plugins.load(arguments)
     args = parse(arguments, build_parser(prog))
     command_line.check_files(args)
     place = vars(args).get("out") or vars(args).get("plots") or Path()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS
-from evaluation.metrics.registry import KINDS
+from evaluation.metrics.registry import METRICS
 from evaluation.protocols import PROTOCOLS
 from evaluation.reference.exporters import FORMATS
 from evaluation.results.formats import FORMS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
 from evaluation.sheets.make import KINDS as KINDS_OF_SHEETS
-from relaywave import Parser, complete_by
+from relaywave import Parser, add_import, complete_by
 
 GRID_IMAGES = 64
 
@@ -53,7 +53,9 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
 
 
 def _command(commands: Subparsers, name: str, purpose: str) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=purpose, description=purpose)
+    parser = commands.add_parser(name, help=purpose, description=purpose)
+    add_import(parser)
+    return parser
 
 
 def _shared(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -113,7 +115,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     complete_by(protocol, lambda **_: PROTOCOLS)
     parser.add_argument("--title", default="", help="name in tables")
-    parser.add_argument("--metrics", default="", help=f"kind:tap,... with kind {', '.join(KINDS)}")
+    parser.add_argument(
+        "--metrics", default="", help=f"kind:tap,... with kind {', '.join(METRICS)}"
+    )
     parser.add_argument("--bootstrap", type=int, default=0, help="resamples for 95%% intervals")
     parser.add_argument(
         "--keep-images", type=Path, metavar="DIR", help="store the generated images there"

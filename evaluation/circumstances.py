@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.samples.postprocess import RETOUCHES, PostProcess
-from models.config_io import ConfigError, from_json
+from models.config_io import ConfigError, from_json, to_json
 from models.families import AnyObjective
+from models.rdm.config import EdmConfig, RelayConfig
 from models.rdm.edm_sampler import EdmSampling
 from models.rdm.process import RelayProcess
 from models.rdm.relay_sampler import RelaySampling
@@ -86,9 +87,17 @@ def model_facts(*objectives: AnyObjective) -> Facts:
 def _stage_facts(objective: AnyObjective) -> Facts:
     if isinstance(objective, WaveDiffConfig):
         return wavediff_facts(objective) | {"precision": objective.generator.compute_dtype}
-    process = getattr(objective, "process", None)
-    relay = process if isinstance(process, RelayProcess) else None
+    if not isinstance(objective, EdmConfig | RelayConfig):
+        return _plugin_facts(objective)
+    relay = objective.process if isinstance(objective, RelayConfig) else None
     return sampling_facts(objective.sampling, relay) | {"precision": objective.unet.compute_dtype}
+
+
+def _plugin_facts(objective: AnyObjective) -> Facts:
+    """Return the facts of an objective that a plugin has added: all settings of its sampler."""
+    settings = to_json(getattr(objective, "sampling", None))
+    facts: Facts = {"sampler": type(objective).__name__}
+    return facts | {name: value for name, value in (settings or {}).items() if name != "type"}
 
 
 def wavediff_facts(config: WaveDiffConfig) -> Facts:
@@ -157,7 +166,7 @@ def _drawing(images: Mapping[str, Any], result: Mapping[str, Any]) -> Facts:
         facts["classes"] = len(images.get("classes", range(objective.label_dim)))
         if objective.label_dim and "labels" in images:
             facts["labels"] = images["labels"]
-        if not isinstance(objective, WaveDiffConfig):
+        if isinstance(objective, EdmConfig | RelayConfig):
             enhance = objective.sampling.enhance
     if "post" in images:
         facts |= post_facts(PostProcess(**images["post"]), enhance)

@@ -15,11 +15,11 @@ from typing import Any
 from evaluation import published
 from evaluation.circumstances import PUBLISHED_WEIGHTS, Facts, circumstances, post_facts
 from evaluation.image_sets.seeds import format_seeds
-from evaluation.metrics.registry import KINDS, MetricRequest
+from evaluation.metrics.registry import METRICS, MetricRequest
 from evaluation.published import Published
 from evaluation.reference.prepared import Preparation
 from evaluation.samples.postprocess import PostProcess
-from models.config_io import did_you_mean
+from models.plugins import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Protocol:
         """Taps whose statistics its metrics take of a reference, in order."""
         pairs = (text.partition(":") for text in self.metrics)
         return tuple(
-            dict.fromkeys(tap for kind, _, tap in pairs if KINDS[kind].reference != "none")
+            dict.fromkeys(tap for kind, _, tap in pairs if METRICS[kind].reference != "none")
         )
 
     def facts(self, seeds: str = "") -> Facts:
@@ -101,7 +101,7 @@ class Protocol:
             facts["labels"] = "balanced"
         facts |= post_facts(self.post) | self.reference_facts
         facts |= {"detector": self.detector, "preprocessing": self.preprocessing}
-        if any(KINDS[text.partition(":")[0]].reference == "features" for text in self.metrics):
+        if any(METRICS[text.partition(":")[0]].reference == "features" for text in self.metrics):
             facts["features of the reference"] = self.num_features
         return facts | {"weights of the detector": PUBLISHED_WEIGHTS}
 
@@ -217,21 +217,20 @@ _TOOLS = [
     ),
     Protocol(name="clean_fid", reference="clean-fid statistics", preprocessing="clean"),
 ]
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: Registry[Protocol] = Registry("protocol", Protocol, {
     protocol.name: protocol
     for protocol in (
         *_FAITHFUL,
         *(protocol.clean() for protocol in _FAITHFUL if protocol.detector == "inception"),
         *_TOOLS,
     )
-}
+})  # fmt: skip
 
 
 def find_protocol(name: str) -> Protocol:
     """Return a protocol by name. Raises ValueError, listing the known ones."""
     if name not in PROTOCOLS:
-        similar = did_you_mean(name, [*PROTOCOLS])
-        raise ValueError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}{similar}")
+        raise ValueError(PROTOCOLS.unknown(name))
     return PROTOCOLS[name]
 
 

@@ -5,6 +5,7 @@ config_io.py     Frozen dataclasses to JSON and back, and typed `key=value` over
 families.py      The objectives that configurations and snapshots may name
 layers.py        Layers of all networks, computing in the dtype of their input
 objective.py     The interface to the training loop: losses keyed by the network they update
+plugins.py       Plugins: what others add to objectives, recipes, sources, metrics, ...
 sample_rng.py    Random draws keyed by samples, not by ranks
 sampler.py       The interface to evaluation: images from seeds
 snapshot.py      Snapshots: weights of a sampled network, and all that sampling needs to know

@@ -1,6 +1,33 @@
 """The objectives that configurations and snapshots may name."""
 
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Annotated, TypeVar
+
+from models.objective import ObjectiveConfig
+from models.plugins import PluginError, Registry
 from models.rdm.config import EdmConfig, RelayConfig
 from models.wavediff.config import WaveDiffConfig
 
-AnyObjective = EdmConfig | RelayConfig | WaveDiffConfig
+C = TypeVar("C", bound=type)
+
+OBJECTIVES: Registry[type] = Registry(
+    "objective", type, {cls.__name__: cls for cls in (EdmConfig, RelayConfig, WaveDiffConfig)}
+)
+AnyObjective = Annotated[ObjectiveConfig, OBJECTIVES]
+
+
+def objective(config: C) -> C:
+    """Register an `ObjectiveConfig` under its class's name, which runs and snapshots record.
+
+    Raises:
+        PluginError: It is no frozen dataclass, or lacks a method of `ObjectiveConfig`.
+    """
+    if not is_dataclass(config) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PluginError(f"objective {config.__name__} is no frozen dataclass")
+    for name in ("label_dim", "build", "build_sampler"):
+        if not hasattr(config, name) and name not in config.__dataclass_fields__:
+            raise PluginError(f"objective {config.__name__} has no {name}; see ObjectiveConfig")
+    OBJECTIVES.register(config.__name__, config)
+    return config

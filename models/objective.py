@@ -88,6 +88,8 @@ class Objective(Protocol):
 class ObjectiveConfig(Protocol):
     """Frozen dataclass describing an objective: enough to rebuild networks and sampler anywhere."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def label_dim(self) -> int:
         """Number of classes, 0 for unconditional models."""

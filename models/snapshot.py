@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.config_io import differences, override, to_json
+from models.config_io import ConfigError, differences, from_json, override, to_json
 from models.families import AnyObjective
 from models.layers import InTf32Mode
+from models.plugins import Import
 from models.safe_files.atomic import atomic_directory, check_replaceable
 from models.safe_files.documents import DocumentError, Format, read_object
 from models.safe_files.transient import file_sha256
@@ -229,10 +230,24 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
     try:
         described = _FORMAT.read(snapshot_dir / DESCRIPTION)
     except (OSError, DocumentError) as error:
-        raise SnapshotError(f"{snapshot_dir} is not a snapshot: {error}") from None
+        needed = _recorded_imports(snapshot_dir / DESCRIPTION)
+        raise SnapshotError(f"{snapshot_dir} is not a snapshot: {error}{needed}") from None
     changed = override(described.objective, overrides)
     _check_trained(snapshot_dir, described.objective, changed)
     return Snapshot(path=snapshot_dir, **vars(described) | {"objective": changed})
+
+
+def _recorded_imports(description: Path) -> str:
+    """Say what a snapshot that cannot be read was trained with; "" if nothing was imported.
+
+    Snapshots come from others: what they name is not imported unless the user says so.
+    """
+    try:
+        provenance = read_object(description).get("provenance")
+        imports: tuple[Import, ...] = from_json(tuple[Import, ...], provenance["imports"])  # type: ignore[index]
+    except (OSError, DocumentError, ConfigError, TypeError, KeyError):
+        return ""
+    return f" (it was trained with --import {' --import '.join(i.name for i in imports)})"
 
 
 def _check_trained(snapshot_dir: Path, trained: AnyObjective, changed: AnyObjective) -> None:

@@ -14,7 +14,7 @@ import relaywave
 if __name__ == "__main__":
     relaywave.reject_hidden_packages("slurm")
 
-from models import command_line
+from models import command_line, plugins
 
 if __name__ == "__main__":
     command_line.exit_on_interrupt()
@@ -62,6 +62,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments[:1] = [ALIASES.get(name, name) for name in arguments[:1]]
     command = arguments[0] if arguments else ""
+    plugins.load(arguments)
     parser = build_parser(prog, command)
     if command not in COMMANDS:
         parser.parse_args(arguments[:1])
@@ -80,6 +81,7 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
         add, text = COMMANDS[command]
         parser = relaywave.Parser(prog=f"{prog} {command}", description=text, allow_abbrev=False)
         add(parser)
+        relaywave.add_import(parser)
         return parser
     listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
     parser = relaywave.Parser(

@@ -18,7 +18,9 @@ import slurm.__main__ as slurm
 from dist_train.recipes import RECIPES
 from tests.paths import ROOT
 
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+OF_PLUGINS = {"flow_debug"}
+"""Recipes of examples/plugin."""
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 
 
@@ -99,7 +101,7 @@ def _subcommands() -> dict[str, set[str]]:
 
     return {
         "data": names(data.build_parser("")),
-        "train": {*training.COMMANDS, *RECIPES},
+        "train": {*training.COMMANDS, *RECIPES, *OF_PLUGINS},
         "eval": names(evaluation.build_parser("")),
         "slurm": {*slurm.COMMANDS, *slurm.ALIASES},
     }

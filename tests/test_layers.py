@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 ORDER = {
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
-    " > objective > sampler > sample_rng config_io > safe_files > command_line",
+    " > objective > sampler > sample_rng config_io > plugins > safe_files > command_line",
     "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"
     " > sources packed > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
@@ -33,8 +33,8 @@ ORDER = {
     " > site slurm_cli",
 }
 """Within a package a file or sub-package imports only what stands further down its line."""
-LOWEST = ("models.safe_files", "models.command_line")
-"""How files are read and written, and how commands end: data_pipelines may import these, too."""
+LOWEST = ("models.safe_files", "models.command_line", "models.plugins")
+"""How files are read, how commands end, what others add: data_pipelines may import these, too."""
 MOST_MODULES = 16
 USES_OF_THE_COMMAND = {"__main__.py", "arguments.py"}
 """Files that may import `relaywave`, which imports the packages: those that parse command lines."""

@@ -14,7 +14,7 @@ from data_pipelines.datasets import open_data
 from data_pipelines.images import pixel_decoder
 from data_pipelines.packed.beton import import_ffcv
 from data_pipelines.packed.manifest import DatasetInfo
-from data_pipelines.pipeline import Backend, DataConfig, ImagePipeline, Share
+from data_pipelines.pipeline import BACKENDS, Backend, DataConfig, ImagePipeline, Share
 
 
 def build_pipeline(
@@ -27,6 +27,8 @@ def build_pipeline(
             the backend's package is not installed (says what to install).
     """
     device = torch.device(device)
+    if kind := BACKENDS[config.backend]:
+        return kind.build(config, seed, share, device)
     if config.backend == "synthetic":
         return SyntheticPipeline(
             share,
@@ -68,6 +70,8 @@ def describe_data(config: DataConfig) -> DatasetInfo:
         ValueError: The sets are missing or damaged, or the settings do not match them.
         Unreachable: A remote set cannot be read.
     """
+    if kind := BACKENDS[config.backend]:
+        return kind.describe(config)
     if config.backend == "synthetic":
         return describe_synthetic(config.resolution)
     data = open_data(config, seed=0)

@@ -14,16 +14,18 @@ from data_pipelines.pack.options import PackOptions
 from data_pipelines.pack.packer import Packer, Task
 from data_pipelines.packed.manifest import Manifest, read_manifest
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
+from data_pipelines.sources.kinds import SOURCES, SourceDetails, make_source
 from models import command_line
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    kinds = "\n".join(f"  {name:14s}{kind.help}" for name, kind in KINDS.items())
+    kinds = "\n".join(f"  {name:14s}{kind.help}" for name, kind in SOURCES.items())
     parser.epilog = f"kinds of sources:\n{kinds}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("kind", choices=KINDS, metavar="KIND", help="kind of the source, see below")
+    parser.add_argument(
+        "kind", choices=SOURCES, metavar="KIND", help="kind of the source, see below"
+    )
     parser.add_argument("source", type=Path, nargs="?", help="what to pack (not for photographs)")
     parser.add_argument("destination", type=Path, help="directory of the set, created if missing")
     _add_image_arguments(parser.add_argument_group("what is stored of an image"))

@@ -21,6 +21,7 @@ from data_pipelines.sources.lsun import LsunSource
 from data_pipelines.sources.parquet import ParquetSource
 from data_pipelines.sources.photographs import PhotographSource
 from data_pipelines.sources.stl10 import Stl10Source
+from models.plugins import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,21 @@ class SourceDetails:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: its help, how to make one, and the details that it takes."""
+    """A kind of source.
+
+    Attributes:
+        help: What it is, in one line.
+        make: Returns the source (`sources.base.Source`) of a path and details, by name.
+        details: Names of the SourceDetails that it takes.
+        needs: Those of them that it cannot do without.
+        has_path: Whether there is something on disk that it is made of.
+    """
 
     help: str
     make: Callable[..., Source]
     details: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    has_path: bool = True
 
 
 def image_files(path: Path, split: str | None = None) -> Source:
@@ -85,9 +95,11 @@ def _aligned_faces(path: Path, split: str | None, kind: str) -> Source:
     return replace(detect(path), kind=kind, published=True, labelled=False, faces=True, split=split)
 
 
-KINDS = {
+SOURCES: Registry[Kind] = Registry("kind of source", Kind, {
     "photographs": Kind(
-        "crops of the scikit-image wheel's photographs (no SOURCE)", PhotographSource
+        "crops of the scikit-image wheel's photographs (no SOURCE)",
+        PhotographSource,
+        has_path=False,
     ),
     "images": Kind(
         "directory, zip, tar or tars of images, detected; class = subdirectory or .cls file",
@@ -128,7 +140,7 @@ KINDS = {
         ParquetSource,
         details=("image_column", "label_column", "split"),
     ),
-}
+})  # fmt: skip
 
 
 def make_source(kind: str, path: Path | None, details: SourceDetails | None = None) -> Source:
@@ -137,17 +149,17 @@ def make_source(kind: str, path: Path | None, details: SourceDetails | None = No
     Raises:
         SourceError: The kind is unknown, lacks what it needs, or does not take the details.
     """
-    if kind not in KINDS:
-        raise SourceError(f"kind {kind!r} is unknown; known are {', '.join(KINDS)}")
-    chosen, specified = KINDS[kind], (details or SourceDetails()).specified()
+    if kind not in SOURCES:
+        raise SourceError(f"kind {kind!r} is unknown; known are {', '.join(SOURCES)}")
+    chosen, specified = SOURCES[kind], (details or SourceDetails()).specified()
     for name in specified.keys() - set(chosen.details):
         raise SourceError(f"{kind} does not take {_flag(name)}; leave it out")
     for name in set(chosen.needs) - specified.keys():
         raise SourceError(f"{kind} needs {_flag(name)}")
-    if kind == "photographs":
+    if not chosen.has_path:
         if path is not None:
             raise SourceError(f"{kind} takes no source, only a destination; leave {path} out")
-        return PhotographSource()
+        return chosen.make(**specified)
     if path is None:
         raise SourceError(f"{kind} needs a source and a destination")
     if not path.exists():

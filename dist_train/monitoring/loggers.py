@@ -1,4 +1,4 @@
-"""Copies of the metrics elsewhere: wandb and TensorBoard. None of them can stop a run."""
+"""Copies of the metrics elsewhere: wandb, TensorBoard, plugins. Ours cannot stop a run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dist_train.config import LoggingConfig
+from dist_train.config_groups import LOGGERS
 from models.safe_files.atomic import atomic_file
 
 WANDB_TIMEOUT = 30.0
@@ -50,6 +51,7 @@ def start_loggers(logging: LoggingConfig, config: Mapping[str, Any], run_dir: Pa
         loggers.append(_start_wandb(logging.wandb_project, run_dir, config))
     if logging.tensorboard:
         loggers.append(_start_tensorboard(run_dir))
+    loggers += [LOGGERS[name](run_dir, dict(config)) for name in logging.loggers]
     return [logger for logger in loggers if logger is not None]
 
 

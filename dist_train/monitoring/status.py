@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_train.checkpoint.format import committed
 from dist_train.runtime.metrics_file import read_metrics
 from dist_train.runtime.run_dir import RunLock, read_run_config
+from dist_train.runtime.run_files import read_settings, read_summary
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,8 @@ def print_status(options: argparse.Namespace) -> int:
 
 def describe_run(run_dir: Path) -> dict[str, str]:
     """Return what is known about a run, by subject."""
-    config = read_run_config(run_dir)
+    watched = read_settings(run_dir).get("imports")  # whose code is not run just to look
+    config = read_summary(run_dir) if watched else read_run_config(run_dir)
     lines = read_metrics(run_dir)
     last = lines[-1] if lines else {}
     seen = last.get("images_seen", 0)

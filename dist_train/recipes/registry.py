@@ -8,22 +8,26 @@ from dataclasses import replace
 
 from dist_train.config import RunConfig
 from models.config_io import ConfigError, did_you_mean
+from models.plugins import Registry, imported
 
 Recipe = Callable[[], RunConfig]
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: Registry[Recipe] = Registry("recipe", Callable)
 
 
 def recipe(function: Recipe) -> Recipe:
-    """Register a recipe under its function's name, and fill that in as `RunConfig.recipe`."""
+    """Register a recipe under its function's name.
+
+    What it returns gets that name as `RunConfig.recipe`, and what was imported for it (--import) as
+    `RunConfig.imports`.
+    """
     name = function.__name__
 
     @functools.wraps(function)
     def named() -> RunConfig:
-        return replace(function(), recipe=name)
+        return replace(function(), recipe=name, imports=imported())
 
-    RECIPES[name] = named
-    return named
+    return RECIPES.register(name, named)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -35,12 +35,14 @@ from dist_train.runtime.run_files import (
 from dist_train.runtime.world import World
 from models.command_line import describe
 from models.config_io import ConfigError, differences, from_json, to_json
+from models.plugins import load_recorded
 from models.safe_files.locks import FileLock, read_owner, try_lock
 
 T = TypeVar("T")
 
 HARMLESS = frozenset(
     {"total_images", "micro_batch_size", "sharding", "checkpoint", "logging", "divergence",
+     "imports",
      "compute.cudnn_benchmark", "compute.channels_last", "compute.compile", "data.path",
      "data.backend", "data.workers", "data.prefetch", "objective.unet.recompute_blocks",
      "objective.generator.recompute_blocks", "objective.discriminator.recompute_blocks"}
@@ -142,12 +144,14 @@ def _remove_if_empty(path: Path) -> None:
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
-    """Read the configuration of a run.
+    """Read the configuration of a run, and import the plugins that it records.
 
     Raises:
         ConfigError: The directory is no run, or its config.json is damaged or was changed.
+        PluginError: A plugin has changed since it was recorded, or cannot be imported.
     """
     document = read_settings(run_dir)
+    load_recorded(document.get("imports"), run_dir / CONFIG)
     try:
         return from_json(RunConfig, document, "it")
     except (ConfigError, RecursionError) as error:
@@ -242,6 +246,8 @@ def _compare(run_dir: Path, existing: RunConfig, config: RunConfig, allow_change
         advice = (
             "use another run directory"
             if harmful
+            else "add --allow-changes to resume with other code"
+            if "imports" in changed
             else "add --allow-changes to resume with them (they do not alter what is learnt)"
         )
         raise ConfigError(f"{run_dir} was started with other settings ({listing}); {advice}")

@@ -29,7 +29,7 @@ from evaluation.detectors.inception_weights import (
 )
 from evaluation.detectors.torchscript import ScriptedDetector, load_script
 from evaluation.detectors.weights import PUBLIC_SHA256
-from models.config_io import did_you_mean
+from models.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -
 def check_name(name: str) -> None:
     """Raise ValueError, listing the known ones, unless a detector has this name."""
     if name not in DETECTORS:
-        similar = did_you_mean(name, [*DETECTORS])
-        raise ValueError(f"detector {name!r} is not one of {', '.join(DETECTORS)}{similar}")
+        raise ValueError(DETECTORS.unknown(name))
 
 
 def default_preprocessing(name: str) -> str:
@@ -210,7 +209,7 @@ def _prepared(network: nn.Module, config: DetectorConfig, device: torch.device) 
 DEFAULT_DETECTOR = "effnet_lite0"
 EFFNET_METRICS = ("fd:block4", "fd:block10", "fd:block15", "fd:head")
 INCEPTION_METRICS = ("fd:pool", "fd:spatial", "is:logits_unbiased", "pr:pool", "kid:pool")
-DETECTORS: dict[str, DetectorKind] = {
+DETECTORS: Registry[DetectorKind] = Registry("detector", DetectorKind, {
     "effnet_lite0": DetectorKind(
         _effnet, ("half_pixel112", "half_pixel224"), tuple(effnet.TAPS), EFFNET_METRICS
     ),
@@ -228,4 +227,4 @@ DETECTORS: dict[str, DetectorKind] = {
         _vit("embedding", vit.load_clip), ("cmmd",), ("embedding",), ("cmmd:embedding",)
     ),
     "vgg16": DetectorKind(_vgg16, ("raw",), ("features",), ("pr:features",)),
-}
+})  # fmt: skip

@@ -37,7 +37,7 @@ from evaluation.metrics.precision_recall import (
     stylegan_distance,
 )
 from evaluation.metrics.statistics import FeatureSet, FloatArray, gaussian_of
-from models.config_io import did_you_mean
+from models.plugins import Registry
 
 SHUFFLE_SEED = 2020
 """Of the order in which the Inception Score splits images; torch-fidelity's."""
@@ -75,7 +75,7 @@ class MetricRequest:
     """One metric of one tap.
 
     Attributes:
-        kind: One of KINDS.
+        kind: One of METRICS.
         tap: Feature tap; must be one that the detector has.
         bootstrap: Resamples for a 95 % interval of the first value, 0 for none; only for kinds of
             RESAMPLED.
@@ -103,7 +103,7 @@ class MetricRequest:
             world: The ranks.
         """
         started = time.monotonic()
-        kind = KINDS[self.kind]
+        kind = METRICS[self.kind]
         values = kind.compute(gen, ref, self.tap, world)
         result: dict[str, Any] = {
             "values": values,
@@ -118,16 +118,16 @@ class MetricRequest:
     @property
     def takes_reference(self) -> bool:
         """Whether the value depends on a reference."""
-        return KINDS[self.kind].reference != "none"
+        return METRICS[self.kind].reference != "none"
 
     def check_reference(self, ref: FeatureSet) -> None:
         """Raise ValueError if a reference lacks what the metric takes of it."""
-        takes = KINDS[self.kind].reference
+        takes = METRICS[self.kind].reference
         if takes == "moments":
             ref.gaussian(self.tap)
         elif takes == "features":
             ref.rows(self.tap)
-        if KINDS[self.kind].classes and ref.labels is None:
+        if METRICS[self.kind].classes and ref.labels is None:
             raise ValueError(
                 f"{self.kind} needs the classes of the reference's images, which"
                 f" {ref.meta.get('source', 'it')} does not have"
@@ -165,9 +165,8 @@ def parse_request(text: str, taps: list[str], bootstrap: int = 0) -> MetricReque
         ValueError: The kind or the tap is unknown.
     """
     kind, _, tap = text.partition(":")
-    if kind not in KINDS:
-        similar = did_you_mean(kind, [*KINDS])
-        raise ValueError(f"metric {kind!r} is not one of {', '.join(KINDS)}{similar}")
+    if kind not in METRICS:
+        raise ValueError(METRICS.unknown(kind))
     tap = tap or taps[0]
     if tap not in taps:
         raise ValueError(f"metric {text!r}: the detector has the taps {', '.join(taps)}")
@@ -293,7 +292,7 @@ class Kind:
     classes: bool = False
 
 
-KINDS: dict[str, Kind] = {
+METRICS: Registry[Kind] = Registry("metric", Kind, {
     "fd": Kind(_fd, "moments", "moments"),
     "fd_biased": Kind(_fd_biased, "moments", "moments"),
     "fd_inf": Kind(_fd_infinity, "features", "moments"),
@@ -309,7 +308,7 @@ KINDS: dict[str, Kind] = {
     "kid_subsets": Kind(_kid_subsets),
     "cmmd": Kind(_cmmd),
     "mind": Kind(_mind),
-}
+})  # fmt: skip
 
 FIELD_NAMES = {
     ("inception", "fd", "pool"): "fid",

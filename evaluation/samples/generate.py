@@ -26,7 +26,6 @@ from models.families import AnyObjective
 from models.sample_rng import stream_seed
 from models.sampler import Sampler, balanced_labels, sample
 from models.snapshot import Snapshot, load_sampler, sampled_classes
-from models.wavediff.config import WaveDiffConfig
 
 MOST_BATCHES = 4
 """Batches of samples in memory that wait to be encoded and written."""
@@ -163,12 +162,7 @@ class GeneratedImages:
     @property
     def resolution(self) -> int:
         """Edge of the images in pixels."""
-        objective = self.snapshots[-1].objective
-        return (
-            objective.resolution
-            if isinstance(objective, WaveDiffConfig)
-            else (objective.unet.resolution)
-        )
+        return self.snapshots[-1].objective.build().resolution
 
     @property
     def nfe(self) -> int:

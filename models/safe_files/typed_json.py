@@ -2,7 +2,8 @@
 
 Where a field may hold one of several classes (a union), the JSON object carries the class name
 under "type". Nothing is looked up outside the annotations, so reading can only ever build the
-classes that a field admits.
+classes that a field admits. Plugins can add to what `Annotated[..., registry]` admits: to the
+values of the registry if these are classes, else, as `Annotated[str, registry]`, to its keys.
 
 A class can say how its JSON objects are read:
 
@@ -23,7 +24,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 SHOWN = 100
@@ -63,6 +64,9 @@ def _decode(annotation: Any, value: Any, where: str) -> Any:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}={value} must be a finite number")
+    if origin is Annotated:
+        base, registry = typing.get_args(annotation)
+        return _decode_registered(base, registry, value, where)
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(annotation), value, where)
     if origin is Literal:
@@ -83,6 +87,20 @@ def _decode(annotation: Any, value: Any, where: str) -> Any:
         _, item = typing.get_args(annotation)
         return {key: _decode(item, entry, f"{where}.{_name(key)}") for key, entry in value.items()}
     return _decode_scalar(annotation, value, where)
+
+
+def _decode_registered(base: Any, registry: Mapping[str, Any], value: Any, where: str) -> Any:
+    """Return an object of one of a registry's classes, or one of its names."""
+    kinds = {_json_name(member): member for member in registry.values() if base is not str}
+    name = value.get("type") if kinds and isinstance(value, dict) else value
+    if name in list(kinds or registry):
+        return _decode(kinds[name], value, where) if kinds else value
+    known = ", ".join(map(repr, kinds or registry))
+    similar = did_you_mean(str(name), list(kinds or registry))
+    raise ConfigError(
+        f"{where}={_shown(name)} is not one of {known}{similar}; what a plugin adds needs its"
+        " package, or --import FILE"
+    )
 
 
 def _decode_scalar(annotation: Any, value: Any, where: str) -> Any:
@@ -134,7 +152,7 @@ def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
 def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}={_shown(value)} is not an object of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = {field.name for field in dataclasses.fields(cls)}
     name = _json_name(cls)
     if value.get("type", name) != name:

@@ -112,7 +112,7 @@ def log_results(run_dir: Path) -> int:
     logging = config.get("logging", config)  # runs of older versions have these at the top
     if not isinstance(logging, dict):
         return 0
-    if not (logging.get("wandb_project") or logging.get("tensorboard")):
+    if not any(map(logging.get, ("wandb_project", "tensorboard", "loggers"))):
         return 0
     evaluation = run_dir / "evaluation"
     with open(evaluation / ".mirror.lock", "w") as lock:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_train.runtime.run_files import is_run, read_summary
+from models import plugins
 from models.command_line import EXIT_PREEMPTED, EXIT_STALLED, say
 from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
 from slurm.jobs.ranks import Task, enter_rank, this_task
@@ -135,6 +136,7 @@ class TrainJob:
         from dist_train.runtime.run_dir import read_run_config
         from dist_train.train import train
 
+        plugins.load()
         config = read_run_config(self.run_dir)
         return train(config, self.run_dir, on_snapshot=self._reconcile)
 

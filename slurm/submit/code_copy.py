@@ -1,4 +1,4 @@
-"""A copy of the code beside the records of its jobs: a requeued job runs what was submitted.
+"""A copy of the code and its plugins beside the records of jobs: they run what was submitted.
 
 Copies are named by a digest of their content, so that jobs of unchanged code share one.
 """
@@ -6,14 +6,14 @@ Copies are named by a digest of their content, so that jobs of unchanged code sh
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
+from models import plugins
 from models.config_io import ConfigError
 from models.safe_files.atomic import atomic_directory
 from slurm.jobs.interpreter import SOURCE
 
-PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
+PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm", plugins.COPIES)
 MODULES = ("relaywave.py",)
 """Modules beside the packages, where they exist."""
 ENTRY = Path("slurm", "jobs", "jobs.py")
@@ -31,9 +31,9 @@ def copy_code(slurm_dir: Path, source: Path = SOURCE) -> Path:
         _check_unchanged(copy)
         return copy
     with atomic_directory(copy, _is_unchanged, "the code of jobs") as temporary:
-        for file in code_files(source):
+        for file, content in _contents(source).items():
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, temporary / file)
+            (temporary / file).write_bytes(content)
     return copy
 
 
@@ -70,12 +70,17 @@ def _is_unchanged(copy: Path) -> bool:
 
 
 def code_digest(source: Path = SOURCE) -> str:
-    """Return a digest of the names and contents of our packages."""
+    """Return a digest of the names and contents of our packages and the plugins with them."""
     digest = hashlib.sha256()
-    for file in code_files(source):
-        content = (source / file).read_bytes()
+    for file, content in sorted(_contents(source).items()):
         digest.update(f"{file}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:12]
+
+
+def _contents(source: Path) -> dict[Path, bytes]:
+    """Return the files of a copy, or of the running code with the plugins of this process."""
+    own = plugins.copied_files() if source == SOURCE else {}
+    return {file: (source / file).read_bytes() for file in code_files(source)} | own
 
 
 def code_files(source: Path = SOURCE) -> list[Path]:

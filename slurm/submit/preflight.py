@@ -88,7 +88,7 @@ def check_run(
     paths = [config.data.path, *(other.path for other in config.data.mix)]
     if checks.data_later or config.data.backend == "synthetic":
         return []
-    return [Path(path) for path in paths if not is_remote(path)]
+    return [Path(path) for path in paths if path and not is_remote(path)]
 
 
 def check_time_limit(

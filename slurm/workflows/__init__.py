@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.config_io import ConfigError, did_you_mean
+from models.plugins import Registry
 from slurm.workflows import papers, quickstart
 from slurm.workflows.steps import Inputs
 from slurm.workflows.workflow import Workflow
 
-WORKFLOWS: dict[str, Callable[[Inputs], Workflow]] = {
-    workflow.__name__: workflow for workflow in (*quickstart.WORKFLOWS, *papers.WORKFLOWS)
-}
+WORKFLOWS: Registry[Callable[[Inputs], Workflow]] = Registry(
+    "workflow",
+    Callable,
+    {workflow.__name__: workflow for workflow in (*quickstart.WORKFLOWS, *papers.WORKFLOWS)},
+)
 
 
 def find_workflow(name: str) -> Callable[[Inputs], Workflow]:

@@ -153,7 +153,9 @@ def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
     results = tuple(
         inputs.root / "evaluation" / f"{step.name}.json" for step in steps if step.kind == "eval"
     )
-    report = ReportJob(name, steps, results, inputs.root / "slurm" / "done" / "table")
+    # Settings may be of a plugin's classes, which jobs can read only once they have imported it.
+    shown = tuple(dataclasses.replace(step, config=None) for step in steps)
+    report = ReportJob(name, shown, results, inputs.root / "slurm" / "done" / "table")
     table = Step(
         name="table", kind="table", root=inputs.root, jobs=[report], resources=inputs.single,
         after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",

@@ -19,7 +19,7 @@ from evaluation.detectors.registry import DETECTORS
 from evaluation.image_sets.files import encode_image
 from evaluation.image_sets.grid import make_grid
 from evaluation.image_sets.seeds import format_seeds, parse_seeds
-from evaluation.metrics.registry import KINDS, MetricRequest, MetricSettings, parse_request
+from evaluation.metrics.registry import METRICS, MetricRequest, MetricSettings, parse_request
 from evaluation.metrics.statistics import FeatureSet, gaussian_of
 from evaluation.protocols import PROTOCOLS, find_protocol
 from evaluation.reference.reference import check_comparable
@@ -46,7 +46,7 @@ def test_every_protocol_names_metrics_that_exist(name: str) -> None:
     kind = DETECTORS[protocol.detector]
     assert protocol.preprocessing in kind.preprocessings
     for text in protocol.metrics:
-        assert text.split(":")[0] in KINDS
+        assert text.split(":")[0] in METRICS
     for key in {key for row in protocol.published for key in row.values}:
         metric = key.split(".")[0]
         names = [parse_name(text, protocol.detector) for text in protocol.metrics]

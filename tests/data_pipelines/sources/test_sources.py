@@ -19,7 +19,7 @@ from data_pipelines.packed.manifest import Manifest
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources import file_parts
 from data_pipelines.sources.base import SourceError
-from data_pipelines.sources.kinds import KINDS, SourceDetails, make_source
+from data_pipelines.sources.kinds import SOURCES, SourceDetails, make_source
 from tests.data_sets import encoded, pack, smooth_pixels
 
 WNIDS = ("n01440764", "n01443537", "n02012849")
@@ -506,11 +506,11 @@ def test_details_that_a_kind_does_not_take_are_rejected(tmp_path: Path) -> None:
         make_source("cifar10", tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "photographs"])
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "photographs"])
 def test_every_kind_rejects_a_text_file(tmp_path: Path, kind: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("no images here")
-    details = dict.fromkeys(KINDS[kind].needs, text)
+    details = dict.fromkeys(SOURCES[kind].needs, text)
     with pytest.raises(SourceError) as caught:
         pack_kind(kind, text, tmp_path / "set", **details)
     assert "\n" not in str(caught.value)
