@@ -37,7 +37,7 @@ from dist_train.runtime.world import World
 from dist_train.snapshots import SnapshotWriter, describe_run
 from dist_train.trainer import Intervals, Parts, Trainer
 from models.config_io import to_json
-from models.objective import Objective
+from models.objective import Objective, ReadsFrozenNetworks, frozen_networks
 from models.sample_rng import stream_seed
 
 
@@ -84,11 +84,14 @@ def build_trainer(
     )
     engines = build_engines(config, objective, world, batches)
     owned = engines[objective.sampled_network].owned()
+    frozen = {name: net.to(world.device) for name, net in frozen_networks(objective).items()}
+    average = objective.average if isinstance(objective, ReadsFrozenNetworks) else None
     parts = Parts(
         objective=objective,
         examples=_examples(config, objective, pipeline),
         engines=engines,
-        called=called_networks(engines, config.compute.compile, objective.second_order),
+        called=called_networks(engines, config.compute.compile, objective.second_order) | frozen,
+        average=frozen[average] if average else None,
         optim=config.optim,
         emas={name: ShardedEma(owned, profile) for name, profile in config.ema.items()},
         reporter=_reporter(config, run_dir, world, objective, engines),

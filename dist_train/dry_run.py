@@ -25,6 +25,7 @@ from dist_train.planning.checks import (
 from dist_train.runtime.run_data import check_data, check_same_data
 from dist_train.runtime.world import World
 from dist_train.snapshots import check_previous
+from models.objective import frozen_networks
 
 
 def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> str:
@@ -56,6 +57,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
     check_networks(config.optim, config.sharding, objective)
     with torch.device("meta"):
         objective.build_networks()
+    frozen_networks(objective)
     for adam in config.optim.values():
         _check_deepspeed(config.sharding, adam, batches, world_size)
     newest, _ = find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_train.ema_profiles import EmaProfile
 from dist_train.engine.shards import ParameterShard
@@ -59,15 +59,33 @@ class ShardedEma:
             shapes: Shape by name of all parameters of the network.
             world: The process group.
         """
+        whole = {}
+        for name, flat in self._with_zeros(shapes, world):
+            world.reduce_sum(flat, to=0)
+            if world.rank == 0:
+                whole[name] = flat.view(shapes[name]).cpu()
+        return whole
+
+    def copy_to(self, network: nn.Module, world: World) -> None:
+        """Write the whole average into a network of the same parameters, on all ranks. Collective.
+
+        Each value is of one rank, to which the others add zeros: it is exact.
+        """
+        parameters = dict(network.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        for name, flat in self._with_zeros(shapes, world):
+            whole = world.all_reduce_sum(flat)
+            parameters[name].data.copy_(whole.view(shapes[name]))
+
+    def _with_zeros(
+        self, shapes: Mapping[str, torch.Size], world: World
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter's name and average, flat, zero where other ranks have it."""
         mine: dict[str, list[ParameterShard]] = {}
         for shard in self.shards():
             mine.setdefault(shard.name, []).append(shard)
-        whole = {}
         for name, shape in shapes.items():
             flat = torch.zeros(shape.numel(), device=world.device)
             for shard in mine.get(name, []):
                 flat[shard.start : shard.start + shard.weight.numel()] = shard.weight
-            world.reduce_sum(flat, to=0)
-            if world.rank == 0:
-                whole[name] = flat.view(shape).cpu()
-        return whole
+            yield name, flat

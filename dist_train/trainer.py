@@ -25,7 +25,7 @@ from dist_train.checkpoint.format import (
 )
 from dist_train.checkpoint.writer import CheckpointWriter
 from dist_train.config import AdamConfig, DivergencePolicy
-from dist_train.ema import ShardedEma, average_group
+from dist_train.ema import MAIN, ShardedEma, average_group
 from dist_train.engine.engine import Engine, parameter_lists, updating_only
 from dist_train.engine.self_check import SelfCheck
 from dist_train.engine.shards import ParameterShard
@@ -69,7 +69,8 @@ class Parts:
         objective: What is trained.
         examples: The training set, as losses take it.
         engines: One per network.
-        called: The networks as losses call them.
+        called: The networks as losses call them, with those that they only read.
+        average: That of `called` which follows the main average; None if losses do not read it.
         optim: Learning rates by network.
         emas: Averages of the sampled network by name.
         reporter: Metrics and logs.
@@ -84,6 +85,7 @@ class Parts:
     examples: ExampleStream
     engines: Mapping[str, Engine]
     called: Mapping[str, nn.Module]
+    average: nn.Module | None
     optim: Mapping[str, AdamConfig]
     emas: Mapping[str, ShardedEma]
     reporter: Reporter
@@ -146,6 +148,7 @@ class Trainer:
         parts, intervals = self.parts, self.intervals
         try:
             self._notes = self._resume()
+            self._refresh_average()
             self._begin_checks()
             begin(self._data)
             parts.reporter.open(self.images_seen)
@@ -213,9 +216,14 @@ class Trainer:
         with timer.phase("ema"):
             for ema in parts.emas.values():
                 ema.update(self.images_seen, self.batches.total)
+            self._refresh_average()
         self.images_seen += self.batches.total
         self.step += 1
         parts.profiler.step()
+
+    def _refresh_average(self) -> None:
+        if self.parts.average is not None:
+            self.parts.emas[MAIN].copy_to(self.parts.average, self.world)
 
     def _examples(self) -> Iterator[Example]:
         return self.parts.examples.start(self.images_seen + self.data_offset)
@@ -358,6 +366,7 @@ class Trainer:
             )
         skipped = self.data_offset
         self._restore(path)
+        self._refresh_average()
         self._begin_checks()
         self._roll_backs += 1
         self.data_offset = skipped + diverged - self.images_seen

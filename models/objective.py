@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,42 @@ class Objective(Protocol):
 
         Metrics are named `<network>/<metric>`, e.g. `denoiser/loss`.
         """
+
+
+@runtime_checkable
+class ReadsFrozenNetworks(Protocol):
+    """An objective whose losses also read networks that no loss trains: a teacher, the average.
+
+    Losses find them among their `networks`; they are in eval mode, on the loss's device, and not
+    part of the run's state.
+    """
+
+    @property
+    def average(self) -> str | None:
+        """Name under which losses find the main average of the sampled network; None: not at all.
+
+        It is that after the last step, complete on every rank, which costs its size in memory and
+        in communication per step.
+        """
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """Return the others by name, with their weights: of a snapshot, by `load_network`."""
+
+
+def frozen_networks(objective: Objective) -> dict[str, nn.Module]:
+    """Return what losses read besides the trained networks; the average's weights are not set yet.
+
+    Raises:
+        ValueError: One has the name of a trained network, or its weights cannot be read.
+    """
+    if not isinstance(objective, ReadsFrozenNetworks):
+        return {}
+    found = objective.frozen_networks()
+    if objective.average is not None:
+        found[objective.average] = objective.build_networks()[objective.sampled_network]
+    for name in found.keys() & objective.losses().keys():
+        raise ValueError(f"the objective has a trained and a frozen network {name!r}; rename one")
+    return {name: network.eval().requires_grad_(False) for name, network in found.items()}
 
 
 class ObjectiveConfig(Protocol):

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from dist_train.engine.engine import parameter_lists, updating_only
 from dist_train.planning.hardware import find_gpu
 from models.families import AnyObjective
-from models.objective import Example, Objective
+from models.objective import Example, Objective, frozen_networks
 
 UNSHARDED = 100_000
 """ZeRO-3 keeps tensors of fewer parameters whole on every rank (DeepSpeed's default)."""
@@ -59,7 +59,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     """
     objective = config.build()
     interval = getattr(config, "r1_interval", 1) if objective.second_order else 1
-    flops, heaviest = 0.0, CostMeter()
+    flops, heaviest, frozen = 0.0, CostMeter(), frozen_networks(objective)
     with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
@@ -67,7 +67,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
             with updating_only(name, parameter_lists(networks)):
                 for step, share in ((0, 1 / interval), (1, 1 - 1 / interval)):
                     if share:
-                        meter = _cost(networks, loss_fn, example, step)
+                        meter = _cost(networks | frozen, loss_fn, example, step)
                         flops += share * meter.flops
                         heaviest = max(heaviest, meter, key=lambda m: m.peak)
         tensors = {name: [p.numel() for p in net.parameters()] for name, net in networks.items()}
@@ -84,14 +84,14 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
 def metric_names(config: AnyObjective) -> tuple[str, ...]:
     """Return the names of the metrics that an objective's losses give, `network/metric`."""
     objective = config.build()
-    found = []
+    found, frozen = [], frozen_networks(objective)
     with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, objective.batch_multiple)
         for name, loss_fn in objective.losses().items():
             meter = CostMeter()  # which answers for values
             with updating_only(name, parameter_lists(networks)), meter:
-                _, metrics = loss_fn(networks, example, 0)
+                _, metrics = loss_fn(networks | frozen, example, 0)
             found += [f"{name}/{key}" for key in metrics]
     return tuple(found)
 
