@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse a command line; returns the arguments, and those that are not known."""
         parsed, rest = super().parse_known_args(args, namespace)
-        values = vars(parsed)  # as models.command_line.given, which might be another package here
+        values = vars(parsed)
         own = {a.dest for a in self._actions if values.get(a.dest, a.default) != a.default}
         parsed.given = getattr(parsed, "given", frozenset()) | own
         return parsed, rest

@@ -4,6 +4,7 @@ pipeline.py      The interface: settings, batches, pipelines
 datasets.py      The packed sets of a configuration as one numbered collection, with its order
 sample_order.py  The order: position to sample and flip, by arithmetic
 images.py        Single images: decoding, cropping, resizing, encoding
+arguments.py     The command line: the parser of all commands
 commands.py      The commands `info`, `check`, `beton`, `preview` and `bench`
 bench.py         How fast each backend delivers a packed set
 progress.py      A progress bar on a terminal, plain lines elsewhere

@@ -107,12 +107,6 @@ def check_files(arguments: argparse.Namespace) -> None:
                 _check_file(str(text.partition("=")[2] or text))
 
 
-def given(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> frozenset[str]:
-    """Return the names of what a command line gives another value than its default."""
-    values, actions = vars(arguments), parser._actions
-    return frozenset(a.dest for a in actions if values.get(a.dest, a.default) != a.default)
-
-
 def reject_unused(arguments: argparse.Namespace, unused: Mapping[str, str]) -> None:
     """Reject options that would be accepted without any effect.
 

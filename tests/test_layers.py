@@ -21,8 +21,8 @@ MAY_IMPORT = {
 ORDER = {
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
     " > objective > sampler > sample_rng config_io > plugins > safe_files > command_line",
-    "data_pipelines": "__main__ > pack > commands > bench > backends > datasets > pipeline"
-    " > sources packed > images sample_order progress",
+    "data_pipelines": "__main__ > arguments > pack > commands > bench > backends > datasets"
+    " > pipeline > sources packed > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.commands import summary
@@ -183,11 +182,11 @@ def _write_beton(set_dir: Path, manifest: Manifest, output: str) -> None:
         keep_only_beton(set_dir)
 
 
-def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, ...] | None:
+def check_pack(arguments: argparse.Namespace, patience: float = 15.0) -> tuple[str, ...] | None:
     """Validate the arguments of `pack` without packing, so that launchers can reject them.
 
     Args:
-        arguments: What follows `pack` on the command line.
+        arguments: The command line, parsed.
         patience: Seconds that listing the source may take; the job validates slower sources, such
             as a large tar.
 
@@ -196,16 +195,8 @@ def check_pack(arguments: Sequence[str], patience: float = 15.0) -> tuple[str, .
 
     Raises:
         ValueError: Packing would reject them.
-        SystemExit: They do not parse; a message was printed.
     """
-    parser = argparse.ArgumentParser(prog="pack")
-    add_pack(parser)
-    parsed = parser.parse_args(arguments)
-    parsed.given = command_line.given(parser, parsed)
-    return _check(parsed, patience)
-
-
-def _check(arguments: argparse.Namespace, patience: float) -> tuple[str, ...] | None:
+    command_line.check_files(arguments)
     _options(arguments)
     _source(arguments)
     found: list[tuple[str, ...]] = []

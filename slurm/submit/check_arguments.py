@@ -35,9 +35,10 @@ def check_arguments(
 
         in_one_line(lambda: dry_run(arguments, inputs=inputs))
     elif inputs:
+        from data_pipelines.arguments import build_parser
         from data_pipelines.pack.command import check_pack
 
-        return in_one_line(lambda: check_pack(arguments[1:]))
+        return in_one_line(lambda: check_pack(build_parser().parse_args(arguments)))
     return None
 
 

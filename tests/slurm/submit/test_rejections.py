@@ -94,6 +94,9 @@ ARGUMENTS = {
     "pack images {root} {root}/set --resolution 64 --format jpeg --quality 900": (
         "quality=900 must be in 1..95"
     ),
+    "pack images {root} {root}/set --resolution 64 --quality 90": "--quality has no effect",
+    "pack images {root} {root}/set --resolution 64 --limit 1e9": "--limit: invalid int value",
+    "pack images {root} {root}/set --resolution 64 --limt 9": "unrecognized arguments: --limt 9",
     "pack images {root} {root}/set --resolution 64 --tasks 0": "--tasks=0 must be at least 1",
     "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
     "sweep rdm_debug_edm16 --grid objective.sampling.steps=9,18": (
