@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from dist_train.config import LoggingConfig
 from dist_train.monitoring.loggers import Logger, start_loggers
+from dist_train.runtime.events import EVENTS, Kind
 from dist_train.runtime.metrics_file import METRICS, cut_metrics
 from dist_train.runtime.world import World
+from models.safe_files.json_lines import stamped
 
 warnings = python_logging.getLogger(__name__)
 
@@ -75,12 +77,15 @@ class MetricsLog:
         self._total, self._name = total_images, run_dir.name
         self._start_loggers = functools.partial(start_loggers, logging, config, run_dir)
         self._lines: AppendedLines | None = None
+        self._events = AppendedLines(run_dir / EVENTS)
+        self._logged = 0
         self._loggers: list[Logger] = []
         self._bar: Any = None
 
-    def open(self, images_seen: int) -> None:
+    def open(self, images_seen: int, ranks: int = 1) -> None:
         """Start recording; lines that an interrupted process wrote after that are cut off."""
         self._open_file(images_seen)
+        self._note("start", images_seen, ranks=ranks)
         self._bar = _progress_bar(self._name, images_seen, self._total)
         self._loggers = self._start_loggers()
 
@@ -93,6 +98,7 @@ class MetricsLog:
         }
         assert self._lines is not None
         self._lines.append(json.dumps(finite))
+        self._logged = images_seen
         shown = {k: v for k, v in finite.items() if v is not None}
         self._copy(lambda logger: logger.write(shown))
         self._show(images_seen, metrics)
@@ -109,9 +115,10 @@ class MetricsLog:
             else:
                 self._bar.write(message)
 
-    def rewind(self, images_seen: int) -> None:
+    def rewind(self, images_seen: int, why: str = "") -> None:
         """Forget the lines after `images_seen`: the run was rolled back."""
         self._open_file(images_seen)
+        self._note("roll_back", images_seen, why=why)
         if self._bar is not None:
             self._bar.reset()
             self._bar.update(images_seen)
@@ -123,8 +130,13 @@ class MetricsLog:
         self._copy(lambda logger: logger.close())
         if self._lines is not None:
             self._lines.flush()
+            self._note("end", self._logged)
+
+    def _note(self, event: Kind, images_seen: int, **facts: Any) -> None:
+        self._events.append(stamped(event, images_seen=images_seen, **facts).rstrip())
 
     def _open_file(self, images_seen: int) -> None:
+        self._logged = images_seen
         cut_metrics(self._run_dir, images_seen)
         self._lines = AppendedLines(self._run_dir / METRICS)
 

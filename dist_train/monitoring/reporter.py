@@ -54,7 +54,7 @@ class Reporter:
         """Start the first interval of this process."""
         self._first = images_seen
         if self._log is not None:
-            self._log.open(images_seen)
+            self._log.open(images_seen, self._world.size)
             self._throughput.prepare()
 
     def close(self) -> None:
@@ -133,5 +133,5 @@ class Reporter:
         self._check.forget()
         self._first = images_seen
         if self._log is not None:
-            self._log.rewind(images_seen)
+            self._log.rewind(images_seen, message)
             self._log.say(message)

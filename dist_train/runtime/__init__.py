@@ -1,5 +1,6 @@
 """Processes: ranks, signals, hangs, and the run directory that one of them writes.
 
+events.py        events.jsonl: starts, ends and roll-backs, for reports
 launch.py        Several ranks on this machine
 metrics_file.py  metrics.jsonl: one line per logging interval
 preemption.py    Signals that ask a run to stop

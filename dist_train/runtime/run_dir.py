@@ -3,6 +3,7 @@
 run_dir/config.json      resolved once, compared on every later start
 run_dir/data.json        which images it is trained on, compared as well
 run_dir/metrics.jsonl    one line per logging interval
+run_dir/events.jsonl     starts, ends and roll-backs, for reports
 run_dir/checkpoints/     state to resume from
 run_dir/snapshots/       EMA weights to sample from
 """

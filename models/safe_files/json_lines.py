@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, atomically."""
     with atomic_file(path) as file:
         file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def stamped(event: str, **facts: Any) -> str:
+    """Return a line about what happens now, with the time in Unix seconds, which people read."""
+    return json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
 
 
 def _lines(path: Path) -> list[bytes]:

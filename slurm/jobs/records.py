@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from models.config_io import ConfigError, from_json, to_json
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import DocumentError, Format, checksum, read_object
-from models.safe_files.json_lines import read_lines
+from models.safe_files.json_lines import read_lines, stamped
 from models.safe_files.transient import retried
 from slurm.resources import Policy, Resources
 
@@ -116,7 +115,7 @@ class JobDir:
     def note(self, job_id: str, event: str, **facts: Any) -> None:
         """Add to what a job has noted: one line in one write, so that ranks do not mix theirs."""
         self.records_dir.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
+        line = stamped(event, **facts)
         path = self._log(job_id)
         with retried(lambda: open(path, "ab", buffering=0), f"opening {path}") as file:
             file.write(line.encode())
