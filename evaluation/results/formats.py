@@ -1,8 +1,9 @@
-"""Tables as text, Markdown, LaTeX or CSV."""
+"""Tables as text, Markdown, LaTeX, HTML or CSV."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,10 +83,25 @@ def _escape_latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
 
 
+def _html(block: Block) -> str:
+    lines = []
+    if block.rows:
+        header, *rows = [[html.escape(cell) for cell in row] for row in block.rows]
+        head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+        lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+        for first, *cells in rows:
+            values = "".join(f"<td>{cell}</td>" for cell in cells)
+            lines.append(f'<tr><th scope="row">{first}</th>{values}</tr>')
+        lines += ["</tbody>", "</table>"]
+    notes = [f"<li>{html.escape(note)}</li>" for note in block.notes]
+    return "\n".join([*lines, *(["<ul>", *notes, "</ul>"] if notes else [])])
+
+
 RENDERERS: dict[str, Callable[[Block], str]] = {
     "text": _text,
     "markdown": _markdown,
     "latex": _latex,
+    "html": _html,
 }
 FORMS = (*RENDERERS, "csv")
 

@@ -62,7 +62,7 @@ def write_plots(results: Sequence[Result], out_dir: Path) -> list[Path]:
         ValueError: matplotlib is not installed.
     """
     written = []
-    names = dict.fromkeys(name for result in results for name in _value_names(result))
+    names = dict.fromkeys(name for result in results for name in value_names(result))
     for axis in AXES:
         for name in names:
             lines = lines_of(results, axis, name)
@@ -186,12 +186,12 @@ def _label_axes(
     axes.set_xlabel(axis)
     axes.set_ylabel(metric if value in ("distance", "score") else f"{metric}: {value}")
     x_format = EngFormatter(sep="") if axis == "images seen" else plain
-    if _spans_decades(xs):
+    if spans_decades(xs):
         axes.set_xscale("log")
         _set_log_ticks(axes.xaxis)
     axes.xaxis.set_major_formatter(x_format)
     ends = [y for point in points for y in (point.low, point.y, point.high)]
-    if value not in BOUNDED and _spans_decades([*ends, *published]):
+    if value not in BOUNDED and spans_decades([*ends, *published]):
         axes.set_yscale("log")
         _set_log_ticks(axes.yaxis)
     axes.yaxis.set_major_formatter(plain)
@@ -202,7 +202,7 @@ def _label_axes(
     axes.set_axisbelow(True)
 
 
-def _spans_decades(values: Iterable[float]) -> bool:
+def spans_decades(values: Iterable[float]) -> bool:
     """Tell whether values are better seen on a logarithmic axis."""
     values = list(values)
     return min(values) > 0 and max(values) / min(values) > LOG_RATIO
@@ -221,7 +221,7 @@ def _file_stem(axis: str, name: Name) -> str:
     return f"{text}_by_{axis.replace(' ', '_').lower()}"
 
 
-def _value_names(result: Result) -> list[Name]:
+def value_names(result: Result) -> list[Name]:
     """Return (metric, value) of all values but the details."""
     return [
         (name, value)

@@ -19,16 +19,15 @@ NO_MATTER = {"seeds"}
 
 
 def format_table(results: Sequence[Result], form: str = "text") -> str:
+    """Return the tables of results in one of `formats.FORMS`."""
+    return to_csv(results) if form == "csv" else render(table_blocks(results), form)
+
+
+def table_blocks(results: Sequence[Result]) -> list[Block]:
     """Return a table with one row per result and a closing line about comparability.
 
     Published values stand in tables of their own, with all deviations from their circumstances.
-
-    Args:
-        results: The results.
-        form: One of `formats.FORMS`.
     """
-    if form == "csv":
-        return to_csv(results)
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
     header = ["model", "images seen", "n", *short_names(names, results)]
     header += ["sampling s", "evaluation s"]
@@ -43,7 +42,7 @@ def format_table(results: Sequence[Result], form: str = "text") -> str:
         for result in results
     ]
     published = [block for result in results if (block := _published(result))]
-    return render([Block([header, *rows]), *published, closing(results)], form)
+    return [Block([header, *rows]), *published, closing(results)]
 
 
 def to_csv(results: Sequence[Result]) -> str:

@@ -469,7 +469,7 @@ def test_lists_that_do_not_fit_are_rejected(
     assert error.count("\n") == 1
 
 
-def test_tables_come_as_csv_markdown_and_latex(
+def test_tables_come_as_csv_markdown_latex_and_html(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import csv
@@ -492,6 +492,10 @@ def test_tables_come_as_csv_markdown_and_latex(
     latex = format_table([result], "latex")
     assert r"a\_b | 50\% \& c & 1+1 & 50000" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    html = format_table([result], "html")
+    assert '<th scope="row">a_b | 50% &amp; c</th><td>1+1</td><td>50000</td>' in html
+    assert "<li>Deviation: eta is 0.3, not 0.2.</li>" in html
+    assert html.count("<table>") == html.count("</table>") == 2
     out = tmp_path / "result.json"
     source = images(tmp_path / "i")
     command = ["run", str(source), "--reference", str(source), "--out", str(out)]
