@@ -52,6 +52,12 @@ COMMANDS = {
     "slurm": Command(
         "slurm", "submit all of these as jobs; status, logs, cancel", has_parsers=True
     ),
+    "report": Command(
+        "slurm",
+        "write a page about runs: curves, samples, results",
+        is_named=True,
+        has_parsers=True,
+    ),
     "convert": Command("models", "convert official checkpoints to snapshots", is_named=True),
     "spectrum": Command("models", "plot the spectra of images and noise", is_named=True),
 }
@@ -250,7 +256,8 @@ def _find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     module = importlib.import_module(f"{command.package}.__main__")
     prog = "relaywave" if command.is_named else f"relaywave {name}"
-    named = words[2:3] if command.has_parsers else []
+    named = [name] if command.is_named else words[2:3]
+    named = named if command.has_parsers else []
     parser: argparse.ArgumentParser = module.build_parser(prog, *named)
     _add_completers(parser)
     return parser

@@ -36,13 +36,14 @@ setup_venv() {
     touch "$stamp"
 }
 
-# With root on Debian or Ubuntu, installs what some tests run on: a real Slurm, and the libraries that
-# FFCV is built with. Elsewhere those tests skip, and say so.
+# With root on Debian or Ubuntu, installs what some tests run on: a real Slurm, a browser, and the
+# libraries that FFCV is built with. Elsewhere those tests skip, and say so.
 SYSTEM_PACKAGES="slurmctld slurmd slurm-client slurmdbd munge mariadb-server
-    build-essential pkg-config libturbojpeg0-dev libopencv-dev"
+    build-essential pkg-config libturbojpeg0-dev libopencv-dev chromium chromium-driver
+    fonts-dejavu-core"
 
 setup_system() {
-    local missing=() package
+    local missing=() known=() package
     for package in $SYSTEM_PACKAGES; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
@@ -55,7 +56,11 @@ setup_system() {
     fi
     echo "Installing system packages for the tests: ${missing[*]} ..."
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    for package in "${missing[@]}"; do
+        apt-cache show "$package" >/dev/null 2>&1 && known+=("$package") ||
+            echo "WARNING: this distribution has no package $package; tests that need it skip" >&2
+    done
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${known[@]}" >/dev/null
 }
 
 setup_ffcv() {

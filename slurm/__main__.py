@@ -27,6 +27,12 @@ from slurm.submit.sweep_command import add_sweep
 from slurm.submit.train_command import add_resume, add_train
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    from slurm.report.command import add_report  # reads results, and so imports torch
+
+    add_report(parser)
+
+
 def _add_workflow(parser: argparse.ArgumentParser) -> None:
     from slurm.workflows.command import add_workflow  # imports recipes, and so torch
 
@@ -47,6 +53,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "logs": (add_logs, "show what the tasks of a job print"),
     "history": (add_history, "show what runs have cost, and their goodput"),
     "doctor": (add_doctor, "check whether a site is fit for training"),
+    "report": (_add_report, "write a page about runs: curves, samples, results"),
     "cancel": (add_cancel, "cancel jobs; training saves its state first"),
 }
 ALIASES = {"pipeline": "workflow"}

@@ -93,7 +93,7 @@ def _not_found(name: str) -> str:
 @pytest.mark.parametrize(
     "arguments",
     ["data pack", "train", "train status", "eval run", "slurm train", "convert rdm-official",
-     "spectrum"],
+     "report", "spectrum"],
 )  # fmt: skip
 def test_usage_shows_what_was_typed(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -194,6 +194,7 @@ def complete(line: str, tmp_path: Path, *first_on_path: str) -> list[str]:
         ("relaywave train plan rdm_debug_edm16 --gpu h2", {"h200-141g"}),
         ("relaywave slurm workflow qui", {"quickstart"}),
         ("relaywave slurm sw", {"sweep"}),
+        ("relaywave report runs --se", {"--serve"}),
         ("relaywave slurm train rdm_debug_e", {"rdm_debug_edm16"}),
         ("relaywave slurm train rdm_debug_edm16 --run-dir run data.ba", {"data.backend="}),
         ("relaywave train status --h", {"--help"}),

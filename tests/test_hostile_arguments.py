@@ -47,6 +47,7 @@ INPUTS = [
     "slurm reconcile {path}",
     "convert rdm-official {path} {out}",
     "convert wavediff-official {path} {out}",
+    "report {path} --out {out}",
     "spectrum {path} {out}",
 ]
 

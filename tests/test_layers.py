@@ -29,8 +29,8 @@ ORDER = {
     "evaluation": "__main__ > commands dry_run > arguments evaluate > request"
     " > protocols sheets unused_options > published results > circumstances > reference > samples"
     " > features > metrics > image_sets detectors > progress digest disk overlap",
-    "slurm": "__main__ > workflows > monitor > continuous_eval doctor > submit > jobs > resources"
-    " > site slurm_cli",
+    "slurm": "__main__ > workflows report > monitor > continuous_eval doctor > submit > jobs"
+    " > resources > site slurm_cli",
 }
 """Within a package a file or sub-package imports only what stands further down its line."""
 LOWEST = ("models.safe_files", "models.command_line", "models.plugins")
@@ -43,6 +43,7 @@ OWNERS = {
     "nvidia": {"data_pipelines/backends/dali_graph.py"},
     "ffcv": {"data_pipelines/backends/ffcv.py", "data_pipelines/packed/beton.py"},
     "webdataset": {"data_pipelines/backends/webdataset.py"},
+    "plotly": {"slurm/report/page.py"},
     "wandb": {"dist_train/monitoring/loggers.py"},
     "tensorboard": {"dist_train/monitoring/loggers.py"},
 }
