@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,7 @@ def read_history(run_dir: Path, lines: Sequence[Mapping[str, Any]], now: float |
     sessions, is_bound = _sessions(jobs or own, times, now)
     seconds = sum(end - mark.time for mark, end in sessions)
     rank_seconds = sum((end - mark.time) * mark.ranks for mark, end in sessions)
+    jobs = [_placed(mark, lines, times) for mark in jobs]
     shown = [*jobs, *(mark for mark in own if mark.kind == "roll_back")] if jobs else own
     marks = tuple(sorted(shown, key=lambda mark: mark.time))
     first = marks[0].time if marks else 0.0
@@ -95,6 +96,14 @@ def read_history(run_dir: Path, lines: Sequence[Mapping[str, Any]], now: float |
         rank_hours=rank_seconds / 3600 if sessions else None,
         productive=productive_seconds(lines),
     )
+
+
+def _placed(mark: Mark, lines: Sequence[Mapping[str, Any]], times: Sequence[float]) -> Mark:
+    """Return an end with the images seen by then, which jobs do not always note."""
+    if mark.kind != "end" or mark.images_seen:
+        return mark
+    seen = [n["images_seen"] for n, at in zip(lines, times, strict=True) if at <= mark.time]
+    return replace(mark, images_seen=seen[-1] if seen else 0)
 
 
 def _mark(event: Event) -> Mark:

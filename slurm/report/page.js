@@ -54,10 +54,10 @@
       plot_bgcolor: "rgba(0,0,0,0)", hovermode: isBars ? "closest" : "x",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12,
               color: state.printing ? "#1d2026" : variable("--text") },
-      legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 } },
+      legend: { orientation: "h", traceorder: "normal", y: -0.22, yanchor: "top", x: 0, font: { size: 11 } },
       hoverlabel: { namelength: 40 }, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     });
-    if (state.printing) layout.width = 330;
+    if (state.printing) layout.width = div.closest(".alone") ? 660 : 330;
     const config = { responsive: true, displaylogo: false, displayModeBar: false };
     return Plotly.react(div, figure.data.map((t) => trace(t, chart)), layout, config);
   }

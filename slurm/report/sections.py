@@ -58,7 +58,8 @@ def json_link(key: str, what: str) -> str:
 
 def cards(charts: Sequence[Chart]) -> str:
     """Return charts side by side, each with its words and a link to its JSON."""
-    return f'<div class="cards">{"".join(map(_card, charts))}</div>'
+    alone = " alone" if len(charts) == 1 else ""
+    return f'<div class="cards{alone}">{"".join(map(_card, charts))}</div>'
 
 
 def _card(chart: Chart) -> str:

@@ -142,19 +142,23 @@ def _by_term(number: int, run: Run) -> Iterable[Chart]:
 def _step_time(runs: Sequence[Run]) -> Iterable[Chart]:
     measured = [run for run in runs if _mean_seconds(run)]
     if measured:
-        labels = [run.name for run in measured]
+        seconds = [_mean_seconds(run) for run in measured]
+        labels = [
+            f"{run.name} ({1000 * sum(parts.values()):.4g} ms)"
+            for run, parts in zip(measured, seconds, strict=True)
+        ]
         series = [
             Bar(
                 phase.replace("_", " "),
                 labels,
-                [1000 * _mean_seconds(run).get(phase, 0.0) for run in measured],
+                [100 * parts[phase] / sum(parts.values()) for parts in seconds],
                 colour,
             )
             for phase, colour in zip((*PHASES, "other"), colours(8), strict=False)
         ]
         yield Chart(
-            "step_time", "Where the time of a step goes", "milliseconds per step", "", series,
-            "Means over the run; data wait and save are what training waits for.",
+            "step_time", "Where the time of a step goes", "% of a step", "", series,
+            "Means over the run, with the length of a step; for data and saving, training waits.",
         )  # fmt: skip
 
 
