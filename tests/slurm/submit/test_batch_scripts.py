@@ -114,7 +114,7 @@ def test_batch_scripts_are_as_recorded(
 
 
 def test_every_command_that_submits_has_a_record() -> None:
-    submit_nothing = {"status", "logs", "history", "cancel"}
+    submit_nothing = {"status", "logs", "history", "report", "cancel"}
     assert {
         arguments[0] for arguments in COMMANDS.values()
     } == COMMAND_TABLE.keys() - submit_nothing
