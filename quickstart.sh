@@ -101,6 +101,8 @@ evaluate "WaveDiff" wavediff "$(snapshots last wavediff64)"
 
 phase "Results"
 relaywave eval table "$out"/evaluation/{rdm_untrained,rdm,wavediff_untrained,wavediff}.json
+relaywave report "$out" --out "$out/report" >/dev/null
 echo
+echo "Report: $out/report/index.html (open it in a browser; it needs no server)"
 echo "Grids: $out/rdm.png $out/wavediff.png   Samples: $out/samples   Runs: $out/{edm16,relay64,wavediff64}"
 echo "Set-up excluded, this took $((SECONDS - started)) s."

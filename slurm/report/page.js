@@ -112,7 +112,7 @@
       const at = (index, count) => (count > 1 ? (index / (count - 1)) * 100 : 0);
       tile.style.backgroundPosition = `${at(column, columns)}% ${at(row, rows)}%`;
       tile.style.visibility = seed < Number(tile.dataset.seeds) ? "visible" : "hidden";
-      tile.setAttribute("aria-label", `Sample of seed ${seed}, ${tile.dataset.label}`);
+      tile.setAttribute("aria-label", `Place ${seed}, ${tile.dataset.label}`);
     }
     keep();
   }

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from slurm.report.charts import (
     with_unique_keys,
 )
 from slurm.report.collect import Found, Run
+from slurm.report.real_images import write_real_grid
 from slurm.report.result_charts import metric_charts, precision_recall_chart, spectrum_charts
 from slurm.report.sections import (
     Picture,
@@ -179,6 +180,9 @@ def _copy_grids(run: Run, number: int, directory: Path) -> list[Picture]:
         except FileNotFoundError:  # moved aside meanwhile, by a roll-back
             continue
         shown.append(Picture(file, picture.images_seen))
+    real = f"{ASSETS}/grids/{number}-real.png"
+    if shown and write_real_grid(run, directory / real):
+        shown[0] = replace(shown[0], real=real)
     return shown
 
 

@@ -32,10 +32,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Picture:
-    """A grid as the page shows it: a file beside the page, and the images seen of it."""
+    """A grid as the page shows it: a file beside the page, and the images seen of it.
+
+    `real` is the same for images of the training set, "" where there are none.
+    """
 
     file: str
     images_seen: int
+    real: str = ""
 
 
 def esc(value: object) -> str:
@@ -205,13 +209,14 @@ def _strips(runs: Sequence[Run], pictures: Mapping[int, Sequence[Picture]]) -> s
         lines = -(-run.num_seeds // columns) if columns else 0
         if not columns or grid.width % columns or grid.height % lines:
             continue  # settings of another time: where the samples are is not known
+        real = [(shown[0].real, "real", "real image of its training set")] if shown[0].real else []
+        trained = [(p.file, _below_tile(p), seen(p.images_seen)) for p in chosen(shown, MOST_TILES)]
         tiles = "".join(
             f'<span><span class="tile" role="img" aria-label="{esc(run.name)}"'
-            f' data-file="{picture.file}" data-columns="{columns}" data-rows="{lines}"'
-            f' data-seeds="{run.num_seeds}"'
-            f' data-label="{esc(f"{run.name}, {seen(picture.images_seen)}")}"></span>'
-            f'<span class="quiet small">{picture.images_seen:,}</span></span>'
-            for picture in chosen(shown, MOST_TILES)
+            f' data-file="{file}" data-columns="{columns}" data-rows="{lines}"'
+            f' data-seeds="{run.num_seeds}" data-label="{esc(f"{run.name}, {words}")}"></span>'
+            f'<span class="quiet small">{below}</span></span>'
+            for file, below, words in [*real, *trained]
         )
         rows.append(
             f'<div data-run="{number}"><span class="small">{dot(number)}'
@@ -224,9 +229,13 @@ def _strips(runs: Sequence[Run], pictures: Mapping[int, Sequence[Picture]]) -> s
         '<h3 style="margin:1.2rem 0 .5rem">One seed over training</h3>'
         '<div class="slider"><label for="seed">Seed</label>'
         f'<input type="number" id="seed" min="0" max="{most - 1}" value="0">'
-        '<span class="quiet small">The same noise in every column; below each sample are the'
-        f' images seen.</span></div><div class="card strips">{"".join(rows)}</div>'
+        '<span class="quiet small">The same noise at all times of training (in images seen); real'
+        f' images are of any class.</span></div><div class="card strips">{"".join(rows)}</div>'
     )
+
+
+def _below_tile(picture: Picture) -> str:
+    return f"{picture.images_seen:,}" if picture.images_seen else "untrained"
 
 
 def chosen(pictures: Sequence[Picture], most: int) -> list[Picture]:

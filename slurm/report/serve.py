@@ -41,9 +41,12 @@ def start_server(directory: Path, port: int) -> ThreadingHTTPServer:
         port: The port; 0 takes a free one, which `server_port` of the result has.
 
     Raises:
-        OSError: The port is taken.
+        ValueError: The port is taken, or none that this user may have.
     """
     handler = functools.partial(_Handler, directory=str(directory))
-    server = ThreadingHTTPServer((HOST, port), handler)
+    try:
+        server = ThreadingHTTPServer((HOST, port), handler)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--port={port}: {error}; choose another, or leave it out") from None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

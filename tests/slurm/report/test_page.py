@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from slurm.report.collect import collect
+from slurm.report.page import write_report
+from slurm.report.serve import start_server
 from tests.slurm.report.conftest import HOSTILE
 from tests.tiny import BATCH
 
@@ -153,7 +156,7 @@ def test_one_seed_is_shown_over_training_for_all_runs(shown: Any) -> None:
     set_value(shown, "seed", 3, "input")
     assert {*run(shown, first)} == {"100% 100%"}
     labels = "return [...document.querySelectorAll('.tile')].map(e => e.ariaLabel)"
-    assert "Sample of seed 3, tiny_edm, 48 images seen" in run(shown, labels)
+    assert "Place 3, tiny_edm, 48 images seen" in run(shown, labels)
 
 
 def test_curves_can_be_seen_over_steps_and_hours_and_on_a_log_scale(shown: Any) -> None:
@@ -183,6 +186,29 @@ def test_settings_can_be_searched(shown: Any) -> None:
     some = run(shown, rows)
     assert 0 < len(some) < len(everything)
     assert all("optim." in name for name in some)
+
+
+def test_a_page_that_is_served_follows_the_run_and_keeps_what_was_chosen(
+    chromium: Any, trained: Path, tmp_path: Path
+) -> None:
+    write_report(collect([trained]), [trained], tmp_path / "out", follow=0.2)
+    server = start_server(tmp_path / "out", 0)
+    try:
+        chromium.get(f"http://127.0.0.1:{server.server_port}/")
+        wait(lambda: run(chromium, "return document.body.dataset.ready"))
+        run(chromium, "document.querySelector('input[name=run]').click()")
+        set_value(chromium, "clock", "steps", "change")
+        made = run(chromium, "return JSON.parse(document.getElementById('page-data').text).made")
+        write_report(collect([trained]), [trained], tmp_path / "out", follow=0.2)
+        newer = f"return JSON.parse(document.getElementById('page-data').text).made > {made}"
+        ready = f"{newer} && document.body.dataset.ready"
+        wait(lambda: run(chromium, ready))
+        assert run(chromium, "return document.getElementById('clock').value") == "steps"
+        assert not run(chromium, "return document.querySelector('input[name=run]').checked")
+    finally:
+        chromium.get("about:blank")
+        server.shutdown()
+        server.server_close()
 
 
 ACCESSIBLE = """

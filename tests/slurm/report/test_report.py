@@ -10,12 +10,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import relaywave
+from slurm.report.charts import MOST_POINTS, Chart, Line, dash, with_unique_keys
+from slurm.report.collect import collect
+from slurm.report.real_images import write_real_grid
+from tests.data_sets import packed_set, write_class_dirs
 from tests.paths import ROOT
 from tests.tiny import BATCH
 
@@ -126,6 +131,52 @@ def test_a_run_without_some_data_says_what_is_missing(
     assert capsys.readouterr().out.strip() == str(tmp_path / "out/index.html")
 
 
+def test_real_images_are_laid_out_as_the_samples(trained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    packed = tmp_path / "set"
+    packed_set(write_class_dirs(tmp_path / "source"), packed)
+    (run,) = collect([trained / "tiny_edm"]).runs
+    real = replace(run, settings={**run.settings, "data": {"path": str(packed)}})
+    assert write_real_grid(real, tmp_path / "real.png")
+    with Image.open(tmp_path / "real.png") as picture, Image.open(run.grids[-1].path) as grid:
+        assert picture.size == grid.size == (16, 16)
+        assert picture.getextrema() != ((0, 0), (0, 0), (0, 0))
+    (packed / "manifest.json").unlink()
+    assert not write_real_grid(real, tmp_path / "none.png"), "the set is damaged"
+    assert not write_real_grid(run, tmp_path / "none.png"), "it is synthetic"
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_runs_have_names_of_their_own(trained: Path, tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        shutil.copytree(trained / "tiny_edm", tmp_path / parent / "seed_0")
+    found = collect([tmp_path])
+    assert [run.name for run in found.runs] == ["a/seed_0", "b/seed_0"]
+    twice = collect([tmp_path, tmp_path / "a", tmp_path / "a" / "seed_0"])
+    assert len(twice.runs) == 2
+
+
+def test_many_runs_and_lines_stay_readable() -> None:
+    lines = [
+        Line(str(n), list(range(MOST_POINTS + 1)), [1.0] * (MOST_POINTS + 1), n, dash=dash(n))
+        for n in range(17)
+    ]
+    chart = Chart("a/b <c>", "t", "x", "y", lines)
+    assert not chart.has_legend
+    assert [trace["line"]["dash"] for trace in chart.figure()["data"]][7:10] == [
+        "solid", "dash", "dash",
+    ]  # fmt: skip
+    assert all(len(trace["x"]) <= MOST_POINTS for trace in chart.figure()["data"])
+    (first, second), (third,) = with_unique_keys([[chart, chart], [chart]])
+    assert [first.key, second.key, third.key] == ["a_b_c_", "a_b_c_-2", "a_b_c_-3"]
+
+
+def test_values_that_are_not_finite_leave_gaps() -> None:
+    line = Line("a", [1, 2, 3], [1.0, float("nan"), None])
+    assert Chart("k", "t", "x", "y", [line]).figure()["data"][0]["y"] == [1.0, None, None]
+
+
 def test_damaged_parts_are_left_out_by_name(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "runs")
     edm = tmp_path / "runs" / "tiny_edm"
@@ -171,6 +222,7 @@ def test_only_a_report_is_replaced(
         (["{damaged}", "--out", "{out}"], "config.json"),
         (["{run}", "--out", "{out}", "--port", "80"], "--port has no effect"),
         (["{run}", "--out", "{out}", "--serve", "--every", "0"], "--every=0.0 must be at least 1"),
+        (["{run}", "--out", "{out}", "--serve", "--port", "-1"], "--port=-1 must be at least 0"),
         (["{run}"], "--out"),
     ],
 )
