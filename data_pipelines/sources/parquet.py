@@ -144,10 +144,13 @@ class _RowReader:
         self._files, self._column = files, column
         self._rows = range(0)
         self._values: list[Any] = []
+        self._damage = ""
 
     def __call__(self, entry: Entry) -> bytes:
         if entry.locator not in self._rows:
             self._load_group(*divmod(entry.locator, ROWS))
+        if self._damage:
+            raise BadImage(self._damage)
         value = self._values[entry.locator - self._rows.start]
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
@@ -161,9 +164,13 @@ class _RowReader:
         ends = list(itertools.accumulate(sizes))
         group = bisect.bisect_right(ends, row)
         start = number * ROWS + ends[group] - sizes[group]
+        try:
+            with reading(self._files[number], PARQUET):
+                table = file.read_row_group(group, columns=[self._column])
+                self._values, self._damage = table.column(0).to_pylist(), ""
+        except SourceError as error:  # the other row groups are there
+            self._values, self._damage = [], f"unreadable: {error}"
         self._rows = range(start, start + sizes[group])
-        with reading(self._files[number], PARQUET):
-            self._values = file.read_row_group(group, columns=[self._column]).column(0).to_pylist()
 
 
 def _open(path: Path) -> Any:

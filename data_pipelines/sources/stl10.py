@@ -19,6 +19,8 @@ from data_pipelines.sources.lister.pictures import is_hidden
 EDGE = 96
 PIXELS = 3 * EDGE * EDGE
 SPLITS = ("train", "test", "unlabeled")
+MOST_NAMES = 1 << 16
+"""Bytes of class_names.txt; ten names have 100."""
 
 
 class _Place(NamedTuple):
@@ -48,9 +50,9 @@ class Stl10Source:
         labels = [-1] * count
         names: tuple[str, ...] = ()
         if self.split != "unlabeled":
-            labels = [byte - 1 for byte in _read(places, f"{self.split}_y.bin")]
+            labels = [byte - 1 for byte in _read(places, f"{self.split}_y.bin", count)]
             with reading("class_names.txt", "text in UTF-8"):
-                names = tuple(_read(places, "class_names.txt").decode().split())
+                names = tuple(_read(places, "class_names.txt", MOST_NAMES).decode().split())
             if len(labels) != count or not all(0 <= label < len(names) for label in labels):
                 raise SourceError(f"{self.path}: {self.split}_y.bin does not match the images")
         offsets = range(images.offset, images.offset + images.size, PIXELS)
@@ -95,10 +97,13 @@ def _read_image(file: IO[bytes], entry: Entry) -> Pixels:
     return planes.transpose(2, 1, 0)
 
 
-def _read(places: dict[str, _Place], name: str) -> bytes:
+def _read(places: dict[str, _Place], name: str, most: int) -> bytes:
+    """Return the bytes of a file that has at most so many."""
     if name not in places:
         raise SourceError(f"this is not STL-10: {name} is missing")
     place = places[name]
+    if place.size > most:
+        raise SourceError(f"{name} in {place.path} has {place.size} bytes, more than {most}")
     try:
         with open_maybe_compressed(place.path) as file:
             return read_at(file, Entry(name, -1, place.size, place.offset))

@@ -167,6 +167,7 @@ class _Note:
     requeue: bool = False
     why: str = ""
     said: str = ""
+    checksum: str = ""
     hosts: tuple[str, ...] = ()
 
 

@@ -106,10 +106,13 @@ def test_logs_of_jobs_keep_their_good_lines(
     jobs.note("7", "start", images_seen=8, restart=0)
     bad = [b"\xff\xfe", b"5", b"[]", b"{", b'{"event": 3, "time": 1}', b'{"event": "exit"}',
            b'{"event": "start", "time": 1, "images_seen": "8"}',
+           b'{"event": "submitted", "time": 1, "checksum": {"a": 1}}',
            b'{"event": "exit", "time": 1, "rank": 0}']  # fmt: skip
     with open(jobs.records_dir / "7.attempts.jsonl", "ab") as file:
         file.writelines(line + b"\n" for line in bad)
     jobs.note("7", "exit", rank=0, code=0)
+    jobs.write(_record("7"))
+    assert [record.job_id for record in jobs.records()] == ["7"]
     assert [line["event"] for line in jobs.attempts("7")] == ["start", "exit"]
     assert "7.attempts.jsonl" in caplog.text
 

@@ -7,8 +7,10 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -35,6 +37,12 @@ from models.safe_files.regular import check_file, open_file
 Member = TypeVar("Member")
 MOST_LINKS = 16
 CHUNK = 1 << 20
+MODULUS = 1 << 16
+"""What some tools count the members of larger zips by."""
+ZIP_END, ZIP64_END, ZIP64_ENDS_BEFORE = b"PK\5\6", b"PK\6\6", 76
+"""What the end of a zip begins with; that of zip64, which stands so many bytes before it."""
+LONGEST_END = MODULUS + 22
+"""Bytes of the end of a zip, with the longest comment."""
 GZIP_TRAILER = 8
 """Bytes of checksum and size behind the data; they may be zeros themselves."""
 TAR_ERRORS = (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
@@ -246,7 +254,34 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         check_file(path)
         archive = zipfile.ZipFile(path)
     with archive:
+        listed, recorded = len(archive.infolist()), _entries_recorded(path)
+        if recorded is not None and (listed - recorded) % MODULUS:
+            raise SourceError(
+                f"{path} is damaged: its table lists {listed} members, but ends with a count of"
+                f" {recorded}; download or copy it again"
+            )
         yield archive
+
+
+def _entries_recorded(path: Path) -> int | None:
+    """Return the number of members that the end of a zip records, None if it records none.
+
+    `zipfile` reads its table (PKWARE's APPNOTE, 4.3.14 to 4.3.16) as far as it makes sense.
+    """
+    with open_file(path) as file:
+        start = max(file.seek(0, os.SEEK_END) - LONGEST_END - ZIP64_ENDS_BEFORE, 0)
+        file.seek(start)
+        end = file.read()
+    at = end.rfind(ZIP_END)
+    if at < 0 or at + 12 > len(end):
+        return None
+    (count,) = struct.unpack_from("<H", end, at + 10)
+    if count < MODULUS - 1:
+        return int(count)
+    wide = at - ZIP64_ENDS_BEFORE
+    if wide < 0 or end[wide : wide + 4] != ZIP64_END:
+        return None
+    return int(struct.unpack_from("<Q", end, wide + 32)[0])
 
 
 def zip_found(archive: zipfile.ZipFile) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -400,7 +401,44 @@ def test_wrong_stl10_sources_are_rejected(tmp_path: Path) -> None:
         pack_kind("stl10", cut, tmp_path / "set")
 
 
+@pytest.mark.parametrize("name", ["class_names.txt", "test_y.bin"])
+def test_tables_of_stl10_that_are_far_too_long_are_not_read(tmp_path: Path, name: str) -> None:
+    source = write_files(tmp_path / "stl", stl_files())
+    with open(source / "stl10_binary" / name, "r+b") as file:
+        file.truncate(1 << 40)  # sparse: it would not fit into memory
+    with pytest.raises(SourceError, match=f"{name} in .* has 1099511627776 bytes, more than"):
+        pack_kind("stl10", source, tmp_path / "set", split="test")
+
+
 # Zips with dataset.json, faces, parquet
+
+
+@pytest.mark.parametrize("members", [3, (1 << 16) + 3])
+def test_a_zip_whose_table_lost_members_is_rejected(tmp_path: Path, members: int) -> None:
+    """zipfile reads the table as far as it makes sense, without a word."""
+    files = {f"a/{n}.txt": b"" for n in range(members - 1)} | {"a/0.png": images(1)[0]}
+    source = write_zip(tmp_path / "set.zip", files)
+    content = bytearray(source.read_bytes())
+    before_last = content.rfind(b"PK\1\2", 0, content.rfind(b"PK\1\2"))
+    content[before_last + 33] = 0x7F  # its comment swallows the rest of the table
+    source.write_bytes(content)
+    message = f"lists {members - 1} members, but ends with a count of {members}"
+    with pytest.raises(SourceError, match=message):
+        pack_kind("edm", source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_large_zip_that_counts_modulo_65536_is_complete(tmp_path: Path) -> None:
+    """As some tools write them, which do not know zip64."""
+    files = {f"a/{n}.txt": b"" for n in range(1 << 16)} | {"a/0.png": images(1)[0]}
+    files["dataset.json"] = b'{"labels": null}'
+    source = write_zip(tmp_path / "set.zip", files)
+    content = source.read_bytes()
+    wide, end = content.rfind(b"PK\6\6"), bytearray(content[content.rfind(b"PK\5\6") :])
+    size, offset = struct.unpack_from("<QQ", content, wide + 40)
+    struct.pack_into("<HHII", end, 8, 2, 2, size, offset)
+    source.write_bytes(content[:wide] + end)
+    assert pack_kind("edm", source, tmp_path / "set").num_images == 1
 
 
 def test_edm_zip(tmp_path: Path) -> None:
@@ -479,6 +517,17 @@ def test_parquet_directory_without_labels(tmp_path: Path) -> None:
     manifest = pack_kind("parquet", tmp_path / "data", tmp_path / "set")
     assert (manifest.num_images, manifest.class_names) == (10, ())
     assert np.array_equal(first_pixels(tmp_path / "set", 8), smooth_pixels(8, 32, 32))
+
+
+def test_images_of_a_damaged_row_group_are_skipped(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "train.parquet", labelled=False)
+    content = bytearray(source.read_bytes())
+    at = content.find(b"\x89PNG")  # in the first row group, of two rows
+    content[at - 40 : at] = bytes(40)
+    source.write_bytes(content)
+    manifest = pack_kind("parquet", source, tmp_path / "set")
+    assert manifest.num_images + manifest.skipped["unreadable"] == 5
+    assert np.array_equal(first_pixels(tmp_path / "set", 2), smooth_pixels(4, 32, 32))
 
 
 def test_wrong_parquet_sources_are_rejected(tmp_path: Path) -> None:
