@@ -23,7 +23,7 @@ STEPS_LIGHT = ("#5b21b6", "#3343c4", "#0369a1", "#0b7a6e", "#3f7d14", "#8a6400",
 STEPS_DARK = ("#c4b5fd", "#a5b4fc", "#7dd3fc", "#5eead4", "#a3e635", "#fde047", "#fdba74")
 """Colours of what has an order, such as noise levels."""
 GREY = "#6b7280"
-MOST_POINTS = 2000
+MOST_POINTS = 1000
 """Of a line; of more, every second, third, ... is drawn."""
 NO_RUN = -1
 MOST_IN_LEGEND = 6
@@ -242,4 +242,5 @@ def _scale(is_log: bool) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """Return a value with the digits that a picture can show, None if it is not finite."""
+    return float(f"{value:.7g}") if value is not None and math.isfinite(value) else None

@@ -57,9 +57,16 @@ def _metric_chart(
         )  # fmt: skip
     for anchor in published_values(results, name, axis):
         place = ends if anchor.x is None else [anchor.x]
-        label = f"published ({anchor.label}): {anchor.value:g}"
         series.append(
-            Line(label, place, [anchor.value] * len(place), colour=GREY, dash="dash", symbol="star")
+            Line(
+                f"published: {anchor.value:g}",
+                place,
+                [anchor.value] * len(place),
+                colour=GREY,
+                notes=[anchor.label] * len(place),
+                dash="dash",
+                symbol="star",
+            )
         )
     metric, value = name
     title = metric if value in ("distance", "score") else f"{metric}: {value}"
@@ -110,9 +117,12 @@ def _published_places(results: Sequence[Result], metrics: Sequence[str]) -> Iter
         for metric in metrics:
             values = [protocol["published"].get(f"{metric}.{v}") for v in ("recall", "precision")]
             if None not in values:
-                found[f"published ({protocol.get('source') or protocol['name']})"] = values
-    for label, (recall, precision) in found.items():
-        yield Line(label, [recall], [precision], colour=GREY, mode="markers", symbol="star")
+                found[str(protocol.get("source") or protocol["name"])] = values
+    for source, (recall, precision) in found.items():
+        yield Line(
+            f"published: {recall:g}, {precision:g}", [recall], [precision], colour=GREY,
+            notes=[source], mode="markers", symbol="star",
+        )  # fmt: skip
 
 
 def spectrum_charts(spectra: Sequence[Spectrum]) -> list[Chart]:
