@@ -6,16 +6,20 @@ digit would train something else.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from models.safe_files.atomic import atomic_file
-from models.safe_files.documents import DocumentError, Format, checksum, read_object
+from models.safe_files.documents import (
+    DocumentError,
+    Format,
+    checksum,
+    read_object,
+    replace_document,
+)
 from models.safe_files.trees import check_tree
 from models.safe_files.typed_json import ConfigError, from_json
 
@@ -165,20 +169,12 @@ def _check_numbers(value: Any) -> None:
 
 def write_settings(run_dir: Path, document: Mapping[str, Any], began_as: int) -> None:
     """Write config.json and format.json. A kill in between leaves a run that can be read."""
-    new = checksum(document)
-    try:
-        old = checksum(read_object(run_dir / CONFIG, MAX_BYTES))
-    except (OSError, DocumentError):
-        old = new
-    _write_format(run_dir, began_as, {old, new})
-    with atomic_file(run_dir / CONFIG) as file:
-        file.write(json.dumps(document, indent=2).encode() + b"\n")
-    _write_format(run_dir, began_as, {new})
 
+    def note(checksums: Sequence[str]) -> None:
+        fields = {"began_as": began_as, "config_checksums": checksums}
+        _FORMAT.write(run_dir / FORMAT, fields)
 
-def _write_format(run_dir: Path, began_as: int, checksums: set[str]) -> None:
-    fields = {"began_as": began_as, "config_checksums": sorted(checksums)}
-    _FORMAT.write(run_dir / FORMAT, fields)
+    replace_document(run_dir / CONFIG, document, note)
 
 
 def read_format(run_dir: Path) -> RunFormat:

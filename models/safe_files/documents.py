@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -117,6 +117,28 @@ class Format(Generic[T]):
                 f"{where} was changed after {self.made} (its checksum does not match);"
                 f" {self.remedy}"
             )
+
+
+def replace_document(
+    path: Path, document: Mapping[str, Any], note: Callable[[list[str]], None]
+) -> None:
+    """Write a JSON file whose checksum is in another one: its own keys are read by older versions.
+
+    Args:
+        path: The file.
+        document: Its content.
+        note: Writes the checksums that are valid: while the file is being replaced, of the old
+            content and of the new, so that a kill in between leaves a file that is read.
+    """
+    new = checksum(document)
+    try:
+        old = checksum(read_object(path))
+    except (OSError, DocumentError):
+        old = new
+    note(sorted({old, new}))
+    with atomic_file(path) as file:
+        file.write(json.dumps(document, indent=2).encode() + b"\n")
+    note([new])
 
 
 def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:

@@ -193,7 +193,8 @@ def _say_what_there_is(run_dir: Path, key: str) -> None:
         say_once(
             f"best={key!r} is in none of the {len(rows)} results of {run_dir}, so that no snapshot"
             f" is removed, and training not stopped; they have {', '.join(known)}"
-            f"{did_you_mean(key, known)}; correct evaluation/plan.json"
+            f"{did_you_mean(key, known)}; correct it by"
+            " `relaywave slurm reconcile --plan`"
         )
 
 

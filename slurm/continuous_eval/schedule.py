@@ -1,6 +1,7 @@
 """The evaluation schedule of a run, `evaluation/plan.json`: what is evaluated while it trains.
 
-The names in the file, and its own, stay as they are: jobs may run older code.
+The names in the file, and its own, stay as they are: jobs may run older code, which rejects new
+ones. Its checksum is beside it, in `plan.checksum`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from typing import ClassVar
 
 from dist_train.runtime.run_files import read_summary
 from models.command_line import EXIT_REJECTED
-from models.config_io import read_config, write_config
-from models.safe_files.documents import DocumentError
+from models.safe_files.documents import (
+    DocumentError,
+    Format,
+    checksum,
+    read_object,
+    replace_document,
+)
+from models.safe_files.typed_json import ConfigError, from_json, to_json
 from slurm.continuous_eval.leases import Work
 from slurm.jobs.jobs import run_command
 from slurm.jobs.ranks import enter_rank, this_task
 from slurm.resources import Resources, check_job_name
 
+PLAN, CHECKSUMS = "plan.json", "plan.checksum"
 LONGEST_NAME = 200
 """Characters of a protocol's name: names of its files are longer, and file systems allow 255."""
 
@@ -97,6 +105,20 @@ class EvaluationSchedule:
             raise ValueError("patience needs `best`, to tell which snapshot is better")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanChecksums:
+    """What plan.checksum holds: the checksum of plan.json; while it is being replaced, of both."""
+
+    checksums: tuple[str, ...]
+
+
+_CHECKSUMS = Format(
+    schema=PlanChecksums,
+    needs_checksum=True,
+    remedy=f"if {PLAN} is as it should be, give it to the run again by `relaywave slurm reconcile`",
+)
+
+
 @dataclass(frozen=True)
 class EvalJob:
     """Evaluate one snapshot by one protocol, unless the claim of this attempt expired.
@@ -149,15 +171,44 @@ class EvalJob:
 
 
 def read_schedule(run_dir: Path) -> EvaluationSchedule | None:
-    """Return the schedule of a run, None without one. Raises ConfigError if it does not parse."""
-    path = run_dir / "evaluation" / "plan.json"
-    return read_config(EvaluationSchedule, path) if path.exists() else None
+    """Return the schedule of a run, None without one.
+
+    Raises:
+        ConfigError: It does not parse, or was changed after it was written; those of older
+            versions have no checksum.
+    """
+    path = run_dir / "evaluation" / PLAN
+    try:
+        document = read_object(path)
+        known = _known_checksums(path.with_name(CHECKSUMS))
+    except FileNotFoundError:
+        return None
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None
+    if known and checksum(document) not in known:
+        raise ConfigError(
+            f"{path} was changed after it was written (its checksum in {CHECKSUMS} does not match);"
+            f" if you changed it, accept it by `relaywave slurm reconcile {run_dir} --plan {path}`"
+        )
+    return from_json(EvaluationSchedule, document, PLAN)
+
+
+def _known_checksums(path: Path) -> tuple[str, ...]:
+    try:
+        return _CHECKSUMS.read(path).checksums
+    except FileNotFoundError:
+        return ()
 
 
 def write_schedule(run_dir: Path, schedule: EvaluationSchedule) -> None:
     """Give a run a schedule."""
-    (run_dir / "evaluation").mkdir(parents=True, exist_ok=True)
-    write_config(schedule, run_dir / "evaluation" / "plan.json")
+    path = run_dir / "evaluation" / PLAN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_document(
+        path,
+        to_json(schedule),
+        lambda checksums: _CHECKSUMS.write(path.with_name(CHECKSUMS), {"checksums": checksums}),
+    )
 
 
 def total_images(run_dir: Path) -> int:

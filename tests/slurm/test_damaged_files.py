@@ -6,11 +6,18 @@ import dataclasses
 import errno
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from models.safe_files import documents
+from models.safe_files.atomic import atomic_file
+from models.safe_files.typed_json import ConfigError
 from slurm.__main__ import main
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.leases import Work
@@ -19,6 +26,7 @@ from slurm.continuous_eval.results import RESULTS, all_values, prune
 from slurm.continuous_eval.schedule import (
     EvaluationSchedule,
     ScheduledProtocol,
+    read_schedule,
     write_schedule,
 )
 from slurm.jobs.jobs import STOP
@@ -208,7 +216,10 @@ def test_values_that_are_no_numbers_are_not_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", set(DAMAGE) - {"extra field"})
-@pytest.mark.parametrize("name", ["evaluation/best.json", f"slurm/{STOP}", "evaluation/plan.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["evaluation/best.json", f"slurm/{STOP}", "evaluation/plan.json", "evaluation/plan.checksum"],
+)
 def test_notes_of_a_run(
     tmp_path: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,9 +232,46 @@ def test_notes_of_a_run(
     DAMAGE[damage](tmp_path / name)
     assert main(["status", str(tmp_path)]) == 0
     said = "".join(capsys.readouterr())
-    if not (name.endswith("plan.json") and damage == "other value"):
-        assert Path(name).name in said
+    assert Path(name).name in said
     assert "0/400 images" in said, "the rest is shown"
+
+
+def test_every_changed_digit_of_a_schedule_is_found_until_it_is_given_again(tmp_path: Path) -> None:
+    schedule = replace(_run(tmp_path, 100), keep_snapshots=30, patience=12)
+    write_schedule(tmp_path, schedule)
+    path = tmp_path / "evaluation" / "plan.json"
+    text = path.read_text()
+    for place in (match.start() for match in re.finditer(r"\d", text)):
+        other = str((int(text[place]) + 1) % 10)
+        path.write_text(text[:place] + other + text[place + 1 :])
+        with pytest.raises(ConfigError, match=r"plan\.json was changed .*slurm reconcile .*--plan"):
+            read_schedule(tmp_path)
+    write_schedule(tmp_path, schedule)
+    assert read_schedule(tmp_path) == schedule
+    (tmp_path / "evaluation" / "plan.checksum").unlink()  # as older versions wrote it
+    path.write_text(text.replace("30", "31"))
+    assert read_schedule(tmp_path) == replace(schedule, keep_snapshots=31)
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_kill_while_a_schedule_is_replaced_leaves_one_of_the_two(
+    tmp_path: Path, written: int
+) -> None:
+    old = _run(tmp_path, 100)
+    new, count = replace(old, patience=7), 0
+
+    @contextmanager
+    def killed(path: Path) -> Iterator[Any]:
+        nonlocal count
+        if count == written:
+            raise KeyboardInterrupt
+        count += 1
+        with atomic_file(path) as file:
+            yield file
+
+    with mock.patch.object(documents, "atomic_file", killed), pytest.raises(KeyboardInterrupt):
+        write_schedule(tmp_path, new)
+    assert read_schedule(tmp_path) == (old if written == 1 else new)
 
 
 def test_only_snapshots_are_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

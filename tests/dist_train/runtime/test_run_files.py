@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from dist_train.__main__ import main
-from dist_train.runtime import run_files
 from dist_train.runtime.run_dir import RunDirBusyError, RunLock, read_run_config, settle_config
 from dist_train.runtime.run_files import read_settings, read_summary
 from models.config_io import ConfigError, override, write_config
+from models.safe_files import documents
+from models.safe_files.atomic import atomic_file
 from models.safe_files.locks import FileLock
 from slurm.__main__ import main as slurm
 from slurm.jobs.jobs import TrainJob
@@ -138,19 +139,17 @@ def test_spaces_do_not_matter_and_old_runs_have_no_checksum(tmp_path: Path) -> N
 def test_a_kill_while_settings_are_written_leaves_a_run(written: int, tmp_path: Path) -> None:
     settle_config(tmp_path, tiny_edm())
     done = 0
-    atomic = run_files.atomic_file
 
     def killed(path: Path) -> Any:
         nonlocal done
         if done == written:
             raise KeyboardInterrupt
         done += 1
-        return atomic(path)
+        return atomic_file(path)
 
     longer = override(tiny_edm(), ["total_images=96"])
     with (
-        mock.patch.object(run_files, "atomic_file", killed),
-        mock.patch("models.safe_files.documents.atomic_file", killed),
+        mock.patch.object(documents, "atomic_file", killed),
         pytest.raises(KeyboardInterrupt),
     ):
         settle_config(tmp_path, longer, allow_changes=True)

@@ -107,9 +107,9 @@ def schedule(tree: Path) -> Result:
 
 
 def damage_is_said(difference: Difference) -> bool:
-    """A schedule may be edited by hand; claims and results that are damaged are named."""
+    """Damaged schedules, claims and results are named."""
     name = difference.mutation.file
-    if name.endswith("plan.json") or difference.mutation.what in GONE:
+    if difference.mutation.what in GONE:
         return True
     either = (name, difference.mutation.what.removeprefix("exchanged with "))
     return any(n in difference.said for n in either) or "in its place" in difference.mutation.what
