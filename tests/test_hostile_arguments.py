@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,10 @@ INPUTS = [
     "eval export {path} {out}.npz --format edm",
     "eval import {path} {out}.npz",
     "eval convert {path} {out}.safetensors",
+    "slurm status {path}",
+    "slurm status {path} --json",
+    "slurm cancel {path}",
+    "slurm history {path}",
     "slurm logs {path}",
     "slurm resume {path}",
     "slurm reconcile {path}",
@@ -106,13 +111,24 @@ def impatience() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
+def _no_answer(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Answer as Slurm's commands do where no controller is."""
+    return subprocess.CompletedProcess(command, 1, "", "Unable to contact slurm controller")
+
+
 @pytest.mark.parametrize("command", INPUTS)
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_a_bad_path_is_one_line_that_names_it(
-    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / name
     PATHS[name](path)
+    monkeypatch.setattr("slurm.monitor.status.have_slurm", lambda: True)
+    monkeypatch.setattr("slurm.slurm_cli.subprocess.run", _no_answer)
     before = sorted(tmp_path.iterdir())
     words = [word.format(path=path, out=tmp_path / "out") for word in command.split()]
     try:

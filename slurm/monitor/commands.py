@@ -41,7 +41,8 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 def show_status(paths: Iterable[Path], *, as_json: bool) -> None:
     """Print where runs and their jobs stand."""
-    queue, roots = queue_or_empty(), find_job_dirs(paths)
+    roots = find_job_dirs(paths)  # first: a mistyped path is all that is said
+    queue = queue_or_empty()
     exited = exited_states(roots, queue)
     found = [run_status(root, queue, exited) for root in roots]
     print(json.dumps(found, indent=1) if as_json else "\n".join(map(format_status, found)))
