@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import re
 import time
@@ -77,6 +78,11 @@ class Run:
     def images_seen(self) -> int:
         """Images of the last interval."""
         return int(self.lines[-1]["images_seen"]) if self.lines else 0
+
+    @functools.cached_property
+    def keys(self) -> tuple[str, ...]:
+        """What it logs, as `network/metric` or `speed/...`, in the order of the first lines."""
+        return tuple(dict.fromkeys(key for line in self.lines for key in line if "/" in key))
 
     @property
     def total_images(self) -> int:

@@ -142,7 +142,7 @@ def _sections(
             if metrics
             else missing(
                 "Curves need results at several snapshots, or of several sampler settings (NFE,"
-                " eta); precision against recall needs a metric `pr`."
+                " eta); precision against recall needs the metric pr."
             ),
         ),
         Section("loss", "Loss", cards(losses) if losses else no_lines),

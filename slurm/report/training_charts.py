@@ -106,7 +106,7 @@ def _described(mark: Mark) -> str:
 
 
 def _by_noise_level(number: int, run: Run) -> Iterable[Chart]:
-    found = [match for name in _keys(run) if (match := NOISE_LEVEL.fullmatch(name))]
+    found = [match for name in run.keys if (match := NOISE_LEVEL.fullmatch(name))]
     found.sort(key=lambda match: float(match[2]))
     if found:
         series = [
@@ -122,9 +122,9 @@ def _by_noise_level(number: int, run: Run) -> Iterable[Chart]:
 def _by_term(number: int, run: Run) -> Iterable[Chart]:
     """Yield the terms of each network's loss, and what else it measured, by kind."""
     kinds: dict[tuple[str, str], list[str]] = {}
-    for name in _keys(run):
+    for name in run.keys:
         network, _, metric = name.partition("/")
-        is_measured = f"{network}/loss" in _keys(run) and metric not in ("loss", *OPTIMISER)
+        is_measured = f"{network}/loss" in run.keys and metric not in ("loss", *OPTIMISER)
         if is_measured and not NOISE_LEVEL.fullmatch(name):
             kind = metric.partition("_")[0] if metric.startswith(("loss_", "accuracy_")) else metric
             kinds.setdefault((network, kind), []).append(name)
@@ -183,7 +183,7 @@ def _over_runs(runs: Sequence[Run], name: str, title: str, unit: str, log_y: boo
     series = [
         replace(_line(run, number, name, run.name, colour), dash=dash(number))
         for number, (run, colour) in enumerate(zip(runs, colours(len(runs)), strict=True))
-        if name in _keys(run)
+        if name in run.keys
     ]
     return Chart(name.replace("/", "_"), title, IMAGES, unit, series, log_y=log_y, run=NO_RUN)
 
@@ -196,13 +196,8 @@ def _line(run: Run, number: int, key: str, name: str, colour: str) -> Line:
 
 def _names(runs: Sequence[Run], is_wanted: Callable[[str, str], Any]) -> list[str]:
     """Return the keys of all runs that are wanted, by network and metric."""
-    keys = dict.fromkeys(key for run in runs for key in _keys(run))
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     return [key for key in keys if is_wanted(*key.split("/", 1))]
-
-
-def _keys(run: Run) -> list[str]:
-    """Return what a run logs: `network/metric`."""
-    return list(dict.fromkeys(key for line in run.lines for key in line if "/" in key))
 
 
 def _network(name: str) -> str:
