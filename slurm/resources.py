@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
+from slurm.sbatch_keys import check_key
 from slurm.site import Site
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+REPLACES = {"mem-per-cpu": "mem", "mem-per-gpu": "mem", "cpus-per-gpu": "cpus_per_task",
+            "gpus-per-task": "gpus_per_node"}  # fmt: skip
+"""Options of sbatch that ask for the same as a field of `Resources`, by another measure."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -17,9 +21,11 @@ class Resources:
     """The request of a job; empty text and 0 leave a value to the site profile or to Slurm.
 
     Attributes:
-        nodes: Number of nodes.
+        nodes: Number of nodes, or the largest one if Slurm may choose.
+        fewest_nodes: The smallest number that Slurm may choose; 0 insists on `nodes`.
         tasks_per_node: Ranks on each of them, one per GPU.
         gpus_per_node: GPUs on each of them; 0 without GPUs.
+        gpu_type: Their type, as Slurm calls it (`a100`).
         minutes: Time limit.
         min_minutes: Shortest acceptable time limit, if that lets the job start sooner (before a
             maintenance reservation); 0 insists on `minutes`.
@@ -29,7 +35,13 @@ class Resources:
         nice: Lowers the priority.
         fallback_nodes: Smaller numbers of nodes to try in order if the full one stays pending.
         shrink_minutes: How long each number of nodes may stay pending.
+        signal_seconds: How long before the time limit a job gets the signal to save.
+        sbatch: Further options of sbatch by its names (`{"licenses": "x:1"}`); "" is a bare one.
     """
+
+    NEWER: ClassVar[frozenset[str]] = frozenset(
+        ("fewest_nodes", "gpu_type", "signal_seconds", "sbatch")
+    )
 
     nodes: int = 1
     tasks_per_node: int = 1
@@ -55,17 +67,29 @@ class Resources:
     nice: int = 0
     fallback_nodes: tuple[int, ...] = ()
     shrink_minutes: int = 360
+    fewest_nodes: int = 0
+    gpu_type: str = ""
+    signal_seconds: int = 0
+    sbatch: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "tasks_per_node", "minutes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        for name in ("gpus_per_node", "cpus_per_task", "array_parallelism", "nice", "min_minutes"):
+        for name in ("gpus_per_node", "cpus_per_task", "array_parallelism", "nice", "min_minutes",
+                     "fewest_nodes", "signal_seconds"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if self.min_minutes > self.minutes:
             raise ValueError(f"min_minutes={self.min_minutes} is above minutes={self.minutes}")
-        for name, value in asdict(self).items():
+        if self.fewest_nodes > self.nodes:
+            raise ValueError(f"--nodes={self.fewest_nodes}-{self.nodes}: the first is the smaller")
+        for key in self.sbatch:
+            other = replaces(check_key(key), self.sbatch[key])
+            if other in ("mem", "cpus_per_task") and getattr(self, other):
+                option = f"--{other.replace('_', '-')}={getattr(self, other)}"
+                raise ValueError(f"--{key} contradicts {option}; leave one out")
+        for name, value in (asdict(self) | self.sbatch).items():
             if isinstance(value, str) and ("\n" in value or "\0" in value):
                 raise ValueError(f"{name}={value!r} must be one line of text")
 
@@ -74,17 +98,45 @@ class Resources:
         """Number of ranks."""
         return self.nodes * self.tasks_per_node
 
+    @property
+    def fewest(self) -> int:
+        """The smallest number of nodes that the job may start on."""
+        return self.fewest_nodes or self.nodes
+
+    def margin(self, site: Site) -> int:
+        """Seconds before the time limit at which the job gets the signal to save."""
+        return self.signal_seconds or site.signal_seconds
+
+    def options(self, site: Site) -> dict[str, str]:
+        """Return options that only sbatch reads: the site's where the request is silent, and own.
+
+        Sizes count as requested always: the site's `gres` of GPUs has no effect.
+        """
+        asked = {name for name, value in vars(self).items() if value}
+        asked |= {replaces(key, text) or key for key, text in self.sbatch.items()}
+        of_site = {key: "" if value is True else str(value)
+                   for key, value in site.sbatch.items() if value is not False}  # fmt: skip
+        left = {k: text for k, text in of_site.items() if (replaces(k, text) or k) not in asked}
+        return left | self.sbatch
+
     def parameters(self, site: Site) -> dict[str, Any]:
         """Return submitit's parameters of a Slurm job, with the site's defaults filled in."""
+        options = self.options(site)
         chosen = {
             name: getattr(self, name) or getattr(site, name)
             for name in ("partition", "account", "qos", "constraint", "mem", "cpus_per_task")
         }
         own = {
             name: getattr(self, name)
-            for name in ("nodes", "gpus_per_node", "comment", "mail_type", "mail_user", "exclude",
-                         "nodelist", "exclusive", "dependency")
+            for name in ("comment", "mail_type", "mail_user", "exclude", "nodelist", "exclusive",
+                         "dependency")
         }  # fmt: skip
+        gpus = f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else self.gpus_per_node
+        sizes = {
+            "nodes": f"{self.fewest_nodes}-{self.nodes}" if self.fewest_nodes else self.nodes,
+            "gpus_per_node": gpus if self.gpus_per_node else 0,
+        }
+        replaced = {replaces(key, text) for key, text in options.items()}
         further: dict[str, Any] = {
             "reservation": self.reservation,
             "begin": self.begin,
@@ -96,15 +148,27 @@ class Resources:
         return {
             "time": self.minutes,
             "ntasks_per_node": self.tasks_per_node,
-            "signal_delay_s": site.signal_seconds,
+            "signal_delay_s": self.margin(site),
             "array_parallelism": self.array_parallelism or site.array_parallelism,
             "wckey": None,
-            **{name: value for name, value in {**chosen, **own}.items() if value},
+            **{
+                name: value
+                for name, value in {**chosen, **own, **sizes}.items()
+                if value and name not in replaced
+            },
             "additional_parameters": {
+                **{key: text or True for key, text in options.items()},
                 "requeue": True,
                 **{name: value for name, value in further.items() if value},
             },
         }
+
+
+def replaces(key: str, text: str) -> str | None:
+    """Return the field of `Resources` that an option of sbatch stands in for, None if none."""
+    if key == "gres":
+        return "gpus_per_node" if re.search(r"\bgpu\b", text) else None
+    return REPLACES.get(key)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,14 @@ from pathlib import Path
 from typing import Literal
 
 from models.safe_files.user_toml import read_toml, user_file
+from slurm.sbatch_keys import KEY, check_key
 
 VARIABLE_OF_THE_FILE = "RELAYWAVE_SITE"
+PER_JOB = frozenset(("nodes", "ntasks-per-node", "gpus-per-node", "gpus-per-task", "time",
+                     "time-min", "signal", "dependency", "begin"))  # fmt: skip
+OF_SRUN = frozenset(("output", "error", "input", "unbuffered", "cpus-per-task", "cpu-bind", "nodes",
+                     "ntasks", "ntasks-per-node", "multi-prog"))  # fmt: skip
+"""Options of srun that jobs depend on, or that another setting of the site profile sets."""
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -66,6 +72,8 @@ class Site:
         shared: Roots of the file systems that all nodes see; run directories must be in one of
             them. Empty: only directories that are certainly local (such as /tmp) are rejected.
         signal_seconds: How long before the time limit a job gets the signal to save.
+        sbatch: Further options of sbatch for every job, by its names: `licenses = "x:1"`.
+        srun: Further options of srun for the ranks; `true` is one without a value.
         container: What tasks run in.
         array_parallelism: How many tasks of an array may run at once.
         source: The file that this was read from, for jobs that submit others; do not set it.
@@ -87,6 +95,8 @@ class Site:
     scratch: str = ""
     shared: tuple[str, ...] = ()
     signal_seconds: int = 120
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    srun: dict[str, str | int | bool] = field(default_factory=dict)
     container: Container = field(default_factory=Container)
     array_parallelism: int = 16
     source: str = ""
@@ -106,6 +116,17 @@ class Site:
         for name in self.environment:
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"environment: {name[:80]!r} is no name of a variable")
+        for key in self.sbatch:
+            if check_key(key) in PER_JOB:
+                raise ValueError(f"sbatch.{key} is of each job: give --{key} on the command line")
+            if key.replace("-", "_") in vars(self):
+                raise ValueError(f"sbatch.{key}: write {key.replace('-', '_')} outside of [sbatch]")
+        for key in self.srun:
+            if not KEY.fullmatch(key) or key in OF_SRUN:
+                raise ValueError(f"srun.{key}: is no option of srun, or one that relaywave sets")
+        for name, value in (self.sbatch | self.srun).items():
+            if isinstance(value, str) and ("\n" in value or "\0" in value):
+                raise ValueError(f"{name}={value!r:.100} must be one line of text")
         for root in self.shared:
             if not root.startswith("/"):
                 raise ValueError(f"shared={root!r} must be an absolute directory")

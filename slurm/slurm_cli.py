@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr")
@@ -136,11 +136,17 @@ def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, 
     return [dict(zip(fields, line.split("|"), strict=True)) for line in lines if line]
 
 
-def submission_problem(script: str) -> str:
-    """Return why Slurm would reject a batch script, "" if it would not; queues nothing."""
+def submission_problem(script: str, environment: Mapping[str, str]) -> str:
+    """Return why Slurm would reject a batch script, "" if it would not; queues nothing.
+
+    Args:
+        script: The batch script.
+        environment: Variables that it is submitted with: sbatch obeys some above the script.
+    """
     done = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
-    )
+        ["sbatch", "--test-only"], input=script, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     if done.returncode == 0:
         return ""
     lines = [line for line in done.stderr.splitlines() if line.strip()]

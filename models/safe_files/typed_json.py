@@ -14,6 +14,8 @@ A class can say how its JSON objects are read:
                                        were written
     IGNORES_UNKNOWN: ClassVar[bool]    ignore fields that it does not have, which a newer version
                                        may have written; otherwise they are errors
+    NEWER: ClassVar[frozenset[str]]    fields that are not written while they are empty or 0, as
+                                       older versions would reject them
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class ConfigError(ValueError):
 def to_json(config: Any) -> Any:
     """Return a configuration's JSON value; dataclasses become objects with their class name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        newer: frozenset[str] = getattr(config, "NEWER", frozenset())
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        fields = {name: to_json(v) for name, v in values.items() if v or name not in newer}
         return {"type": _json_name(type(config)), **fields}
     if isinstance(config, Mapping):
         return {str(key): to_json(value) for key, value in config.items()}

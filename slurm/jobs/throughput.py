@@ -70,14 +70,15 @@ def check_time(
     """
     limit = resources.min_minutes or resources.minutes
     option = "--time-min" if resources.min_minutes else "--time"
-    seconds = limit * 60 - site.signal_seconds
+    margin = resources.margin(site)
+    seconds = limit * 60 - margin
     if seconds <= 0:
         raise ValueError(
-            f"{option}={limit} minutes: the site's signal_seconds={site.signal_seconds}"
-            " before the limit leave no time to train"
+            f"{option}={limit} minutes: signal_seconds={margin} before the limit leave no time"
+            " to train"
         )
     if throughput and every_images / throughput.images_per_second > seconds:
-        needed = every_images / throughput.images_per_second + site.signal_seconds
+        needed = every_images / throughput.images_per_second + margin
         raise ValueError(
             f"{option}={limit} minutes is below one checkpoint interval:"
             f" {every_images:,} images at {throughput.images_per_second:.4g} images/s"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from slurm.jobs.records import JobRecord
-from slurm.resources import Resources, check_job_name, parse_minutes
+from slurm.resources import Resources, check_job_name
 from slurm.site import Site, read_site
 from slurm.submit.launcher import Executor, Submission, batch_script, submit
 from slurm.submit.preflight import check_idle, check_request, check_script
-
-AS_SBATCH = ("partition", "account", "qos", "constraint", "reservation", "mem", "comment",
-             "mail-type", "mail-user", "exclude", "nodelist", "dependency", "begin")  # fmt: skip
-"""Options that are passed on to sbatch unchanged."""
+from slurm.submit.sbatch_options import add_sbatch_options, overlaid, requested_by
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,21 @@ class SubmitOptions:
 
     def resources(self, **defaults: int) -> Resources:
         """Return the request of a job; `defaults` fill in what the command line leaves open."""
-        chosen = {**defaults, **self.requested}
+        return self.changed(defaults)
+
+    def changed(self, earlier: Mapping[str, Any]) -> Resources:
+        """Return an earlier request with what the command line changes, and what follows from it.
+
+        Args:
+            earlier: Fields of `Resources`.
+        """
+        chosen = overlaid(earlier, self.requested)
+        if "tasks_per_node" not in self.requested and "gpus_per_node" in self.requested:
+            chosen.pop("tasks_per_node", None)
         chosen.setdefault("tasks_per_node", max(int(chosen.get("gpus_per_node", 0)), 1))
+        per_task = str(chosen["sbatch"].get("gpus-per-task", "")).rpartition(":")[2]
+        if per_task.isdigit() and "gpus_per_node" not in self.requested:
+            chosen["gpus_per_node"] = int(per_task) * chosen["tasks_per_node"]
         return Resources(**chosen)
 
     def job_name(self, default: str) -> str:
@@ -94,10 +104,12 @@ class SubmitOptions:
 
 def submit_options(args: argparse.Namespace) -> SubmitOptions:
     """Return the shared options of a parsed command line."""
-    given = {field.name: getattr(args, field.name, None) for field in fields(Resources)}
+    requested = requested_by(args.requested or [])
+    if (minutes := getattr(args, "shrink_minutes", None)) is not None:
+        requested["shrink_minutes"] = minutes
     return SubmitOptions(
         target=Target(read_site(args.site), cast(Executor, args.cluster), args.dry_run),
-        requested={name: value for name, value in given.items() if value is not None},
+        requested=requested,
         name=args.name or "",
     )
 
@@ -115,29 +127,5 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the batch script and do nothing"
     )
     group = parser.add_argument_group("what each job requests from Slurm")
-    for name, what in (
-        ("nodes", "number of nodes"),
-        ("gpus-per-node", "GPUs per node; also ranks per node, unless --tasks-per-node is set"),
-        ("tasks-per-node", "ranks per node"),
-        ("cpus-per-task", "cores per rank"),
-        ("nice", "lowers the priority"),
-    ):
-        group.add_argument(f"--{name}", type=int, help=what)
-    group.add_argument(
-        "--time", dest="minutes", type=_minutes, help="time limit, as 90, 24:00:00 or 2-12:00:00"
-    )
-    group.add_argument(
-        "--time-min", dest="min_minutes", type=_minutes,
-        help="shortest acceptable time limit, to start before a maintenance",
-    )  # fmt: skip
-    for name in AS_SBATCH:
-        group.add_argument(f"--{name}", help=f"as sbatch's --{name}")
-    group.add_argument("--exclusive", action="store_true", default=None, help="share no node")
-    group.add_argument("--name", help="job name")
-
-
-def _minutes(text: str) -> int:
-    try:
-        return parse_minutes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    add_sbatch_options(group)
+    group.add_argument("-J", "--job-name", "--name", dest="name", help="job name")

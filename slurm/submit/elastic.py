@@ -32,25 +32,48 @@ def node_counts(config: RunConfig, resources: Resources, min_nodes: int) -> tupl
         ConfigError: `min_nodes` is not below the requested number, or no such number divides the
             batch.
     """
-    from dist_train.planning.checks import plan_batches
-
     if not 0 < min_nodes < resources.nodes:
         raise ConfigError(f"--min-nodes={min_nodes} must be positive and below {resources.nodes}")
-    multiple = config.objective.build().batch_multiple
-    fit = []
-    for nodes in range(resources.nodes - 1, min_nodes - 1, -1):
-        try:
-            ranks = nodes * resources.tasks_per_node
-            plan_batches(config.global_batch_size, config.micro_batch_size, multiple, ranks)
-        except ConfigError:
-            continue
-        fit.append(nodes)
+    if resources.fewest_nodes:
+        raise ConfigError(
+            f"--min-nodes={min_nodes}: --nodes={resources.fewest_nodes}-{resources.nodes} lets"
+            " Slurm choose at the start already; leave one out"
+        )
+    below = range(resources.nodes - 1, min_nodes - 1, -1)
+    fit = [nodes for nodes in below if not batch_problem(config, resources, nodes)]
     if not fit:
         raise ConfigError(
             f"--min-nodes={min_nodes}: no number of nodes below {resources.nodes} divides"
             f" global_batch_size={config.global_batch_size}"
         )
     return tuple(fit)
+
+
+def check_node_range(config: RunConfig, resources: Resources) -> None:
+    """Check that a run can use every number of nodes that Slurm may choose.
+
+    Raises:
+        ConfigError: It cannot use one of them.
+    """
+    for nodes in range(resources.fewest, resources.nodes):
+        if problem := batch_problem(config, resources, nodes):
+            raise ConfigError(
+                f"--nodes={resources.fewest_nodes}-{resources.nodes}: on {nodes} nodes {problem};"
+                " --min-nodes skips such numbers"
+            )
+
+
+def batch_problem(config: RunConfig, resources: Resources, nodes: int) -> str:
+    """Return why a run's batch does not divide among the ranks of so many nodes, "" if it does."""
+    from dist_train.planning.checks import plan_batches
+
+    multiple = config.objective.build().batch_multiple
+    ranks = nodes * resources.tasks_per_node
+    try:
+        plan_batches(config.global_batch_size, config.micro_batch_size, multiple, ranks)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def resize_waiting(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[str]:

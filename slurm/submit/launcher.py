@@ -144,7 +144,7 @@ def slurm_parameters(submission: Submission, code: Path) -> dict[str, Any]:
 def _setup(site: Site, code: Path) -> list[str]:
     """Return the lines of the batch script before the job."""
     variables = {
-        **code_variables(code),
+        "PYTHONSAFEPATH": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **site.environment,
     }
@@ -156,6 +156,8 @@ def _setup(site: Site, code: Path) -> list[str]:
         variables["RELAYWAVE_SCRATCH"] = site.scratch
     limits = ["ulimit -c 0", *([f"ulimit -n {site.open_files}"] if site.open_files else [])]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    # before what modules and the user's shell have put there, which tasks may need
+    exports.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     return [*site.setup, *limits, *exports]
 
 
@@ -167,11 +169,11 @@ def _rendezvous(resources: Resources) -> list[str]:
 
 
 def _task_count(resources: Resources) -> list[str]:
-    """Return what sets the number of tasks if the job got fewer nodes than it first requested.
+    """Return what sets the number of tasks if the job may get fewer nodes than it first requested.
 
     Slurm keeps the number of the submission in the environment when a request is lowered.
     """
-    if not resources.fallback_nodes:
+    if not (resources.fallback_nodes or resources.fewest_nodes):
         return []
     tasks = f"$((SLURM_JOB_NUM_NODES * {resources.tasks_per_node}))"
     return [f"export SLURM_NTASKS={tasks} SLURM_NPROCS={tasks}"]
@@ -197,6 +199,9 @@ def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[s
     arguments = ["--kill-on-bad-exit=1"]
     if cpus_per_task:  # since Slurm 22.05, srun does not inherit it from the batch script
         arguments.append(f"--cpus-per-task={cpus_per_task}")
+    for key, value in submission.site.srun.items():
+        if value is not False:
+            arguments.append(f"--{key}" if value is True else f"--{key}={value}")
     if submission.site.cpu_bind:
         arguments.append(f"--cpu-bind={submission.site.cpu_bind}")
     if container.image and container.runtime == "pyxis":
@@ -244,7 +249,7 @@ def _submitit_executor(submission: Submission, jobs: JobDir, code: Path) -> Any:
         tasks_per_node=resources.tasks_per_node,
         gpus_per_node=resources.gpus_per_node,
         timeout_min=resources.minutes,
-        signal_delay_s=submission.site.signal_seconds,
+        signal_delay_s=resources.margin(submission.site),
     )
     return local
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from models.command_line import say
 from models.config_io import ConfigError
+from slurm.jobs.interpreter import outside_environment
 from slurm.jobs.records import JobDir
 from slurm.jobs.throughput import Throughput, check_time, known_throughput
 from slurm.resources import Resources, parse_minutes
@@ -165,7 +166,7 @@ def check_script(script: str) -> None:
     sbatch accepts: while there are such nodes, only sbatch can tell which requests can never be
     satisfied.
     """
-    problem = submission_problem(script)
+    problem = submission_problem(script, outside_environment())
     if problem and not ("not available" in problem and nodes_are_unavailable()):
         raise SlurmError(f"Slurm would reject this job: {problem}")
 
@@ -208,9 +209,9 @@ def _check_partition(resources: Resources, wanted: str) -> None:
             names = ", ".join(partition.name for partition in known)
             raise SlurmError(f"there is no partition {name!r}; known are {names}")
         partition = match[0]
-        if resources.nodes > partition.nodes:
+        if resources.fewest > partition.nodes:
             raise SlurmError(
-                f"--nodes={resources.nodes}: partition {name} has {partition.nodes} nodes"
+                f"--nodes={resources.fewest}: partition {name} has {partition.nodes} nodes"
             )
         if partition.max_minutes is not None and resources.minutes > partition.max_minutes:
             raise SlurmError(

@@ -17,6 +17,7 @@ from slurm.jobs.jobs import TrainJob
 from slurm.jobs.requeue import policy_of
 from slurm.resources import Policy
 from slurm.submit.arguments import SubmitOptions, submit_options
+from slurm.submit.elastic import check_node_range
 from slurm.submit.launcher import Submission
 from slurm.submit.preflight import RunChecks
 from slurm.submit.train_command import (
@@ -68,12 +69,14 @@ def submit_sweep(request: SweepRequest) -> None:
     _check_distinct(runs)
     first = next(iter(runs.values()))
     requested = resources_for(first, request.submit, request.overrides)
-    resources = dataclasses.replace(requested, array_parallelism=request.parallel)
+    parallel = request.parallel or requested.array_parallelism
+    resources = dataclasses.replace(requested, array_parallelism=parallel)
     name = request.submit.job_name(out_dir.name)
     sets: dict[Path, None] = {}
     notes: dict[str, None] = {}
     for run_dir, config in runs.items():
         target.check_idle(run_dir)
+        check_node_range(config, resources)
         try:
             found, note = check_new_run(config, run_dir, resources, target, request.checks)
         except ValueError as error:
@@ -152,6 +155,7 @@ def _parse_axis(text: str) -> list[tuple[str, str]]:
 
 def sweep_command(args: argparse.Namespace) -> None:
     """Submit a run for each point of a grid of overrides."""
+    options = submit_options(args)
     submit_sweep(
         SweepRequest(
             recipe=args.recipe,
@@ -159,9 +163,9 @@ def sweep_command(args: argparse.Namespace) -> None:
             grid=args.grid,
             out_dir=args.out.absolute(),
             parallel=args.parallel or 0,
-            checks=run_checks(args),
+            checks=run_checks(args, options),
             policy=policy_of(args),
-            submit=submit_options(args),
+            submit=options,
         )
     )
 

@@ -18,7 +18,7 @@ from slurm.jobs.requeue import add_policy_options, policy_of
 from slurm.resources import Policy, Resources
 from slurm.submit.arguments import SubmitOptions, Target, add_submit_options, submit_options
 from slurm.submit.code_copy import check_code
-from slurm.submit.elastic import node_counts
+from slurm.submit.elastic import check_node_range, node_counts
 from slurm.submit.launcher import Submission
 from slurm.submit.preflight import RunChecks, check_run, check_time_limit
 
@@ -55,9 +55,7 @@ def submit_run(request: TrainRequest) -> None:
     run_dir, target = request.run_dir, request.submit.target
     resources = resources_for(config, request.submit, request.overrides)
     name = request.submit.job_name(run_dir.name)
-    if request.min_nodes is not None:
-        fallback = node_counts(config, resources, request.min_nodes)
-        resources = dataclasses.replace(resources, fallback_nodes=fallback)
+    resources = _elastic(config, resources, request.min_nodes)
     target.check_idle(run_dir)
     sets, note = check_new_run(config, run_dir, resources, target, request.checks)
     target.check(resources, run_dir, *sets)
@@ -77,12 +75,14 @@ class ResumeRequest:
 
     Attributes:
         run_dirs: The run directories.
+        min_nodes: Fewest nodes that they may run on; None keeps that of the last submission.
         update_code: Whether to run the present code instead of that of the last submission.
         checks: What to check before they are queued.
         submit: Where to, and what each job requests otherwise than at its last submission.
     """
 
     run_dirs: Sequence[Path]
+    min_nodes: int | None
     update_code: bool
     checks: RunChecks
     submit: SubmitOptions
@@ -102,10 +102,8 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
     if not records:
         raise ConfigError(f"{run_dir} was never submitted; use `relaywave slurm train`")
     last, target = records[-1], request.submit.target
-    # what the first submission waited for is over
-    free = dataclasses.replace(last.resources, dependency="", begin="")
-    resources = dataclasses.replace(free, **request.submit.requested)
     config = read_run_config(run_dir)
+    resources = _resources_again(config, last.resources, request)
     target.check_idle(run_dir)
     sets = check_run(config, run_dir, resources, target.site, request.checks)
     note = check_time_limit(config, run_dir, resources, target.site)
@@ -126,6 +124,26 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
         (JobDir(run_dir).slurm_dir / STOP).unlink(missing_ok=True)
     target.launch(submission)
     print_note(note)
+
+
+def _resources_again(config: RunConfig, last: Resources, request: ResumeRequest) -> Resources:
+    """Return the request of a run that is submitted again, by the rules of a new one."""
+    # what the first submission waited for is over
+    free = dataclasses.replace(last, dependency="", begin="", fallback_nodes=())
+    resources = request.submit.changed(vars(free))
+    fewest = request.min_nodes or min(last.fallback_nodes, default=0)
+    if request.min_nodes is None and (fewest >= resources.nodes or resources.fewest_nodes):
+        fewest = 0
+    return _elastic(config, resources, fewest or None)
+
+
+def _elastic(config: RunConfig, resources: Resources, min_nodes: int | None) -> Resources:
+    """Return a request with the smaller numbers of nodes that the run may use as well."""
+    check_node_range(config, resources)
+    if min_nodes is None:
+        return resources
+    fallback = node_counts(config, resources, min_nodes)
+    return dataclasses.replace(resources, fallback_nodes=fallback)
 
 
 def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
@@ -180,40 +198,46 @@ def print_note(text: str) -> None:
 
 def train_command(args: argparse.Namespace) -> None:
     """Submit a run."""
+    options = submit_options(args)
     submit_run(
         TrainRequest(
             recipe=args.recipe,
             overrides=args.overrides,
             run_dir=args.run_dir.absolute(),
             min_nodes=args.min_nodes,
-            checks=run_checks(args),
+            checks=run_checks(args, options),
             policy=policy_of(args),
-            submit=submit_options(args),
+            submit=options,
         )
     )
 
 
 def resume_command(args: argparse.Namespace) -> None:
     """Submit stopped runs again."""
-    data_later = bool(args.data_on_nodes or args.dependency)
+    options = submit_options(args)
     request = ResumeRequest(
         run_dirs=[run_dir.absolute() for run_dir in args.runs],
+        min_nodes=args.min_nodes,
         update_code=args.update_code,
-        checks=RunChecks(data_later=data_later),
-        submit=submit_options(args),
+        checks=RunChecks(data_later=_data_later(args, options)),
+        submit=options,
     )
     for run_dir in request.run_dirs:
         resume_run(run_dir, request)
 
 
-def run_checks(args: argparse.Namespace) -> RunChecks:
+def run_checks(args: argparse.Namespace, options: SubmitOptions) -> RunChecks:
     """Return what the options of `train` and `sweep` say about checking a new run."""
     return RunChecks(
         allow_changes=args.allow_changes,
         correct=True,
-        data_later=bool(args.data_on_nodes or args.dependency),
+        data_later=_data_later(args, options),
         images_per_second=args.images_per_second,
     )
+
+
+def _data_later(args: argparse.Namespace, options: SubmitOptions) -> bool:
+    return bool(args.data_on_nodes or options.requested.get("dependency"))
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -221,16 +245,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="name of a recipe (`relaywave train list`)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory")
-    parser.add_argument(
-        "--min-nodes",
-        type=int,
-        help="minimum number of nodes; shrink the request if the full number stays pending",
-    )
-    parser.add_argument(
-        "--shrink-minutes",
-        type=int,
-        help="minutes that each number of nodes may stay pending (360)",
-    )
+    _add_min_nodes(parser)
     add_training_options(parser)
     parser.set_defaults(command=train_command)
 
@@ -243,6 +258,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the present code instead of that of the last submission",
     )
+    _add_min_nodes(parser)
     _add_data_on_nodes(parser)
     add_submit_options(parser)
     parser.set_defaults(command=resume_command)
@@ -259,6 +275,19 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_data_on_nodes(parser)
     add_policy_options(parser)
     add_submit_options(parser)
+
+
+def _add_min_nodes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-nodes",
+        type=int,
+        help="minimum number of nodes; shrink the request if the full number stays pending",
+    )
+    parser.add_argument(
+        "--shrink-minutes",
+        type=int,
+        help="minutes that each number of nodes may stay pending (360)",
+    )
 
 
 def _add_data_on_nodes(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ class Inputs:
     @property
     def single(self) -> Resources:
         """The request of a job on one node, with one rank."""
-        return dataclasses.replace(self.resources, nodes=1, tasks_per_node=1)
+        return dataclasses.replace(self.resources, nodes=1, fewest_nodes=0, tasks_per_node=1)
 
 
 def pack_steps(
@@ -106,6 +106,7 @@ def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: s
     if not inputs.same_size:
         resources = dataclasses.replace(
             resources,
+            fewest_nodes=0,
             nodes=config.sharding.nodes,
             tasks_per_node=config.sharding.gpus_per_node,
             gpus_per_node=config.sharding.gpus_per_node,

@@ -22,13 +22,13 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/result.json.jobs/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/result.json.jobs/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 

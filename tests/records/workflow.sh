@@ -22,13 +22,13 @@
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -58,13 +58,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%A_%a_%t_log.out --error /pro
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -95,13 +95,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/edm16/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/edm16/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -139,13 +139,13 @@ exit $?
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/relay64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/relay64/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -183,13 +183,13 @@ exit $?
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/wavediff64/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/wavediff64/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -226,13 +226,13 @@ exit $?
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -262,13 +262,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -298,13 +298,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -334,13 +334,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -370,13 +370,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -406,13 +406,13 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 module load cuda/12.4
 ulimit -c 0
 ulimit -n 65536
-export PYTHONPATH=/project/all/slurm/code/CODE
 export PYTHONSAFEPATH=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export NCCL_DEBUG=WARN
 export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm

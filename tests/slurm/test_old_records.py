@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.config_io import to_json
+from models.config_io import from_json, to_json
 from slurm.continuous_eval.schedule import read_schedule, write_schedule
 from slurm.jobs.records import JobDir
+from slurm.resources import Resources
 
 RESOURCES = {
     "type": "Resources", "nodes": 2, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 0,
@@ -53,3 +54,11 @@ def test_evaluation_schedules(tmp_path: Path) -> None:
     assert schedule.protocols[0].words == ("--reference", "r.npz")
     write_schedule(tmp_path, schedule)
     assert json.loads(path.read_text()) == SCHEDULE
+
+
+def test_newer_options_are_written_only_where_they_are_set() -> None:
+    assert to_json(Resources()).keys() == RESOURCES.keys()
+    newer = Resources(gpu_type="a100", sbatch={"licenses": "x:1"})
+    written = json.loads(json.dumps(to_json(newer)))
+    assert written.keys() - RESOURCES.keys() == {"gpu_type", "sbatch"}
+    assert from_json(Resources, written) == newer

@@ -209,7 +209,7 @@ def test_only_sbatch_can_tell_what_unavailable_nodes_will_allow_later(
     nodes: str, reservations: str, rejected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = "Requested node configuration is not available"
-    monkeypatch.setattr(preflight, "submission_problem", lambda script: problem)
+    monkeypatch.setattr(preflight, "submission_problem", lambda script, environment: problem)
     monkeypatch.setattr(
         slurm_cli, "run_slurm", lambda command: nodes if command[0] == "sinfo" else reservations
     )
