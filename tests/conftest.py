@@ -18,11 +18,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=COMMITTED_GOLDENS,
         help="folder with rdm/, wavediff/ and evaluation/: numbers of the official implementations",
     )
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where tensors are made unless a test says so; tests/gpu runs goldens with cuda",
+    )
 
 
 @pytest.fixture(scope="session")
 def goldens_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--goldens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _device(request: pytest.FixtureRequest) -> None:
+    """Make all tensors on another device, in full float32, if asked to."""
+    device = request.config.getoption("--device")
+    if device != "cpu":
+        torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session", autouse=True)

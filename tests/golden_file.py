@@ -27,7 +27,7 @@ class Golden:
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a numeric array as a tensor."""
-        return torch.from_numpy(np.array(self.array(name)))
+        return torch.from_numpy(np.array(self.array(name))).to(torch.get_default_device())
 
     def array(self, name: str) -> NDArray[Any]:
         self._used.add(name)

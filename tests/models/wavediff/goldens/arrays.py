@@ -51,7 +51,7 @@ class Arrays:
         return self._arrays[self._prefix + name]
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        tensor = torch.from_numpy(np.array(self.numpy(name)))
+        tensor = torch.from_numpy(np.array(self.numpy(name))).to(torch.get_default_device())
         return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     def number(self, name: str) -> float:
