@@ -35,6 +35,7 @@ from dist_train.config import (
 )
 from dist_train.engine.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from dist_train.monitoring.divergence import DivergenceCheck
+from dist_train.runtime.events import read_events
 from dist_train.snapshots import set_aside
 from models.command_line import EXIT_LOST, EXIT_STORAGE
 from models.config_io import ConfigError, override
@@ -131,6 +132,11 @@ def test_non_finite_updates_stop_are_skipped_or_rolled_back(
     tmp_path: Path, zero_stage: int, poison: str
 ) -> None:
     run_ranks(2, _check_divergence, tmp_path, zero_stage, poison)
+    started, rolled_back, ended = read_events(tmp_path / "back")
+    assert (started.event, started.images_seen, started.ranks) == ("start", 0, 2)
+    assert (rolled_back.event, rolled_back.images_seen) == ("roll_back", HALF)
+    assert f"rolled back from {5 * BATCH} to {HALF} images" in rolled_back.why
+    assert (ended.event, ended.images_seen) == ("end", WHOLE)
 
 
 EVERY_STEP = f"checkpoint.snapshot_every_images={BATCH}"
