@@ -1,5 +1,6 @@
 """Distributed generation and evaluation of snapshots.
 
+agreement.py    Ranks agree on what they are to do before they do it
 arguments.py    The options of the evaluation commands
 circumstances.py  What a result depends on besides weights: facts that are compared by name
 commands.py     What each sub-command does, once its command line is parsed

