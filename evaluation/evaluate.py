@@ -168,7 +168,7 @@ def _features(
     sets = extract(images, identity, detectors, store, world, batch_size=size)
     taken: dict[str, Any] = {"features": time.monotonic() - started}
     if isinstance(images, GeneratedImages):
-        taken |= {"nfe": images.nfe, "tf32": images.tf32, "sampling": images.seconds}
+        taken |= {"nfe": images.nfe, "sampling": images.seconds}
         taken["features"] -= images.seconds
     return sets, taken
 
@@ -176,7 +176,7 @@ def _features(
 def _note_times(result: Result, taken: Mapping[str, Any]) -> None:
     seconds = result["seconds"]
     if "nfe" in taken:
-        result |= {"nfe": taken["nfe"], "tf32": taken["tf32"]}
+        result["nfe"] = taken["nfe"]
         seconds["sampling"] = round((seconds["sampling"] or 0) + taken["sampling"], 3)
     seconds["features"] = round(seconds["features"] + taken["features"], 3)
 

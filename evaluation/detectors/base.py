@@ -127,6 +127,10 @@ def exact_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmuls)
 
 
+PYTORCH_TF32 = {"convolutions": True, "matrix_products": False}
+"""Where PyTorch may use TF32 unless it is told otherwise."""
+
+
 def allowed_tf32() -> dict[str, bool]:
     """Return where this process may use TF32, outside of `exact_arithmetic`: PyTorch's defaults."""
     return {

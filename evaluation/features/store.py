@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.detectors.base import Detector
+from evaluation.detectors.base import PYTORCH_TF32, Detector
 from evaluation.digest import short_hash
 from evaluation.features.batches import BatchStore, MomentStore, TapBatches
 from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
@@ -104,6 +104,8 @@ class FeatureEntry:
             num_kept=num_kept if self._n > STREAMING_IMAGES else None,
         )
         made_of = {**self.record.__dict__, "images": images["digest"]}
+        if (tf32 := images.get("tf32", PYTORCH_TF32)) != PYTORCH_TF32:
+            made_of["tf32"] = tf32
         self.path = root / short_hash(made_of)
 
     def missing(self) -> list[str]:

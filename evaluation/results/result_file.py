@@ -22,11 +22,12 @@ from evaluation.detectors.base import Detector, allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
 from evaluation.metrics.statistics import FeatureSet
+from evaluation.samples.generate import unlike
 from evaluation.samples.postprocess import PostProcess
 from models.safe_files.documents import DocumentError, Format, read_object
 
 FORMAT = "relaywave-result-1"
-REUSED = ("metrics", "seconds", "created", "nfe", "tf32")
+REUSED = ("metrics", "seconds", "created", "nfe")
 """What a result takes over from an unfinished or smaller one of the same request."""
 
 Result = dict[str, Any]
@@ -223,7 +224,7 @@ def new_result(
         "metrics": {},
         "seconds": {"sampling": samples["seconds"] if samples else None, "features": 0.0},
         "versions": versions(),
-        "tf32": samples.get("tf32") if samples else allowed_tf32(),
+        "tf32": samples.get("tf32") if samples else images.get("tf32", allowed_tf32()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -234,20 +235,31 @@ def resumed(out: Path, old: Result, new: Result, replace: bool = False) -> Resul
     Raises:
         ValueError: The old one is of another request; the message says in what they differ.
     """
-    if old["identity"] == new["identity"]:
+    drawn = _unlike_samples(old, new)
+    if old["identity"] == new["identity"] and not drawn:
         return new | {key: old[key] for key in REUSED if key in old}
     if replace:
         return new
     theirs, ours = old.get("made_of", {}), new["made_of"]
-    differences = [
+    differences = [drawn] if drawn else []
+    differences += [
         f"{key} is {theirs.get(key)}, not {ours.get(key)}"
         for key in [*ours, *(key for key in theirs if key not in ours)]
-        if theirs.get(key) != ours.get(key)
+        if theirs.get(key) != ours.get(key) and not (key == "images" and drawn)
     ]
     said = "; ".join(differences) if theirs else "written by an older relaywave"
     raise ValueError(
         f"{out} holds the result of another request ({said}); give another --out, or --replace it"
     )
+
+
+def _unlike_samples(old: Result, new: Result) -> str:
+    """Say in what the samples of two results were drawn in other ways; "" if they were not."""
+    both = [
+        {"tf32": result.get("tf32")} | (result["samples"] or result["images"])
+        for result in (old, new)
+    ]
+    return unlike(*both) if all(images.get("models") for images in both) else ""
 
 
 def reference_digest(reference: FeatureSet) -> str:

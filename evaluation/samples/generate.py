@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from evaluation.image_sets.image_set import Labels
 from evaluation.image_sets.seeds import format_seeds
 from evaluation.overlap import ahead, cores_of_rank
 from evaluation.samples.postprocess import QUANTISATIONS, PostProcess
-from models.config_io import ConfigError, from_json, to_json
+from models.config_io import ConfigError, differences, from_json, to_json
 from models.families import AnyObjective
 from models.sample_rng import stream_seed
 from models.sampler import Sampler, balanced_labels, sample
@@ -29,6 +29,9 @@ from models.snapshot import Snapshot, load_sampler, sampled_classes
 
 MOST_BATCHES = 4
 """Batches of samples in memory that wait to be encoded and written."""
+
+SHOWN = 3
+"""Differences between samples that are shown."""
 
 LabelPolicy = Literal["balanced", "random"]
 
@@ -127,7 +130,11 @@ class GeneratedImages:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The models' digests and every setting that the images depend on."""
+        """The models' digests and every setting that the images depend on.
+
+        TF32 is not in the digest, as it was not always recorded: who compares identities compares
+        it beside that (`unlike`).
+        """
         spec = self.spec
         document = {
             "kind": "generated",
@@ -141,7 +148,8 @@ class GeneratedImages:
         }
         if len(self.classes) < self.snapshots[-1].objective.label_dim:
             document["classes"] = list(self.classes)
-        return document | {"digest": short_hash(document | {"models": made_by(document)["models"]})}
+        digest = short_hash(document | {"models": made_by(document)["models"]})
+        return document | {"digest": digest, "tf32": self.tf32}
 
     def __len__(self) -> int:
         return len(self.spec.seeds)
@@ -232,6 +240,26 @@ def made_by(identity: dict[str, Any]) -> dict[str, Any]:
         for model in identity["models"]
     ]
     return document | {"models": models}
+
+
+def unlike(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Say in what samples of two identities differ besides seeds; "" if they belong together.
+
+    An identity of an older version does not say where TF32 was allowed: that is not compared.
+    """
+    recorded = bool(theirs.get("tf32") and ours.get("tf32"))
+    both = []
+    for identity in (theirs, ours):
+        facts = made_by(dict(identity))
+        models = facts.pop("models")
+        stages = {f"stage {number}": model for number, model in enumerate(models, start=1)}
+        tf32 = {"TF32": facts.pop("tf32", None)} if recorded else {}
+        facts.pop("tf32", None)
+        both.append(facts | (models[0] if len(models) == 1 else stages) | tf32)
+    found = differences(both[0], both[1])
+    said = [f"{name} is {was}, not {now}" for name, (was, now) in found.items()]
+    more = [f"and {len(said) - SHOWN} more"] if len(said) > SHOWN else []
+    return "; ".join([*said[:SHOWN], *more])
 
 
 def _under_present_names(objective: Any) -> Any:

@@ -36,8 +36,8 @@ from evaluation.samples.generate import (
     GeneratedImages,
     SampleSpec,
     check_settings,
-    made_by,
     post_threads,
+    unlike,
 )
 from evaluation.samples.sample_shards import SampleShards
 from models.safe_files.transient import TRANSIENT, retried
@@ -166,8 +166,9 @@ class StoredSamples:
         manifest = self.manifest
         if manifest is None:
             return self._others_in_it()
-        if made_by(manifest["identity"]) != made_by(self.identity):
-            what = "samples of another model or with other settings"
+        theirs = {"tf32": manifest["tf32"]} | manifest["identity"]
+        if said := unlike(theirs, self.identity):
+            what = f"samples of another model or with other settings ({said})"
         elif manifest["layout"] != self._store.layout:
             what = "samples in another layout (files or shards; shards of other seeds or sizes)"
         else:
