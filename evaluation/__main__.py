@@ -28,6 +28,7 @@ from dist_train.runtime.launch import launch_ranks, should_launch
 from dist_train.runtime.preemption import stop_with_launcher
 from dist_train.runtime.watchdog import LostRankError, is_lost_contact
 from dist_train.runtime.world import World, init_world
+from evaluation import dry_run
 from evaluation.arguments import build_parser, parse
 from evaluation.commands import COMMANDS, Work
 
@@ -49,6 +50,10 @@ def _run(arguments: list[str], prog: str) -> int:
     world = None
     try:
         with command_line.about(place):
+            if vars(args).get("dry_run"):
+                dry_run.check(args)
+                print(f"{args.command}: valid")
+                return 0
             launches = should_launch(vars(args).get("ranks"))
             if hasattr(args, "ranks") and "RANK" in os.environ:
                 world = init_world(TIMEOUT)

@@ -43,9 +43,16 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
         description="Draw samples, compute references and results; ranks share the work.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_sample(_shared(_command(commands, "sample", "write samples as image files")))
-    _add_reference(_shared(_command(commands, "reference", "compute reference statistics")))
-    _add_run(_shared(_command(commands, "run", "evaluate snapshots or images")))
+    sample = _shared(_command(commands, "sample", "write samples as image files"))
+    reference = _shared(_command(commands, "reference", "compute reference statistics"))
+    run = _shared(_command(commands, "run", "evaluate snapshots or images"))
+    _add_sample(sample)
+    _add_reference(reference)
+    _add_run(run)
+    for parser_of_command in (sample, reference, run):
+        parser_of_command.add_argument(
+            "--dry-run", action="store_true", help="only say whether the command is valid"
+        )
     _add_sheet(_shared(_command(commands, "sheet", "draw images to look at, and say which")))
     _add_views(commands)
     _add_conversions(commands)

@@ -1,7 +1,8 @@
 """Dry run: validate a command line so that launchers can reject it before queueing.
 
 The request is built and checked by the functions that the command itself uses. Detectors are loaded
-on the CPU, samples are not drawn, and images are not decoded.
+on the CPU and samples are not drawn. Images are read only where a result is already there: whether
+it is of the same request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 from evaluation.arguments import parse
 from evaluation.detectors.registry import build_detector
+from evaluation.evaluate import check_result
 from evaluation.reference.reference import load_statistics, same_reference
 from evaluation.request import (
     evaluations_of,
@@ -33,13 +35,18 @@ def dry_run(arguments: Sequence[str], *, inputs: bool = True) -> argparse.Namesp
         SystemExit: It does not parse; a usage message was printed.
     """
     args = parse(arguments)
+    check(args, inputs=inputs)
+    return args
+
+
+def check(args: argparse.Namespace, *, inputs: bool = True) -> None:
+    """Validate the arguments of `sample`, `reference` or `run`, as `dry_run` does."""
     if args.command == "sample":
         _check_sample(args, inputs)
     elif args.command == "reference":
         _check_reference(args, inputs)
     elif args.command == "run":
         _check_run(args, inputs)
-    return args
 
 
 def _check_sample(args: argparse.Namespace, inputs: bool) -> None:
@@ -60,8 +67,9 @@ def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
 def _check_run(args: argparse.Namespace, inputs: bool) -> None:
     requests = evaluations_of(args, inputs=inputs)
     unlike = {(r.detector, r.metrics, r.reference.preprocessing): r for r in requests}
+    detectors = {r.detector: build_detector(r.detector) for r in unlike.values()}
     for request in unlike.values():  # a protocol's repeats differ in their samples only
-        detector = build_detector(request.detector)
+        detector = detectors[request.detector]
         metrics = request.metrics.requests(detector)
         statistics = load_statistics(request.reference, detector)
         for metric in metrics.values():
@@ -70,3 +78,5 @@ def _check_run(args: argparse.Namespace, inputs: bool) -> None:
     for request in requests:
         if isinstance(request.images, SampleRequest):
             check_samples(request.images)
+        if inputs:
+            check_result(request, detectors[request.detector])

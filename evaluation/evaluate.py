@@ -7,12 +7,15 @@ of ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, DetectorConfig
@@ -24,9 +27,16 @@ from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.registry import MetricRequest
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.protocols import record_protocol
-from evaluation.reference.reference import load_reference
+from evaluation.reference.reference import describe_reference, load_reference
 from evaluation.request import Evaluation
-from evaluation.results.result_file import Result, new_result, start_result, write_result
+from evaluation.results.result_file import (
+    Result,
+    new_result,
+    read_result,
+    resumed,
+    start_result,
+    write_result,
+)
 from evaluation.samples.generate import GeneratedImages
 from evaluation.samples.sample_dir import SampleRequest, open_samples
 
@@ -118,25 +128,67 @@ def _evaluate_images(
     return results
 
 
+def check_result(request: Evaluation, detector: Detector) -> None:
+    """Raise ValueError if the result file holds the result of another request, as the run would.
+
+    It is taken to run on devices of the kind that the file was made on: a dry run may be made on
+    another machine. The images are read only if the file is there.
+    """
+    images = request.images
+    is_open = not isinstance(images, SampleRequest) or bool(images.snapshots)
+    if request.replace or not is_open or not request.out.exists():
+        return
+    old = read_result(request.out)
+    if isinstance(images, SampleRequest):
+        device = _device(old["images"].get("device"))
+        images = GeneratedImages(images.snapshots, images.spec, device)
+    device = _device(old.get("made_of", {}).get("device of the detector"))
+    resumed(
+        request.out,
+        old,
+        _new_result(
+            request,
+            dataclasses.replace(detector, device=device),
+            describe_reference(request.reference, detector),
+            images.identity,
+            images,
+        ),
+    )
+
+
+def _device(recorded: Any) -> torch.device:
+    """Return the kind of device that a file records; the CPU where it records none."""
+    return torch.device("cuda" if recorded == "cuda" else "cpu")
+
+
 def _start(
     evaluation: Prepared, identity: Mapping[str, Any], images: ImageSet, world: World
 ) -> Result:
-    request = evaluation.request
-    protocol = request.protocol
-    result = new_result(
+    request, detector = evaluation.request, evaluation.detector
+    result = _new_result(request, detector, evaluation.reference, identity, images)
+    if request.protocol is not None:
+        metrics = evaluation.metrics.values()
+        result["protocol"] = record_protocol(request.protocol, result, metrics)
+    return start_result(request.out, result, world, replace=request.replace)
+
+
+def _new_result(
+    request: Evaluation,
+    detector: Detector,
+    reference: FeatureSet,
+    identity: Mapping[str, Any],
+    images: ImageSet,
+) -> Result:
+    return new_result(
         title=request.title,
         images=identity,
         samples=images.manifest,
         resolution=resolution_of(images),
-        reference=evaluation.reference,
-        detector=evaluation.detector,
+        reference=reference,
+        detector=detector,
         settings=request.settings,
-        protocol=protocol.name if protocol else None,
+        protocol=request.protocol.name if request.protocol else None,
     )
-    if protocol is not None:
-        metrics = evaluation.metrics.values()
-        result["protocol"] = record_protocol(protocol, result, metrics)
-    return start_result(request.out, result, world, replace=request.replace)
 
 
 def resolution_of(images: ImageSet) -> int:

@@ -85,6 +85,26 @@ def load_reference(
         return statistics
     used = [tap for tap in detector.widths if tap in taps] or [*detector.widths][:1]
     computed = _extract(settings.images, settings, detector.with_taps(used), world)
+    return _joined(settings, statistics, computed)
+
+
+def describe_reference(settings: ReferenceSettings, detector: Detector) -> FeatureSet:
+    """Return a reference as `load_reference` does, but without the features of its images.
+
+    That is enough to tell it from others; the images are read, not decoded.
+    """
+    statistics = load_statistics(settings, detector)
+    if settings.images is None:
+        assert statistics is not None, "a reference is a file, images, or both"
+        return statistics
+    meta = {"images": settings.images.identity, "detector": dict(detector.identity)}
+    return _joined(settings, statistics, FeatureSet(meta, len(settings.images)))
+
+
+def _joined(
+    settings: ReferenceSettings, statistics: FeatureSet | None, computed: FeatureSet
+) -> FeatureSet:
+    """Return the reference that a file's statistics, if any, and images' features make."""
     if statistics is None:
         return computed
     if computed.meta["images"]["path"] == str(settings.statistics):  # one file holds both
