@@ -13,6 +13,19 @@ FAILED = "failed"
 """Key of the group's store that says that a rank has printed why it ends."""
 
 
+class PartError(ValueError):
+    """What is wrong in a rank's part of the work, which is likely to be so in those of others.
+
+    Args:
+        text: The line about it, with what is this rank's own, e.g. the number of an image.
+        cause: What is wrong on all these ranks; the first one to fail by it speaks for them.
+    """
+
+    def __init__(self, text: str, cause: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
 def fail(error: BaseException, world: World | None) -> int:
     """Print what went wrong, once for all ranks that end by it; returns the exit code.
 
@@ -31,7 +44,8 @@ def fail(error: BaseException, world: World | None) -> int:
     elif isinstance(error, LostRankError):
         speaks = not _is_said(world)
     else:
-        speaks = _claim(world, command_line.describe(error))
+        cause = error.cause if isinstance(error, PartError) else command_line.describe(error)
+        speaks = _claim(world, cause)
     return command_line.fail(error) if speaks else code
 
 

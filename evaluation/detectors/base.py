@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dist_train.runtime.rank_errors import PartError
 from evaluation.detectors.resize import PREPROCESSINGS
 from evaluation.detectors.weights import find_weights
 from models.convert.pickle_reader import check_torch_pickles, unreadable
@@ -107,10 +108,8 @@ def check_finite(features: Tensor, indices: Sequence[int], name: str) -> None:
     """Raise ValueError if a feature [B, D] of the images of these indices is NaN or infinite."""
     bad = (~features.isfinite()).any(1).nonzero()
     if len(bad):
-        raise ValueError(
-            f"image {indices[int(bad[0])]} has NaN or infinite features ({name});"
-            " the weights or the arithmetic are broken"
-        )
+        cause = f"NaN or infinite features ({name}); the weights or the arithmetic are broken"
+        raise PartError(f"image {indices[int(bad[0])]} has {cause}", cause)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dist_train.runtime.rank_errors import PartError
 from evaluation.detectors.base import allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import Labels
@@ -217,10 +218,11 @@ class GeneratedImages:
 
         images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
         if not finite[0]:
-            raise ValueError(
-                f"{self.snapshots[-1].path} draws samples that are not finite (seeds {seeds[0]} to"
-                f" {seeds[-1]}): the model diverged, or its sampler's settings let it; take an"
-                " earlier snapshot, or other settings"
+            cause = f"{self.snapshots[-1].path} draws samples that are not finite"
+            raise PartError(
+                f"{cause} (seeds {seeds[0]} to {seeds[-1]}): the model diverged, or its sampler's"
+                " settings let it; take an earlier snapshot, or other settings",
+                cause,
             )
         self.seconds += time.monotonic() - started
         return images

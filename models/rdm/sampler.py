@@ -218,8 +218,10 @@ class NetworkDenoiser:
 def finished(images: Tensor, operations: Sequence[tuple[str, float]]) -> Tensor:
     """Apply the scripts' 8-bit operations, if any, to images in [-1, 1].
 
-    The result of `quantise` on enhanced images is exactly the enhanced 8-bit image.
+    The result of `quantise` on enhanced images is exactly the enhanced 8-bit image. Pixels that are
+    not finite stay so, for the caller to find: as 8-bit values they would be black.
     """
     if not operations:
         return images
-    return enhance(quantise(images), operations).to(images.dtype) / 127.5 - 1
+    enhanced = enhance(quantise(images), operations).to(images.dtype) / 127.5 - 1
+    return torch.where(images.isfinite(), enhanced, images)
