@@ -32,6 +32,11 @@ MEASURED = {
     "hflip of the reference",
 }  # fmt: skip
 """Facts that a result may fail to record; what else a drawn sample lacks, its model is without."""
+UNRECORDED = {
+    "images of the reference":
+        "images of the reference (its file does not record how many images it was made of)",
+}  # fmt: skip
+"""What is said of facts that are not recorded, where their name alone does not tell."""
 IMAGE_KINDS = {"images", "packed", "sample batch"}
 """Kinds of sets of which we computed the statistics; files of other tools do not record all."""
 ROUNDING = {"sampler_dtype"}
@@ -200,7 +205,7 @@ def _reference(reference: Mapping[str, Any]) -> Facts:
     is_ours = images.get("kind") in IMAGE_KINDS
     facts: Facts = {"reference": str(reference["digest"])[:12]}
     known = {
-        "images of the reference": reference["n"],
+        "images of the reference": reference["n"] or None,  # 0 in files of older versions
         "features of the reference": reference.get("features") or None,
         "codec of the reference": _codec(images).get("codec"),
         "hflip of the reference": reference.get("flipped", False) if is_ours else None,
@@ -220,7 +225,8 @@ def differences(ours: Facts, theirs: Facts) -> list[str]:
     unknown = [name for name in lacking if name not in of_sampler]
     if of_sampler:
         lines.append(f"the model has no {', '.join(of_sampler)}")
-    return lines + ([f"not recorded, so not checked: {', '.join(unknown)}"] if unknown else [])
+    named = ", ".join(UNRECORDED.get(name, name) for name in unknown)
+    return lines + ([f"not recorded, so not checked: {named}"] if unknown else [])
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ from evaluation.image_sets.image_set import open_images
 from evaluation.protocols import PROTOCOLS, describe_protocol
 from evaluation.reference.exporters import export, write_batch
 from evaluation.reference.importers import read_statistics
-from evaluation.reference.reference import feature_cache, make_reference
+from evaluation.reference.reference import STATISTICS_OR_IMAGES, feature_cache, make_reference
 from evaluation.reference.statistics_file import read_reference, write_reference
 from evaluation.request import (
     evaluations_of,
@@ -43,6 +43,7 @@ from evaluation.sheets.make import make_sheet
 from evaluation.sheets.sheet import record_path
 from models.command_line import check_least, say
 from models.safe_files.atomic import new_file
+from models.safe_files.nearest import check_there
 from models.snapshot import sampled_classes
 
 Work = Callable[[World], None]
@@ -128,6 +129,8 @@ def compare(args: argparse.Namespace) -> None:
 def gc(args: argparse.Namespace) -> None:
     """Show the features that are kept, and remove those that were not used for long."""
     check_least(args, older_than=0)
+    for path in args.stores:
+        check_there(path, "a run, or a directory of results")
     stores = [features_dir(path) for path in args.stores]
     for store in stores or [feature_cache()]:
         found = entries(store)
@@ -158,6 +161,7 @@ def weights(args: argparse.Namespace) -> None:
 
 def export_statistics(args: argparse.Namespace) -> None:
     """Write our statistics, or images, as a file of another tool."""
+    check_there(args.source, STATISTICS_OR_IMAGES)
     if args.format == "adm_samples":
         write_batch(open_images(args.source), args.out)
     else:
@@ -179,6 +183,7 @@ def import_statistics(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert Inception weights to safetensors."""
+    check_there(args.weights, "a weights file")
     digest = convert_inception(args.weights, args.out, args.sha256)
     print(f"{args.out}: 472 tensors, sha256 of the tensors {digest}")
 

@@ -22,13 +22,19 @@ from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.registry import MetricSettings
 from evaluation.protocols import Protocol, find_protocol
 from evaluation.reference.prepared import prepare_images
-from evaluation.reference.reference import NUM_FEATURES, ReferenceSettings, open_reference
+from evaluation.reference.reference import (
+    NUM_FEATURES,
+    STATISTICS_OR_IMAGES,
+    ReferenceSettings,
+    open_reference,
+)
 from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
 from evaluation.sheets.make import SheetRequest
 from evaluation.unused_options import check_grid_options, check_run_options
+from models.safe_files.nearest import check_there
 from models.snapshot import Snapshot, read_snapshot
 
 DEFAULT_SAMPLES = 50_000
@@ -98,6 +104,7 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
     protocols: list[Protocol | None] = [find_protocol(name) for name in _names(args.protocol)]
     pairs = [(p, name) for p in protocols or [None] for name in detectors_of(args, p)]
     _check_options(args, [name for _, name in pairs])
+    _check_paths(args, [name for _, name in pairs], inputs)
     source = _Source(args, inputs)
     requests = [
         _evaluation(args, source, protocol, name, several=len(pairs) > 1, repeat=repeat)
@@ -207,6 +214,7 @@ class _Source:
 def samples_of(args: argparse.Namespace) -> SampleRequest:
     """Return the request of `sample`."""
     paths, overrides = split_overrides(args.source)
+    _check_sources(paths)
     check_grid_options(args)
     snapshots = read_snapshots(paths, overrides)
     return SampleRequest(snapshots, spec_of(args), args.out, args.shard_images)
@@ -252,6 +260,27 @@ def _check_options(args: argparse.Namespace, detectors: Sequence[str]) -> None:
             raise ValueError(f"{flag} is for one detector; with several, write {flag} {example}")
 
 
+def _check_paths(args: argparse.Namespace, detectors: Sequence[str], inputs: bool) -> None:
+    """Raise ValueError if a path leads nowhere, before anything is opened."""
+    if inputs:
+        _check_sources(split_overrides(args.source)[0])
+        for path in references_of(args):
+            check_there(path, STATISTICS_OR_IMAGES)
+    for name in detectors:
+        _check_weights(_value_for(args.weights, name), name)
+
+
+def _check_weights(path: str, detector: str) -> None:
+    if path:
+        missing = f"weights file {path} cannot be read: it does not exist"
+        check_there(Path(path), f"one of {detector}", missing)
+
+
+def _check_sources(paths: Sequence[Path]) -> None:
+    for path in paths:
+        check_there(path, "a snapshot, a run or a set of images")
+
+
 def _pieces(text: str) -> list[tuple[str, str]]:
     """Split `a=X,b=Y` into detectors and values; a text without detectors is for any ("")."""
     parts = [part.partition("=") for part in text.split(",")] if text else []
@@ -279,9 +308,11 @@ def detector_of(
         if others:
             raise ValueError(f"--detector {args.detector}: this command takes one detector")
     theirs = protocol.preprocessing if protocol and name == protocol.detector else ""
+    weights = _value_for(args.weights, name)
+    _check_weights(weights, name)
     return DetectorConfig(
         name,
-        _value_for(args.weights, name),
+        weights,
         _value_for(args.pipeline, name) or theirs,
         _value_for(args.weights_sha256, name),
         args.compile,
@@ -423,6 +454,8 @@ def sheet_of(args: argparse.Namespace) -> SheetRequest:
     Raises:
         ValueError: A set of images does not exist, or is a model, whose samples are not drawn yet.
     """
+    for path in [*args.images, *([args.reference] if args.reference else [])]:
+        check_there(path, "a set of images")
     for path in args.images:
         if is_snapshot(path):
             raise ValueError(
@@ -447,7 +480,11 @@ def sheet_of(args: argparse.Namespace) -> SheetRequest:
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Separate paths from `key=value` overrides."""
-    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    overrides = [
+        text
+        for text in arguments
+        if "=" in text and "/" not in text.partition("=")[0] and not Path(text).exists()
+    ]
     paths = [Path(text) for text in arguments if text not in overrides]
     if not paths:
         raise ValueError("name a snapshot, a run or a set of images")
@@ -477,8 +514,6 @@ def read_snapshots(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Sna
 def default_out(path: Path, name: str) -> Path:
     """Return RUN/evaluation/SNAPSHOT-NAME.json. Raises ValueError outside of run directories."""
     if path.parent.name != "snapshots":
-        if not path.exists():
-            raise ValueError(f"{path} does not exist: there is neither a run nor a set of images")
         raise ValueError("--out is missing: name the result file (only runs have a default)")
     return path.parent.parent / "evaluation" / f"{path.name}-{name}.json"
 

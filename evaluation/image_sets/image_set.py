@@ -46,6 +46,7 @@ from evaluation.image_sets.npz import NpzArray, npz_names, read_npz
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.overlap import ahead
 from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.nearest import check_there
 from models.safe_files.typed_json import from_json
 
 SAMPLES = "samples.json"
@@ -95,8 +96,7 @@ def open_images(path: Path) -> ImageSet:
     Raises:
         ValueError: Nothing there, no images in it, or `sample` has not finished writing it.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give a directory, zip, tar or npz of images")
+    check_there(path, "a directory, zip, tar or npz of images")
     if path.suffix == ".npz":
         return ArrayImages(path)
     manifest = _finished_manifest(path)

@@ -26,6 +26,7 @@ from models.convert.pickle_reader import (
     read_pickled_npy,
 )
 from models.safe_files.archives import ArchiveError, check_torch_file, read_member
+from models.safe_files.nearest import check_there
 from models.safe_files.regular import check_file
 from models.safe_files.transient import retried
 
@@ -113,8 +114,7 @@ def main_tap(detector: str) -> str:
 
 def _reader(path: Path) -> Reader | None:
     """Return the reader of a file's kind, None for our own."""
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
+    check_there(path, "a statistics file")
     if path.suffix == ".npz":
         return _npz_reader(path, npz_names(path))
     readers: dict[str, Reader] = {".npy": _npy, ".pkl": _pickle, ".pt": _torch_cache}

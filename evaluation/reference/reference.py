@@ -21,11 +21,13 @@ from evaluation.image_sets.npz import npz_names
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.reference.importers import read_statistics
 from evaluation.reference.statistics_file import read_reference, write_reference
+from models.safe_files.nearest import check_there
 
 NUM_FEATURES = 10_000
 """Features that a computed reference stores by default."""
 NAMES = {"pipeline": "preprocessing"}
 """Names of a detector's settings in messages, where the key in files is another."""
+STATISTICS_OR_IMAGES = "a statistics file or a set of images"
 STATISTICS_SUFFIXES = {".npz", ".npy", ".pkl", ".pt"}
 
 
@@ -56,8 +58,7 @@ def open_reference(path: Path) -> tuple[Path | None, ImageSet | None]:
     Raises:
         ValueError: It does not exist, or is neither.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give a statistics file or a set of images")
+    check_there(path, STATISTICS_OR_IMAGES)
     arrays = npz_names(path) if path.suffix == ".npz" else set()
     is_file = path.suffix in STATISTICS_SUFFIXES and arrays != {"arr_0"}
     holds_images = not is_file or "arr_0" in arrays

@@ -25,6 +25,7 @@ from evaluation.metrics.statistics import FeatureSet
 from evaluation.samples.generate import unlike
 from evaluation.samples.postprocess import PostProcess
 from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.nearest import check_there
 
 FORMAT = "relaywave-result-1"
 REUSED = ("metrics", "seconds", "created", "nfe")
@@ -218,7 +219,7 @@ def new_result(
         "nfe": samples["nfe"] if samples else None,
         "resolution": resolution,
         "reference": reference.meta
-        | {"n": reference.n, "digest": digest, "features": reference.num_rows},
+        | {"n": reference.n or None, "digest": digest, "features": reference.num_rows},
         "detector": {**detector.identity, "label": detector.label, "weights": detector.weights},
         "protocol": None,
         "metrics": {},
@@ -332,6 +333,8 @@ def find_results(paths: list[Path]) -> list[Result]:
         ValueError: There are no results, or a file that was named is damaged.
     """
     results: list[Result] = []
+    for path in paths:
+        check_there(path, "a result file, a run, or a directory of results")
     for path in paths:
         within = path / "evaluation" if (path / "evaluation").is_dir() else path
         results += _results_below(within) if within.is_dir() else [read_result(path)]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import TypeVar
 
+from models.safe_files.nearest import check_there
+
 T = TypeVar("T")
 
 
@@ -53,8 +55,7 @@ def check_protocol(arguments: Sequence[str]) -> None:
 
     parsed = in_one_line(lambda: dry_run(["run", "SNAPSHOT", *arguments], inputs=False))
     for reference in references_of(parsed):
-        if not reference.exists():
-            raise FileNotFoundError(f"{reference} does not exist")
+        check_there(reference, "a statistics file or a set of images")
 
 
 def in_one_line(validate: Callable[[], T]) -> T:
