@@ -169,6 +169,24 @@ def load_recorded(imports: Any, place: object) -> None:
         _import(plugin)
 
 
+class Reimport:
+    """Pickles as: import this process' plugins. What is unpickled after it may be of their classes.
+
+    A process that is started by pickles (spawn) has read no command line.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the call that unpickling makes."""
+        return _reimported, (tuple(LOADED.values()),)
+
+
+def _reimported(found: Sequence[Plugin]) -> Reimport:
+    for plugin in found:
+        if plugin.name not in LOADED:
+            _import(plugin)
+    return Reimport()
+
+
 def imported() -> tuple[Import, ...]:
     """Return what runs that are started now record of --import."""
     requested = (LOADED[name] for name in sorted(LOADED) if LOADED[name].requested)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import relaywave
+from data_pipelines.packed.manifest import read_manifest
 from tests.paths import ROOT
 from tests.plugins import plugins_apart
 
@@ -120,6 +121,18 @@ def test_its_backend_delivers_to_training(
     assert "has images of 16x16; set data.resolution to that" in capsys.readouterr().err
     assert command(*train, "total_images=16") == 0
     assert json.loads((tmp_path / "run" / "data.json").read_text())["num_images"] == 80
+
+
+def test_a_source_of_a_file_is_read_by_packing_processes(tmp_path: Path) -> None:
+    """They are started by pickles, and the file's module is in no search path."""
+    example = (ROOT / "examples/plugin/relaywave_flow/arrays.py").read_text()
+    (tmp_path / "source.py").write_text(example.replace('"npy"', '"array"'))
+    images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    pack = ("data", "pack", "array", tmp_path / "images.npy", tmp_path / "set", "--resolution=16")
+    with plugins_apart():
+        assert command(*pack, "--workers=2", "--import", tmp_path / "source.py") == 0
+    assert read_manifest(tmp_path / "set").num_images == 300
 
 
 def test_its_workflow_is_listed_with_ours(

@@ -33,6 +33,7 @@ from data_pipelines.images import (
 )
 from data_pipelines.sources.base import Entry, Skip, Source, SourceError
 from data_pipelines.sources.steady import SteadyReader
+from models.plugins import Reimport
 
 CHUNK = 32
 """Items that a process converts at a time."""
@@ -67,7 +68,7 @@ def converted(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=start_worker,
-        initargs=(source, conversion),
+        initargs=(Reimport(), source, conversion),
     )
     try:
         yield from _in_order(pool, entries, in_flight=4 * workers)
@@ -97,9 +98,10 @@ _converter: ChunkConverter | None = None
 """Of a process that start_worker has prepared."""
 
 
-def start_worker(source: Source, conversion: Conversion) -> None:
+def start_worker(plugins: Reimport, source: Source, conversion: Conversion) -> None:
     """Prepare this process: ignore Ctrl-C, exit with the parent, open the source."""
     global _converter
+    del plugins  # the source may be of one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _converter = ChunkConverter(source, conversion)
