@@ -82,9 +82,9 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (__doc__ or "").strip()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    recipe = parser.add_argument("recipe", help="name of a recipe, or a command")
+    command_line.add_settings(parser, "name of a recipe, or a command")
+    recipe = next(action for action in parser._actions if action.dest == "recipe")
     relaywave.complete_by(recipe, _complete_first)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--run-dir", type=Path, help="directory of the run, with all its state")
     parser.add_argument("--ranks", type=int, help="ranks to start on this machine, one per GPU")
     parser.add_argument("--dry-run", action="store_true", help="only check all of it")

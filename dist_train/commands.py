@@ -10,14 +10,13 @@ from dataclasses import replace
 from data_pipelines.backends.build import import_backend
 from dist_train.config import RunConfig
 from dist_train.dry_run import check_run
-from dist_train.recipes import RECIPES, find_recipe
+from dist_train.recipes import RECIPES, resolve_config
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
 from dist_train.runtime.run_dir import validate_config
-from dist_train.runtime.run_files import CONFIG, is_run, read_settings
+from dist_train.runtime.run_files import import_recorded
 from dist_train.train import train
-from models import plugins
-from models.command_line import EXIT_PREEMPTED, say
-from models.config_io import ConfigError, did_you_mean, override, to_json
+from models.command_line import EXIT_PREEMPTED, say, settings_of
+from models.config_io import ConfigError, did_you_mean, to_json
 from models.safe_files.documents import read_object
 
 
@@ -31,13 +30,13 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     Raises:
         ValueError: An unknown recipe, a setting that is impossible, or an option that is missing.
     """
-    if options.run_dir is not None and is_run(options.run_dir):
-        recorded = read_settings(options.run_dir).get("imports")
-        plugins.load_recorded(recorded, options.run_dir / CONFIG)
-    if options.recipe not in RECIPES and (meant := did_you_mean(options.recipe, commands)):
-        raise ConfigError(f"there is no command or recipe {options.recipe!r}{meant}")
-    config = override(find_recipe(options.recipe)(), options.overrides)
-    _check_options(options)
+    if options.run_dir is not None:
+        import_recorded(options.run_dir)
+    recipe, file, overrides = settings_of(options)
+    if recipe and recipe not in RECIPES and (meant := did_you_mean(recipe, commands)):
+        raise ConfigError(f"there is no command or recipe {recipe!r}{meant}")
+    config = resolve_config(recipe, file, overrides)
+    _check_options(options, overrides)
     if options.deepspeed is not None:
         sharding = replace(config.sharding, deepspeed=read_object(options.deepspeed))
         config = replace(config, sharding=sharding)
@@ -56,9 +55,9 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     )
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Raise ValueError if a setting contradicts an option, or an option makes no sense."""
-    for text in options.overrides:
+    for text in overrides:
         key = text.partition("=")[0]
         if options.deepspeed is not None and key.startswith("sharding.deepspeed"):
             raise ConfigError(f"--deepspeed would replace {key}; leave one of them out")
@@ -76,7 +75,7 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> int:
     import_backend(config.data.backend)
     if warning := check_run(config, options.run_dir, ranks, data_later=False):
         say(warning, "warning")
-    print(f"{options.recipe} with --ranks={ranks} is valid; nothing was written")
+    print(f"{config.recipe} with --ranks={ranks} is valid; nothing was written")
     return 0
 
 

@@ -16,6 +16,7 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -120,6 +121,26 @@ def reject_unused(arguments: argparse.Namespace, unused: Mapping[str, str]) -> N
     for name in sorted(unused.keys() & getattr(arguments, "given", frozenset())):
         option = f"--{name.replace('_', '-')}"
         raise ValueError(f"{option} has no effect: {unused[name]}; leave it out")
+
+
+def add_settings(parser: argparse.ArgumentParser, recipe_help: str = "name of a recipe") -> None:
+    """Add what says which settings a run has; `settings_of` reads it."""
+    parser.add_argument("recipe", nargs="?", help=recipe_help)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings as --print-config prints them, or a part of them that changes the recipe;"
+        " JSON or TOML; key=value is above it",
+    )
+
+
+def settings_of(options: argparse.Namespace) -> tuple[str | None, Path | None, list[str]]:
+    """Return recipe, file and overrides; without a recipe, the first override stands there."""
+    if options.recipe is not None and "=" in options.recipe:
+        return None, options.config, [options.recipe, *options.overrides]
+    return options.recipe, options.config, options.overrides
 
 
 def check_least(arguments: argparse.Namespace, **least: float) -> None:

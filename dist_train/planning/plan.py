@@ -23,8 +23,9 @@ from dist_train.planning.checks import (
 from dist_train.planning.flops import Footprint, measure_step
 from dist_train.planning.hardware import GPUS, Gpu
 from dist_train.precision import compute_dtypes, settle_precision
-from dist_train.recipes import find_recipe
-from models.config_io import ConfigError, did_you_mean, override
+from dist_train.recipes import resolve_config
+from models.command_line import add_settings, settings_of
+from models.config_io import ConfigError, did_you_mean
 
 FLOAT = 4
 """Bytes of a weight, a gradient, a moment or an average."""
@@ -41,8 +42,7 @@ COPY_BYTES = 10e9
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `plan`."""
     parser.description = "Estimate the memory, traffic and time that a recipe needs."
-    parser.add_argument("recipe", help="name of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    add_settings(parser)
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs per node (default: 8)")
     parser.add_argument("--gpu", default="a100-40g", help=f"one of {', '.join(GPUS)}")
@@ -77,7 +77,7 @@ def plan_command(options: argparse.Namespace) -> int:
         if not 0 < (value := getattr(options, name)) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')}={value} must be positive, and finite")
     gpu = GPUS[options.gpu]
-    config = override(find_recipe(options.recipe)(), options.overrides)
+    config = resolve_config(*settings_of(options))
     config = settle_precision(config, gpu.bfloat16)
     _check(config, options.nodes * options.gpus_per_node)
     network = options.network_gbit / 8 * 1e9

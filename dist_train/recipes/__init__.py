@@ -1,9 +1,10 @@
 """Recipes: documented functions that return complete run configurations.
 
-quickstart.py  Recipes of `bash quickstart.sh`
-rdm.py         Recipes of Relay Diffusion
-registry.py    Recipes by name: the one of the function that returns it
-wavediff.py    Recipes of WaveDiff and DDGAN
+config_file.py  A run's settings: of a recipe, of a file (`--config`) and of the command line
+quickstart.py   Recipes of `bash quickstart.sh`
+rdm.py          Recipes of Relay Diffusion
+registry.py     Recipes by name: the one of the function that returns it
+wavediff.py     Recipes of WaveDiff and DDGAN
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dist_train.recipes import quickstart as quickstart
 from dist_train.recipes import rdm as rdm
 from dist_train.recipes import wavediff as wavediff
+from dist_train.recipes.config_file import resolve_config
 from dist_train.recipes.registry import RECIPES, Recipe, find_recipe, recipe
 
-__all__ = ["RECIPES", "Recipe", "find_recipe", "recipe"]
+__all__ = ["RECIPES", "Recipe", "find_recipe", "recipe", "resolve_config"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from models.plugins import load_recorded
 from models.safe_files.documents import (
     DocumentError,
     Format,
@@ -152,6 +153,17 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
             " restore it from a backup, and change settings by `relaywave train`"
         )
     return document
+
+
+def import_recorded(run_dir: Path) -> None:
+    """Import the plugins of a run that is to be resumed, so that its recipe is known.
+
+    Raises:
+        ConfigError: As `read_settings`.
+        PluginError: A plugin has changed since it was recorded, or cannot be imported.
+    """
+    if is_run(run_dir):
+        load_recorded(read_settings(run_dir).get("imports"), run_dir / CONFIG)
 
 
 def _check_numbers(value: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.command_line import add_settings, settings_of
 from models.config_io import ConfigError, differences, to_json
 from slurm.jobs.jobs import TrainJob
 from slurm.jobs.requeue import policy_of
@@ -39,7 +40,8 @@ class SweepRequest:
     """A grid of runs to submit.
 
     Attributes:
-        recipe: Name of the recipe.
+        recipe: Name of the recipe; None takes the file's.
+        config_file: File of settings (`--config`), or None.
         overrides: Settings of all runs, as `key=value`.
         grid: Axes of the grid, see `grid_points`.
         out_dir: The directory of the run directories.
@@ -49,7 +51,8 @@ class SweepRequest:
         submit: Where to, and what each job requests.
     """
 
-    recipe: str
+    recipe: str | None
+    config_file: Path | None
     overrides: Sequence[str]
     grid: Sequence[str]
     out_dir: Path
@@ -63,7 +66,7 @@ def submit_sweep(request: SweepRequest) -> None:
     """Submit the runs of a grid that are not finished, as one array."""
     target, out_dir = request.submit.target, request.out_dir
     runs = {
-        out_dir / name: resolve(request.recipe, [*request.overrides, *point])
+        out_dir / name: resolve(request.recipe, request.config_file, [*request.overrides, *point])
         for name, point in grid_points(request.grid).items()
     }
     _check_distinct(runs)
@@ -156,10 +159,12 @@ def _parse_axis(text: str) -> list[tuple[str, str]]:
 def sweep_command(args: argparse.Namespace) -> None:
     """Submit a run for each point of a grid of overrides."""
     options = submit_options(args)
+    recipe, file, overrides = settings_of(args)
     submit_sweep(
         SweepRequest(
-            recipe=args.recipe,
-            overrides=args.overrides,
+            recipe=recipe,
+            config_file=file,
+            overrides=overrides,
             grid=args.grid,
             out_dir=args.out.absolute(),
             parallel=args.parallel or 0,
@@ -172,8 +177,7 @@ def sweep_command(args: argparse.Namespace) -> None:
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sweep`."""
-    parser.add_argument("recipe", help="name of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, help="directory of the run directories")
     parser.add_argument(
         "--grid", action="append", required=True, metavar="key=a,b,...", help="an axis of the grid"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_train.runtime.run_files import check_is_run
-from models.config_io import ConfigError, override
+from dist_train.runtime.run_files import check_is_run, import_recorded
+from models.command_line import add_settings, settings_of
+from models.config_io import ConfigError
 from slurm.jobs.jobs import STOP, TrainJob
 from slurm.jobs.records import JobDir
 from slurm.jobs.requeue import add_policy_options, policy_of
@@ -31,8 +32,9 @@ class TrainRequest:
     """A run to submit.
 
     Attributes:
-        recipe: Name of the recipe.
-        overrides: Its changed settings, as `key=value`.
+        recipe: Name of the recipe; None takes the file's.
+        config_file: File of settings (`--config`), or None.
+        overrides: Changed settings, as `key=value`.
         run_dir: The run directory.
         min_nodes: Fewest nodes that it may run on; None insists on the full number.
         checks: What to check before it is queued.
@@ -40,19 +42,21 @@ class TrainRequest:
         submit: Where to, and what the job requests.
     """
 
-    recipe: str
+    recipe: str | None
     overrides: Sequence[str]
     run_dir: Path
     min_nodes: int | None
     checks: RunChecks
     policy: Policy
     submit: SubmitOptions
+    config_file: Path | None = None
 
 
 def submit_run(request: TrainRequest) -> None:
     """Check a run, write its configuration, and submit it."""
-    config = resolve(request.recipe, request.overrides)
     run_dir, target = request.run_dir, request.submit.target
+    import_recorded(run_dir)
+    config = resolve(request.recipe, request.config_file, request.overrides)
     resources = resources_for(config, request.submit, request.overrides)
     name = request.submit.job_name(run_dir.name)
     resources = _elastic(config, resources, request.min_nodes)
@@ -146,11 +150,11 @@ def _elastic(config: RunConfig, resources: Resources, min_nodes: int | None) -> 
     return dataclasses.replace(resources, fallback_nodes=fallback)
 
 
-def resolve(recipe: str, overrides: Sequence[str]) -> RunConfig:
-    """Return a recipe's configuration with changed settings."""
-    from dist_train.recipes import find_recipe
+def resolve(recipe: str | None, file: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Return the settings of a recipe, changed by those of a file, and of the command line."""
+    from dist_train.recipes import resolve_config
 
-    return override(find_recipe(recipe)(), overrides)
+    return resolve_config(recipe, file, overrides)
 
 
 def resources_for(config: RunConfig, options: SubmitOptions, overrides: Sequence[str]) -> Resources:
@@ -199,10 +203,12 @@ def print_note(text: str) -> None:
 def train_command(args: argparse.Namespace) -> None:
     """Submit a run."""
     options = submit_options(args)
+    recipe, file, overrides = settings_of(args)
     submit_run(
         TrainRequest(
-            recipe=args.recipe,
-            overrides=args.overrides,
+            recipe=recipe,
+            config_file=file,
+            overrides=overrides,
             run_dir=args.run_dir.absolute(),
             min_nodes=args.min_nodes,
             checks=run_checks(args, options),
@@ -242,8 +248,7 @@ def _data_later(args: argparse.Namespace, options: SubmitOptions) -> bool:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    parser.add_argument("recipe", help="name of a recipe (`relaywave train list`)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
+    add_settings(parser, "name of a recipe (`relaywave train list`)")
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory")
     _add_min_nodes(parser)
     add_training_options(parser)
