@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr")
 
+ROW, FIELD = "\x1e", "\x1f"
+"""Separators of what Slurm lists: ASCII's own, as names may have any character that people type."""
 MAINTENANCE = "MaintenanceHasBegun"
 """Our reason of a running job whose nodes are under maintenance; Slurm leaves it alone."""
 REASONS = {
@@ -39,7 +42,10 @@ class SlurmError(ValueError):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue: Slurm's id (`12` or `12_3`), state, reason, nodes, time used and left."""
+    """A job in the queue: Slurm's id (`12` or `12_3`), state, reason, nodes, time used and left.
+
+    `submitted` is in Unix seconds, of its last requeue if there was one; 0 if unknown.
+    """
 
     job_id: str
     name: str
@@ -49,6 +55,7 @@ class QueuedJob:
     elapsed: str
     left: str
     start: str
+    submitted: float = 0.0
 
 
 def explain(reason: str) -> str:
@@ -86,19 +93,41 @@ def queued(job_ids: Iterable[str] | None = None) -> dict[str, QueuedJob]:
 
     Pending tasks of an array have an entry each. Jobs that have left the queue are left out.
     """
-    fields = ("%i", "%j", "%T", "%r", "%N", "%M", "%L", "%S")
-    command = ["squeue", "--noheader", "--array", "--me", f"--format={'|'.join(fields)}"]
-    jobs = [QueuedJob(*line.split("|")) for line in run_slurm(command).splitlines() if line]
+    # the name, which may have any character, comes last
+    fields = ("%i", "%T", "%r", "%N", "%M", "%L", "%S", "%V", "%j")
+    command = ["squeue", "--noheader", "--array", "--me", f"--format={ROW}{FIELD.join(fields)}"]
+    jobs = [_queued_job(row) for row in run_slurm(command).split(ROW)[1:]]
     if job_ids is None:
         return {job.job_id: job for job in jobs}
     wanted = set(job_ids)
     return {job.job_id: job for job in jobs if {job.job_id, job.job_id.split("_")[0]} & wanted}
 
 
+def _queued_job(row: str) -> QueuedJob:
+    fields = row.removesuffix("\n").split(FIELD, 8)
+    job_id, state, reason, nodes, elapsed, left, start, submitted, name = fields
+    return QueuedJob(job_id, name, state, reason, nodes, elapsed, left, start, _seconds(submitted))
+
+
+def _seconds(text: str) -> float:
+    """Return the Unix time of Slurm's local time, 0 if it has none."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
+
+
 def describe(job_id: str) -> dict[str, str]:
-    """Return what slurmctld knows about a job (`scontrol show job`), by field name."""
-    fields = run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split()
-    return dict(field.split("=", 1) for field in fields if "=" in field)
+    """Return what slurmctld knows about a job (`scontrol show job`), by field name.
+
+    Comments and directories, which may look like fields, come after those that matter here.
+    """
+    found: dict[str, str] = {}
+    for field in run_slurm(["scontrol", "show", "job", "--oneliner", job_id]).split():
+        name, mark, value = field.partition("=")
+        if mark:
+            found.setdefault(name, value)
+    return found
 
 
 def idle_nodes(partition: str) -> int:
@@ -131,9 +160,10 @@ def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, 
     if not ids:
         return []
     command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader",
-               f"--jobs={','.join(ids)}", f"--format={','.join(fields)}"]  # fmt: skip
+               f"--delimiter={FIELD}", f"--jobs={','.join(ids)}",
+               f"--format={','.join(fields)}"]  # fmt: skip
     lines = run_slurm(command).splitlines()
-    return [dict(zip(fields, line.split("|"), strict=True)) for line in lines if line]
+    return [dict(zip(fields, line.split(FIELD), strict=True)) for line in lines if line]
 
 
 def submission_problem(script: str, environment: Mapping[str, str]) -> str:

@@ -25,6 +25,7 @@ from models.safe_files.documents import DocumentError, Format, checksum, read_ob
 from models.safe_files.json_lines import read_lines, stamped
 from models.safe_files.transient import retried
 from slurm.resources import Policy, Resources
+from slurm.slurm_cli import QueuedJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,19 @@ class JobRecord:
         if len(self.tasks) < 2:
             return [self.job_id]
         return [f"{self.job_id}_{number}" for number in range(len(self.tasks))]
+
+    def queued(self, queue: Mapping[str, QueuedJob]) -> dict[str, QueuedJob]:
+        """Return which of its jobs are in Slurm's queue.
+
+        Ids come again after slurmctld has lost its state: a job of the same id that has another
+        name, and was submitted at another time, is not this one.
+        """
+        found = {job_id: queue[job_id] for job_id in self.task_ids if job_id in queue}
+        return {job_id: job for job_id, job in found.items() if not self._is_other(job)}
+
+    def _is_other(self, job: QueuedJob) -> bool:
+        elsewhen = job.submitted and abs(job.submitted - self.submitted) > SAME_SUBMISSION
+        return bool(elsewhen) and job.name != self.name
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,8 @@ class JobDir:
         return self.records_dir / f"{job_id}.attempts.jsonl"
 
 
+SAME_SUBMISSION = 120.0
+"""Seconds by which the clocks of Slurm and of the machine that submits may differ."""
 SUBMITTED = "submitted"
 """Event that a record was written, with its checksum; not one of the job itself."""
 MAX_TIME = 1e11

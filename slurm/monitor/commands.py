@@ -153,15 +153,16 @@ def show_history(paths: Iterable[Path], *, as_json: bool) -> None:
 def run_history(root: Path) -> dict[str, Any]:
     """Return what the jobs of a directory have cost, by sacct, and how much of it was progress."""
     records = [r for r in JobDir(root).records() if r.cluster == "slurm"]
-    kinds = {job_id: record.kind for record in records for job_id in record.task_ids}
+    by_id = {job_id: record for record in records for job_id in record.task_ids}
     rows = accounting((record.job_id for record in records), SACCT)
-    runs = [row | {"kind": kinds[row["JobID"]]} for row in rows if row["JobID"] in kinds]
+    own = [(row, by_id[row["JobID"]]) for row in rows if row["JobID"] in by_id]
+    runs = [row | {"kind": record.kind} for row, record in own]
     training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
     productive = productive_seconds(read_metrics(root))
     return {
         "folder": str(root),
         "runs": runs,
-        "gpu_hours": sum(_gpus(row) * float(row["ElapsedRaw"]) for row in runs) / 3600,
+        "gpu_hours": sum(_gpus(*job) * float(job[0]["ElapsedRaw"]) for job in own) / 3600,
         "node_hours": sum(int(row["NNodes"]) * float(row["ElapsedRaw"]) for row in runs) / 3600,
         "requeues": len(runs) - len({row["JobID"] for row in runs}),
         "training_seconds": training,
@@ -170,12 +171,16 @@ def run_history(root: Path) -> dict[str, Any]:
     }
 
 
-def _gpus(row: Mapping[str, str]) -> int:
+def _gpus(row: Mapping[str, str], record: JobRecord) -> int:
+    """Return the GPUs of a start by accounting; what was requested where that does not count them.
+
+    Accounting counts them only if the site has `AccountingStorageTRES=gres/gpu`.
+    """
     for entry in row["AllocTRES"].split(","):
         name, _, count = entry.partition("=")
         if name == "gres/gpu":
             return int(count)
-    return 0
+    return record.resources.gpus_per_node * int(row["NNodes"])
 
 
 def format_history(history: Mapping[str, Any]) -> str:
@@ -213,7 +218,7 @@ def cancel_jobs(paths: Iterable[Path]) -> None:
 def cancel(record: JobRecord) -> bool:
     """Cancel a job; returns whether it was still there."""
     if record.cluster == "slurm":
-        if not queued([record.job_id]):
+        if not record.queued(queued([record.job_id])):
             return False
         run_slurm(["scancel", record.job_id])
         return True

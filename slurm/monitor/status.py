@@ -33,6 +33,8 @@ from slurm.slurm_cli import (
 
 ENDED, GONE = "ENDED", "NOT QUEUED"
 """States of an ended local job, and of one that neither the queue nor accounting lists."""
+UNKNOWN_QUEUE: dict[str, QueuedJob] = {}
+"""The queue where Slurm is not there or does not answer; an empty one has no such jobs for sure."""
 
 
 def find_job_dirs(paths: Iterable[Path]) -> list[Path]:
@@ -74,10 +76,18 @@ def run_status(
         status["jobs"] += [
             _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
         ]
+    status["lost"] = queue is not UNKNOWN_QUEUE and _is_lost(status)
     stop = jobs.slurm_dir / STOP
     if stop.exists():
         status["stopped"] = _why_stopped(stop)
     return status
+
+
+def _is_lost(status: Mapping[str, Any]) -> bool:
+    """Whether a run is unfinished and none of its jobs is alive; False for other directories."""
+    unfinished = "recipe" in status and status["images_seen"] < status["total_images"]
+    training = [job for job in status["jobs"] if job["kind"] == "train"]
+    return unfinished and bool(training) and not any(job["in_queue"] for job in training)
 
 
 def _why_stopped(stop: Path) -> str:
@@ -135,7 +145,7 @@ def exited_states(
     ids = {
         record.job_id
         for record in records
-        if record.cluster == "slurm" and not set(record.task_ids) <= queue.keys()
+        if record.cluster == "slurm" and len(record.queued(queue)) < len(record.task_ids)
     }
     return exit_states(ids)
 
@@ -143,7 +153,7 @@ def exited_states(
 def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> bool:
     """Whether a job is in the queue, or a local one's process runs."""
     if record.cluster == "slurm":
-        return job_id in queue
+        return job_id in record.queued(queue)
     process = Path("/proc", job_id)
     return process.exists() and b"submitit" in (process / "cmdline").read_bytes()
 
@@ -161,7 +171,7 @@ def _job(
         ("RUNNING", "") if alive else exited.get(job_id, (gone, _noted_code(jobs, job_id)))
     )
     failed = not alive and not _succeeded(jobs, record, job_id, state)
-    entry = queue.get(job_id)
+    entry = record.queued(queue).get(job_id) if record.cluster == "slurm" else None
     has_reason = entry and (entry.state == "PENDING" or entry.reason == MAINTENANCE)
     reason = entry.reason if entry and has_reason else ""
     attempts = jobs.attempts(job_id)
@@ -208,14 +218,14 @@ def queue_or_empty() -> dict[str, QueuedJob]:
     """Return this user's queue; empty, after a warning, if Slurm does not answer."""
     try:
         if not have_slurm():
-            return {}
+            return UNKNOWN_QUEUE
         queue = queued()
         for job_id in under_maintenance() & queue.keys():
             queue[job_id] = replace(queue[job_id], reason=MAINTENANCE)
         return queue
     except SlurmError as error:
         print(f"slurm: {error}; the queue is unknown", file=sys.stderr)
-        return {}
+        return UNKNOWN_QUEUE
 
 
 def format_status(status: Mapping[str, Any]) -> str:
@@ -231,6 +241,8 @@ def format_status(status: Mapping[str, Any]) -> str:
         if best:
             text += f"; best {best['value']:.4g} at {best['images_seen']:,}"
         lines.append(text)
+    if status.get("lost"):
+        lines.append(f"  unfinished, not queued: `relaywave slurm resume {status['folder']}`")
     if "stopped" in status:
         lines.append(f"  stopped: {status['stopped']}")
     lines += [line for job in _shown(status["jobs"]) for line in _describe_job(job)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -260,13 +261,40 @@ def _submit_all(executor: Any, jobs: Sequence[Job]) -> list[Any]:
 
     try:
         if len(jobs) == 1:
-            return [executor.submit(jobs[0])]
-        with executor.batch():
+            with _detached(executor):
+                return [executor.submit(jobs[0])]
+        with _detached(executor), executor.batch():
             submitted = [executor.submit(job) for job in jobs]
         return submitted
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise SlurmError(f"Slurm rejected the job: {lines[-1] if lines else error}") from None
+
+
+@contextmanager
+def _detached(executor: Any) -> Iterator[None]:
+    """Start processes of this machine without the terminal's pipe, which they would hold open.
+
+    Whoever reads the output of the command would otherwise wait for the end of the jobs.
+    """
+    import submitit
+
+    if not isinstance(executor, submitit.LocalExecutor):
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (0, 1, 2)}
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
 
 
 @contextmanager

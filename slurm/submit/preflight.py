@@ -128,9 +128,13 @@ def check_idle(run_dir: Path) -> None:
     from dist_train.runtime.run_dir import RunLock
 
     jobs = JobDir(run_dir)
-    ids = [r.job_id for r in jobs.records() if r.cluster == "slurm" and r.kind == "train"]
-    ids += jobs.damaged() if have_slurm() else []  # whatever they are
-    for job_id, job in (queued(ids) if ids else {}).items():
+    records = [r for r in jobs.records() if r.cluster == "slurm" and r.kind == "train"]
+    damaged = jobs.damaged() if have_slurm() else []  # whatever they are
+    ids = [*(record.job_id for record in records), *damaged]
+    queue = queued(ids) if ids else {}
+    unknown = {job_id: job for job_id, job in queue.items() if job_id.split("_")[0] in damaged}
+    own = {job_id: job for record in records for job_id, job in record.queued(queue).items()}
+    for job_id, job in (own | unknown).items():
         raise SlurmError(
             f"{run_dir.name}: job {job_id} is {job.state.lower()} already; wait for it, or"
             f" `relaywave slurm cancel {run_dir}` first"

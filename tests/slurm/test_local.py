@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +88,18 @@ def test_several_nodes_need_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     assert main([*TRAIN, *options]) == 2
     assert "without Slurm there is only this machine" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_local_job_does_not_hold_the_pipe_of_its_command(tmp_path: Path) -> None:
+    options = ["--cluster=local", "--run-dir", str(tmp_path / "run"), "total_images=8000000"]
+    command = [sys.executable, "-m", "slurm", *TRAIN, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
+    assert "job " in done.stdout
+    job_id = int(JobDir(tmp_path / "run").records()[0].job_id)
+    try:
+        assert Path("/proc", str(job_id)).exists(), "it runs on"
+        opened = [os.readlink(f"/proc/{job_id}/fd/{number}") for number in (0, 1, 2)]
+        assert opened == [os.devnull] * 3
+    finally:
+        main(["cancel", str(tmp_path / "run")])

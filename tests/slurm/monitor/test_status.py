@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from slurm import slurm_cli
 from slurm.jobs.records import JobDir, JobRecord
-from slurm.monitor.status import find_job_dirs, format_status, run_status
+from slurm.monitor.commands import run_history
+from slurm.monitor.status import UNKNOWN_QUEUE, find_job_dirs, format_status, run_status
 from slurm.resources import Resources
 from slurm.slurm_cli import QueuedJob, explain
+from tests.slurm.project import make_run
 
 
 def _submit(root: Path, job_id: str, name: str, submitted: float) -> None:
@@ -116,3 +119,64 @@ def test_jobs_that_succeeded_have_no_reason(tmp_path: Path) -> None:
 def test_directories_without_a_job_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a run nor a job"):
         find_job_dirs([tmp_path])
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Let every command of Slurm answer a text; separators are written as < and > in it."""
+    answer = text.replace("<", slurm_cli.ROW).replace(">", slurm_cli.FIELD)
+    monkeypatch.setattr(slurm_cli, "run_slurm", lambda command: answer)
+
+
+@pytest.mark.parametrize("name", ["a|b", "x|RUNNING|None", "two\nlines", " spaced ", "a,b=c", "|"])
+def test_jobs_of_any_name_in_the_queue(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = "PENDING>Resources>n1>0:10>1:00>N/A>2026-01-02T03:04:05"
+    _answers(monkeypatch, f"<7>{row}>{name}\n<8_1>{row}>ours\n")
+    queue = slurm_cli.queued()
+    assert [job.name for job in queue.values()] == [name, "ours"]
+    assert queue["8_1"].state == "PENDING"
+    assert queue["7"].submitted == queue["8_1"].submitted > 0
+    _answers(monkeypatch, "7>COMPLETED|odd>0:0\n")
+    assert slurm_cli.accounting(["7"], ("JobID", "State", "ExitCode"))[0]["ExitCode"] == "0:0"
+
+
+def test_fields_in_the_comment_of_a_job_are_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch, "JobId=7 JobState=RUNNING Restarts=1 Comment=x JobState=FAILED Restarts=")
+    assert slurm_cli.describe("7")["JobState"] == "RUNNING"
+    assert slurm_cli.describe("7")["Restarts"] == "1"
+
+
+def test_a_job_that_has_the_id_of_a_lost_one_is_another(tmp_path: Path) -> None:
+    _submit(tmp_path, "7", "train-x", 1e9)
+    (record,) = JobDir(tmp_path).records()
+
+    def job(name: str, submitted: float) -> dict[str, QueuedJob]:
+        return {"7": QueuedJob("7", name, "RUNNING", "None", "n1", "", "", "", submitted)}
+
+    assert record.queued(job("train-x", 1e9 + 5))
+    assert record.queued(job("train-x", 1e9 + 5000)), "requeued"
+    assert record.queued(job("renamed", 1e9 + 5))
+    assert not record.queued(job("other", 1e9 + 5000))
+    assert not run_status(tmp_path, job("other", 1e9 + 5000))["jobs"][0]["in_queue"]
+
+
+def test_unfinished_runs_that_are_not_queued_say_how_to_resume(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    assert not run_status(run_dir, {})["lost"], "never submitted"
+    _submit(run_dir, "7", "train-x", 0.0)
+    text = format_status(run_status(run_dir, {}))
+    assert f"unfinished, not queued: `relaywave slurm resume {run_dir}`" in text
+    running = {"7": QueuedJob("7", "train-x", "RUNNING", "None", "n1", "", "", "")}
+    assert not run_status(run_dir, running)["lost"]
+    assert not run_status(run_dir, UNKNOWN_QUEUE)["lost"], "Slurm did not answer"
+
+
+def test_gpu_hours_where_accounting_does_not_count_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    JobDir(tmp_path).write(
+        JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
+                  code="", logs="", resources=Resources(nodes=2, gpus_per_node=4))
+    )  # fmt: skip
+    for tres, hours in (("cpu=8,node=2", 8.0), ("cpu=8,gres/gpu=6", 6.0)):
+        _answers(monkeypatch, f"7>COMPLETED>3600>2>{tres}>start>end>0:0\n")
+        assert run_history(tmp_path)["gpu_hours"] == hours
