@@ -88,12 +88,12 @@ def test_a_local_job_and_what_it_starts_find_our_modules(foreign: Path, tmp_path
     subprocess.run(command, check=True, capture_output=True)
     reconciled = JobDir(run_dir).records_dir / "reconcile.log"
     deadline = time.monotonic() + 240
-    while not (reconciled.exists() and reconciled.read_text()):
+    snapshot = run_dir / "snapshots" / f"{16:012d}" / "snapshot.json"
+    while not (reconciled.exists() and reconciled.read_text() and snapshot.exists()):
         logs = [path.read_text() for path in run_dir.glob("slurm/jobs/*.err")]
         assert "foreign" not in "".join(logs)
         assert time.monotonic() < deadline, logs
         time.sleep(0.2)
-    assert (run_dir / "snapshots" / f"{16:012d}" / "snapshot.json").exists()
     assert reconciled.read_text().startswith(("error: ", "run: ")), "there may be no Slurm here"
 
 
