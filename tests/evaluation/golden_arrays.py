@@ -17,6 +17,12 @@ from evaluation.metrics.statistics import Gaussian, gaussian_of
 
 Array = NDArray[Any]
 
+PUBLIC_SALT = "public-1"
+"""The salt of the set that is committed in part."""
+
+TIMES = {None: 1, "once": 1, "twice": 2, "thrice": 3, "three": 3, "four": 4, "five": 5}
+"""Numbers as READMEs of goldens spell them: "twice", "three times"."""
+
 
 class Recipe:
     """Pseudo-random tensors that need no library's sampler (README of the goldens)."""
@@ -102,11 +108,19 @@ class Goldens:
             return reference, reference
         if case == "dup":
             gen, ref = self.pair("main")
-            return np.concatenate([gen, gen[:50], gen[:50]]), ref
+            rows, times = self.duplicates()
+            return np.concatenate([gen, *[gen[:rows]] * times]), ref
         if case == "blocks":
             return self.input("pr_gen"), self.input("pr_ref")
         suffix = "" if case == "main" else f"_{case}"
         return self.input(f"gen{suffix}"), self.input(f"ref{suffix}")
+
+    def duplicates(self) -> tuple[int, int]:
+        """Return how many first rows `dup` repeats, and how often: only the README has it."""
+        text = (self.directory / "README.md").read_text()
+        found = re.search(r"`dup` = gen followed by its first (\d+) rows(?: (\w+))?", text)
+        assert found, f"{self.directory}/README.md does not say which rows `dup` repeats"
+        return int(found[1]), TIMES.get(found[2], 0) or int(found[2])
 
     @functools.cache  # noqa: B019
     def gaussians(self, case: str) -> tuple[Gaussian, Gaussian]:

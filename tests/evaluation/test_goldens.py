@@ -38,7 +38,8 @@ from evaluation.metrics.precision_recall import (
 from evaluation.metrics.statistics import Gaussian, gaussian_of
 from evaluation.samples.postprocess import PostProcess, quantise_adm
 from models.sampler import quantise
-from tests.evaluation.golden_arrays import Array, Goldens
+from tests.evaluation.golden_arrays import PUBLIC_SALT, Array, Goldens
+from tests.evaluation.half_precision import adm_ranges
 
 Check = Callable[..., None]
 RULES: list[tuple[re.Pattern[str], re.Pattern[str], Check]] = []
@@ -256,8 +257,16 @@ def check_stylegan_precision(goldens: Goldens, expected: Array, case: str, k: st
 
 @rule("metrics_expected_adm", r"pr_(?P<case>\w+?)_k(?P<k>\d+)_adm")
 def check_adm_precision(goldens: Goldens, expected: Array, case: str, k: str) -> None:
-    """Half-precision sums depend on the machine: one sample, and 5e-4 of all, may move."""
+    """Half-precision sums depend on the machine, so points at a surface may move.
+
+    The public set, whose machine is known, is held to one sample and 5e-4 of all; another set to
+    the points that its own features leave undecided.
+    """
     gen, ref = goldens.pair(case)
+    if goldens.recipe.salt != PUBLIC_SALT:
+        for (least, most), target in zip(adm_ranges(gen, ref, int(k)), expected, strict=True):
+            assert least - 1e-6 <= target <= most + 1e-6
+        return
     values = half_precision_recall(gen, ref, int(k), adm_distance)
     for value, target, n in zip(values, expected, (len(gen), len(ref)), strict=True):
         close(value, target, 0, 1.01 / n + 5e-4)
