@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from models.safe_files.atomic import atomic_file
-from models.safe_files.documents import DocumentError, read_object
+from models.safe_files.documents import DocumentError, RepeatedKey, parse_json, read_object
 from models.safe_files.typed_json import ConfigError, did_you_mean, from_json, to_json
 
 __all__ = [
@@ -79,7 +79,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
             raise ConfigError(f"{assignment!r} is not an override; write key=value")
         _reject_renamed(config, key)
         _reject_repeated(key, keys)
-        _assign(document, key, _parse_value(text))
+        _assign(document, key, _parse_value(key, text))
         keys.append(key)
     changed: T = from_json(type(config), document, type(config).__name__)
     _reject_unread(changed, keys)
@@ -147,9 +147,11 @@ def _own_value(config: Any, names: Sequence[str]) -> str | None:
     return None if value == default else json.dumps(to_json(value))
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
+    except RepeatedKey as error:
+        raise ConfigError(f"setting {key}: {error}") from None
     except (ValueError, RecursionError):
         return text
 

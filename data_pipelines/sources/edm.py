@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from data_pipelines.sources.base import (
 from data_pipelines.sources.files import FileSource, detect
 from data_pipelines.sources.lister.archives import open_zip, read_zip_member, zip_path
 from data_pipelines.sources.lister.classes import check_any
+from models.safe_files.documents import parse_json
 from models.safe_files.regular import read_file
 
 LABELS = "dataset.json"
@@ -80,13 +80,25 @@ def read_labels(path: Path) -> dict[str, Any] | None:
         SourceError: There is no `dataset.json`, or no list of labels in it.
     """
     try:
-        pairs = json.loads(_read_table(path))["labels"]
+        pairs = parse_json(_read_table(path))["labels"]
         if pairs is None:
             return None
-        return {str(name).replace("\\", "/"): label for name, label in dict(pairs).items()}
+        return _by_name(pairs.items() if isinstance(pairs, dict) else pairs)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"it has no list of [name, class] ({reason(error)})"
         raise SourceError(f"{path}: {LABELS} cannot be read: {problem}") from None
+
+
+def _by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return labels by name. Raises ValueError if a name has two."""
+    labels: dict[str, Any] = {}
+    for name, label in pairs:
+        path = str(name).replace("\\", "/")
+        if labels.setdefault(path, label) != label:
+            raise ValueError(
+                f"{path!r:.200} has two classes, {labels[path]!r:.40} and {label!r:.40}"
+            )
+    return labels
 
 
 def has_labels(path: Path) -> bool:

@@ -30,6 +30,10 @@ class DocumentError(ValueError):
     """A document that is damaged, changed, or of another version; the message is one line."""
 
 
+class RepeatedKey(ValueError):  # noqa: N818 (what was found)
+    """A key that is given twice in one JSON object."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format(Generic[T]):
     """A kind of document.
@@ -176,12 +180,33 @@ def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object of a text; `where` names it in messages. Raises DocumentError."""
     try:
-        value = json.loads(content)
+        value = parse_json(content)
+    except RepeatedKey as error:
+        raise DocumentError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{where} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise DocumentError(f"{where} holds {json.dumps(value)[:40]}, expected a JSON object")
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        RepeatedKey: An object has a key twice, of which `json.loads` would drop the first.
+        ValueError: It is not JSON; RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RepeatedKey(f"the key {name!r:.100} is given twice; keep one of them")
+        found[name] = value
+    return found
 
 
 def checksum(document: Mapping[str, Any]) -> str:

@@ -171,15 +171,25 @@ def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
             f"unknown setting {where}.{_name(unknown[0])}: {cls.__name__} has {known}"
             + did_you_mean(unknown[0], sorted(names))
         )
+    if missing := _required(cls) - settings.keys():
+        raise ConfigError(f"the field {where}.{min(missing)} is missing")
     decoded = {key: _decode(hints[key], entry, f"{where}.{key}") for key, entry in settings.items()}
     try:
         return cls(**decoded)
-    except TypeError as error:  # a required setting is missing
-        raise ConfigError(f"{where}: {_cut(str(error), REASON)}") from None
     except ConfigError:
         raise
-    except (ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {_cut(str(error), REASON)}") from None
+
+
+def _required(cls: type) -> set[str]:
+    """Return the names of the fields without a default."""
+    missing = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and field.default is missing and field.default_factory is missing
+    }
 
 
 def _json_name(cls: Any) -> str:

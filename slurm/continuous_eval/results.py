@@ -18,7 +18,7 @@ from typing import ClassVar
 from dist_train.runtime.run_files import read_settings
 from models.config_io import did_you_mean, from_json
 from models.safe_files.atomic import NotOurs, atomic_file, remove_directory
-from models.safe_files.documents import Format
+from models.safe_files.documents import Format, parse_json
 from models.safe_files.transient import retried
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
@@ -162,7 +162,7 @@ def _already_logged(noted: Path) -> set[tuple[int, str]]:
         return set()
     try:
         pairs: tuple[tuple[int, str], ...] = from_json(
-            tuple[tuple[int, str], ...], json.loads(content), "it"
+            tuple[tuple[int, str], ...], parse_json(content), "it"
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(

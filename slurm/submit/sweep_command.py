@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from models.command_line import add_settings, settings_of
 from models.config_io import ConfigError, differences, to_json
+from models.safe_files.documents import RepeatedKey, parse_json
 from slurm.jobs.jobs import TrainJob
 from slurm.jobs.requeue import policy_of
 from slurm.resources import Policy
@@ -148,8 +149,10 @@ def _parse_axis(text: str) -> list[tuple[str, str]]:
     if not separator or not key or not values:
         raise ConfigError(f"--grid {text!r} is not like key=value,value,...")
     try:
-        listed = json.loads(values)
-    except json.JSONDecodeError:
+        listed = parse_json(values)
+    except RepeatedKey as error:
+        raise ConfigError(f"--grid {key}: {error}") from None
+    except (ValueError, RecursionError):
         listed = None
     if isinstance(listed, list):
         return [(key, json.dumps(value)) for value in listed]

@@ -177,6 +177,23 @@ def _rank_pids(launcher: int) -> list[int]:
     return [int(pid) for pid in children.split()]
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_setting_of_deepspeed_given_twice_is_rejected(
+    as_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, file = (
+        '{"wall_clock_breakdown": true, "wall_clock_breakdown": false}',
+        tmp_path / "d.json",
+    )
+    file.write_text(text)
+    given = [f"--deepspeed={file}"] if as_file else [f"sharding.deepspeed={text}"]
+    assert main(["rdm_debug_edm16", *given, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"{file if as_file else 'sharding.deepspeed'}: the key 'wall_clock_breakdown'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -81,6 +81,7 @@ def test_overrides_are_typed_and_validated_together() -> None:
         ("colours=[1]", "colours[0]=1 is not of type str"),
         ("zoom=wide", "zoom='wide'"),
         ('shape={"type":"Hexagon"}', "unknown type 'Hexagon'; expected Circle, Square"),
+        ('shape={"type":"Circle","radius":5,"radius":6}', "shape: the key 'radius' is given twice"),
         ("noequals", "write key=value"),
         ("=3", "write key=value"),
     ],
@@ -109,8 +110,11 @@ def test_reading_names_the_file_and_the_place(tmp_path: Path) -> None:
     path.write_text('{"shape": {"type": "Square", "edge": 4, "colour": 1}}')
     with pytest.raises(ConfigError, match=r"unknown setting config\.json\.shape\.colour"):
         read_config(Drawing, path)
-    with pytest.raises(ConfigError, match="shape"):
+    with pytest.raises(ConfigError, match=r"^the field config\.shape is missing$"):
         from_json(Drawing, {"colours": []})
+    path.write_text('{"shape": {"edge": 4}, "shape": {"edge": 6}}')
+    with pytest.raises(ConfigError, match=r"config\.json.*: the key 'shape' is given twice"):
+        read_config(Drawing, path)
 
 
 def test_differences_are_dotted() -> None:

@@ -628,6 +628,21 @@ def test_edm_labels(tmp_path: Path, labels: list[object], expected: list[int], s
     assert (None if known is None else known.tolist()) == (None if -1 in expected else expected)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        '[["a/0.png", 1], ["b/1.png", 0], ["a/0.png", 0]]',
+        '[["a/0.png", 1], ["b/1.png", 0], ["a\\\\0.png", 2]]',
+        '{"a/0.png": 1, "b/1.png": 0, "a/0.png": 0}',
+    ],
+)
+def test_images_that_a_table_gives_two_classes_are_named(tmp_path: Path, labels: str) -> None:
+    path = write_files(tmp_path / "set", {"a/0.png": PNG[0], "b/1.png": PNG[1]})
+    (path / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    with pytest.raises(SourceError, match=r"dataset\.json cannot be read.*'a/0\.png'"):
+        listing(path)
+
+
 def test_packing_images_reads_edm_labels_as_evaluation_does(tmp_path: Path) -> None:
     table = json.dumps({"labels": {"a/0.png": 1, "b/1.png": 0}}).encode()
     path = write_files(tmp_path / "set", {"a/0.png": PNG[0], "b/1.png": PNG[1]})

@@ -96,6 +96,23 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, content: bytes) -> None:
     assert "is not JSON" in rejected(OPEN, tmp_path / "thing.json", content)
 
 
+@pytest.mark.parametrize("name", ["parts", "table", "scale"])
+def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
+    document = {key: value for key, value in asdict(THING).items() if key != name}
+    said = rejected(OPEN, tmp_path / "thing.json", json.dumps(document).encode())
+    assert f"the field it.{name} is missing" in said
+    within = asdict(THING) | {"parts": [{"name": "a", "size": 1}, {"size": 1}]}
+    said = rejected(OPEN, tmp_path / "thing.json", json.dumps(within).encode())
+    assert "the field it.parts[1].name is missing" in said
+
+
+@pytest.mark.parametrize("pair", ['"scale": 2, "scale": 3', '"table": {"a": 1, "b": 2, "a": 1}'])
+def test_a_key_given_twice_is_named(tmp_path: Path, pair: str) -> None:
+    twice = "a" if "table" in pair else "scale"
+    said = rejected(OPEN, tmp_path / "thing.json", f"{{{pair}}}".encode())
+    assert f"the key {twice!r} is given twice" in said
+
+
 def test_sizes_and_directories(tmp_path: Path) -> None:
     (tmp_path / "large.json").write_bytes(b" " * 101)
     with pytest.raises(DocumentError, match="101 bytes, more than any document of ours"):

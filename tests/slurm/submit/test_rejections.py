@@ -103,6 +103,7 @@ ARGUMENTS = {
         "steps_9 and steps_18 would train the same weights: training does not depend on"
         " objective.sampling.steps; train one run, and evaluate it"
     ),
+    'sweep rdm_debug_edm16 --grid optim=[{{"a":1,"a":2}}]': "--grid optim: the key 'a' is given",
     "sweep rdm_debug_edm16 --grid logging.every_images=8,16": "depend on logging.every_images",
     "sweep rdm_debug_edm16 --grid checkpoint.keep_last=1,2": "depend on checkpoint.keep_last",
     "sweep rdm_debug_edm16 --grid seed=0,1 --grid objective.sampling.rho=5,7": (
