@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.manifest import BETON, SKIPPED, Manifest, read_manifest
-from data_pipelines.packed.remote import is_remote
+from data_pipelines.packed.remote import check_no_credentials, is_remote
 from data_pipelines.sources.base import printable
 from models import command_line
 
@@ -173,6 +173,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from data_pipelines.packed.reader import ShardedImages
 
     command_line.check_least(arguments, resolution=1, batch_size=1, workers=1, seconds=0.001)
+    check_no_credentials(arguments.path)
     _check_device(arguments.device)
     stored = ShardedImages(arguments.path).info.resolution
     resolution = arguments.resolution or stored

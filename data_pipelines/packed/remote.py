@@ -46,7 +46,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SCHEME = re.compile(r"(https?|s3|gs)://|pipe:")
-CREDENTIALS = re.compile(r"((?:https?|s3|gs)://)[^/?#]*@")
+SECRET = (
+    r"[\w-]*(?:passw(?:or)?d|passphrase|token|secret|signature|credential|bearer|api[-_]?key"
+    r"|access[-_]?key)"
+)
+CREDENTIALS = re.compile(
+    r"(?:https?|ftps?|s3|gs)://[^/?#\s'\"]*@"  # NAME:PASSWORD@ or TOKEN@ of a URL
+    rf"|{SECRET}[\w-]*\s*[=:]\s*[^\s$]"  # of a query, a header, a variable, an option
+    rf"|-{SECRET}\s+[^\s$-]"  # an option whose value follows
+    r"|\b(?:authorization|cookie)\s*:\s*(?!(?:\w+\s+)?\$)\S"
+    r"|\s(?:-u\s*|--(?:proxy-)?user[\s=]+)[^\s:]+:[^\s$]"  # NAME:PASSWORD of curl
+    r"|\bsshpass\s+-p\s*[^\s$]",
+    re.IGNORECASE,
+)
+"""Where the path of a set holds a name or a secret; those that the environment has are none."""
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 TIMEOUT = 60.0
 BLOCK = 1 << 20
@@ -69,15 +82,15 @@ def is_remote(path: str) -> bool:
 
 
 def check_no_credentials(path: str) -> None:
-    """Raise ValueError if a URL holds a user's name or password, without repeating them.
+    """Raise ValueError if a set's path holds a name, password or token, without repeating them.
 
-    Settings are written into runs, records of jobs, and logs.
+    Settings are written into runs, records of jobs, caches and logs.
     """
-    if match := CREDENTIALS.match(path):
+    if is_remote(path) and (match := CREDENTIALS.search(path)):
         raise ValueError(
-            f"path={match[1]}...@{path[match.end() :]} holds a user's name or password, which would"
-            " be written into the run's files; leave it out, and read the set by a command that"
-            " has its own configuration: pipe:curl --fail --silent --netrc URL/{}"
+            f"path={path[: match.start()]}... holds a user's name or password, or a token, which"
+            " would be written into the run's files; leave it out, and read the set by a command"
+            " that has its own configuration: pipe:curl --fail --silent --netrc URL/{}"
         )
 
 

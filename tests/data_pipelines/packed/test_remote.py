@@ -15,6 +15,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline
 from data_pipelines.datasets import open_data
 from data_pipelines.packed import remote
@@ -264,14 +265,54 @@ def test_missing_commands_are_named_at_once(
             ShardedImages(url, cache=FileCache(tmp_path / "cache", 1))
 
 
-@pytest.mark.parametrize("url", ["https://ann:s3cret@host/set", "s3://s3cret@bucket/set"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ann:s3cret@host/set",
+        "s3://s3cret@bucket/set",
+        "https://host/set?X-Amz-Signature=s3cret",
+        "https://host/set?sv=1&access_token=s3cret",
+        "pipe:curl -f https://ann:s3cret@host/set/{}",
+        "pipe:curl -f -u ann:s3cret https://host/set/{}",
+        "pipe:curl -f --user=ann:s3cret https://host/set/{}",
+        "pipe:curl -f -H 'Authorization: Basic s3cret' https://host/set/{}",
+        "pipe:curl -f -H 'PRIVATE-TOKEN: s3cret' https://host/set/{}",
+        "pipe:curl --oauth2-bearer s3cret https://host/set/{}",
+        "pipe:wget --password=s3cret -O- https://host/set/{}",
+        "pipe:wget --http-password s3cret -O- https://host/set/{}",
+        "pipe:env AWS_SECRET_ACCESS_KEY=s3cret aws s3 cp s3://bucket/set/{} -",
+        "pipe:sshpass -p s3cret ssh host cat set/{}",
+        "pipe:sh -c 'HF_TOKEN=s3cret hf cat set/{}'",
+    ],
+)
 @pytest.mark.parametrize("place", ["path", "mix"])
 def test_credentials_in_urls_are_rejected_and_not_repeated(url: str, place: str) -> None:
     paths = {"path": url} if place == "path" else {"path": "set", "mix": (MixedSet(path=url),)}
     with pytest.raises(ValueError, match="holds a user's name or password") as rejected:
         DataConfig(resolution=8, backend="webdataset", **paths)
     assert "s3cret" not in str(rejected.value)
-    DataConfig(resolution=8, backend="webdataset", path="https://host/set@v2")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://host/set@v2",
+        "https://host/token/secrets/set",
+        "pipe:ssh ann@host cat token set/{}",
+        "pipe:curl --fail --silent --netrc https://host/set/{}",
+        "pipe:sh -c 'curl -f -H \"Authorization: Bearer $TOKEN\" https://host/set/{}'",
+        "pipe:sh -c 'curl -f -u ann:$PASSWORD https://host/set/{}'",
+        "pipe:curl -f -H @token.txt https://host/set/{}",
+        "/sets/password=12",
+    ],
+)
+def test_commands_that_read_their_secrets_elsewhere_are_accepted(path: str) -> None:
+    assert DataConfig(resolution=8, backend="webdataset", path=path).path == path
+
+
+def test_bench_writes_no_secret_into_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "pipe:curl -u ann:s3cret https://host/set/{}", "--workers=1"]) == 2
+    assert "s3cret" not in capsys.readouterr().err
 
 
 def test_commands_that_fall_silent_are_given_up(
