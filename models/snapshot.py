@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from models.families import AnyObjective
 from models.layers import InTf32Mode
 from models.plugins import Import
 from models.safe_files.atomic import atomic_directory, check_replaceable
-from models.safe_files.documents import DocumentError, Format, read_object
+from models.safe_files.documents import DocumentError, Format, UnfitDocument, read_object
 from models.safe_files.transient import file_sha256
 from models.sampler import Sampler
 
@@ -228,13 +229,40 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
     """
     snapshot_dir = newest_snapshot(path) if (path / "snapshots").is_dir() else path
     try:
-        described = _FORMAT.read(snapshot_dir / DESCRIPTION)
+        described = _read_description(snapshot_dir / DESCRIPTION)
     except (OSError, DocumentError) as error:
         needed = _recorded_imports(snapshot_dir / DESCRIPTION)
         raise SnapshotError(f"{snapshot_dir} is not a snapshot: {error}{needed}") from None
     changed = override(described.objective, overrides)
     _check_trained(snapshot_dir, described.objective, changed)
     return Snapshot(path=snapshot_dir, **vars(described) | {"objective": changed})
+
+
+def _read_description(path: Path) -> _Description:
+    """Read a snapshot.json. Raises OSError or DocumentError.
+
+    Older versions accepted settings of samplers that are rejected now: such a snapshot is read with
+    the defaults of those settings, which is said.
+    """
+    try:
+        return _FORMAT.read(path)
+    except UnfitDocument as error:
+        document = read_object(path)
+        objective = document.get("objective")
+        if not isinstance(objective, dict) or not isinstance(objective.get("sampling"), dict):
+            raise
+        others = {name: value for name, value in objective.items() if name != "sampling"}
+        document = {k: v for k, v in document.items() if k != "checksum"} | {"objective": others}
+        try:
+            described = _FORMAT.decode(document, str(path))
+        except DocumentError:
+            raise error from None
+        warnings.warn(
+            f"{error}; until then the sampler's defaults are used instead of all of its"
+            " settings in the snapshot",
+            stacklevel=3,
+        )
+        return described
 
 
 def _recorded_imports(description: Path) -> str:

@@ -30,6 +30,10 @@ class DocumentError(ValueError):
     """A document that is damaged, changed, or of another version; the message is one line."""
 
 
+class UnfitDocument(DocumentError):  # noqa: N818 (what was found)
+    """A document that is intact, but whose fields are not those of its kind, or out of bounds."""
+
+
 class RepeatedKey(ValueError):  # noqa: N818 (what was found)
     """A key that is given twice in one JSON object."""
 
@@ -99,7 +103,7 @@ class Format(Generic[T]):
         try:
             return from_json(self.schema, fields, "it")
         except (ConfigError, RecursionError) as error:
-            raise DocumentError(f"{where} does not parse: {error}; {self.remedy}") from None
+            raise UnfitDocument(f"{where} does not parse: {error}; {self.remedy}") from None
 
     def _check_version(self, document: dict[str, Any], where: str) -> None:
         if self.version is None:

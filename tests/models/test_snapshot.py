@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from models.snapshot import (
     read_snapshot,
     write_snapshot,
 )
-from tests.tiny import tiny_wavediff
+from tests.tiny import tiny_edm, tiny_relay, tiny_wavediff
 
 
 def write(path: Path, images_seen: int = 5) -> Snapshot:
@@ -235,3 +237,39 @@ def test_overrides_that_sampling_does_not_read_are_rejected(tmp_path: Path, chan
         "unet.recompute_blocks=true",
     ):
         read_snapshot(tmp_path / "s", [allowed])
+
+
+REJECTED_NOW = {
+    "steps=1 leave no level": (tiny_relay, {"steps": 1}),
+    "steps=2 leave no level": (tiny_relay, {"steps": 2}),
+    "churn noise=-1.0": (tiny_edm, {"churn": {"noise": -1}}),
+    "rho=0.01": (tiny_edm, {"rho": 0.01}),
+}
+"""What older versions wrote as settings of samplers, by what is said of it."""
+
+
+@pytest.mark.parametrize("reason", REJECTED_NOW)
+def test_snapshots_with_samplers_that_are_rejected_now_load_with_the_defaults(
+    tmp_path: Path, reason: str
+) -> None:
+    make, old = REJECTED_NOW[reason]
+    objective = make().objective
+    networks = objective.build().build_networks()
+    snapshot = write_snapshot(
+        tmp_path / "old", networks["denoiser"].state_dict(), objective=objective,
+        network="denoiser", images_seen=5, ema="none", provenance={},
+    )  # fmt: skip
+    description = snapshot.path / "snapshot.json"
+    document = json.loads(description.read_text())
+    document["objective"]["sampling"] = document["objective"]["sampling"] | old
+    del document["checksum"]
+    description.write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match=rf"snapshot\.json.*{re.escape(reason)}.*defaults are"):
+        read = read_snapshot(snapshot.path, ["sampling.steps=7"])
+    sampling = type(objective.sampling)(steps=7)
+    assert read.objective == dataclasses.replace(objective, sampling=sampling)
+    read.load_network()
+    document["objective"]["unet"]["resolution"] = -1  # that is no matter of the sampler
+    description.write_text(json.dumps(document))
+    with pytest.raises(SnapshotError, match="does not parse"):
+        read_snapshot(snapshot.path)
