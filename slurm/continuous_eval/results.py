@@ -173,10 +173,18 @@ def _already_logged(noted: Path) -> set[tuple[int, str]]:
 
 
 def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:
-    """Note the best snapshot in `evaluation/best.json`; returns its images seen."""
-    found = values(run_dir, schedule.best) if schedule.best else {}
-    if not found:
+    """Note the best snapshot that exists in `evaluation/best.json`; returns its images seen.
+
+    Results outlive their snapshots. One that is gone cannot be the best: all others would be
+    removed for its sake.
+    """
+    results = values(run_dir, schedule.best) if schedule.best else {}
+    if not results:
         _say_what_there_is(run_dir, schedule.best)
+        return None
+    existing = set(snapshots(run_dir))
+    found = {images: value for images, value in results.items() if images in existing}
+    if not found:
         return None
     best = (max if schedule.highest else min)(found, key=lambda images: (found[images], images))
     fields = {"images_seen": best, "key": schedule.best, "value": found[best], "of": len(found)}

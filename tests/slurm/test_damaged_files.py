@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -308,6 +309,24 @@ def test_nothing_is_pruned_while_the_best_is_unknown(
     assert reconcile(tmp_path, Site(), _never).best == 100
     left = sorted(int(path.name) for path in (tmp_path / "snapshots").iterdir())
     assert left == [100, 300], "the best, and the newest"
+
+
+@pytest.mark.parametrize(
+    ("removed", "best", "left"),
+    [((100,), 200, [200, 400]), ((100, 200), 300, [300, 400]), ((100, 200, 300, 400), None, [500])],
+)
+def test_the_best_is_a_snapshot_that_exists(
+    tmp_path: Path, removed: tuple[int, ...], best: int | None, left: list[int]
+) -> None:
+    snapshots = (100, 200, 300, 400) if best else (100, 200, 300, 400, 500)
+    _run(tmp_path, *snapshots)
+    for images in (100, 200, 300, 400):
+        _finish(tmp_path, images, images / 100)
+    for images in removed:
+        shutil.rmtree(tmp_path / "snapshots" / f"{images:012d}")
+    record = mock.Mock(return_value=mock.Mock(task_ids=["7"]))
+    assert reconcile(tmp_path, Site(), record).best == best
+    assert sorted(int(path.name) for path in (tmp_path / "snapshots").iterdir()) == left
 
 
 @pytest.mark.parametrize(
