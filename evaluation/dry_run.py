@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from evaluation.arguments import parse
 from evaluation.detectors.registry import build_detector
 from evaluation.evaluate import check_result
+from evaluation.metrics.registry import METRICS
 from evaluation.reference.reference import load_statistics, same_reference
 from evaluation.request import (
     evaluations_of,
@@ -62,6 +63,23 @@ def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
     detector = detector.with_taps(request.taps or detector.reference_taps)
     if request.images is not None:
         same_reference(args.out, request.images, request.settings, detector)
+
+
+def value_names(arguments: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return what `run` would compute of snapshots that do not exist yet.
+
+    Returns:
+        Names of metrics, as results have them, each with the names of its values; none where
+        these depend on the images.
+
+    Raises:
+        ValueError: The command would reject the arguments.
+    """
+    found = []
+    for request in evaluations_of(parse(["run", "SNAPSHOT", *arguments]), inputs=False):
+        metrics = request.metrics.requests(build_detector(request.detector))
+        found += [(name, METRICS[metric.kind].values) for name, metric in metrics.items()]
+    return found
 
 
 def _check_run(args: argparse.Namespace, inputs: bool) -> None:

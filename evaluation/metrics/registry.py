@@ -284,30 +284,35 @@ class Kind:
             images, or of `all` of them.
         reference: What it takes of the reference: `none`, `moments` or `features`.
         classes: Whether it takes the classes of both sets' images.
+        values: Names of what it returns, in order; empty if they depend on the images.
     """
 
     compute: Compute
     generated: Literal["moments", "features", "all"] = "features"
     reference: Literal["none", "moments", "features"] = "features"
     classes: bool = False
+    values: tuple[str, ...] = ()
 
+
+DISTANCE, SCORE = ("distance",), ("score",)
+PRECISION_RECALL = ("precision", "recall")
 
 METRICS: Registry[Kind] = Registry("metric", Kind, {
-    "fd": Kind(_fd, "moments", "moments"),
-    "fd_biased": Kind(_fd_biased, "moments", "moments"),
-    "fd_inf": Kind(_fd_infinity, "features", "moments"),
+    "fd": Kind(_fd, "moments", "moments", values=DISTANCE),
+    "fd_biased": Kind(_fd_biased, "moments", "moments", values=DISTANCE),
+    "fd_inf": Kind(_fd_infinity, "features", "moments", values=(*DISTANCE, "slope")),
     "fd_per_class": Kind(_fd_per_class, "features", "features", classes=True),
-    "is": Kind(_is, "all", "none"),
-    "is_inf": Kind(_is_infinity, "features", "none"),
-    "is_chunks": Kind(_is_chunks, "all", "none"),
-    "pr": Kind(_pr),
-    "pr_adm": Kind(_pr_half(adm_distance)),
-    "pr_stylegan": Kind(_pr_half(stylegan_distance)),
-    "prdc": Kind(_prdc),
-    "kid": Kind(_kid),
-    "kid_subsets": Kind(_kid_subsets),
-    "cmmd": Kind(_cmmd),
-    "mind": Kind(_mind),
+    "is": Kind(_is, "all", "none", values=(*SCORE, "std")),
+    "is_inf": Kind(_is_infinity, "features", "none", values=(*SCORE, "slope")),
+    "is_chunks": Kind(_is_chunks, "all", "none", values=SCORE),
+    "pr": Kind(_pr, values=PRECISION_RECALL),
+    "pr_adm": Kind(_pr_half(adm_distance), values=PRECISION_RECALL),
+    "pr_stylegan": Kind(_pr_half(stylegan_distance), values=PRECISION_RECALL),
+    "prdc": Kind(_prdc, values=(*PRECISION_RECALL, "density", "coverage")),
+    "kid": Kind(_kid, values=DISTANCE),
+    "kid_subsets": Kind(_kid_subsets, values=(*DISTANCE, "std")),
+    "cmmd": Kind(_cmmd, values=DISTANCE),
+    "mind": Kind(_mind, values=DISTANCE),
 })  # fmt: skip
 
 FIELD_NAMES = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.config_io import ConfigError, read_config
+from models.config_io import ConfigError, did_you_mean, read_config
 from slurm.continuous_eval.reconcile import (
     ReconcileJob,
     Report,
@@ -111,7 +111,8 @@ def read_checked(path: Path) -> EvaluationSchedule:
     """Read a schedule, and check that its protocols can be evaluated.
 
     Raises:
-        ValueError: It does not parse, or the arguments of a protocol are invalid.
+        ValueError: It does not parse, the arguments of a protocol are invalid, or its metrics do
+            not give what decides the best snapshot.
     """
     schedule = read_config(EvaluationSchedule, path)
     for protocol in schedule.protocols:
@@ -119,7 +120,27 @@ def read_checked(path: Path) -> EvaluationSchedule:
             check_protocol(protocol.words)
         except (ValueError, OSError) as error:
             raise ConfigError(f"{path}, protocol {protocol.name}: {error}") from None
+    if schedule.best:
+        _check_best(path, schedule)
     return schedule
+
+
+def _check_best(path: Path, schedule: EvaluationSchedule) -> None:
+    """Raise ConfigError unless the metrics of its protocol give the value that decides the best."""
+    from evaluation.dry_run import value_names
+
+    name, _, wanted = schedule.best.partition(":")
+    metric, _, value = wanted.rpartition(".")
+    words = next(p.words for p in schedule.protocols if p.name == name)
+    metrics = value_names(words)
+    if value and any(metric == known and not values for known, values in metrics):
+        return  # which values it gives depends on the images
+    known = [f"{name}:{known}.{value}" for known, values in metrics for value in values or ("...",)]
+    if schedule.best not in known or value == "...":
+        raise ConfigError(
+            f"{path}: best={schedule.best!r:.200} is none of the values of protocol {name}; use one"
+            f" of {', '.join(known)}{did_you_mean(schedule.best, known)}"
+        )
 
 
 def reconcile_command(args: argparse.Namespace) -> None:

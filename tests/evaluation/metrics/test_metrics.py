@@ -31,7 +31,7 @@ from evaluation.metrics.inception_score import chunk_splits, contiguous_splits, 
 from evaluation.metrics.kid_cmmd import cmmd, kid
 from evaluation.metrics.mind import mind
 from evaluation.metrics.precision_recall import manifold_scores
-from evaluation.metrics.registry import MetricRequest
+from evaluation.metrics.registry import METRICS, MetricRequest
 from evaluation.metrics.statistics import (
     FeatureSet,
     Gaussian,
@@ -308,3 +308,16 @@ def test_a_missing_or_repeated_image_is_not_reported_over(tmp_path: Path) -> Non
     store.write(0, range(3), np.zeros((3, 2), np.float32))
     with pytest.raises(ValueError, match="image 3 0 times"):
         store.collect(4)
+
+
+def test_metrics_give_the_values_that_they_name() -> None:
+    draws = np.random.default_rng(0)
+    gen, ref = (draws.random((1200, 4)).astype(np.float32) for _ in range(2))
+    x, y = (
+        FeatureSet({}, 1200, {"t": gaussian_of(rows)}, {"t": rows}, range(1200))
+        for rows in (gen, ref)
+    )
+    named = {kind: METRICS[kind].values for kind in METRICS if METRICS[kind].values}
+    given = {k: tuple(MetricRequest(k, "t").compute(x, y, ALONE)["values"]) for k in named}
+    assert given == named
+    assert {*METRICS} - {*named} == {"fd_per_class"}, "its classes are those of the images"

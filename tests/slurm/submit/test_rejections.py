@@ -13,8 +13,10 @@ from PIL import Image
 
 from dist_train.recipes import find_recipe
 from dist_train.runtime.run_dir import settle_config
+from models.config_io import ConfigError
 from slurm import slurm_cli
 from slurm.__main__ import main
+from slurm.continuous_eval import command
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
@@ -303,3 +305,36 @@ def test_resume_rejects_code_that_a_present_job_cannot_run(
     assert main(["resume", str(run_dir), "--cluster=local"]) == 2
     assert "add --update-code to run the present code" in capsys.readouterr().err
     assert len(JobDir(run_dir).records()) == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "message"),
+    [
+        ("fd:block4", "quick:fd_effnet_lite0_block4.distance", ""),
+        ("pr:block4,kid:block4", "quick:pr_effnet_lite0_block4.recall", ""),
+        ("fd:block4", "quick:fid.distance", "use one of quick:fd_effnet_lite0_block4.distance"),
+        ("fd:block4", "quick:fd_effnet_lite0_block4", "did you mean"),
+        ("fd:block4", "quick:fd_effnet_lite0_block4.", "use one of"),
+        ("fd:block4", "quick:fd_effnet_lite0_block4.score", "block4.distance"),
+        ("fd:block4", "full:fd_effnet_lite0_block4.distance", "full:kid_effnet_lite0_block4"),
+        ("fd_per_class:block4", "quick:fd_per_class_effnet_lite0_block4.class_7", ""),
+        ("fd_per_class:block4", "quick:fd_per_clas_effnet_lite0_block4.mean", "did you mean"),
+    ],
+)
+def test_the_best_is_one_of_the_values_that_a_plan_gives(
+    metrics: str, best: str, message: str, tmp_path: Path
+) -> None:
+    make_reference(tmp_path / "ref.npz")
+    words = ["--reference", f"{tmp_path}/ref.npz", "--metrics"]
+    protocols = [
+        {"name": "quick", "words": [*words, metrics]},
+        {"name": "full", "words": [*words, "kid:block4"]},
+    ]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"protocols": protocols, "best": best}))
+    if not message:
+        assert command.read_checked(path).best == best
+        return
+    with pytest.raises(ConfigError, match=f"best='{best}' is none of the values.*{message}") as why:
+        command.read_checked(path)
+    assert "\n" not in str(why.value)
