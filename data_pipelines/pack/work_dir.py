@@ -7,10 +7,8 @@ content of the source, and the options, in the form in which manifests record th
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from data_pipelines.packed.manifest import Manifest
 from data_pipelines.sources.base import Listing, Skip, Source, printable
 from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format, canonical_json
+from models.safe_files.locks import try_lock
 
 logger = logging.getLogger(__name__)
 WORK_DIR = ".packing"
@@ -152,22 +151,12 @@ class WorkDir:
         On file systems without locks (some network mounts) there is none.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise PackError(
-                f"another process is packing into {self.destination}; wait for it to end"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                os.close(descriptor)
-                raise
-        try:
+        with open(self.path / name, "a") as file:
+            if not try_lock(file, mode):
+                raise PackError(
+                    f"another process is packing into {self.destination}; wait for it to end"
+                )
             yield
-        finally:
-            os.close(descriptor)
 
     def _record(self, part: str, number: int) -> Path:
         return self.path / f"{part or 'all'}-{number:06d}.json"

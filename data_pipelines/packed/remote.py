@@ -6,7 +6,6 @@ and kept until the cache is full.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import io
@@ -40,6 +39,7 @@ from data_pipelines.packed.manifest import (
 )
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import MAX_BYTES
+from models.safe_files.locks import POLL_SECONDS, try_lock
 from models.safe_files.transient import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -361,5 +361,6 @@ def _locked(path: Path) -> Iterator[None]:
     """Let one process or thread at a time download a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not try_lock(lock):
+            time.sleep(POLL_SECONDS)
         yield

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from models.safe_files.documents import parse_object
 
@@ -91,7 +92,7 @@ def read_owner(file: IO[str]) -> str:
     return text if text.isprintable() else "another process"
 
 
-def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+def try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
     """Try to lock an open file; False if another process holds it."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -100,5 +101,11 @@ def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        print(f"{file.name}: the file system has no locks; start one run only", file=sys.stderr)
+        _say_no_locks(Path(file.name).parent)
     return True
+
+
+@functools.lru_cache(maxsize=1000)
+def _say_no_locks(directory: Path) -> None:
+    """Say it, once for a directory."""
+    print(f"{directory}: the file system has no locks; start one run only", file=sys.stderr)

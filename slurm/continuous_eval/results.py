@@ -6,7 +6,6 @@ removed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from dist_train.runtime.run_files import read_settings
 from models.config_io import did_you_mean, from_json
 from models.safe_files.atomic import NotOurs, atomic_file, remove_directory
 from models.safe_files.documents import Format, parse_json
+from models.safe_files.locks import try_lock
 from models.safe_files.transient import retried
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
@@ -116,9 +116,7 @@ def log_results(run_dir: Path) -> int:
         return 0
     evaluation = run_dir / "evaluation"
     with open(evaluation / ".mirror.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             return 0  # the other writer sends them, or the next call
         return _log_new_results(run_dir, evaluation)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import http.server
@@ -23,6 +24,7 @@ from data_pipelines.packed.manifest import read_manifest
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.packed.remote import FileCache, Unreachable, is_remote
 from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
+from models.safe_files import locks
 from tests.data_sets import packed_set, write_class_dirs
 
 
@@ -103,6 +105,20 @@ def test_web_servers_with_retries(
     assert len(tars) == 4 * (1 if failures == 0 else failures + 2)
     delivered(server, tmp_path, backend)
     assert [path for path in FlakyServer.requests if path.endswith(".tar")] == tars
+
+
+def test_sets_and_caches_on_file_systems_without_locks(
+    dataset: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: object, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    expected = delivered(server, tmp_path / "a")
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    assert same(delivered(server, tmp_path / "b"), expected)
+    images = write_class_dirs(tmp_path / "images", 3)
+    packed_set(images, tmp_path / "set")
+    assert read_manifest(tmp_path / "set").num_images
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shards/000001.tar"])

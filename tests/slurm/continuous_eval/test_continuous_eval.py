@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from models.config_io import ConfigError, override, write_config
+from models.safe_files import locks
+from models.safe_files.locks import try_lock
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
 from slurm.continuous_eval.results import log_results
@@ -140,6 +143,9 @@ def test_results_go_to_loggers_once_by_images_seen(
 ) -> None:
     written: list[dict[str, float]] = []
 
+    def no_locks(file: object, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
     class Logger:
         def write(self, line: dict[str, float]) -> None:
             written.append(line)
@@ -156,7 +162,12 @@ def test_results_go_to_loggers_once_by_images_seen(
     assert log_results(tmp_path) == 2
     assert log_results(tmp_path) == 0
     _finish(tmp_path, 300, "quick", 1.0)
-    assert log_results(tmp_path) == 1
+    with open(tmp_path / "evaluation" / ".mirror.lock", "a") as held:
+        assert try_lock(held)
+        assert log_results(tmp_path) == 0, "its holder sends them"
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.fcntl, "flock", no_locks)
+        assert log_results(tmp_path) == 1
     assert [line.get("images_seen") for line in written] == [100, 200, None, 300, None]
     assert written[0]["quick/fd.distance"] == 100.0
     write_config(tiny_edm(), tmp_path / "config.json")
