@@ -262,18 +262,21 @@ def _check_options(args: argparse.Namespace, detectors: Sequence[str]) -> None:
 
 def _check_paths(args: argparse.Namespace, detectors: Sequence[str], inputs: bool) -> None:
     """Raise ValueError if a path leads nowhere, before anything is opened."""
-    if inputs:
-        _check_sources(split_overrides(args.source)[0])
-        for path in references_of(args):
-            check_there(path, STATISTICS_OR_IMAGES)
+    if not inputs:  # they may be made before the request is done
+        return
+    _check_sources(split_overrides(args.source)[0])
+    for path in references_of(args):
+        check_there(path, STATISTICS_OR_IMAGES)
     for name in detectors:
-        _check_weights(_value_for(args.weights, name), name)
+        _with_weights(DetectorConfig(name, _value_for(args.weights, name)))
 
 
-def _check_weights(path: str, detector: str) -> None:
-    if path:
+def _with_weights(detector: DetectorConfig) -> DetectorConfig:
+    """Return a detector. Raises ValueError if its weights are named and not there."""
+    if path := detector.weights:
         missing = f"weights file {path} cannot be read: it does not exist"
-        check_there(Path(path), f"one of {detector}", missing)
+        check_there(Path(path), f"one of {detector.name}", missing)
+    return detector
 
 
 def _check_sources(paths: Sequence[Path]) -> None:
@@ -308,11 +311,9 @@ def detector_of(
         if others:
             raise ValueError(f"--detector {args.detector}: this command takes one detector")
     theirs = protocol.preprocessing if protocol and name == protocol.detector else ""
-    weights = _value_for(args.weights, name)
-    _check_weights(weights, name)
     return DetectorConfig(
         name,
-        weights,
+        _value_for(args.weights, name),
         _value_for(args.pipeline, name) or theirs,
         _value_for(args.weights_sha256, name),
         args.compile,
@@ -412,7 +413,7 @@ def new_reference_of(args: argparse.Namespace, *, inputs: bool = True) -> NewRef
         ValueError: The protocol is unknown, or its images are of another resolution.
     """
     protocol = find_protocol(args.protocol) if args.protocol else None
-    detector = detector_of(args, protocol)
+    detector = _with_weights(detector_of(args, protocol))
     theirs = protocol.reference_taps if protocol and detector.name == protocol.detector else ()
     num_features = protocol.num_features if protocol else NUM_FEATURES
     return NewReference(
@@ -471,7 +472,7 @@ def sheet_of(args: argparse.Namespace) -> SheetRequest:
         columns=args.columns,
         upscale=args.upscale,
         classes=parse_seeds(args.classes) if args.classes else (),
-        detector=detector_of(args),
+        detector=_with_weights(detector_of(args)),
         tap=args.tap,
         batch_size=args.batch_size,
         num_features=args.features,

@@ -257,7 +257,7 @@ def resumed(out: Path, old: Result, new: Result, replace: bool = False) -> Resul
 def _unlike_samples(old: Result, new: Result) -> str:
     """Say in what the samples of two results were drawn in other ways; "" if they were not."""
     both = [
-        {"tf32": result.get("tf32")} | (result["samples"] or result["images"])
+        {"tf32": result.get("tf32")} | (result.get("samples") or result.get("images", {}))
         for result in (old, new)
     ]
     return unlike(*both) if all(images.get("models") for images in both) else ""
