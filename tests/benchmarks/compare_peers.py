@@ -72,7 +72,7 @@ def stub_torchvision() -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity by a peer and by us; `scale` is what the difference is relative to."""
+    """One quantity by a peer and by us, and by how much they differ, relative to the peer's."""
 
     what: str
     peer: str
