@@ -377,6 +377,9 @@ class _Identity:
     device: str
     models: tuple[_Model, ...]
 
+    def __post_init__(self) -> None:
+        parse_seeds(self.seeds)
+
 
 @dataclass(frozen=True)
 class _Model:

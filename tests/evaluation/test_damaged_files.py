@@ -21,7 +21,7 @@ from PIL import Image
 from evaluation import __main__ as cli
 from evaluation.detectors.base import load_checked
 from evaluation.features.batches import BatchStore, MomentStore
-from evaluation.image_sets.image_set import open_images
+from evaluation.image_sets.image_set import RECORDS, open_images
 from evaluation.image_sets.npz import NpzArray, read_npz, write_npz
 from evaluation.metrics.statistics import FeatureSet, moments_of
 from evaluation.reference.exporters import export
@@ -371,7 +371,10 @@ def test_samples_go_only_where_samples_are(
     assert cli.main(command) == 0
     record = tmp_path / "samples" / "samples.json"
     content = record.read_text()
-    for damaged in ("", "[]", "null", content[:50], content.replace('"seconds": ', '"seconds": 1')):
+    forged = {k: v for k, v in json.loads(content).items() if k != "checksum"}
+    forged["identity"]["seeds"] = "0.1"
+    documents = [RECORDS.to_bytes(forged).decode(), content.replace('"seconds": ', '"seconds": 1')]
+    for damaged in ("", "[]", "null", content[:50], *documents):
         record.write_text(damaged)
         rejected(command, capsys, record)
         rejected(["reference", str(record.parent), str(tmp_path / "r.npz")], capsys, record)
