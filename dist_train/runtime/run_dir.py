@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from models.plugins import load_recorded
 from models.safe_files.locks import FileLock, read_owner, try_lock
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 HARMLESS = frozenset(
     {"total_images", "micro_batch_size", "sharding", "checkpoint", "logging", "divergence",
@@ -147,6 +149,9 @@ def _remove_if_empty(path: Path) -> None:
 def read_run_config(run_dir: Path) -> RunConfig:
     """Read the configuration of a run, and import the plugins that it records.
 
+    Older versions accepted settings of samplers that are rejected now. They decide nothing but how
+    grids are drawn: such a run is read with the sampler's defaults, which is said.
+
     Raises:
         ConfigError: The directory is no run, or its config.json is damaged or was changed.
         PluginError: A plugin has changed since it was recorded, or cannot be imported.
@@ -156,7 +161,15 @@ def read_run_config(run_dir: Path) -> RunConfig:
     try:
         return from_json(RunConfig, document, "it")
     except (ConfigError, RecursionError) as error:
-        raise ConfigError(f"{run_dir / CONFIG} does not parse: {error}; {REMEDY}") from None
+        problem = f"{run_dir / CONFIG} does not parse: {error}"
+    objective = document.get("objective")
+    if isinstance(objective, dict) and isinstance(objective.get("sampling"), dict):
+        others = {name: value for name, value in objective.items() if name != "sampling"}
+        with contextlib.suppress(ConfigError, RecursionError):
+            config: RunConfig = from_json(RunConfig, document | {"objective": others}, "it")
+            logger.warning("%s; the sampler's defaults are used, for grids", problem)
+            return config
+    raise ConfigError(f"{problem}; {REMEDY}")
 
 
 def settle_config(

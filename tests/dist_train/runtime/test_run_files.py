@@ -13,7 +13,7 @@ import torch
 
 from dist_train.__main__ import main
 from dist_train.runtime.run_dir import RunDirBusyError, RunLock, read_run_config, settle_config
-from dist_train.runtime.run_files import read_settings, read_summary
+from dist_train.runtime.run_files import read_settings, read_summary, write_settings
 from models.config_io import ConfigError, override, write_config
 from models.safe_files import documents
 from models.safe_files.atomic import atomic_file
@@ -122,6 +122,23 @@ def test_a_changed_configuration_is_found(change: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         settle_config(tmp_path, tiny_edm(), allow_changes=True)
     assert message.replace("\\", "") in format_status(run_status(tmp_path, {}))
+
+
+def test_an_old_run_whose_sampler_is_rejected_now_can_be_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle_config(tmp_path, tiny_edm())
+    document = read_settings(tmp_path)
+    document["objective"]["sampling"]["rho"] = 0.01
+    write_settings(tmp_path, document, began_as=2)
+    assert read_run_config(tmp_path) == tiny_edm()
+    assert "rho=0.01" in caplog.text
+    assert "the sampler's defaults are used" in caplog.text
+    assert settle_config(tmp_path, tiny_edm()) == tiny_edm()
+    document["global_batch_size"] = -1  # that is no matter of the sampler
+    write_settings(tmp_path, document, began_as=2)
+    with pytest.raises(ConfigError, match=r"config\.json does not parse.*; restore it"):
+        read_run_config(tmp_path)
 
 
 def test_spaces_do_not_matter_and_old_runs_have_no_checksum(tmp_path: Path) -> None:
