@@ -15,6 +15,7 @@ import signal
 import stat
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -49,6 +50,8 @@ EXTRAS = {
     "plotly": "report", "pywt": "wavelets", "skimage": "quickstart",
 }  # fmt: skip
 """Packages that are not always installed, by the extra of relaywave that installs them."""
+CODE = Path(__file__).resolve().parents[1]
+"""Directory of our packages."""
 LONGEST = 4000
 """Characters of a line; of a longer one the middle is left out."""
 
@@ -70,7 +73,8 @@ def run(work: Callable[[], int | None]) -> int:
     _print_any_name()
     try:
         _interrupt_by_exception()
-        code = work() or 0
+        with _warnings_as_lines():
+            code = work() or 0
         with about("stdout"):
             sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
@@ -83,6 +87,27 @@ def run(work: Callable[[], int | None]) -> int:
         except (OSError, ValueError):
             _drop_output()
     return code
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show a warning of our own packages as one line, without the place in the code."""
+    before = warnings.formatwarning
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        line: str | None = None,
+    ) -> str:  # fmt: skip
+        is_ours = any(filename.startswith(str(CODE / name)) for name in OURS)
+        if is_ours or filename == "<string>":  # the __init__ that dataclasses make
+            return f"warning: {one_line(str(message))}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

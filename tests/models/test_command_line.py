@@ -167,3 +167,23 @@ def test_a_fifo_is_rejected_instead_of_read(tmp_path: Path, setting: bool) -> No
     with pytest.raises(ValueError, match="fifo is a FIFO, a socket or a device; name a file"):
         command_line.check_files(argparse.Namespace(sources=[tmp_path, named], ranks=2))
     command_line.check_files(argparse.Namespace(source=tmp_path, missing=tmp_path / "x", n=None))
+
+
+GUIDED = """
+import sys
+from models import command_line
+from models.config_io import override
+from tests.tiny import tiny_edm
+objective = override(tiny_edm().objective, ["label_dropout=0", "sampling.guidance.scale=2"])
+network = objective.build().build_networks()["denoiser"]
+sys.exit(command_line.run(lambda: objective.build_sampler(network) and 0))
+"""
+
+
+def test_a_warning_is_one_line() -> None:
+    command = [sys.executable, "-c", GUIDED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    lines = [line for line in done.stderr.splitlines() if "guidance scale=2" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: guidance scale=2")
+    assert "config.py" not in done.stderr
