@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from models.objective import ObjectiveConfig
 from models.plugins import PluginError, Registry
@@ -31,3 +32,16 @@ def objective(config: C) -> C:
             raise PluginError(f"objective {config.__name__} has no {name}; see ObjectiveConfig")
     OBJECTIVES.register(config.__name__, config)
     return config
+
+
+def without_sampling(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return JSON with an `objective` without its sampler's settings; None if it has none.
+
+    Older versions accepted settings of samplers that are rejected now. They decide how images are
+    drawn, not what the weights are: what was stored is read with the defaults then.
+    """
+    objective = document.get("objective")
+    if not isinstance(objective, dict) or not isinstance(objective.get("sampling"), dict):
+        return None
+    others = {name: value for name, value in objective.items() if name != "sampling"}
+    return {**document, "objective": others}

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.config_io import ConfigError, differences, from_json, override, to_json
-from models.families import AnyObjective
+from models.families import AnyObjective, without_sampling
 from models.layers import InTf32Mode
 from models.plugins import Import
 from models.safe_files.atomic import atomic_directory, check_replaceable
@@ -241,18 +241,15 @@ def read_snapshot(path: Path, overrides: Sequence[str] = ()) -> Snapshot:
 def _read_description(path: Path) -> _Description:
     """Read a snapshot.json. Raises OSError or DocumentError.
 
-    Older versions accepted settings of samplers that are rejected now: such a snapshot is read with
-    the defaults of those settings, which is said.
+    One whose sampler is rejected now is read with the sampler's defaults, which is said.
     """
     try:
         return _FORMAT.read(path)
     except UnfitDocument as error:
-        document = read_object(path)
-        objective = document.get("objective")
-        if not isinstance(objective, dict) or not isinstance(objective.get("sampling"), dict):
+        document = without_sampling(read_object(path))
+        if document is None:
             raise
-        others = {name: value for name, value in objective.items() if name != "sampling"}
-        document = {k: v for k, v in document.items() if k != "checksum"} | {"objective": others}
+        document.pop("checksum", None)  # of all of it, which was intact
         try:
             described = _FORMAT.decode(document, str(path))
         except DocumentError:

@@ -37,6 +37,7 @@ from dist_train.runtime.run_files import (
 from dist_train.runtime.world import World
 from models.command_line import describe
 from models.config_io import ConfigError, differences, from_json, to_json
+from models.families import without_sampling
 from models.plugins import load_recorded
 from models.safe_files.locks import FileLock, read_owner, try_lock
 
@@ -149,8 +150,7 @@ def _remove_if_empty(path: Path) -> None:
 def read_run_config(run_dir: Path) -> RunConfig:
     """Read the configuration of a run, and import the plugins that it records.
 
-    Older versions accepted settings of samplers that are rejected now. They decide nothing but how
-    grids are drawn: such a run is read with the sampler's defaults, which is said.
+    One whose sampler is rejected now is read with the sampler's defaults, which is said.
 
     Raises:
         ConfigError: The directory is no run, or its config.json is damaged or was changed.
@@ -162,11 +162,10 @@ def read_run_config(run_dir: Path) -> RunConfig:
         return from_json(RunConfig, document, "it")
     except (ConfigError, RecursionError) as error:
         problem = f"{run_dir / CONFIG} does not parse: {error}"
-    objective = document.get("objective")
-    if isinstance(objective, dict) and isinstance(objective.get("sampling"), dict):
-        others = {name: value for name, value in objective.items() if name != "sampling"}
+    others = without_sampling(document)
+    if others is not None:
         with contextlib.suppress(ConfigError, RecursionError):
-            config: RunConfig = from_json(RunConfig, document | {"objective": others}, "it")
+            config: RunConfig = from_json(RunConfig, others, "it")
             logger.warning("%s; the sampler's defaults are used, for grids", problem)
             return config
     raise ConfigError(f"{problem}; {REMEDY}")
