@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,13 @@ def write_class_dirs(path: Path, classes: int = 3, per_class: int = 20) -> Path:
             content = encoded(smooth_pixels(label * per_class + number))
             (class_dir / f"{number:03d}.png").write_bytes(content)
     return path
+
+
+def extract_tar(path: Path, directory: Path) -> None:
+    """Extract a tar of ours; before Python 3.11.4 there is no filter to name."""
+    filtered = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(path) as archive:
+        archive.extractall(directory, **filtered)  # type: ignore[arg-type]
 
 
 def packed_set(

@@ -15,6 +15,7 @@ import pytest
 from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
 from slurm.jobs.records import JobDir
+from tests.paths import ROOT
 
 TRAIN = [
     "train",
@@ -94,7 +95,9 @@ def test_several_nodes_need_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_local_job_does_not_hold_the_pipe_of_its_command(tmp_path: Path) -> None:
     options = ["--cluster=local", "--run-dir", str(tmp_path / "run"), "total_images=8000000"]
     command = [sys.executable, "-m", "slurm", *TRAIN, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
+    done = subprocess.run(  # in a directory without modules of others
+        command, capture_output=True, text=True, timeout=400, cwd=ROOT, check=True
+    )
     assert "job " in done.stdout
     job_id = int(JobDir(tmp_path / "run").records()[0].job_id)
     try:

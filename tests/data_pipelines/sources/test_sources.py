@@ -21,7 +21,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources import file_parts
 from data_pipelines.sources.base import SourceError
 from data_pipelines.sources.kinds import SOURCES, SourceDetails, make_source
-from tests.data_sets import encoded, pack, smooth_pixels
+from tests.data_sets import encoded, extract_tar, pack, smooth_pixels
 
 WNIDS = ("n01440764", "n01443537", "n02012849")
 
@@ -341,8 +341,7 @@ def test_cifar10_archives_agree(tmp_path: Path) -> None:
 
 
 def test_cifar10_test_split_and_directory(tmp_path: Path) -> None:
-    with tarfile.open(write_cifar_python(tmp_path)) as archive:
-        archive.extractall(tmp_path / "out", filter="data")
+    extract_tar(write_cifar_python(tmp_path), tmp_path / "out")
     pack_kind("cifar10", tmp_path / "out", tmp_path / "set", split="test")
     assert labels(tmp_path / "set") == [1]
     assert np.array_equal(first_pixels(tmp_path / "set"), CIFAR[3])

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.__main__ import main
 from data_pipelines.packed.reader import ShardedImages
 from tests.data_pipelines.sources import test_sources as layouts
-from tests.data_sets import encoded, smooth_pixels
+from tests.data_sets import encoded, extract_tar, smooth_pixels
 from tests.fuzz.subject import Difference, Result, Subject, digest, run
 
 CLASSES = ("cat", "dog")
@@ -105,11 +105,7 @@ def make_lsun(path: Path, number: int) -> None:
 def make_cifar(path: Path, number: int) -> None:
     (path / "bin").mkdir(parents=True)
     layouts.write_cifar_python(path)
-    archive = layouts.write_cifar_binary(path)
-    import tarfile
-
-    with tarfile.open(archive) as tar:
-        tar.extractall(path, filter="data")
+    extract_tar(layouts.write_cifar_binary(path), path)
 
 
 def make_stl(path: Path, number: int) -> None:
