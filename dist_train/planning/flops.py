@@ -10,9 +10,10 @@ import contextlib
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,24 @@ UNSHARDED = 100_000
 """ZeRO-3 keeps tensors of fewer parameters whole on every rank (DeepSpeed's default)."""
 
 
+class Operation(NamedTuple):
+    """What one operation of a device costs.
+
+    Attributes:
+        dtype: Name of what it computes in.
+        flops: Floating-point operations of a product, convolution or attention; else 0.
+        bytes: Sizes of all tensors that it reads and writes.
+    """
+
+    dtype: str
+    flops: int
+    bytes: int
+
+
+FREE = ("empty", "new_empty", "_unsafe_view", "detach", "device")
+"""Names of operations that launch nothing; `device` is a question that fake tensors are asked."""
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Cost of one micro-batch.
@@ -42,6 +61,8 @@ class Footprint:
         gradient_bytes: Gradients of the network whose loss needs that memory.
         parameters: Number of parameters by network.
         small_parameters: How many of them are in tensors that ZeRO-3 does not shard.
+        operations: How often each kind of operation runs, a lazy penalty's by its share of the
+            steps.
     """
 
     flops: float
@@ -49,6 +70,7 @@ class Footprint:
     gradient_bytes: int
     parameters: dict[str, int]
     small_parameters: int
+    operations: Mapping[Operation, float] = field(default_factory=dict)
 
 
 @functools.lru_cache(maxsize=64)
@@ -60,6 +82,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     objective = config.build()
     interval = getattr(config, "r1_interval", 1) if objective.second_order else 1
     flops, heaviest, frozen = 0.0, CostMeter(), frozen_networks(objective)
+    operations: dict[Operation, float] = {}
     with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
@@ -69,6 +92,8 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
                     if share:
                         meter = _cost(networks | frozen, loss_fn, example, step)
                         flops += share * meter.flops
+                        for kind, count in meter.operations.items():
+                            operations[kind] = operations.get(kind, 0.0) + share * count
                         heaviest = max(heaviest, meter, key=lambda m: m.peak)
         tensors = {name: [p.numel() for p in net.parameters()] for name, net in networks.items()}
     return Footprint(
@@ -77,6 +102,7 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
         gradient_bytes=heaviest.gradient_bytes,
         parameters={name: sum(sizes) for name, sizes in tensors.items()},
         small_parameters=sum(n for sizes in tensors.values() for n in sizes if n < UNSHARDED),
+        operations=operations,
     )
 
 
@@ -152,6 +178,7 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         flops: Floating-point operations of matrix products, convolutions and attention.
+        operations: How often each kind of operation ran; views and allocations cost nothing.
         peak: Most bytes that were alive at once.
         gradient_bytes: Bytes of them that are the parameters' gradients at the end.
     """
@@ -159,6 +186,7 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.peak = self.gradient_bytes = 0
+        self.operations: Counter[Operation] = Counter()
         self._live = 0
         self._known: set[int] = set()
 
@@ -168,13 +196,22 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 0.0 if args[0].dtype.is_floating_point else 0
         result = func(*args, **kwargs)
-        if count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **kwargs, out_val=result)
+        count = flop_registry.get(func._overloadpacket)
+        flops = count(*args, **kwargs, out_val=result) if count else 0
+        self.flops += flops
+        if not (func.is_view or func.overloadpacket.__name__.startswith(FREE)):
+            self._note(flops, {id(t): t for t in tree_leaves((args, kwargs, result))})
         inputs = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _key(tensor) not in inputs | self._known:
                 self._add(tensor)
         return result
+
+    def _note(self, flops: int, touched: dict[int, Any]) -> None:
+        tensors = [tensor for tensor in touched.values() if isinstance(tensor, Tensor)]
+        dtypes = [str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.operations[Operation(dtypes[0] if dtypes else "", flops, size)] += 1
 
     def _add(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta":

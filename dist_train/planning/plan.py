@@ -22,6 +22,7 @@ from dist_train.planning.checks import (
 )
 from dist_train.planning.flops import Footprint, measure_step
 from dist_train.planning.hardware import GPUS, Gpu
+from dist_train.planning.roofline import roofline
 from dist_train.precision import compute_dtypes, settle_precision
 from dist_train.recipes import resolve_config
 from models.command_line import add_settings, settings_of
@@ -32,7 +33,7 @@ FLOAT = 4
 RESERVE = 0.08
 """Fraction of a GPU's memory left to CUDA, NCCL and fragmentation."""
 ASSUMED_MFU = 0.35
-"""Of convolutional U-Nets in bfloat16 on A100s; take a run's own `speed/mfu` where there is one."""
+"""Of convolutional U-Nets in bfloat16 on A100s, for estimates without a roofline."""
 GPU_HOURS_PER_FAILURE = 50_700
 """Llama 3 405B: 419 stops in 54 days on 16,384 GPUs (docs/reference/deepspeed.md#3.3)."""
 COPY_BYTES = 10e9
@@ -52,8 +53,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mfu",
         type=float,
-        default=ASSUMED_MFU,
-        help="fraction of the GPU's peak",
+        help="fraction of the GPU's peak that a run reached (default: estimated by roofline)",
     )
     parser.add_argument(
         "--gpu-hours-per-failure",
@@ -74,7 +74,7 @@ def plan_command(options: argparse.Namespace) -> int:
         similar = did_you_mean(options.gpu, [*GPUS])
         raise ConfigError(f"--gpu={options.gpu} is not one of {', '.join(GPUS)}{similar}")
     for name in ("nodes", "gpus_per_node", "network_gbit", "mfu", "gpu_hours_per_failure"):
-        if not 0 < (value := getattr(options, name)) < math.inf:
+        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')}={value} must be positive, and finite")
     gpu = GPUS[options.gpu]
     config = resolve_config(*settings_of(options))
@@ -140,18 +140,29 @@ def _pace(config: RunConfig, machine: Machine, gpu_hours: float) -> Iterator[str
     size = checkpoint_bytes(config, footprint)
     stall = size / machine.ranks / COPY_BYTES
     interval = best_interval(stall, machine.ranks, gpu_hours)
-    yield f"ZeRO-{stage}, {passes} passes of {micro} per step, {machine.mfu:.0%} MFU"
+    bounds = roofline(footprint.operations, machine.gpu, config.compute.tf32 is not False)
+    basis = "by roofline" if machine.mfu is None else f"{machine.mfu:.0%} MFU"
+    yield f"ZeRO-{stage}, {passes} passes of {micro} per step, {basis}"
+    yield f"bound by          {bounds.describe()}"
     yield f"step              {computed:.3f} s computing + {sending:.3f} s sending (not overlapped)"
     yield f"communication     {sent / 1e9:.2f} GB sent per GPU and step"
     yield f"                  {traffic_seconds(sent, machine):.3f} s at the slowest link"
     yield f"speed             {rate:,.0f} images/s, {rate / machine.ranks:,.1f} per GPU"
-    yield f"to the end        {config.total_images / 1e6:,.1f}M images in {wall / 86400:,.1f} days"
+    yield f"to the end        {config.total_images / 1e6:,.1f}M images in {duration(wall)}"
     yield f"                  {wall * machine.ranks / 86400:,.0f} GPU-days"
     yield f"checkpoint        {size / 1e9:.2f} GB, stalls training for {stall:.2f} s"
     yield (
         f"best interval     {interval / 60:,.0f} min (Young/Daly, a failure per"
         f" {gpu_hours:,.0f} GPU-hours) = {interval * rate:,.0f} images"
     )
+
+
+def duration(seconds: float) -> str:
+    """Return days, or hours of less than two days, or minutes of less than two hours."""
+    for size, name in ((86400, "days"), (3600, "hours")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds / 60:,.1f} minutes"
 
 
 def _stages(config: RunConfig) -> range:
@@ -184,14 +195,15 @@ class Machine:
         nodes: Number of nodes.
         gpus_per_node: GPUs of each.
         network_bytes: Bytes per second between nodes, per node and direction.
-        mfu: Fraction of the GPU's peak that the networks reach; assumed, or measured by a run.
+        mfu: Fraction of the GPU's peak that the networks reach, measured by a run; None estimates
+            their time by roofline.
     """
 
     gpu: Gpu
     nodes: int
     gpus_per_node: int
     network_bytes: float
-    mfu: float
+    mfu: float | None = None
 
     @property
     def ranks(self) -> int:
@@ -283,7 +295,11 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Return the seconds of a step's computation, and those of its communication."""
     passes = config.global_batch_size / (micro * machine.ranks)
-    computed = footprint.flops * passes / (machine.gpu.peak_flops * machine.mfu)
+    if machine.mfu is None:
+        tf32 = config.compute.tf32 is not False  # null leaves PyTorch's default for convolutions
+        computed = roofline(footprint.operations, machine.gpu, tf32).seconds * passes
+    else:
+        computed = footprint.flops * passes / (machine.gpu.peak_flops * machine.mfu)
     sent = traffic(footprint, zero_stage, machine.ranks, math.ceil(passes))
     return computed, traffic_seconds(sent, machine)
 

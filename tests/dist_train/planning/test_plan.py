@@ -12,9 +12,19 @@ from torch import nn
 
 from dist_train.__main__ import main
 from dist_train.config import RunConfig, ShardingConfig
-from dist_train.planning.flops import CostMeter, Footprint, measure_step
+from dist_train.planning.flops import CostMeter, Footprint, Operation, measure_step
 from dist_train.planning.hardware import GPUS, find_gpu
-from dist_train.planning.plan import Machine, best_interval, memory, traffic, traffic_seconds
+from dist_train.planning.plan import (
+    Machine,
+    best_interval,
+    duration,
+    memory,
+    step_seconds,
+    traffic,
+    traffic_seconds,
+)
+from dist_train.planning.roofline import roofline
+from dist_train.recipes import RECIPES
 from models.objective import Example
 from models.rdm.config import EdmConfig
 from models.wavediff.config import WaveDiffConfig
@@ -153,7 +163,7 @@ def test_the_command_prints_a_plan_or_says_what_is_wrong(
     command = ["plan", "quickstart_edm16", "--gpus-per-node", "2", "--gpu", "a100-40g"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    for word in ("parameters", "GB per GPU", "images/s", "GPU-days", "Young/Daly"):
+    for word in ("parameters", "GB per GPU", "images/s", "GPU-days", "Young/Daly", "bound by"):
         assert word in printed
     assert "in bfloat16" in printed
     assert main([*command, "--gpu", "v100-16g", "--gpu-hours-per-failure", "1000"]) == 0
@@ -183,3 +193,62 @@ def test_counting_leaves_no_empty_tables_behind(name: str) -> None:
         loss, _ = loss_fn(networks, example, 0)
         assert not isinstance(loss, FakeTensor)
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "published_days"),
+    [("rdm_imagenet256", 8, 12.5), ("rdm_celebahq256", 4, 25.5 / 24)],
+)
+def test_published_stage_2_runs_are_met_within_a_quarter(
+    name: str, nodes: int, published_days: float
+) -> None:
+    config = RECIPES[name]()
+    footprint = measure_step(config.objective, 8)
+    machine = Machine(GPUS["a100-40g"], nodes, 8, 100e9)
+    step = sum(step_seconds(config, footprint, 8, 1, machine))
+    days = config.total_images / config.global_batch_size * step / 86400
+    assert days == pytest.approx(published_days, rel=0.25)
+
+
+def test_the_longest_of_arithmetic_memory_and_launch_is_what_an_operation_takes() -> None:
+    gpu = GPUS["a100-40g"]
+    product = {Operation("float32", 10**12, 1): 2.0}
+    exact, tf32 = roofline(product, gpu, tf32=False), roofline(product, gpu, tf32=True)
+    half = roofline({Operation("bfloat16", 10**12, 1): 2.0}, gpu, tf32=True)
+    assert exact.arithmetic == exact.seconds == pytest.approx(2e12 / (19.5e12 * 0.6))
+    assert exact.seconds == pytest.approx(8 * tf32.seconds)
+    assert tf32.seconds == pytest.approx(2 * half.seconds)
+    copy = roofline({Operation("float32", 0, 10**9): 1.0}, gpu, tf32=True)
+    assert copy.memory == copy.seconds == pytest.approx(1e9 / (1.555e12 * 0.8))
+    small = roofline({Operation("float32", 10, 10): 1000.0}, gpu, tf32=True)
+    assert small.launches == small.seconds == pytest.approx(6e-3)
+    assert small.describe().startswith("launches 100%")
+
+
+def test_views_allocations_and_questions_cost_nothing() -> None:
+    meter = CostMeter()
+    with meter:
+        x = torch.empty(4, 4).view(16).detach()
+        x + x
+    assert meter.operations == {Operation("float32", 0, 2 * 64): 1}
+
+
+def test_cards_are_found_by_what_cuda_calls_them() -> None:
+    for spelled, name in (
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A100 80GB PCIe", "a100-80g"),
+        ("NVIDIA H100 80GB HBM3", "h100-80g"),
+        ("NVIDIA H100 PCIe", "h100-pcie-80g"),
+        ("NVIDIA H100 NVL", "h100-nvl-94g"),
+        ("NVIDIA B200", "b200-180g"),
+        ("AMD Instinct MI300X", "mi300x-192g"),
+    ):
+        assert find_gpu(spelled) is GPUS[name], spelled
+
+
+def test_durations_are_never_zero_point_zero() -> None:
+    assert [duration(s) for s in (864_000, 90_000, 600)] == [
+        "10.0 days",
+        "25.0 hours",
+        "10.0 minutes",
+    ]
