@@ -98,6 +98,14 @@ class Resources:
         """Number of ranks."""
         return self.nodes * self.tasks_per_node
 
+    def without_gpus(self, **changes: int) -> Resources:
+        """Return the request of one process on one node without GPUs, with some changes."""
+        of_gpus = {"cpus-per-gpu", "mem-per-gpu"}
+        kept = {key: text for key, text in self.sbatch.items()
+                if replaces(key, text) != "gpus_per_node" and key not in of_gpus}  # fmt: skip
+        size = {"nodes": 1, "fewest_nodes": 0, "tasks_per_node": 1, "gpus_per_node": 0}
+        return Resources(**{**vars(self), "sbatch": kept, "gpu_type": "", **size, **changes})
+
     @property
     def fewest(self) -> int:
         """The smallest number of nodes that the job may start on."""
@@ -112,7 +120,7 @@ class Resources:
 
         Sizes count as requested always: the site's `gres` of GPUs has no effect.
         """
-        asked = {name for name, value in vars(self).items() if value}
+        asked = {"gpus_per_node", *(name for name, value in vars(self).items() if value)}
         asked |= {replaces(key, text) or key for key, text in self.sbatch.items()}
         of_site = {key: "" if value is True else str(value)
                    for key, value in site.sbatch.items() if value is not False}  # fmt: skip

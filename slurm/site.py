@@ -28,6 +28,8 @@ PER_JOB = frozenset(("nodes", "ntasks-per-node", "gpus-per-node", "gpus-per-task
 OF_SRUN = frozenset(("output", "error", "input", "unbuffered", "cpus-per-task", "cpu-bind", "nodes",
                      "ntasks", "ntasks-per-node", "multi-prog"))  # fmt: skip
 """Options of srun that jobs depend on, or that another setting of the site profile sets."""
+KINDS = ("pack", "train", "sample", "reference", "eval", "table")
+"""Kinds of steps of workflows: the commands that they are."""
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -74,6 +76,8 @@ class Site:
         signal_seconds: How long before the time limit a job gets the signal to save.
         sbatch: Further options of sbatch for every job, by its names: `licenses = "x:1"`.
         srun: Further options of srun for the ranks; `true` is one without a value.
+        resources: What steps of workflows request, by their kind and sbatch's names of options:
+            `[resources.pack]` with `time = "2:00:00"`.
         container: What tasks run in.
         array_parallelism: How many tasks of an array may run at once.
         source: The file that this was read from, for jobs that submit others; do not set it.
@@ -97,6 +101,7 @@ class Site:
     signal_seconds: int = 120
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
     srun: dict[str, str | int | bool] = field(default_factory=dict)
+    resources: dict[str, dict[str, str | int]] = field(default_factory=dict)
     container: Container = field(default_factory=Container)
     array_parallelism: int = 16
     source: str = ""
@@ -127,6 +132,11 @@ class Site:
         for name, value in (self.sbatch | self.srun).items():
             if isinstance(value, str) and ("\n" in value or "\0" in value):
                 raise ValueError(f"{name}={value!r:.100} must be one line of text")
+        for kind in self.resources:
+            if kind not in KINDS:
+                raise ValueError(
+                    f"resources.{kind}: no step is of that kind; {', '.join(KINDS)} are"
+                )
         for root in self.shared:
             if not root.startswith("/"):
                 raise ValueError(f"shared={root!r} must be an absolute directory")

@@ -12,8 +12,8 @@ from slurm.jobs.records import JobRecord
 from slurm.resources import Resources, check_job_name
 from slurm.site import Site, read_site
 from slurm.submit.launcher import Executor, Submission, batch_script, submit
-from slurm.submit.preflight import check_idle, check_request, check_script
-from slurm.submit.sbatch_options import add_sbatch_options, overlaid, requested_by
+from slurm.submit.preflight import check_idle, check_request, check_script, with_cores
+from slurm.submit.sbatch_options import add_sbatch_options, changed, requested_by
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,9 @@ class SubmitOptions:
         return self.changed(defaults)
 
     def changed(self, earlier: Mapping[str, Any]) -> Resources:
-        """Return an earlier request with what the command line changes, and what follows from it.
-
-        Args:
-            earlier: Fields of `Resources`.
-        """
-        chosen = overlaid(earlier, self.requested)
-        if "tasks_per_node" not in self.requested and "gpus_per_node" in self.requested:
-            chosen.pop("tasks_per_node", None)
-        chosen.setdefault("tasks_per_node", max(int(chosen.get("gpus_per_node", 0)), 1))
-        per_task = str(chosen["sbatch"].get("gpus-per-task", "")).rpartition(":")[2]
-        if per_task.isdigit() and "gpus_per_node" not in self.requested:
-            chosen["gpus_per_node"] = int(per_task) * chosen["tasks_per_node"]
-        return Resources(**chosen)
+        """Return an earlier request (fields of `Resources`) with what the command line changes."""
+        found = changed(earlier, self.requested)
+        return with_cores(found, self.target.site) if self.target.asks_slurm else found
 
     def job_name(self, default: str) -> str:
         """Return the job name. Raises ValueError if it is not safe everywhere."""

@@ -5,8 +5,9 @@ Every check raises an error of one line that says what is wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from models.config_io import ConfigError
 from slurm.jobs.interpreter import outside_environment
 from slurm.jobs.records import JobDir
 from slurm.jobs.throughput import Throughput, check_time, known_throughput
-from slurm.resources import Resources, parse_minutes
+from slurm.resources import Resources, parse_minutes, replaces
 from slurm.site import Site
 from slurm.slurm_cli import (
     SlurmError,
@@ -29,6 +30,8 @@ from slurm.slurm_cli import (
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
 
+GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?(\d+)")
+"""GPUs of a node as sinfo lists them: their type, if they have one, and their number."""
 LOCAL_ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
@@ -173,6 +176,44 @@ def check_script(script: str) -> None:
     problem = submission_problem(script, outside_environment())
     if problem and not ("not available" in problem and nodes_are_unavailable()):
         raise SlurmError(f"Slurm would reject this job: {problem}")
+
+
+def with_cores(resources: Resources, site: Site) -> Resources:
+    """Return a request whose ranks share the cores of their node's GPUs, unless it says how many.
+
+    Slurm's own default is one core, which data loading on a GPU outgrows at once.
+    """
+    options = resources.options(site)
+    said = {replaces(key, text) or key for key, text in options.items()}
+    if not resources.gpus_per_node or resources.cpus_per_task or site.cpus_per_task:
+        return resources
+    if said & {"cpus_per_task", "cpus-per-gpu"} or not have_slurm():
+        return resources
+    per_gpu = cores_per_gpu(resources.partition or site.partition, resources.gpu_type)
+    cores = per_gpu * resources.gpus_per_node // resources.tasks_per_node
+    if cores <= 1:
+        say("each rank gets one core: set --cpus-per-task, or cpus_per_task in the site profile",
+            "warning")  # fmt: skip
+        return resources
+    return replace(resources, cpus_per_task=cores)
+
+
+def cores_per_gpu(partition: str, gpu_type: str = "") -> int:
+    """Return the cores of a partition's nodes for each of their GPUs, 0 if that is unknown.
+
+    Args:
+        partition: Names of partitions, with commas; "" is the default one.
+        gpu_type: The type of GPUs that counts, as Slurm calls it; "" is any.
+    """
+    wanted = partition or ",".join(p.name for p in partitions() if p.default)
+    command = ["sinfo", "--noheader", "--Node", f"--partition={wanted}", "--format=%c|%G"]
+    shares = []
+    for line in set(run_slurm(command).split()):
+        cores, _, gres = line.partition("|")
+        gpus = sum(int(count) for kind, count in GPUS.findall(gres) if gpu_type in ("", kind))
+        if gpus and cores.isdigit():
+            shares.append(int(cores) // gpus)
+    return min(shares, default=0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.command_line import say
-from slurm.resources import parse_minutes, replaces
+from slurm.resources import Resources, parse_minutes, replaces
 from slurm.sbatch_keys import BY_RELAYWAVE, INSTEAD, check_key, shell_options
 
 Fields = dict[str, Any]
@@ -188,6 +188,28 @@ def requested_by(options: Sequence[tuple[str, Fields]]) -> Fields:
         ValueError: Options contradict each other, or a variable of the shell has an invalid value.
     """
     return overlaid(_merged(_by_shell()), _merged(options))
+
+
+def requested_by_texts(texts: Mapping[str, Any]) -> Fields:
+    """Return the request of options by sbatch's names. Raises ValueError if one is invalid."""
+    return _merged([(name, parse_option(name, str(text))) for name, text in texts.items()])
+
+
+def changed(earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> Resources:
+    """Return an earlier request with what is requested now, and what follows from that.
+
+    Args:
+        earlier: Fields of `Resources`.
+        requested: Fields of `Resources`, above them.
+    """
+    chosen = overlaid(earlier, requested)
+    if "tasks_per_node" not in requested and "gpus_per_node" in requested:
+        chosen.pop("tasks_per_node", None)
+    chosen.setdefault("tasks_per_node", max(int(chosen.get("gpus_per_node", 0)), 1))
+    per_task = str(chosen["sbatch"].get("gpus-per-task", "")).rpartition(":")[2]
+    if per_task.isdigit() and "gpus_per_node" not in requested:
+        chosen["gpus_per_node"] = int(per_task) * chosen["tasks_per_node"]
+    return Resources(**chosen)
 
 
 def _by_shell() -> list[tuple[str, Fields]]:

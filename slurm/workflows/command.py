@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,18 @@ from data_pipelines.packed.manifest import MANIFEST
 from models.config_io import ConfigError
 from slurm.jobs.jobs import CommandJob
 from slurm.monitor.status import queue_or_empty
+from slurm.site import Site
 from slurm.slurm_cli import queued
 from slurm.submit.arguments import Target, add_submit_options, submit_options
 from slurm.submit.check_arguments import check_arguments
 from slurm.submit.preflight import RunChecks, check_run, check_time_limit
+from slurm.submit.sbatch_options import NAMES, OPTIONS, changed, requested_by_texts
 from slurm.workflows import WORKFLOWS, find_workflow
 from slurm.workflows.steps import Inputs
 from slurm.workflows.workflow import Step, Workflow, format_tree, job_in_queue, submit_workflow
+
+EVALUATING = ("sample", "reference", "eval")
+"""Kinds of steps whose ranks share the work, so that they can use all GPUs of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +132,73 @@ def workflow_command(args: argparse.Namespace) -> None:
     if args.root is None:
         raise ValueError("--root is missing: name the directory for all that the workflow makes")
     options = submit_options(args)
+    own, overrides = split_options(args.overrides)
     inputs = Inputs(
         root=args.root.absolute(),
         source=args.source,
         weights=args.weights,
         resources=options.resources(minutes=24 * 60),
         same_size="nodes" in options.requested,
-        overrides=tuple(args.overrides),
+        overrides=tuple(overrides),
         images=args.images,
         tasks=args.tasks,
     )
     workflow = find_workflow(args.workflow)(inputs)
     _check_overrides(workflow, inputs)
+    given = options.requested.keys() & {"gpus_per_node", "tasks_per_node"}
+    workflow = with_own_resources(workflow, options.target.site, own, spread=not given)
     submit_missing(WorkflowRequest(workflow=workflow, target=options.target, only_tree=args.tree))
+
+
+def split_options(texts: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Split `STEP:option=value` from settings of training.
+
+    Returns:
+        Options of sbatch by the name or kind of steps, and the settings.
+    """
+    own: dict[str, dict[str, str]] = {}
+    settings = []
+    for text in texts:
+        key, _, value = text.partition("=")
+        step, mark, option = key.partition(":")
+        if mark and (option in OPTIONS or option in NAMES):
+            own.setdefault(step, {})[option] = value
+        else:
+            settings.append(text)
+    return own, settings
+
+
+def with_own_resources(
+    workflow: Workflow, site: Site, own: Mapping[str, Mapping[str, str]], *, spread: bool
+) -> Workflow:
+    """Return a workflow whose steps request what the site and the command line say of each.
+
+    Args:
+        workflow: Its steps, with the request that all share.
+        site: The site profile: `[resources.KIND]`.
+        own: Options of sbatch by the name or the kind of steps; a name counts more.
+        spread: Whether evaluation gets as many GPUs of one node as training has of each.
+
+    Raises:
+        ConfigError: No step has that name or kind, or an option is invalid.
+    """
+    known = dict.fromkeys(name for step in workflow.steps for name in (step.kind, step.name))
+    for name in own:
+        if name not in known:
+            raise ConfigError(f"{name}:...: no step is {name!r}; known are {', '.join(known)}")
+    trained = [s.resources.gpus_per_node for s in workflow.steps if s.config is not None]
+    steps = []
+    for step in workflow.steps:
+        layers = [site.resources.get(step.kind, {}), own.get(step.kind, {}), own.get(step.name, {})]
+        resources = step.resources
+        with _naming(step):
+            if spread and step.kind in EVALUATING:
+                resources = changed(vars(resources), {"gpus_per_node": max(trained, default=0)})
+            for texts in layers:
+                if texts:
+                    resources = changed(vars(resources), requested_by_texts(texts))
+        steps.append(dataclasses.replace(step, resources=resources))
+    return dataclasses.replace(workflow, steps=tuple(steps))
 
 
 def _check_overrides(workflow: Workflow, inputs: Inputs) -> None:
@@ -154,7 +214,10 @@ def add_workflow(parser: argparse.ArgumentParser) -> None:
     """Add the options of `workflow`."""
     parser.add_argument("workflow", help="name of a workflow, or `list`")
     parser.add_argument(
-        "overrides", nargs="*", metavar="[STEP:]key=value", help="changed settings of training"
+        "overrides",
+        nargs="*",
+        metavar="[STEP:]key=value",
+        help="changed settings of training, or options of a step's job, as pack:time=2:00:00",
     )
     parser.add_argument("--root", type=Path, help="directory of everything that it makes")
     parser.add_argument("--source", type=Path, help="the image set as downloaded")

@@ -66,9 +66,14 @@ class Inputs:
         return [(step, key + rest) for (step, _, key), rest in parts]
 
     @property
-    def single(self) -> Resources:
-        """The request of a job on one node, with one rank."""
-        return dataclasses.replace(self.resources, nodes=1, fewest_nodes=0, tasks_per_node=1)
+    def pack(self) -> Resources:
+        """The request of a job that packs: one process, and no GPU."""
+        return self.resources.without_gpus()
+
+    @property
+    def table(self) -> Resources:
+        """The request of the job that prints the table: one core."""
+        return self.resources.without_gpus(cpus_per_task=1)
 
 
 def pack_steps(
@@ -91,7 +96,7 @@ def pack_steps(
         for number in range(inputs.tasks)
     ]
     joined = CommandJob("data_pipelines", (*arguments, "--finish"), done / "data")
-    common = {"kind": "pack", "root": inputs.root, "resources": inputs.single}
+    common = {"kind": "pack", "root": inputs.root, "resources": inputs.pack}
     return (
         Step(name="shares", jobs=shares, until=joined.done, **common),  # type: ignore[arg-type]
         Step(name="data", jobs=[joined], after=("shares",), **common),  # type: ignore[arg-type]
@@ -158,7 +163,7 @@ def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
     shown = tuple(dataclasses.replace(step, config=None) for step in steps)
     report = ReportJob(name, shown, results, inputs.root / "slurm" / "done" / "table")
     table = Step(
-        name="table", kind="table", root=inputs.root, jobs=[report], resources=inputs.single,
+        name="table", kind="table", root=inputs.root, jobs=[report], resources=inputs.table,
         after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",
     )  # fmt: skip
     return Workflow(name, inputs.root, (*steps, table))

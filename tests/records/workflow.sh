@@ -209,11 +209,12 @@ exit $?
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_data
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-reference
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
 #SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
@@ -233,6 +234,8 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -245,11 +248,12 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-rdm-samples
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
 #SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
@@ -269,6 +273,8 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -281,11 +287,12 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_wavediff64
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-wavediff-samples
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
 #SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
@@ -305,6 +312,8 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -317,11 +326,12 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_edm16,afterok:JOB_OF_relay64
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-rdm
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
 #SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
@@ -341,6 +351,8 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -353,11 +365,12 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 #SBATCH --cpus-per-task=12
 #SBATCH --dependency=afterok:JOB_OF_reference,afterok:JOB_OF_wavediff64
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=quickstart-wavediff
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=200G
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
 #SBATCH --output=/project/all/slurm/jobs/%j_0_log.out
 #SBATCH --partition=gpu
@@ -377,6 +390,8 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -386,7 +401,7 @@ srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /projec
 # Parameters
 #SBATCH --account=diffusion
 #SBATCH --chdir=/project
-#SBATCH --cpus-per-task=12
+#SBATCH --cpus-per-task=1
 #SBATCH --dependency=afterany:JOB_OF_rdm-samples,afterany:JOB_OF_wavediff-samples,afterany:JOB_OF_rdm,afterany:JOB_OF_wavediff
 #SBATCH --error=/project/all/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=quickstart-table
@@ -416,4 +431,4 @@ export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
+srun --unbuffered --output /project/all/slurm/jobs/%j_%t_log.out --error /project/all/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=1 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/slurm/jobs
