@@ -21,7 +21,7 @@ from evaluation.detectors.registry import weights_of
 from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.image_sets.seeds import format_seeds
-from evaluation.metrics.statistics import evenly_spread
+from evaluation.metrics.statistics import stratified
 from evaluation.protocols import Protocol
 from evaluation.reference.reference import ReferenceSettings
 from evaluation.request import Evaluation
@@ -33,7 +33,7 @@ from models.safe_files.transient import file_sha256
 from models.snapshot import Snapshot, read_snapshot
 
 CHECKED_IMAGES = 256
-"""Images of a set that ranks compare, evenly spread: rank 0 alone reads a large set completely."""
+"""Images of a set that ranks compare, of all its parts: rank 0 alone reads all of a large set."""
 BATCH = 16
 SHOWN = 3
 """Differences that are shown."""
@@ -189,7 +189,7 @@ def _weights(config: DetectorConfig) -> str:
 def _content(images: ImageSet) -> str:
     """Say how many images a set has, with a digest of names, labels and pixels of some of them."""
     digest = hashlib.sha256()
-    checked = list(evenly_spread(len(images), min(len(images), CHECKED_IMAGES)))
+    checked = list(stratified(len(images), CHECKED_IMAGES))
     labels = images.labels(checked)
     digest.update("\0".join(map(images.name, checked)).encode(errors="surrogateescape"))
     digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())

@@ -16,6 +16,7 @@ from typing import Any
 
 from evaluation.detectors.base import DetectorConfig
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS, check_name
+from evaluation.features.store import selected_by
 from evaluation.image_sets.grid import GridSettings, check_grid
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.seeds import parse_seeds
@@ -83,6 +84,7 @@ class Evaluation:
             "resamples": self.metrics.bootstrap,
             "batch size": self.batch_size,
             "compiled": self.detector.compile,
+            **selected_by(count_images(self.images)),
         }
 
 

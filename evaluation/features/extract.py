@@ -20,7 +20,7 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, check_finite
 from evaluation.disk import dir_lock
 from evaluation.features.batches import TapBatches
-from evaluation.features.store import FeatureEntry, trim
+from evaluation.features.store import NUM_KEPT, FeatureEntry, trim
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.overlap import ahead
@@ -35,7 +35,7 @@ def extract(
     world: World,
     *,
     batch_size: int = 64,
-    num_kept: int = 10_000,
+    num_kept: int = NUM_KEPT,
     title: str = "features",
 ) -> list[FeatureSet]:
     """Return the features of a set of images by each detector, computing what the store lacks.
@@ -47,7 +47,7 @@ def extract(
         store: Directory of the features.
         world: The ranks that share the work (and the directory).
         batch_size: Images per batch.
-        num_kept: Features stored, evenly spread, where the set is too large to store all.
+        num_kept: Features stored, of all parts of the set, where the set is too large to store all.
         title: For the progress display.
 
     Raises:

@@ -22,12 +22,20 @@ from evaluation.detectors.base import PYTORCH_TF32, Detector
 from evaluation.digest import short_hash
 from evaluation.features.batches import BatchStore, MomentStore, TapBatches
 from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
-from evaluation.metrics.statistics import FeatureSet, FloatArray, Gaussian, evenly_spread
+from evaluation.metrics.statistics import (
+    FeatureSet,
+    FloatArray,
+    Gaussian,
+    selection_of,
+    stratified,
+)
 from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format
 
 STREAMING_IMAGES = 100_000
 """Of sets above this size only moments and selected features are stored, not every feature."""
+NUM_KEPT = 10_000
+"""Features that are stored of those, unless more are asked for."""
 MAX_BYTES = 20 << 30
 """Size of a store above which the features that were not used for longest are removed."""
 BATCHES = re.compile(r"(part-)?\d{9}\.npz")
@@ -61,6 +69,11 @@ class EntryRecord:
 RECORD = Format(schema=EntryRecord, version=1, remedy="delete its directory")
 
 
+def selected_by(n: int, num_kept: int = NUM_KEPT) -> dict[str, str]:
+    """Return what is recorded of how features of a set of n images are selected; {} if all are."""
+    return selection_of(n, num_kept) if n > STREAMING_IMAGES else {}
+
+
 def features_dir(path: Path) -> Path:
     """Return where the features of results in a directory are kept: one place for all of a run.
 
@@ -83,7 +96,7 @@ class FeatureEntry:
         images: Identity of the set.
         detector: The detector; its taps are those that are asked for.
         batch_size: Images per forward pass.
-        num_kept: Features stored, evenly spread, where the set is too large to store all.
+        num_kept: Features stored, of all parts of the set, where the set is too large to store all.
     """
 
     def __init__(
@@ -106,6 +119,8 @@ class FeatureEntry:
         made_of = {**self.record.__dict__, "images": images["digest"]}
         if (tf32 := images.get("tf32", PYTORCH_TF32)) != PYTORCH_TF32:
             made_of["tf32"] = tf32
+        self._selection = selected_by(self._n, num_kept)
+        made_of.update(self._selection)
         self.path = root / short_hash(made_of)
 
     def missing(self) -> list[str]:
@@ -117,7 +132,7 @@ class FeatureEntry:
         path, width = self.path / tap, self.detector.widths[tap]
         if self.record.num_kept is None:
             return BatchStore(path, width)
-        return MomentStore(path, width, evenly_spread(self._n, self.record.num_kept))
+        return MomentStore(path, width, stratified(self._n, self.record.num_kept))
 
     def begin(self) -> None:
         """Say what the directory is to hold."""
@@ -155,7 +170,8 @@ class FeatureEntry:
             gaussians[tap], features[tap] = gaussian, np.asarray(rows, np.float32)
         with contextlib.suppress(OSError):  # for `trim`: when it was used last
             os.utime(self.path / ENTRY, follow_symlinks=False)
-        meta = {"images": self.record.images, "detector": self.record.detector}
+        meta: dict[str, Any] = {"images": self.record.images, "detector": self.record.detector}
+        meta.update(self._selection)
         return FeatureSet(meta, self._n, gaussians, features, selected)
 
     def _read(self, tap: str) -> dict[str, AnyArray]:

@@ -24,6 +24,9 @@ BLOCK_ROWS = 1024
 SYMMETRY_TOLERANCE = 1e-6
 EIGENVALUE_TOLERANCE = 1e-8
 LEAST_PIVOT = 1e-10
+SELECTED_BY, SELECTION = "selection", "stratified"
+"""What is recorded of how images were selected; older versions took every k-th and said nothing."""
+SELECTION_SEED = 2020
 
 
 @dataclass(frozen=True)
@@ -202,10 +205,11 @@ class FeatureSet:
         return self.gaussians[tap]
 
     def thinned(self, count: int) -> FeatureSet:
-        """Return the set with the features of at most `count` images, evenly spread."""
-        rows = evenly_spread(len(self.selected), count)
+        """Return the set with the features of at most `count` images, as `stratified` selects."""
+        rows = stratified(len(self.selected), count)
         return dataclasses.replace(
             self,
+            meta=self.meta | selection_of(len(self.selected), count),
             features={tap: values[rows] for tap, values in self.features.items()},
             selected=[self.selected[row] for row in rows],
             labels=None if self.labels is None else self.labels[rows],
@@ -216,7 +220,19 @@ class FeatureSet:
         return tap in self.features and len(self.features[tap]) == self.n
 
 
-def evenly_spread(total: int, count: int) -> list[int]:
-    """Return `count` ascending indices spread evenly over range(total) (all if there are fewer)."""
+def stratified(total: int, count: int) -> list[int]:
+    """Return `count` ascending indices of range(total) (all if there are fewer), always the same.
+
+    One is drawn from each of `count` equal ranges: images in order of their classes keep the shares
+    of these, and where classes repeat (seed mod classes) no class is missed, as by every k-th.
+    """
     count = min(count, total)
-    return [i * total // count for i in range(count)]
+    edges = np.arange(count + 1) * total // max(count, 1)
+    places = np.random.RandomState(SELECTION_SEED).random_sample(count) * np.diff(edges)
+    indices: list[int] = (edges[:-1] + places.astype(np.int64)).tolist()
+    return indices
+
+
+def selection_of(total: int, count: int) -> dict[str, str]:
+    """Return what is recorded of a set of which `count` images are selected; {} if all are."""
+    return {SELECTED_BY: SELECTION} if count < total else {}

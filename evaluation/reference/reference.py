@@ -18,7 +18,7 @@ from evaluation.disk import file_lock
 from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.npz import npz_names
-from evaluation.metrics.statistics import FeatureSet
+from evaluation.metrics.statistics import SELECTED_BY, FeatureSet, selection_of
 from evaluation.reference.importers import read_statistics
 from evaluation.reference.statistics_file import read_reference, write_reference
 from models.safe_files.nearest import check_there
@@ -98,7 +98,11 @@ def describe_reference(settings: ReferenceSettings, detector: Detector) -> Featu
     if settings.images is None:
         assert statistics is not None, "a reference is a file, images, or both"
         return statistics
-    meta = {"images": settings.images.identity, "detector": dict(detector.identity)}
+    meta: dict[str, Any] = {
+        "images": settings.images.identity,
+        "detector": dict(detector.identity),
+        **selection_of(len(settings.images), settings.num_features),
+    }
     return _joined(settings, statistics, FeatureSet(meta, len(settings.images)))
 
 
@@ -109,9 +113,7 @@ def _joined(
     if statistics is None:
         return computed
     if computed.meta["images"]["path"] == str(settings.statistics):  # one file holds both
-        return dataclasses.replace(
-            statistics, features=computed.features, selected=computed.selected
-        )
+        return _with_rows(statistics, computed)
     return _with_features(statistics, computed, computed.meta["images"]["digest"])
 
 
@@ -140,12 +142,18 @@ def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureS
 
 def _with_features(moments: FeatureSet, others: FeatureSet, digest: str) -> FeatureSet:
     """Return moments with the features, and classes, of another set; both are recorded."""
+    joined = _with_rows(dataclasses.replace(moments, labels=others.labels), others)
+    source = {"of": others.meta["images"], "digest": digest}
+    return dataclasses.replace(joined, meta=joined.meta | {"features_from": source})
+
+
+def _with_rows(moments: FeatureSet, others: FeatureSet) -> FeatureSet:
+    """Return moments with the features of another set, and how those were selected."""
+    meta = {name: value for name, value in moments.meta.items() if name != SELECTED_BY}
+    if SELECTED_BY in others.meta:
+        meta[SELECTED_BY] = others.meta[SELECTED_BY]
     return dataclasses.replace(
-        moments,
-        features=others.features,
-        selected=others.selected,
-        labels=others.labels,
-        meta=moments.meta | {"features_from": {"of": others.meta["images"], "digest": digest}},
+        moments, features=others.features, selected=others.selected, meta=meta
     )
 
 

@@ -58,6 +58,7 @@ def _csv_row(result: Result) -> dict[str, Any]:
         row |= {f"{name}.{key}": value for key, value in metric["values"].items()}
         if "interval95" in metric:
             row[f"{name} low"], row[f"{name} high"] = metric["interval95"]
+        row[f"images of {name}"] = metric.get("n_gen")
     if protocol := result["protocol"]:
         row |= {"protocol": protocol["name"], "source": protocol.get("source", "")}
         row |= {f"published {key}": value for key, value in protocol["published"].items()}
@@ -66,8 +67,8 @@ def _csv_row(result: Result) -> dict[str, Any]:
 
 
 def closing(results: Sequence[Result]) -> Block:
-    """Return what the numbers may be compared with, and warnings."""
-    return Block([], [comparability(results), *_unknown_sizes(results)])
+    """Return what the numbers may be compared with, what rests on fewer images, and warnings."""
+    return Block([], [comparability(results), *_parts(results), *_unknown_sizes(results)])
 
 
 def format_repeats(results: Sequence[Result]) -> str:
@@ -144,6 +145,21 @@ def models_of(result: Result) -> list[dict[str, Any]]:
     source = result["samples"] or result["images"]
     models: list[dict[str, Any]] = source.get("models", [])
     return models
+
+
+def _parts(results: Sequence[Result]) -> list[str]:
+    """Say which metrics use fewer images than were evaluated, a line for each number of them."""
+    names: dict[tuple[int, int], dict[str, None]] = {}
+    for result in results:
+        total = int(result["images"]["num_images"])
+        for name, metric in result["metrics"].items():
+            used = metric.get("n_gen")
+            if used is not None and used < total:
+                names.setdefault((used, total), {})[name] = None
+    return [
+        f"Of {used} of the {total} images: {', '.join(short_names([*found], results))}."
+        for (used, total), found in names.items()
+    ]
 
 
 def _unknown_sizes(results: Sequence[Result]) -> list[str]:

@@ -12,14 +12,14 @@ from evaluation.image_sets.image_set import ImageSet, PackedImages
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.metrics.nearest_neighbours import neighbours
 from evaluation.metrics.realism import realism
-from evaluation.metrics.statistics import FeatureSet, evenly_spread
+from evaluation.metrics.statistics import FeatureSet, stratified
 from evaluation.sheets.sheet import Cell, Layout
 
 
 def neighbour_rows(
     samples: FeatureSet, reference: FeatureSet, tap: str, rows: int, columns: int, world: World
 ) -> Layout:
-    """Return samples, evenly spread over their set, each beside its nearest reference images.
+    """Return samples, of all parts of their set, each beside its nearest reference images.
 
     Args:
         samples: Features of the samples, set 0.
@@ -29,7 +29,7 @@ def neighbour_rows(
         columns: Images in a row, the sample included.
         world: The ranks; each computes the few distances that this takes.
     """
-    chosen = evenly_spread(len(samples.selected), rows)
+    chosen = stratified(len(samples.selected), rows)
     count = min(columns - 1, len(reference.selected))
     if count < 1:
         raise ValueError(f"--columns={columns} leaves no place for neighbours; give at least 2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import zipfile
 from pathlib import Path
@@ -13,6 +15,10 @@ import torch
 from PIL import Image
 
 from evaluation import __main__ as cli
+from evaluation import evaluate, request
+from evaluation.digest import short_hash
+from evaluation.features import store
+from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import open_images
 from models.rdm.edm_sampler import EdmSampler
 from tests.fuzz.subjects.models import make_snapshot
@@ -41,6 +47,29 @@ def test_images_against_themselves_are_at_distance_zero(tmp_path: Path) -> None:
     for metric in result["metrics"].values():
         assert abs(metric["values"]["distance"]) < 1e-6
         assert (metric["n_gen"], metric["n_ref"]) == (12, 12)
+
+
+def test_metrics_of_a_part_of_a_large_set_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "STREAMING_IMAGES", 10)
+    images = write_images(tmp_path / "images", 14)
+    monkeypatch.setattr(evaluate, "extract", functools.partial(extract, num_kept=8))
+    monkeypatch.setattr(request, "selected_by", functools.partial(store.selected_by, num_kept=8))
+    out = tmp_path / "result.json"
+    command = ["run", str(images), "--reference", str(images), "--out", str(out)]
+    assert cli.main([*command, "--metrics", "fd:block4,pr:block4,kid:block4"]) == 0
+    assert "Of 8 of the 14 images: pr:block4, kid:block4." in capsys.readouterr().out
+    assert cli.main(["table", str(out), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    sizes = {name: row[f"images of {name}_effnet_lite0_block4"] for name in ("fd", "pr", "kid")}
+    assert sizes == {"fd": "14", "pr": "8", "kid": "8"}
+    old = json.loads(out.read_text())
+    del old["made_of"]["selection"], old["checksum"]  # an older version took every k-th image
+    old["identity"] = short_hash(old["made_of"])
+    out.write_text(json.dumps(old))
+    assert cli.main([*command, "--metrics", "fd:block4,prdc:block4"]) == 2
+    assert "(selection is None, not stratified)" in capsys.readouterr().err
 
 
 def test_a_second_run_computes_nothing(

@@ -36,9 +36,10 @@ from evaluation.metrics.statistics import (
     FeatureSet,
     Gaussian,
     Moments,
-    evenly_spread,
     gaussian_of,
     moments_of,
+    selection_of,
+    stratified,
 )
 
 CPU = torch.device("cpu")
@@ -228,7 +229,7 @@ def test_distances_per_class_find_the_bad_class() -> None:
 def test_streamed_moments_are_those_of_stored_features(tmp_path: Path, split: list[int]) -> None:
     """Two processes, killed and restarted in any order, count every batch once."""
     x = normal(47, 5)
-    stores = [MomentStore(tmp_path, 5, evenly_spread(47, 10), every=1) for _ in range(2)]
+    stores = [MomentStore(tmp_path, 5, stratified(47, 10), every=1) for _ in range(2)]
     stored = BatchStore(tmp_path / "stored", 5)
     for turn, batch in enumerate(split):
         indices = range(batch * 10, min(batch * 10 + 10, 47))
@@ -240,8 +241,29 @@ def test_streamed_moments_are_those_of_stored_features(tmp_path: Path, split: li
     complete, every, _ = stored.collect(47)
     np.testing.assert_allclose(gaussian.sigma, complete.sigma, rtol=1e-12, atol=1e-15)
     np.testing.assert_array_equal(every, x)
-    assert selected.tolist() == evenly_spread(47, 10)
+    assert selected.tolist() == stratified(47, 10)
     np.testing.assert_array_equal(features, x[selected])
+
+
+@pytest.mark.parametrize(("total", "count"), [(0, 5), (3, 5), (47, 10), (1_281_167, 10_000)])
+def test_selected_images_are_distinct_and_of_all_parts_of_a_set(total: int, count: int) -> None:
+    chosen = np.array(stratified(total, count))
+    count = min(count, total)
+    edges = np.arange(count + 1) * total // max(count, 1)
+    assert len(chosen) == count
+    assert ((edges[:-1] <= chosen) & (chosen < edges[1:])).all()
+    assert chosen.tolist() == stratified(total, count)
+    assert selection_of(total, count) == ({} if total == count else {"selection": "stratified"})
+
+
+@pytest.mark.parametrize("order", ["classes in order", "seed mod classes"])
+def test_selected_images_are_of_all_classes(order: str) -> None:
+    """Every 20th of 200,000 images with class = seed mod 1000 is of 50 of the 1000 classes."""
+    chosen = np.array(stratified(200_000, 10_000))
+    classes = chosen * 1000 // 200_000 if order == "classes in order" else chosen % 1000
+    assert len(np.unique(classes)) > 990
+    shares = np.bincount(classes // 100, minlength=10)
+    np.testing.assert_allclose(shares, 1000, atol=100)
 
 
 def test_sizes_above_the_cap_are_those_of_the_features_that_are_stored(

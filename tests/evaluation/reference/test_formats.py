@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation import __main__ as cli
 from evaluation.image_sets.image_set import open_images
 from evaluation.image_sets.npz import NpzArray, read_npz
-from evaluation.metrics.statistics import FeatureSet, gaussian_of
+from evaluation.metrics.statistics import FeatureSet, gaussian_of, stratified
 from evaluation.reference.exporters import export, spatial_to_chw
 from evaluation.reference.importers import read_statistics, spatial_to_hwc
 from evaluation.reference.statistics_file import read_reference, write_reference
@@ -35,9 +35,11 @@ def test_our_own_file_comes_back(features: FeatureSet, tmp_path: Path) -> None:
     write_reference(tmp_path / "r.npz", features.thinned(5))
     back = read_reference(tmp_path / "r.npz")
     assert back.n == 12
-    assert list(back.selected) == [0, 2, 4, 7, 9]
+    chosen = stratified(12, 5)
+    assert list(back.selected) == chosen
+    assert back.meta["selection"] == "stratified"
     np.testing.assert_array_equal(back.gaussian("pool").sigma, features.gaussian("pool").sigma)
-    np.testing.assert_array_equal(back.rows("pool"), features.rows("pool")[[0, 2, 4, 7, 9]])
+    np.testing.assert_array_equal(back.rows("pool"), features.rows("pool")[chosen])
     with np.load(tmp_path / "r.npz") as file:  # and other tools find what they look for
         np.testing.assert_array_equal(file["mu"], features.gaussian("pool").mu)
 
