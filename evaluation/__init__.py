@@ -12,6 +12,7 @@ overlap.py      Threads decode, encode and write while the device draws and comp
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
 published.py    Published values as data: source, values and the circumstances of each
 protocols.py    Evaluation protocols as named objects: how published numbers were made
+sweep.py        A model evaluated with each point of a grid of sampler settings
 request.py      Validated requests: what command-line arguments ask for
 unused_options.py  Options without effect on what the others ask for, which are rejected
 detectors/      Detectors: networks whose features are compared, their preprocessing and weights

@@ -46,10 +46,12 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
     sample = _shared(_command(commands, "sample", "write samples as image files"))
     reference = _shared(_command(commands, "reference", "compute reference statistics"))
     run = _shared(_command(commands, "run", "evaluate snapshots or images"))
+    sweep = _shared(_command(commands, "sweep", "evaluate a model with a grid of settings"))
     _add_sample(sample)
     _add_reference(reference)
     _add_run(run)
-    for parser_of_command in (sample, reference, run):
+    _add_sweep(sweep)
+    for parser_of_command in (sample, reference, run, sweep):
         parser_of_command.add_argument(
             "--dry-run", action="store_true", help="only say whether the command is valid"
         )
@@ -102,14 +104,47 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SNAPSHOT|IMAGES|key=value")
     parser.add_argument(
+        "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
+    )
+    _add_grid(parser)
+    _add_evaluation(parser)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SNAPSHOT|key=value")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        dest="axes",
+        required=True,
+        metavar="key=a,b,...",
+        help="an axis of the grid: a sampler's setting, e.g. sampling.eta=0,0.1,0.2, of an earlier"
+        " stage stage1:sampling.steps=18,36",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory of the results and tables (default: RUN/evaluation/SNAPSHOT-sweep)",
+    )
+    parser.add_argument(
+        "--point",
+        action="append",
+        metavar="NAME",
+        help="evaluate only this point, as the tasks of an array do (e.g. eta_0.1); no table",
+    )
+    parser.set_defaults(grid=None, grid_images=GRID_IMAGES, grid_upscale=1)
+    _add_evaluation(parser)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add what all points of a sweep, and a single evaluation, have in common."""
+    parser.add_argument(
         "--reference",
         type=Path,
         required=True,
         help="statistics file, or images; with several detectors also NAME=FILE,...; moments and"
         " features of different files (FID; precision and recall): moments=FILE,features=FILE",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="RESULT.json", help="default: RUN/evaluation/SNAPSHOT-NAME.json"
     )
     parser.add_argument(
         "--replace", action="store_true", help="replace the result of another request in --out"
@@ -134,7 +169,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="",
         help="preprocessing of a reference file that does not record it",
     )
-    _add_grid(parser)
     _add_sampling(parser, "")
     _add_detector(parser)
 

@@ -41,6 +41,7 @@ from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
 from evaluation.sheets.make import make_sheet
 from evaluation.sheets.sheet import record_path
+from evaluation.sweep import sweep_dir, sweep_points, write_sweep
 from models.command_line import check_least, say
 from models.safe_files.atomic import new_file
 from models.safe_files.nearest import check_there
@@ -96,6 +97,22 @@ def run(args: argparse.Namespace) -> Work:
             write_grid(grid, stored)
         files = ", ".join(str(request.out) for request in agreed)
         _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
+
+    return work
+
+
+def sweep(args: argparse.Namespace) -> Work:
+    """Evaluate a model with each point of a grid, and write tables of all."""
+    points, out = sweep_points(args), sweep_dir(args)
+
+    def work(world: World) -> None:
+        agreed = agree([point.evaluation for point in points], world)
+        if isinstance(agreed[0].images, SampleRequest):
+            _say_untrained(world, agreed[0].images)
+        results = evaluate(agreed, world)
+        if world.rank == 0 and not args.point:
+            write_sweep(out, points, results)
+        _say(world, f"{out}\n{format_table(results, places=[p.settings for p in points])}")
 
     return work
 
@@ -192,6 +209,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "sample": sample,
     "reference": reference,
     "run": run,
+    "sweep": sweep,
     "sheet": sheet,
     "table": table,
     "compare": compare,

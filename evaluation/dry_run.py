@@ -16,16 +16,18 @@ from evaluation.evaluate import check_result
 from evaluation.metrics.registry import METRICS
 from evaluation.reference.reference import load_statistics, same_reference
 from evaluation.request import (
+    Evaluation,
     evaluations_of,
     new_reference_of,
     samples_of,
     spec_of,
 )
 from evaluation.samples.sample_dir import SampleRequest, check_samples
+from evaluation.sweep import sweep_points
 
 
 def dry_run(arguments: Sequence[str], *, inputs: bool = True) -> argparse.Namespace:
-    """Validate a command line of `sample`, `reference` or `run`; returns the parsed arguments.
+    """Validate a command line that draws or evaluates images; returns the parsed arguments.
 
     Args:
         arguments: The command line.
@@ -41,13 +43,16 @@ def dry_run(arguments: Sequence[str], *, inputs: bool = True) -> argparse.Namesp
 
 
 def check(args: argparse.Namespace, *, inputs: bool = True) -> None:
-    """Validate the arguments of `sample`, `reference` or `run`, as `dry_run` does."""
+    """Validate the arguments of `sample`, `reference`, `run` or `sweep`, as `dry_run` does."""
     if args.command == "sample":
         _check_sample(args, inputs)
     elif args.command == "reference":
         _check_reference(args, inputs)
     elif args.command == "run":
-        _check_run(args, inputs)
+        _check_evaluations(evaluations_of(args, inputs=inputs), inputs)
+    elif args.command == "sweep":
+        points = sweep_points(args, inputs=inputs)
+        _check_evaluations([point.evaluation for point in points], inputs)
 
 
 def _check_sample(args: argparse.Namespace, inputs: bool) -> None:
@@ -82,8 +87,7 @@ def value_names(arguments: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def _check_run(args: argparse.Namespace, inputs: bool) -> None:
-    requests = evaluations_of(args, inputs=inputs)
+def _check_evaluations(requests: Sequence[Evaluation], inputs: bool) -> None:
     unlike = {(r.detector, r.metrics, r.reference.preprocessing): r for r in requests}
     detectors = {r.detector: build_detector(r.detector) for r in unlike.values()}
     for request in unlike.values():  # a protocol's repeats differ in their samples only

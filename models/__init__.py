@@ -3,6 +3,7 @@
 command_line.py  How every command ends: exit codes, and one line about what went wrong
 config_io.py     Frozen dataclasses to JSON and back, and typed `key=value` overrides
 families.py      The objectives that configurations and snapshots may name
+grid.py          Grids of settings, for sweeps of trainings and of evaluations
 layers.py        Layers of all networks, computing in the dtype of their input
 objective.py     The interface to the training loop: losses keyed by the network they update
 plugins.py       Plugins: what others add to objectives, recipes, sources, metrics, ...

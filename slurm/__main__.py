@@ -22,7 +22,13 @@ if __name__ == "__main__":
 from slurm.continuous_eval.command import add_reconcile
 from slurm.doctor import add_doctor
 from slurm.monitor.commands import add_cancel, add_history, add_logs, add_status
-from slurm.submit.eval_pack_commands import add_eval, add_pack, add_reference, add_sample
+from slurm.submit.eval_pack_commands import (
+    add_eval,
+    add_evaluation_sweep,
+    add_pack,
+    add_reference,
+    add_sample,
+)
 from slurm.submit.sweep_command import add_sweep
 from slurm.submit.train_command import add_resume, add_train
 
@@ -44,6 +50,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "sweep": (add_sweep, "submit a grid of runs as one array"),
     "sample": (add_sample, "submit sampling"),
     "eval": (add_eval, "submit an evaluation"),
+    "eval-sweep": (add_evaluation_sweep, "submit evaluations over a grid of sampler settings"),
     "reference": (add_reference, "submit reference statistics"),
     "pack": (add_pack, "submit the packing of an image set as an array"),
     "resume": (add_resume, "submit stopped runs again"),

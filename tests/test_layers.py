@@ -20,13 +20,13 @@ MAY_IMPORT = {
 }
 ORDER = {
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
-    " > objective > sampler > sample_rng config_io > plugins > safe_files > command_line",
+    " > objective > sampler > grid > sample_rng config_io > plugins > safe_files > command_line",
     "data_pipelines": "__main__ > arguments > pack > commands > bench > backends > datasets"
     " > pipeline > sources packed > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
-    "evaluation": "__main__ > commands dry_run > arguments evaluate agreement > request"
+    "evaluation": "__main__ > commands dry_run > sweep > arguments evaluate agreement > request"
     " > protocols sheets unused_options > published results > circumstances > reference > samples"
     " > features > metrics > image_sets detectors > progress digest disk overlap",
     "slurm": "__main__ > workflows report > monitor > continuous_eval doctor > submit > jobs"

@@ -7,7 +7,10 @@ import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from models.safe_files.atomic import atomic_file, check_replaceable_file
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,50 @@ RENDERERS: dict[str, Callable[[Block], str]] = {
     "html": _html,
 }
 FORMS = (*RENDERERS, "csv")
+
+
+def write_tables(stem: Path, blocks: Sequence[Block], rows: str) -> list[Path]:
+    """Write tables as Markdown, LaTeX and CSV; returns the files.
+
+    Args:
+        stem: The files without extension; their directory is created.
+        blocks: The tables.
+        rows: The same as CSV.
+
+    Raises:
+        NotOurs: Something else than such a table has the name of one.
+    """
+    texts = {"md": render(blocks, "markdown"), "tex": render(blocks, "latex"), "csv": rows}
+    files = check_tables(stem, blocks[0].rows[0][0])
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for kind, path in files.items():
+        with atomic_file(path) as file:
+            file.write(f"{texts[kind]}\n".encode())
+    return [*files.values()]
+
+
+def check_tables(stem: Path, first: str) -> dict[str, Path]:
+    """Return the files that `write_tables` writes, by kind.
+
+    Args:
+        stem: The files without extension.
+        first: The header of the first column.
+
+    Raises:
+        NotOurs: Something else than such a table has the name of one.
+    """
+    starts = {"md": f"| {first} ", "tex": "{\n\\begin{tabular}", "csv": f"{first},"}
+    return {
+        kind: check_replaceable_file(
+            stem.with_name(f"{stem.name}.{kind}"), _starting(start), "a table of ours"
+        )
+        for kind, start in starts.items()
+    }
+
+
+def _starting(text: str) -> Callable[[bytes], bool]:
+    mark = text.encode()
+    return lambda start: start.startswith(mark)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from evaluation.circumstances import circumstances, measurement
@@ -18,41 +18,55 @@ NO_MATTER = {"seeds"}
 """Circumstances in which results may differ and still be compared."""
 
 
-def format_table(results: Sequence[Result], form: str = "text") -> str:
+FIRST_COLUMN = "model"
+Places = Sequence[Mapping[str, str]]
+"""For each result its values on the axes of a grid, by setting; [] without a grid."""
+
+
+def format_table(results: Sequence[Result], form: str = "text", places: Places = ()) -> str:
     """Return the tables of results in one of `formats.FORMS`."""
-    return to_csv(results) if form == "csv" else render(table_blocks(results), form)
+    if form == "csv":
+        return to_csv(results, places)
+    return render(table_blocks(results, places), form)
 
 
-def table_blocks(results: Sequence[Result]) -> list[Block]:
+def table_blocks(results: Sequence[Result], places: Places = ()) -> list[Block]:
     """Return a table with one row per result and a closing line about comparability.
 
     Published values stand in tables of their own, with all deviations from their circumstances.
+
+    Args:
+        results: The results.
+        places: Their places in a grid, which has a column for each axis.
     """
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
-    header = ["model", "images seen", "n", *short_names(names, results)]
+    axes = list(dict.fromkeys(chain(*places)))
+    header = [FIRST_COLUMN, *axes, "images seen", "n", *short_names(names, results)]
     header += ["sampling s", "evaluation s"]
     rows = [
         [
             str(result["title"]),
+            *(place.get(axis, "-") for axis in axes),
             _seen(result),
             str(result["images"]["num_images"]),
             *(_value(result, name) for name in names),
             *_times(result),
         ]
-        for result in results
+        for result, place in zip(results, places or repeat({}), strict=False)
     ]
     published = [block for result in results if (block := _published(result))]
     return [Block([header, *rows]), *published, closing(results)]
 
 
-def to_csv(results: Sequence[Result]) -> str:
+def to_csv(results: Sequence[Result], places: Places = ()) -> str:
     """Return a line per result: axes, values, published values, deviations, circumstances."""
     note = " ".join(closing(results).notes)
-    return write_csv([_csv_row(result) | {"comparable": note} for result in results])
+    rows = zip(results, places or repeat({}), strict=False)
+    return write_csv([_csv_row(result, place) | {"comparable": note} for result, place in rows])
 
 
-def _csv_row(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {"model": result["title"], "images seen": _seen(result)}
+def _csv_row(result: Result, place: Mapping[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {FIRST_COLUMN: result["title"], **place, "images seen": _seen(result)}
     row["nfe"] = result["nfe"]
     for name, metric in result["metrics"].items():
         row |= {f"{name}.{key}": value for key, value in metric["values"].items()}

@@ -1,4 +1,4 @@
-"""`relaywave slurm sample | eval | reference | pack`: commands whose ranks or tasks share the work.
+"""`relaywave slurm sample | eval | eval-sweep | reference | pack`: ranks or tasks share the work.
 
 Arguments that are not options of ours are passed on to `relaywave eval` or
 `relaywave data`, and validated by that command at submission. With --dependency, what
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.command_line import check_least
+from models.grid import grid_points
 from slurm.jobs.jobs import CommandJob
 from slurm.submit.arguments import SubmitOptions, add_submit_options, submit_options
 from slurm.submit.check_arguments import check_arguments
@@ -57,6 +59,66 @@ def submit_evaluation(request: EvaluationRequest) -> None:
             kind=request.kind, name=name, root=job_root(out),
             jobs=[CommandJob("evaluation", request.arguments)],
             resources=resources, site=target.site, executor=target.executor,
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSweepRequest:
+    """A sweep of evaluations to submit.
+
+    Attributes:
+        grid: Axes of the grid, see `models.grid`.
+        passed_on: Further arguments of `relaywave eval sweep`.
+        out: Directory of the results.
+        parallel: How many points may be evaluated at once; 0 is the site's limit.
+        submit: Where to, and what each job requests.
+    """
+
+    grid: Sequence[str]
+    passed_on: Sequence[str]
+    out: Path
+    parallel: int
+    submit: SubmitOptions
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of `relaywave eval` for all points and the table."""
+        axes = [f"--grid={axis}" for axis in self.grid]
+        return ("sweep", *self.passed_on, *axes, "--out", str(self.out))
+
+
+def submit_evaluation_sweep(request: EvaluationSweepRequest) -> None:
+    """Check and submit a sweep: an array of its points, and a job that writes the tables of all.
+
+    Without Slurm, one job does all points in order.
+    """
+    target, out, arguments = request.submit.target, request.out, request.arguments
+    resources = request.submit.resources(minutes=DEFAULT_MINUTES)
+    name = request.submit.job_name(f"eval-sweep-{out.name}")
+    check_arguments("evaluation", arguments, inputs=not resources.dependency)
+    target.check(resources, out)
+    tables = Submission(
+        kind="eval-sweep", name=name, root=job_root(out / "table"),
+        jobs=[CommandJob("evaluation", arguments)],
+        resources=resources, site=target.site, executor=target.executor,
+    )  # fmt: skip
+    if target.executor != "slurm":
+        target.launch(tables)
+        return
+    parallel = request.parallel or resources.array_parallelism
+    points = [(*arguments, "--point", point) for point in grid_points(request.grid)]
+    record = target.launch(
+        replace(
+            tables, jobs=[CommandJob("evaluation", point) for point in points],
+            resources=replace(resources, array_parallelism=parallel),
+        )
+    )  # fmt: skip
+    dependency = f"afterok:{record.job_id if record else 'JOB_OF_THE_POINTS'}"
+    target.launch(
+        replace(
+            tables, kind="eval-sweep-table", name=f"{name}-table",
+            resources=replace(resources, dependency=dependency),
         )
     )  # fmt: skip
 
@@ -143,6 +205,20 @@ def evaluation_command(args: argparse.Namespace) -> None:
     )
 
 
+def evaluation_sweep_command(args: argparse.Namespace) -> None:
+    """Submit a sweep of evaluations."""
+    check_least(args, parallel=1)
+    submit_evaluation_sweep(
+        EvaluationSweepRequest(
+            grid=args.grid,
+            passed_on=args.passed_on,
+            out=args.out.absolute(),
+            parallel=args.parallel or 0,
+            submit=submit_options(args),
+        )
+    )
+
+
 def pack_command(args: argparse.Namespace) -> None:
     """Submit the packing of a set."""
     submit_pack(
@@ -170,6 +246,19 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 def add_reference(parser: argparse.ArgumentParser) -> None:
     """Add the options of `reference`."""
     _add_evaluation(parser, "reference", "the statistics (.npz)")
+
+
+def add_evaluation_sweep(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `eval-sweep`."""
+    command = "relaywave eval sweep"
+    parser.description = f"Runs `{command}`; arguments that are not listed here are passed on."
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument(
+        "--grid", action="append", required=True, metavar="key=a,b,...", help="an axis of the grid"
+    )
+    parser.add_argument("--parallel", type=int, help="how many points may be evaluated at once")
+    add_submit_options(parser)
+    parser.set_defaults(command=evaluation_sweep_command, passed_on=[])
 
 
 def _add_evaluation(parser: argparse.ArgumentParser, kind: str, product: str) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.command_line import add_settings, settings_of
 from models.config_io import ConfigError, differences, to_json
-from models.safe_files.documents import RepeatedKey, parse_json
+from models.grid import assignments, grid_points
 from slurm.jobs.jobs import TrainJob
 from slurm.jobs.requeue import policy_of
 from slurm.resources import Policy
@@ -34,6 +31,10 @@ from slurm.submit.train_command import (
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
+
+
+SAMPLER = "objective.sampling"
+"""Settings that only samplers read: those of the objective's sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,9 @@ def submit_sweep(request: SweepRequest) -> None:
     """Submit the runs of a grid that are not finished, as one array."""
     target, out_dir = request.submit.target, request.out_dir
     runs = {
-        out_dir / name: resolve(request.recipe, request.config_file, [*request.overrides, *point])
+        out_dir / name: resolve(
+            request.recipe, request.config_file, [*request.overrides, *assignments(point)]
+        )
         for name, point in grid_points(request.grid).items()
     }
     _check_distinct(runs)
@@ -105,7 +108,7 @@ def submit_sweep(request: SweepRequest) -> None:
 
 
 def _check_distinct(runs: Mapping[Path, RunConfig]) -> None:
-    """Raise ConfigError if two runs would train the same weights."""
+    """Raise ConfigError, with what to do instead, if two runs would train the same weights."""
     from dist_train.planning.checks import trained_settings
 
     seen: list[tuple[Path, RunConfig]] = []
@@ -114,49 +117,25 @@ def _check_distinct(runs: Mapping[Path, RunConfig]) -> None:
             if trained_settings(config) != trained_settings(earlier):
                 continue
             both = f"{other.name} and {run_dir.name} would train the same weights"
-            changed = ", ".join(differences(to_json(earlier), to_json(config)))
-            raise ConfigError(
-                f"{both}: training does not depend on {changed}; train one run, and evaluate it"
-                " with each value (`relaywave eval run RUN sampling.steps=N ...`)"
-                if changed
-                else f"{both}: all their settings are equal; leave one of the values out"
-            )
+            changed = list(differences(to_json(earlier), to_json(config)))
+            raise ConfigError(f"{both}: {_instead(changed)}")
         seen.append((run_dir, config))
 
 
-def grid_points(grid: Sequence[str]) -> dict[str, list[str]]:
-    """Return {run name: overrides} of all points of a grid.
+def _instead(changed: Sequence[str]) -> str:
+    """Say what to do about settings that training does not depend on.
 
     Args:
-        grid: Axes like `seed=0,1,2`, or with a JSON list: `objective.unet.channel_mult=[[1],[2]]`.
-
-    Raises:
-        ConfigError: An axis is not of that form.
+        changed: Their dotted names.
     """
-    axes = [_parse_axis(text) for text in grid]
-    points = {}
-    for choice in itertools.product(*axes):
-        parts = (f"{key.rpartition('.')[2]}_{value}" for key, value in choice)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
-        points[name] = [f"{key}={value}" for key, value in choice]
-    if len(points) < len(list(itertools.product(*axes))):
-        raise ConfigError("two points of the grid have the same name; give distinct values")
-    return points
-
-
-def _parse_axis(text: str) -> list[tuple[str, str]]:
-    key, separator, values = text.partition("=")
-    if not separator or not key or not values:
-        raise ConfigError(f"--grid {text!r} is not like key=value,value,...")
-    try:
-        listed = parse_json(values)
-    except RepeatedKey as error:
-        raise ConfigError(f"--grid {key}: {error}") from None
-    except (ValueError, RecursionError):
-        listed = None
-    if isinstance(listed, list):
-        return [(key, json.dumps(value)) for value in listed]
-    return [(key, value) for value in values.split(",")]
+    if not changed:
+        return "all their settings are equal; leave one of the values out"
+    of_sampler = [name for name in changed if name.startswith(SAMPLER)]
+    text = f"training does not depend on {', '.join(changed)}; train one run"
+    if not of_sampler:
+        return f"{text}, with one value"
+    axes = " ".join(f"--grid {name.removeprefix('objective.')}=..." for name in of_sampler)
+    return f"{text}, and evaluate it with each value: relaywave eval sweep RUN {axes}"
 
 
 def sweep_command(args: argparse.Namespace) -> None:

@@ -59,6 +59,8 @@ COMMANDS = {
                "--gpus-per-node=8"],
     "eval": ["eval", "{root}/run", "--reference", "ref.npz", "--out", "{root}/result.json",
              "--nodes=2", "--gpus-per-node=8"],
+    "eval_sweep": ["eval-sweep", "{root}/run", "--reference", "ref.npz", "--seeds", "0-3",
+                   "--grid=sampling.steps=2,3", "--out", "{root}/sweep", "--gpus-per-node=8"],
     "reference": ["reference", "{root}/data", "--out", "{root}/data.npz", "--gpus-per-node=4"],
     "pack": ["pack", "photographs", "{root}/set", "--resolution", "64", "--tasks=4"],
     "workflow": ["workflow", "quickstart", "--root", "{root}/all", "--tasks=4"],

@@ -14,13 +14,14 @@ from PIL import Image
 from dist_train.recipes import find_recipe
 from dist_train.runtime.run_dir import settle_config
 from models.config_io import ConfigError
+from models.grid import assignments, grid_points
 from slurm import slurm_cli
 from slurm.__main__ import main
 from slurm.continuous_eval import command
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
-from slurm.submit import preflight, sweep_command
+from slurm.submit import preflight
 from slurm.submit.preflight import Partition, RunChecks
 from tests.slurm.project import make_reference, make_run
 from tests.tiny import tiny_edm
@@ -103,7 +104,17 @@ ARGUMENTS = {
     "sweep rdm_debug_edm16 --grid sed=0,1": "unknown setting 'sed'",
     "sweep rdm_debug_edm16 --grid objective.sampling.steps=9,18": (
         "steps_9 and steps_18 would train the same weights: training does not depend on"
-        " objective.sampling.steps; train one run, and evaluate it"
+        " objective.sampling.steps; train one run, and evaluate it with each value: relaywave eval"
+        " sweep RUN --grid sampling.steps=..."
+    ),
+    "sweep rdm_debug_relay64 --grid objective.sampling.eta=0,0.1 --grid seed=0,1": (
+        "relaywave eval sweep RUN --grid sampling.eta=..."
+    ),
+    "eval-sweep {run} --reference {root}/ref.npz --grid sampling.stps=9": (
+        "point stps_9: unknown setting"
+    ),
+    "eval-sweep {run} --reference {root}/ref.npz --grid sampling.steps=9 --parallel 0": (
+        "--parallel=0 must be at least 1"
     ),
     'sweep rdm_debug_edm16 --grid optim=[{{"a":1,"a":2}}]': "--grid optim: the key 'a' is given",
     "sweep rdm_debug_edm16 --grid logging.every_images=8,16": "depend on logging.every_images",
@@ -142,6 +153,7 @@ def test_arguments_that_another_command_would_reject(
     product = {
         "workflow": "--root",
         "eval": "--out",
+        "eval-sweep": "--out",
         "sample": "--out",
         "sweep": "--out",
         "train": "--run-dir",
@@ -268,19 +280,23 @@ def test_invalid_site_profiles(
 
 @pytest.mark.parametrize(
     ("axis", "message"),
-    [("seed", "is not like key=value"), ("seed=1,1", "have the same name")],
+    [
+        ("seed", "is not like key=value"),
+        ("seed=1,1", "have the same name"),
+        ("seed=[]", "has no value"),
+        ("seed=1 seed=2", "--grid seed=... is given twice"),
+    ],
 )
 def test_invalid_grids(axis: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweep_command.grid_points([axis])
+        grid_points(axis.split())
 
 
 def test_grids() -> None:
-    points = sweep_command.grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
-    assert next(iter(points.items())) == (
-        "lr_1e-3-widths__1_2_",
-        ["optim.denoiser.lr=1e-3", "widths=[1, 2]"],
-    )
+    points = grid_points(["optim.denoiser.lr=1e-3,2e-3", "widths=[[1, 2], [4]]"])
+    name, point = next(iter(points.items()))
+    assert name == "lr_1e-3-widths__1_2_"
+    assert assignments(point) == ["optim.denoiser.lr=1e-3", "widths=[1, 2]"]
     assert len(points) == 4
 
 

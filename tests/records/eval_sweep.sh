@@ -1,0 +1,77 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --array=0-1%2
+#SBATCH --chdir=/project
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/project/sweep/table.jobs/slurm/jobs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=eval-sweep-sweep
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/project/sweep/table.jobs/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=720
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/sweep/table.jobs/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /project/sweep/table.jobs/slurm/jobs/%A_%a_%t_log.out --error /project/sweep/table.jobs/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/sweep/table.jobs/slurm/jobs
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=diffusion
+#SBATCH --chdir=/project
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:JOB_OF_THE_POINTS
+#SBATCH --error=/project/sweep/table.jobs/slurm/jobs/%j_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=eval-sweep-sweep-table
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=200G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/project/sweep/table.jobs/slurm/jobs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=720
+
+# setup
+module load cuda/12.4
+ulimit -c 0
+ulimit -n 65536
+export PYTHONSAFEPATH=1
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export NCCL_DEBUG=WARN
+export RELAYWAVE_SITE=/project/site.toml
+export RELAYWAVE_INTERFACE=ib0
+export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
+export PYTHONPATH=/project/sweep/table.jobs/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
+export RELAYWAVE_PORT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /project/sweep/table.jobs/slurm/jobs/%j_%t_log.out --error /project/sweep/table.jobs/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/sweep/table.jobs/slurm/jobs
