@@ -10,7 +10,7 @@ dry_run.py      Dry run: validate a command line so that launchers can reject it
 evaluate.py     One evaluation: images -> features -> metrics against a reference -> result file
 overlap.py      Threads decode, encode and write while the device draws and computes
 progress.py     Progress of a long loop: a bar on a terminal, plain lines elsewhere
-published.py    Published values as data: source, values and the circumstances of each
+published.py    Published values (published.toml): source, values and the circumstances of each
 protocols.py    Evaluation protocols as named objects: how published numbers were made
 sweep.py        A model evaluated with each point of a grid of sampler settings
 request.py      Validated requests: what command-line arguments ask for

@@ -1,4 +1,4 @@
-"""Published values as data: what was measured, where it stands, and under which circumstances.
+"""Published values: the tables of published.toml, and under which circumstances rows were measured.
 
 Of several rows that one protocol may reproduce, the one that fits a result is shown beside it.
 """
@@ -6,10 +6,15 @@ Of several rows that one protocol may reproduce, the one that fits a result is s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from evaluation.circumstances import Facts, differences, model_facts, sampling_facts
+from models.config_io import from_json
 from models.rdm import presets as rdm
 from models.rdm.edm_sampler import EdmSampling
 from models.rdm.process import RelayProcess
@@ -66,11 +71,82 @@ def deviations(ours: Facts, common: Facts, row: Published | None) -> list[str]:
 
 
 RDM = "Relay Diffusion (arXiv 2309.03350)"
-STOCHASTICITY = {
-    "imagenet256": {0.0: 5.65, 0.1: 5.44, 0.15: 5.31, 0.25: 5.48, 0.3: 5.91},
-    "celebahq256": {0.0: 4.11, 0.1: 3.74, 0.15: 3.43, 0.25: 3.23, 0.3: 3.52},
+WAVEDIFF = "WaveDiff (arXiv 2211.16152)"
+FILE = Path(__file__).with_suffix(".toml")
+RECALL = "pr_vgg16_stylegan.recall"
+COLUMNS = {
+    "fid": "fid.distance",
+    "sfid": "sfid.distance",
+    "is": "is_chunks_biased_logits.score",
+    "precision": "pr.precision",
+    "recall": "pr.recall",
 }
-"""Table 3: FID by eta, without the default 0.2, which is in the main tables."""
+"""Values of results by the columns of RDM's tables; WaveDiff's recall is RECALL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a published table, as it is printed.
+
+    Attributes:
+        method: Whose row it is.
+        read_in: Keys of what it was read in, separated by spaces.
+        values: Its values by column; what is not known is left out.
+        model: The configuration of ours that it is of; "" for methods that are not ours.
+        place: Where it stands, if not where its table does.
+        at: What else tells rows apart: `eta`, `without`.
+    """
+
+    method: str
+    read_in: str
+    values: dict[str, float]
+    model: str = ""
+    place: str = ""
+    at: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A published table or figure.
+
+    Attributes:
+        title: What it shows.
+        place: Where it stands in its paper.
+        rows: Its rows; none for figures whose numbers are not known.
+        notes: What is known besides, and what is not.
+    """
+
+    title: str
+    place: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """Return all tables and figures by name, in the order of the file."""
+    document = tomllib.loads(FILE.read_text())
+    del document["read_in"]
+    return {name: _table(name, entry) for name, entry in document.items()}
+
+
+@cache
+def read_in() -> dict[str, str]:
+    """Return what values were read in, by the keys of `Row.read_in`."""
+    return from_json(dict[str, str], tomllib.loads(FILE.read_text())["read_in"], "read_in")
+
+
+def _table(name: str, entry: dict[str, Any]) -> Table:
+    rows = [_with_values(row) for row in entry["rows"]]
+    table: Table = from_json(Table, entry | {"rows": rows}, name)
+    return table
+
+
+def _with_values(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the file with its numbers as `values`."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, float | int)}
+    others = {name: value for name, value in row.items() if name not in numbers}
+    return others | {"values": numbers}
 
 
 def rdm_imagenet256() -> tuple[Published, ...]:
@@ -78,33 +154,38 @@ def rdm_imagenet256() -> tuple[Published, ...]:
 
     Classes are drawn at random but in the row with class balance.
     """
-    guided = _relay(rdm.IMAGENET_EDM, rdm.IMAGENET_RELAY_GUIDED, rdm.IMAGENET_PROCESS, "float16")
-    plain = _relay(rdm.IMAGENET_EDM, rdm.IMAGENET_RELAY, rdm.IMAGENET_PROCESS, "float16")
-    plain |= {"labels": "random"}
-    main = (
-        ("Table 2, RDM-G with class balance", guided, (1.87, 3.97, 278.75, 0.81, 0.59)),
-        ("Table 2, RDM-G", guided | {"labels": "random"}, (1.99, 3.99, 260.45, 0.81, 0.58)),
-        ("Tables 2 and 3, RDM", plain, (5.27, 4.39, 153.43, 0.75, 0.62)),
-    )
-    names = (
-        "fid.distance", "sfid.distance", "is_chunks_biased_logits.score", "pr.precision",
-        "pr.recall",
-    )  # fmt: skip
-    return (
-        *(
-            Published(source=f"{RDM}, {table}", values=dict(zip(names, row, strict=True)), facts=f)
-            for table, f, row in main
-        ),
-        *_stochasticity("imagenet256", plain),
-    )
+    main = [row for row in tables()["rdm_table2"].rows if row.model]
+    return tuple(_of_rdm(row) for row in (*reversed(main), *_stochasticity("rdm_imagenet256")))
 
 
 def rdm_celebahq256() -> tuple[Published, ...]:
     """Return RDM's rows on CelebA-HQ 256 (docs/reference/rdm.md#12)."""
-    facts = _relay(rdm.CELEBAHQ_EDM, rdm.CELEBAHQ_RELAY, rdm.CELEBAHQ_PROCESS, "float32")
-    values = {"fid.distance": 3.15, "pr.precision": 0.77, "pr.recall": 0.55}
-    main = Published(source=f"{RDM}, Tables 1 and 3", values=values, facts=facts)
-    return (main, *_stochasticity("celebahq256", facts))
+    main = [row for row in tables()["rdm_table1"].rows if row.model]
+    return tuple(_of_rdm(row) for row in (*main, *_stochasticity("rdm_celebahq256")))
+
+
+def _stochasticity(model: str) -> list[Row]:
+    """Return Table 3's rows of a model, without the default eta, which is in the main tables."""
+    rows = [row for row in tables()["rdm_table3"].rows if row.model == model]
+    return [row for row in rows if row.at["eta"] != RelaySampling().eta]
+
+
+def _of_rdm(row: Row) -> Published:
+    facts, place = _relay_facts(row.model), row.place or "Table 3"
+    if "eta" in row.at:
+        facts, place = facts | {"eta": row.at["eta"]}, f"{place}, eta {row.at['eta']:g}"
+    values = {COLUMNS[name]: value for name, value in row.values.items()}
+    return Published(source=f"{RDM}, {place}", values=values, facts=facts)
+
+
+def _relay_facts(model: str) -> Facts:
+    """Return the facts of RDM's configurations, by the names in the file."""
+    if model == "rdm_celebahq256":
+        return _relay(rdm.CELEBAHQ_EDM, rdm.CELEBAHQ_RELAY, rdm.CELEBAHQ_PROCESS, "float32")
+    guided = model.startswith("rdm_imagenet256_guided")
+    stage2 = rdm.IMAGENET_RELAY_GUIDED if guided else rdm.IMAGENET_RELAY
+    facts = _relay(rdm.IMAGENET_EDM, stage2, rdm.IMAGENET_PROCESS, "float16")
+    return facts if model == "rdm_imagenet256_guided" else facts | {"labels": "random"}
 
 
 def _relay(
@@ -118,84 +199,40 @@ def _relay(
     )
 
 
-def _stochasticity(dataset: str, facts: Facts) -> Iterator[Published]:
-    for eta, fid in STOCHASTICITY[dataset].items():
-        source, values = f"{RDM}, Table 3, eta {eta:g}", {"fid.distance": fid}
-        yield Published(source=source, values=values, facts=facts | {"eta": eta})
-
-
-WAVEDIFF = "WaveDiff (arXiv 2211.16152)"
-LDDGAN = "reprinted by Latent Denoising Diffusion GAN"
-RECALL = "pr_vgg16_stylegan.recall"
-
-
-@dataclass(frozen=True)
-class _Row:
-    """FID and recall (None: not given) of a model."""
-
-    model: WaveDiffConfig
-    source: str
-    fid: float
-    recall: float | None = None
-
-
-def _wavediff_rows() -> dict[str, tuple[_Row, ...]]:
-    """Return the rows of WaveDiff's tables by data set (docs/reference/wavediff.md#9)."""
-    celebahq = wavediff.wavediff_celebahq256()
-    main, baseline = f"{WAVEDIFF}, main tables and README", f"{WAVEDIFF}, baseline DDGAN"
-    return {
-        "cifar10": (
-            _Row(wavediff.wavediff_cifar10(), main, 4.01, 0.55),
-            _Row(wavediff.ddgan_cifar10(), baseline, 3.75, 0.57),
-        ),
-        "stl10": (_Row(wavediff.wavediff_stl10(), main, 12.93, 0.41),),
-        "celebahq256": (
-            _Row(celebahq, main, 5.94, 0.37),
-            _Row(wavediff.ddgan_celebahq256(), baseline, 7.64, 0.36),
-            _Row(_without(celebahq, "frequency_pyramid"), _ablation("residual"), 6.25),
-            _Row(_without(celebahq, "frequency_blocks"), _ablation("up/down blocks"), 6.23),
-            _Row(_without(celebahq, "frequency_bottleneck"), _ablation("bottleneck"), 6.18),
-            _Row(
-                dataclasses.replace(celebahq, reconstruction_weight=0.0),
-                _ablation("reconstruction term"), 6.55,
-            ),
-        ),
-        "celebahq512": (
-            _Row(wavediff.wavediff_celebahq512(), main, 6.40, 0.35),
-            _Row(wavediff.ddgan_celebahq512(), baseline, 8.43, 0.33),
-        ),
-        "celebahq1024": (_Row(wavediff.wavediff_celebahq1024(), main, 5.98, 0.39),),
-        "lsun_church": (
-            _Row(wavediff.wavediff_lsun_church256(), main, 5.06, 0.40),
-            _Row(wavediff.ddgan_lsun_church256(), f"{baseline}, {LDDGAN}", 5.25, 0.41),
-        ),
-    }  # fmt: skip
-
-
-def _without(config: WaveDiffConfig, part: str) -> WaveDiffConfig:
-    generator = dataclasses.replace(config.generator, **{part: False})  # type: ignore[arg-type]
-    return dataclasses.replace(config, generator=generator)
-
-
-def _ablation(part: str) -> str:
-    return f"{WAVEDIFF}, ablation without the {part}, by a third-party summary"
-
-
 def wavediff_fid(dataset: str) -> tuple[Published, ...]:
-    """Return WaveDiff's rows of a data set, FID."""
-    return tuple(
-        Published(source=row.source, values={"fid.distance": row.fid}, facts=_facts(row.model))
-        for row in _wavediff_rows()[dataset]
-    )
+    """Return WaveDiff's rows of a data set, FID (docs/reference/wavediff.md#9)."""
+    return _of_wavediff(dataset, "fid", COLUMNS["fid"])
 
 
 def wavediff_recall(dataset: str) -> tuple[Published, ...]:
-    """Return WaveDiff's rows of a data set, recall."""
+    """Return WaveDiff's rows of a data set, recall (docs/reference/wavediff.md#9)."""
+    return _of_wavediff(dataset, "recall", RECALL)
+
+
+def _of_wavediff(dataset: str, column: str, metric: str) -> tuple[Published, ...]:
+    table = tables()[f"wavediff_{dataset}"]
+    ablated = [row for row in tables()["wavediff_ablation"].rows if "without" in row.at]
+    rows = [*table.rows, *(ablated if dataset == "celebahq256" else [])]
     return tuple(
-        Published(source=row.source, values={RECALL: row.recall}, facts=_facts(row.model))
-        for row in _wavediff_rows()[dataset]
-        if row.recall is not None
+        Published(
+            source=f"{WAVEDIFF}, {row.place or table.place}",
+            values={metric: row.values[column]},
+            facts=_facts(_model_of(row)),
+        )
+        for row in rows
+        if row.model and column in row.values
     )
+
+
+def _model_of(row: Row) -> WaveDiffConfig:
+    config = wavediff.PRESETS[row.model]()
+    part = row.at.get("without")
+    if part is None:
+        return config
+    if part == "reconstruction":
+        return dataclasses.replace(config, reconstruction_weight=0.0)
+    generator = dataclasses.replace(config.generator, **{str(part): False})  # type: ignore[arg-type]
+    return dataclasses.replace(config, generator=generator)
 
 
 def _facts(model: WaveDiffConfig) -> Facts:
