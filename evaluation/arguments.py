@@ -13,6 +13,7 @@ from evaluation.protocols import PROTOCOLS
 from evaluation.reference.exporters import FORMATS
 from evaluation.results.formats import FORMS
 from evaluation.samples.postprocess import QUANTISATIONS, RETOUCHES, Codec
+from evaluation.samples.timing import PUBLISHED_BATCH, PUBLISHED_REPEATS, PUBLISHED_WARM_UP
 from evaluation.sheets.make import KINDS as KINDS_OF_SHEETS
 from relaywave import Parser, add_import, complete_by
 
@@ -55,6 +56,7 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
         parser_of_command.add_argument(
             "--dry-run", action="store_true", help="only say whether the command is valid"
         )
+    _add_time(_command(commands, "time", "measure the running time of a model's sampler"))
     _add_sheet(_shared(_command(commands, "sheet", "draw images to look at, and say which")))
     _add_views(commands)
     _add_conversions(commands)
@@ -171,6 +173,24 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     _add_sampling(parser, "")
     _add_detector(parser)
+
+
+def _add_time(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="RECIPE|SNAPSHOT|key=value")
+    parser.add_argument("--out", type=Path, required=True, metavar="TIMES.json")
+    parser.add_argument("--title", default="", help="name in tables")
+    parser.add_argument(
+        "--batch-size", type=int, default=PUBLISHED_BATCH, help="images of a batch (default: 100)"
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=PUBLISHED_WARM_UP, help="batches before (default: 10)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=PUBLISHED_REPEATS, help="batches timed (default: 300)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say whether the command is valid"
+    )
 
 
 def _add_sheet(parser: argparse.ArgumentParser) -> None:

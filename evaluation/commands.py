@@ -33,12 +33,14 @@ from evaluation.request import (
     new_reference_of,
     samples_of,
     sheet_of,
+    timing_of,
 )
 from evaluation.results.compare import format_comparison
 from evaluation.results.plots import write_plots
 from evaluation.results.result_file import find_results
 from evaluation.results.table import format_repeats, format_table
 from evaluation.samples.sample_dir import SampleRequest, open_samples
+from evaluation.samples.timing import measure
 from evaluation.sheets.make import make_sheet
 from evaluation.sheets.sheet import record_path
 from evaluation.sweep import sweep_dir, sweep_points, write_sweep
@@ -113,6 +115,23 @@ def sweep(args: argparse.Namespace) -> Work:
         if world.rank == 0 and not args.point:
             write_sweep(out, points, results)
         _say(world, f"{out}\n{format_table(results, places=[p.settings for p in points])}")
+
+    return work
+
+
+def measure_time(args: argparse.Namespace) -> Work:
+    """Measure the running time of a model's sampler on one device."""
+    request = timing_of(args)
+
+    def work(world: World) -> None:
+        if world.size > 1:
+            raise ValueError("a running time is of one device; leave the other ranks out")
+        times = measure(request, world.device)
+        _say(
+            world,
+            f"{request.out}: {times.seconds:.4g} s per batch of {times.batch_size}, mean of"
+            f" {times.repeats} on {times.device}",
+        )
 
     return work
 
@@ -210,6 +229,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "reference": reference,
     "run": run,
     "sweep": sweep,
+    "time": measure_time,
     "sheet": sheet,
     "table": table,
     "compare": compare,

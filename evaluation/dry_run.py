@@ -21,6 +21,7 @@ from evaluation.request import (
     new_reference_of,
     samples_of,
     spec_of,
+    timing_of,
 )
 from evaluation.samples.sample_dir import SampleRequest, check_samples
 from evaluation.sweep import sweep_points
@@ -43,13 +44,15 @@ def dry_run(arguments: Sequence[str], *, inputs: bool = True) -> argparse.Namesp
 
 
 def check(args: argparse.Namespace, *, inputs: bool = True) -> None:
-    """Validate the arguments of `sample`, `reference`, `run` or `sweep`, as `dry_run` does."""
+    """Validate the arguments of a command that draws or evaluates images, as `dry_run` does."""
     if args.command == "sample":
         _check_sample(args, inputs)
     elif args.command == "reference":
         _check_reference(args, inputs)
     elif args.command == "run":
         _check_evaluations(evaluations_of(args, inputs=inputs), inputs)
+    elif args.command == "time":
+        timing_of(args)
     elif args.command == "sweep":
         points = sweep_points(args, inputs=inputs)
         _check_evaluations([point.evaluation for point in points], inputs)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dist_train.recipes import find_recipe
 from evaluation.detectors.base import DetectorConfig
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS, check_name
 from evaluation.features.store import selected_by
@@ -33,10 +34,12 @@ from evaluation.results.result_file import check_result_output
 from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
+from evaluation.samples.timing import TimingRequest
 from evaluation.sheets.make import SheetRequest
 from evaluation.unused_options import check_grid_options, check_run_options
+from models.config_io import override
 from models.safe_files.nearest import check_there
-from models.snapshot import Snapshot, read_snapshot
+from models.snapshot import Snapshot, check_stages, read_snapshot
 
 DEFAULT_SAMPLES = 50_000
 MIN_IMAGES = 2
@@ -478,6 +481,30 @@ def sheet_of(args: argparse.Namespace) -> SheetRequest:
         tap=args.tap,
         batch_size=args.batch_size,
         num_features=args.features,
+    )
+
+
+def timing_of(args: argparse.Namespace) -> TimingRequest:
+    """Return the request of `time`: of snapshots, or of recipes, whose settings are as good.
+
+    Raises:
+        ValueError: A snapshot is invalid, or there is no such recipe.
+    """
+    paths, overrides = split_overrides(args.source)
+    if any(path.exists() for path in paths):
+        _check_sources(paths)
+        objectives = [snapshot.objective for snapshot in read_snapshots(paths, overrides)]
+    else:
+        objectives = [find_recipe(str(path))().objective for path in paths]
+        objectives[-1] = override(objectives[-1], overrides)
+    check_stages(objectives)
+    return TimingRequest(
+        objectives=tuple(objectives),
+        title=args.title or " ".join(map(str, paths)),
+        out=args.out,
+        batch_size=args.batch_size,
+        warm_up=args.warm_up,
+        repeats=args.repeats,
     )
 
 
