@@ -166,6 +166,8 @@ def post_facts(post: PostProcess, enhance: Operations = ()) -> Facts:
 def _drawing(images: Mapping[str, Any], result: Mapping[str, Any]) -> Facts:
     """Return how samples were drawn of a model."""
     facts: Facts = {name: images[name] for name in ("seeds", "device") if name in images}
+    if repeats := result.get("repeats"):
+        facts["seeds"] = ", ".join(repeat["seeds"] for repeat in repeats)
     enhance: Operations = ()
     for objective in _objectives(images)[-1:]:
         facts["classes"] = len(images.get("classes", range(objective.label_dim)))

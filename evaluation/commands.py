@@ -31,6 +31,7 @@ from evaluation.request import (
     evaluations_of,
     grid_of,
     new_reference_of,
+    result_files,
     samples_of,
     sheet_of,
     timing_of,
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> Work:
         if grid and world.rank == 0:
             stored = open_images(args.keep_images) if isinstance(images, SampleRequest) else images
             write_grid(grid, stored)
-        files = ", ".join(str(request.out) for request in agreed)
+        files = ", ".join(map(str, result_files(agreed)))
         _say(world, f"{files}\n{format_table(results)}{format_repeats(results)}")
 
     return work

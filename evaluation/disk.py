@@ -48,6 +48,11 @@ def file_lock(path: Path, world: World) -> Iterator[None]:
             lock.release()
 
 
+def lock_path(path: Path) -> Path:
+    """Return the lock of a file, beside it."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def _wait_for(lock: FileLock | None, world: World) -> None:
     """Take the lock on rank 0; say once for whom it waits. Collective, in turns."""
     held = world.broadcast_object(lock.take() if lock else None)

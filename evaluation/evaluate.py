@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +21,16 @@ import torch
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, DetectorConfig
 from evaluation.detectors.registry import build_detector
-from evaluation.disk import file_lock
+from evaluation.disk import file_lock, lock_path
 from evaluation.features.extract import extract
 from evaluation.features.store import features_dir
 from evaluation.image_sets.image_set import ImageSet
-from evaluation.metrics.registry import MetricRequest
+from evaluation.metrics.registry import METRICS, MetricRequest
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.protocols import record_protocol
 from evaluation.reference.reference import describe_reference, load_reference
 from evaluation.request import Evaluation
+from evaluation.results.repeats import best_of, write_best
 from evaluation.results.result_file import (
     Result,
     new_result,
@@ -67,6 +69,7 @@ def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
         ValueError: The images, a detector and a reference do not fit together, or a result file
             holds the result of another request.
     """
+    done: list[Evaluation] = []
     results: list[Result] = []
     detectors: dict[DetectorConfig, Detector] = {}
     for config in dict.fromkeys(request.detector for request in requests):
@@ -76,11 +79,13 @@ def evaluate(requests: Sequence[Evaluation], world: World) -> list[Result]:
         prepared = [prepare(request, detectors[request.detector], world) for request in group]
         with ExitStack() as locks:
             for out in sorted(request.out for request in group):  # in one order: no deadlock
-                locks.enter_context(file_lock(out.with_name(f".{out.name}.lock"), world))
+                locks.enter_context(file_lock(lock_path(out), world))
             images = group[0].images
             if isinstance(images, SampleRequest):
                 images = open_samples(images, world)
             results += _evaluate_images(prepared, images, world)
+            done += group
+    _write_best(done, results, detectors, world)
     return results
 
 
@@ -128,6 +133,25 @@ def _evaluate_images(
     return results
 
 
+def _write_best(
+    requests: Sequence[Evaluation],
+    results: Sequence[Result],
+    detectors: Mapping[DetectorConfig, Detector],
+    world: World,
+) -> None:
+    """Write the results over all ranges of seeds, of those that were evaluated by ranges."""
+    ranges: dict[Path, list[tuple[Evaluation, Result]]] = {}
+    for request, result in zip(requests, results, strict=True):
+        if request.best_out is not None:
+            ranges.setdefault(request.best_out, []).append((request, result))
+    for out, pairs in ranges.items():
+        request = pairs[0][0]
+        metrics = request.metrics.requests(detectors[request.detector])
+        highest = {name for name, metric in metrics.items() if METRICS[metric.kind].highest}
+        best = best_of([result for _, result in pairs], len(pairs), highest)
+        write_best(out, best, world, replace=request.replace)
+
+
 def check_result(request: Evaluation, detector: Detector) -> None:
     """Raise ValueError if the result file holds the result of another request, as the run would.
 
@@ -136,24 +160,35 @@ def check_result(request: Evaluation, detector: Detector) -> None:
     """
     images = request.images
     is_open = not isinstance(images, SampleRequest) or bool(images.snapshots)
-    if request.replace or not is_open or not request.out.exists():
+    files = [out for out in (request.out, request.best_out) if out is not None and out.exists()]
+    if request.replace or not is_open or not files:
         return
-    old = read_result(request.out)
+    old = read_result(files[0])
     if isinstance(images, SampleRequest):
         device = _device(old["images"].get("device"))
         images = GeneratedImages(images.snapshots, images.spec, device)
     device = _device(old.get("made_of", {}).get("device of the detector"))
-    resumed(
-        request.out,
-        old,
-        _new_result(
-            request,
-            dataclasses.replace(detector, device=device),
-            describe_reference(request.reference, detector),
-            images.identity,
-            images,
-        ),
+    new = _new_result(
+        request,
+        dataclasses.replace(detector, device=device),
+        describe_reference(request.reference, detector),
+        images.identity,
+        images,
     )
+    for out, expected in _files(request, new):
+        if out.exists():
+            resumed(out, read_result(out), expected)
+
+
+def _files(request: Evaluation, result: Result) -> list[tuple[Path, Result]]:
+    """Return the files that a request writes, each with a result of what identifies it.
+
+    Of several ranges of seeds, the first one identifies the result over all of them.
+    """
+    files, seed_range = [(request.out, result)], request.seed_range
+    if request.best_out is not None and seed_range is not None and seed_range.number == 0:
+        files.append((request.best_out, best_of([result], seed_range.count)))
+    return files
 
 
 def _device(recorded: Any) -> torch.device:
@@ -169,6 +204,8 @@ def _start(
     if request.protocol is not None:
         metrics = evaluation.metrics.values()
         result["protocol"] = record_protocol(request.protocol, result, metrics)
+    for out, expected in _files(request, result)[1:]:  # before anything is drawn
+        start_result(out, expected, world, replace=request.replace)
     return start_result(request.out, result, world, replace=request.replace)
 
 

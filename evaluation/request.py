@@ -30,7 +30,7 @@ from evaluation.reference.reference import (
     ReferenceSettings,
     open_reference,
 )
-from evaluation.results.result_file import check_result_output
+from evaluation.results.result_file import check_result_output, range_path
 from evaluation.samples.generate import SampleSpec
 from evaluation.samples.postprocess import PostProcess
 from evaluation.samples.sample_dir import SampleRequest
@@ -47,6 +47,19 @@ OF_ONE_DETECTOR = ("weights", "weights_sha256", "pipeline", "metrics")
 """Options that must say of which detector they are, where there are several."""
 
 
+@dataclass(frozen=True)
+class SeedRange:
+    """One of the ranges of seeds that a protocol evaluates one after another.
+
+    Attributes:
+        number: Which one, from 0.
+        count: How many there are.
+    """
+
+    number: int
+    count: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation: images against a reference, by a detector's features, to a result file.
@@ -61,6 +74,7 @@ class Evaluation:
         title: Name in tables.
         protocol: The protocol that the settings come from, if any.
         replace: Whether the result of another request in `out` may be replaced.
+        seed_range: Which of a protocol's ranges of seeds the images are of; None for the only one.
     """
 
     images: SampleRequest | ImageSet
@@ -72,12 +86,20 @@ class Evaluation:
     batch_size: int = 64
     protocol: Protocol | None = None
     replace: bool = False
+    seed_range: SeedRange | None = None
 
     def __post_init__(self) -> None:
         if (count := count_images(self.images)) < MIN_IMAGES:
             raise ValueError(
                 f"{count} image(s) are too few to evaluate; give at least {MIN_IMAGES}"
             )
+
+    @property
+    def best_out(self) -> Path | None:
+        """The file of the result over all ranges of seeds, beside those of each; else None."""
+        if self.seed_range is None:
+            return None
+        return self.out.with_stem(self.out.stem.removesuffix(f"-{self.seed_range.number}"))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,14 +134,14 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
     _check_paths(args, [name for _, name in pairs], inputs)
     source = _Source(args, inputs)
     requests = [
-        _evaluation(args, source, protocol, name, several=len(pairs) > 1, repeat=repeat)
+        _evaluation(args, source, protocol, name, several=len(pairs) > 1, seed_range=seed_range)
         for protocol, name in pairs
-        for repeat in _repeats(args, protocol, source)
+        for seed_range in _seed_ranges(args, protocol, source)
     ]
     first = requests[0]
     check_run_options(args, first.images, first.reference, [r.metrics for r in requests])
     check_grid_options(args)
-    outs = [request.out for request in requests]
+    outs = result_files(requests)
     for out in outs:
         if outs.count(out) > 1:
             raise ValueError(f"{out} would be the result of several requests; name each once")
@@ -127,16 +149,23 @@ def evaluations_of(args: argparse.Namespace, *, inputs: bool = True) -> list[Eva
     return requests
 
 
+def result_files(requests: Sequence[Evaluation]) -> list[Path]:
+    """Return the files that requests write: their results, and those over ranges of seeds."""
+    over_ranges = dict.fromkeys(out for request in requests if (out := request.best_out))
+    return [*(request.out for request in requests), *over_ranges]
+
+
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(","))) if text else []
 
 
-def _repeats(
+def _seed_ranges(
     args: argparse.Namespace, protocol: Protocol | None, source: _Source
-) -> Sequence[int | None]:
-    """Return the numbers of the protocol's ranges of seeds; [None] for a single one."""
-    is_single = protocol is None or args.seeds or not source.draws or protocol.repeats == 1
-    return [None] if is_single or protocol is None else range(protocol.repeats)
+) -> list[SeedRange | None]:
+    """Return the protocol's ranges of seeds; [None] for a single one."""
+    if protocol is None or args.seeds or not source.draws or protocol.repeats == 1:
+        return [None]
+    return [SeedRange(number, protocol.repeats) for number in range(protocol.repeats)]
 
 
 def _evaluation(
@@ -146,7 +175,7 @@ def _evaluation(
     detector: str,
     *,
     several: bool,
-    repeat: int | None,
+    seed_range: SeedRange | None,
 ) -> Evaluation:
     """Return one request; its result has what tells it from the others in its name."""
     name = protocol.name if protocol else detector
@@ -155,10 +184,10 @@ def _evaluation(
     out = args.out or default_out(source.path, name)
     if args.out and several:
         out = out.with_stem(f"{out.stem}-{name}")
-    if repeat is not None:
-        out = out.with_stem(f"{out.stem}-{repeat}")
+    number = seed_range.number if seed_range else 0
+    out = range_path(out, number) if seed_range else out
     return Evaluation(
-        images=source.images(spec_of(args, protocol, repeat or 0)),
+        images=source.images(spec_of(args, protocol, number)),
         reference=reference_of(args, protocol, detector, inputs=source.exists),
         detector=detector_of(args, protocol, detector),
         metrics=metrics_of(args, protocol, detector),
@@ -167,6 +196,7 @@ def _evaluation(
         title=args.title or default_title(source.path),
         protocol=protocol,
         replace=args.replace,
+        seed_range=seed_range,
     )
 
 

@@ -285,6 +285,7 @@ class Kind:
         reference: What it takes of the reference: `none`, `moments` or `features`.
         classes: Whether it takes the classes of both sets' images.
         values: Names of what it returns, in order; empty if they depend on the images.
+        highest: Whether more of the first value is better.
     """
 
     compute: Compute
@@ -292,6 +293,7 @@ class Kind:
     reference: Literal["none", "moments", "features"] = "features"
     classes: bool = False
     values: tuple[str, ...] = ()
+    highest: bool = False
 
 
 DISTANCE, SCORE = ("distance",), ("score",)
@@ -302,13 +304,13 @@ METRICS: Registry[Kind] = Registry("metric", Kind, {
     "fd_biased": Kind(_fd_biased, "moments", "moments", values=DISTANCE),
     "fd_inf": Kind(_fd_infinity, "features", "moments", values=(*DISTANCE, "slope")),
     "fd_per_class": Kind(_fd_per_class, "features", "features", classes=True),
-    "is": Kind(_is, "all", "none", values=(*SCORE, "std")),
-    "is_inf": Kind(_is_infinity, "features", "none", values=(*SCORE, "slope")),
-    "is_chunks": Kind(_is_chunks, "all", "none", values=SCORE),
-    "pr": Kind(_pr, values=PRECISION_RECALL),
-    "pr_adm": Kind(_pr_half(adm_distance), values=PRECISION_RECALL),
-    "pr_stylegan": Kind(_pr_half(stylegan_distance), values=PRECISION_RECALL),
-    "prdc": Kind(_prdc, values=(*PRECISION_RECALL, "density", "coverage")),
+    "is": Kind(_is, "all", "none", values=(*SCORE, "std"), highest=True),
+    "is_inf": Kind(_is_infinity, "features", "none", values=(*SCORE, "slope"), highest=True),
+    "is_chunks": Kind(_is_chunks, "all", "none", values=SCORE, highest=True),
+    "pr": Kind(_pr, values=PRECISION_RECALL, highest=True),
+    "pr_adm": Kind(_pr_half(adm_distance), values=PRECISION_RECALL, highest=True),
+    "pr_stylegan": Kind(_pr_half(stylegan_distance), values=PRECISION_RECALL, highest=True),
+    "prdc": Kind(_prdc, values=(*PRECISION_RECALL, "density", "coverage"), highest=True),
     "kid": Kind(_kid, values=DISTANCE),
     "kid_subsets": Kind(_kid_subsets, values=(*DISTANCE, "std")),
     "cmmd": Kind(_cmmd, values=DISTANCE),

@@ -14,7 +14,7 @@ import numpy as np
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
-from evaluation.disk import file_lock
+from evaluation.disk import file_lock, lock_path
 from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.npz import npz_names
@@ -191,7 +191,7 @@ def make_reference(
     Raises:
         ValueError: The file exists and holds something else.
     """
-    with file_lock(out.with_name(f".{out.name}.lock"), world):
+    with file_lock(lock_path(out), world):
         if _agreed(out, images, settings, detector, world):
             return False
         features = _extract(images, settings, detector, world)

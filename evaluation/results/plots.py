@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.compare import AXES, axis_value, facts_of
+from evaluation.results.repeats import values_over_ranges
 from evaluation.results.result_file import Result
 from evaluation.results.table import DETAILS
 from models.analysis.figures import save_figure
@@ -98,13 +99,17 @@ def lines_of(results: Sequence[Result], axis: str, name: Name) -> Lines:
 
 
 def _point(x: float, measured: Sequence[dict[str, Any]], value: str) -> Point:
-    """Return the point of the results at one place: their mean and range, or one's interval."""
+    """Return the point of the results at one place: their mean and range, or one's interval.
+
+    A result over ranges of seeds stands for them: its best value, and their range.
+    """
     values = [float(metric["values"][value]) for metric in measured]
     if len(values) > 1:
         return Point(x, sum(values) / len(values), min(values), max(values))
     is_first = next(iter(measured[0]["values"])) == value
     interval = measured[0].get("interval95") if is_first else None
-    low, high = interval or (values[0], values[0])
+    over = values_over_ranges(measured[0], value) or values
+    low, high = interval or (min(over), max(over))
     return Point(x, values[0], float(low), float(high))
 
 

@@ -35,14 +35,23 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class _RangeMetric:
+    """A metric of one of several ranges of seeds: its values by name."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class _Metric:
-    """A metric: its values by name, the first one's interval, and what it took."""
+    """A metric: its values by name, the first one's interval, what it took, and all ranges'."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
     values: dict[str, float]
     seconds: float = 0.0
     interval95: tuple[float, float] | None = None
     n_gen: int | None = None
+    ranges: dict[str, _RangeMetric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,15 @@ class _Seconds:
 
 
 @dataclass(frozen=True)
+class _Repeat:
+    """A range of seeds: the result that it has by itself."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    seeds: str
+    identity: str
+
+
+@dataclass(frozen=True)
 class _Result:
     """The types of what is used of a result; all else is kept as it is."""
 
@@ -149,6 +167,7 @@ class _Result:
     protocol: _Protocol | None = None
     resolution: int | None = None
     made_of: dict[str, Any] = field(default_factory=dict)
+    repeats: tuple[_Repeat, ...] = ()
 
 
 RESULTS = Format(schema=_Result, remedy="move it away to have it computed again", indent=2)
@@ -348,18 +367,32 @@ def find_results(paths: list[Path]) -> list[Result]:
 
 
 def _results_below(directory: Path) -> list[Result]:
-    """Return the results in a directory; other JSON files are none."""
-    found = []
+    """Return the results in a directory; other JSON files are none.
+
+    The result over a protocol's ranges of seeds stands for theirs.
+    """
+    found: dict[Path, Result] = {}
     for path in sorted(directory.rglob("*.json")):
         if path.name.startswith("."):
             continue
         try:
             document = read_object(path)
             if document.get("format") == FORMAT:
-                found.append(_checked(document, path))
+                found[path] = _checked(document, path)
         except (OSError, ValueError) as error:
             print(f"{error}; the file is skipped", file=sys.stderr)
-    return found
+    ranges = {
+        range_path(path, number)
+        for path, result in found.items()
+        for number, repeat in enumerate(result.get("repeats", ()))
+        if found.get(range_path(path, number), {}).get("identity") == repeat["identity"]
+    }
+    return [result for path, result in found.items() if path not in ranges]
+
+
+def range_path(out: Path, number: int) -> Path:
+    """Return the file of the result of one range of seeds, beside that over all of them."""
+    return out.with_stem(f"{out.stem}-{number}")
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.circumstances import circumstances, measurement
 from evaluation.metrics.registry import name_by
 from evaluation.results.formats import Block, render, write_csv
+from evaluation.results.repeats import values_over_ranges
 from evaluation.results.result_file import Result
 
 DETAILS = re.compile(r"std|slope|dimensions|worst_class|class_\d+")
@@ -70,6 +71,9 @@ def _csv_row(result: Result, place: Mapping[str, str]) -> dict[str, Any]:
     row["nfe"] = result["nfe"]
     for name, metric in result["metrics"].items():
         row |= {f"{name}.{key}": value for key, value in metric["values"].items()}
+        for key in metric["values"]:
+            if over := values_over_ranges(metric, key):
+                row[f"{name}.{key} mean"] = sum(over) / len(over)
         if "interval95" in metric:
             row[f"{name} low"], row[f"{name} high"] = metric["interval95"]
         row[f"images of {name}"] = metric.get("n_gen")
@@ -82,7 +86,21 @@ def _csv_row(result: Result, place: Mapping[str, str]) -> dict[str, Any]:
 
 def closing(results: Sequence[Result]) -> Block:
     """Return what the numbers may be compared with, what rests on fewer images, and warnings."""
-    return Block([], [comparability(results), *_parts(results), *_unknown_sizes(results)])
+    notes = [*_parts(results), *_over_ranges(results), *_unknown_sizes(results)]
+    return Block([], [comparability(results), *notes])
+
+
+def _over_ranges(results: Sequence[Result]) -> list[str]:
+    """Say of which ranges of seeds values are the best."""
+    ranges = [[repeat["seeds"] for repeat in result.get("repeats", ())] for result in results]
+    return [
+        f"{title}: each value is that of the best of the seeds {', '.join(seeds)}."
+        for title, seeds in dict.fromkeys(
+            (str(result["title"]), tuple(seeds))
+            for result, seeds in zip(results, ranges, strict=True)
+        )
+        if seeds
+    ]
 
 
 def format_repeats(results: Sequence[Result]) -> str:
@@ -229,6 +247,8 @@ def _value(result: Result, name: str) -> str:
     if "interval95" in metric:
         low, high = metric["interval95"]
         texts[0] += f" [{low:.4g}, {high:.4g}]"
+    if over := values_over_ranges(metric, next(iter(values))):
+        texts[0] += f" (best of {len(over)}, mean {sum(over) / len(over):.4g})"
     return " / ".join(texts)
 
 

@@ -136,6 +136,7 @@ def _check_best(path: Path, schedule: EvaluationSchedule) -> None:
     if value and any(metric == known and not values for known, values in metrics):
         return  # which values it gives depends on the images
     known = [f"{name}:{known}.{value}" for known, values in metrics for value in values or ("...",)]
+    known = list(dict.fromkeys(known))
     if schedule.best not in known or value == "...":
         raise ConfigError(
             f"{path}: best={schedule.best!r:.200} is none of the values of protocol {name}; use one"

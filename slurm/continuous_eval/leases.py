@@ -165,12 +165,22 @@ class Work:
         return started.time if started is not None else 0.0
 
     def finish(self) -> None:
-        """Commit the result."""
+        """Commit the result, which holds those of a protocol's ranges of seeds, if it has several.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
         try:
             os.link(self.unfinished, self.result)
         except FileExistsError:
             return
-        self.unfinished.unlink()
+        for path in (self.unfinished, *self._ranges()):
+            path.unlink(missing_ok=True)
+
+    def _ranges(self) -> list[Path]:
+        """Return the results of the ranges of seeds, one beside the other."""
+        name = re.compile(rf"{re.escape(self.unfinished.stem)}-[0-9]{{1,9}}\.json")
+        return [path for path in self.result_dir.iterdir() if name.fullmatch(path.name)]
 
     def _mark_start(self, attempt: int, job_id: str) -> bool:
         facts = {"time": time.time(), "job": job_id}

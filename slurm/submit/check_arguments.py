@@ -48,12 +48,19 @@ def check_protocol(arguments: Sequence[str]) -> None:
     """Check arguments of `relaywave eval run` for snapshots that do not exist yet.
 
     Raises:
-        ValueError: They are invalid; the message is one line.
+        ValueError: They are invalid, or give several results; the message is one line.
     """
     from evaluation.dry_run import dry_run
-    from evaluation.request import references_of
+    from evaluation.request import evaluations_of, references_of
 
     parsed = in_one_line(lambda: dry_run(["run", "SNAPSHOT", *arguments], inputs=False))
+    results = {r.best_out or r.out: r for r in evaluations_of(parsed, inputs=False)}
+    if len(results) > 1:
+        names = (r.protocol.name if r.protocol else r.detector.name for r in results.values())
+        raise ValueError(
+            f"the arguments give {len(results)} results ({', '.join(names)}), but a scheduled"
+            " evaluation has one: schedule each by itself"
+        )
     for reference in references_of(parsed):
         check_there(reference, "a statistics file or a set of images")
 
