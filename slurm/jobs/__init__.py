@@ -5,6 +5,7 @@ ranks.py        Each task's rank, rendezvous address and port, network interface
 requeue.py      Whether a training job that stopped is run again; the end of its batch script
 exit_reason.py  How jobs that have left the queue ended, and in one line why
 records.py      The records of jobs on disk: what was submitted, each start and end
+local.py          Jobs that are processes of this machine: whether they run, stopping them
 throughput.py   Measured throughput: to check time limits, and for goodput
 interpreter.py  Python processes that jobs start: with our code in any directory
 """

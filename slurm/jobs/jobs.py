@@ -20,6 +20,7 @@ from dist_train.runtime.run_files import is_run, read_summary
 from models import plugins
 from models.command_line import EXIT_PREEMPTED, EXIT_STALLED, say
 from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
+from slurm.jobs.local import cancelled
 from slurm.jobs.ranks import Task, enter_rank, this_task
 from slurm.jobs.records import JobDir, images_saved
 from slurm.jobs.requeue import decide, may_requeue, restore_time_limit
@@ -153,7 +154,9 @@ class TrainJob:
         """Whether rank 0 requeues: not if Slurm does, or the user cancelled."""
         if (JobDir(self.run_dir).slurm_dir / STOP).exists():
             return False
-        return "SLURM_JOB_ID" not in os.environ or may_requeue(task.job_id)
+        if "SLURM_JOB_ID" not in os.environ:
+            return not cancelled(JobDir(self.run_dir), task.job_id)
+        return may_requeue(task.job_id)
 
     def _reconcile(self, snapshot: Path) -> None:
         """Submit due evaluations, in a process of its own so that training does not wait."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.metrics_file import read_metrics
+from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.throughput import productive_seconds
@@ -211,22 +210,18 @@ def add_cancel(parser: argparse.ArgumentParser) -> None:
 def cancel_jobs(paths: Iterable[Path]) -> None:
     """Cancel the jobs of directories; training saves its state first."""
     for root in find_job_dirs(paths):
-        cancelled = [record.job_id for record in JobDir(root).records() if cancel(record)]
+        cancelled = [record.job_id for record in JobDir(root).records() if cancel(root, record)]
         print(f"{root.name}: cancelled {', '.join(cancelled) or 'nothing'}")
 
 
-def cancel(record: JobRecord) -> bool:
-    """Cancel a job; returns whether it was still there."""
+def cancel(root: Path, record: JobRecord) -> bool:
+    """Cancel a job of a directory; returns whether it was still there."""
     if record.cluster == "slurm":
         if not record.queued(queued([record.job_id])):
             return False
         run_slurm(["scancel", record.job_id])
         return True
-    process = Path("/proc", record.job_id)
-    if not process.exists() or b"submitit" not in (process / "cmdline").read_bytes():
-        return False
-    os.kill(int(record.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
-    return True
+    return record.cluster == "local" and local.stop(JobDir(root), record.job_id)
 
 
 def _add_paths(parser: argparse.ArgumentParser) -> None:

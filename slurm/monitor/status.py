@@ -13,6 +13,7 @@ from dist_train.runtime.run_files import is_run, read_summary
 from models.config_io import ConfigError
 from slurm.continuous_eval.results import BEST, values
 from slurm.continuous_eval.schedule import read_schedule
+from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.jobs import STOP
 from slurm.jobs.records import (
@@ -154,8 +155,7 @@ def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> 
     """Whether a job is in the queue, or a local one's process runs."""
     if record.cluster == "slurm":
         return job_id in record.queued(queue)
-    process = Path("/proc", job_id)
-    return process.exists() and b"submitit" in (process / "cmdline").read_bytes()
+    return record.cluster == "local" and local.runs(job_id)
 
 
 def _job(

@@ -9,5 +9,6 @@ preflight.py           Checks before anything is queued: run, time limit, reques
 check_arguments.py     Validation of arguments that a job passes on to another command
 elastic.py             Fewer nodes for pending jobs when the requested number is unavailable
 launcher.py            Submission through submitit: batch script, environment, job records
+in_order.py            Jobs of this machine one after another
 code_copy.py           A copy of the code beside the records of its jobs
 """

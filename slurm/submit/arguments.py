@@ -15,6 +15,8 @@ from slurm.submit.launcher import Executor, Submission, batch_script, submit
 from slurm.submit.preflight import check_idle, check_request, check_script, with_cores
 from slurm.submit.sbatch_options import add_sbatch_options, changed, requested_by
 
+YEAR = 365 * 24 * 60
+
 
 @dataclass(frozen=True)
 class Target:
@@ -79,8 +81,12 @@ class SubmitOptions:
     name: str = ""
 
     def resources(self, **defaults: int) -> Resources:
-        """Return the request of a job; `defaults` fill in what the command line leaves open."""
-        return self.changed(defaults)
+        """Return the request of a job; `defaults` fill in what the command line leaves open.
+
+        This machine has no time limit of its own.
+        """
+        unlimited = {} if self.target.executor == "slurm" else {"minutes": YEAR}
+        return self.changed({**defaults, **unlimited})
 
     def changed(self, earlier: Mapping[str, Any]) -> Resources:
         """Return an earlier request (fields of `Resources`) with what the command line changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -273,9 +274,10 @@ def _submit_all(executor: Any, jobs: Sequence[Job]) -> list[Any]:
 
 @contextmanager
 def _detached(executor: Any) -> Iterator[None]:
-    """Start processes of this machine without the terminal's pipe, which they would hold open.
+    """Start processes of this machine without the terminal's pipe and its Ctrl-C.
 
-    Whoever reads the output of the command would otherwise wait for the end of the jobs.
+    Whoever reads the output of the command would otherwise wait for the end of the jobs. Ctrl-C is
+    for the command; submitit's controller would kill the ranks at it before they have saved.
     """
     import submitit
 
@@ -286,15 +288,23 @@ def _detached(executor: Any) -> Iterator[None]:
     sys.stderr.flush()
     kept = {number: os.dup(number) for number in (0, 1, 2)}
     nowhere = os.open(os.devnull, os.O_RDWR)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for number in kept:
             os.dup2(nowhere, number)
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         for number, copy in kept.items():
             os.dup2(copy, number)
             os.close(copy)
         os.close(nowhere)
+
+
+def _threads(resources: Resources) -> int:
+    """Return the threads of a rank on this machine: its share of the cores."""
+    cores = len(os.sched_getaffinity(0))
+    return resources.cpus_per_task or max(cores // resources.tasks_per_node, 1)
 
 
 @contextmanager
@@ -307,6 +317,7 @@ def _environment_of_jobs(submission: Submission, code: Path) -> Iterator[None]:
     clean = outside_environment()
     if submission.executor == "local":
         port = str(free_port(str(os.getpid()), 0))
+        clean = {"OMP_NUM_THREADS": str(_threads(submission.resources)), **clean}
         clean |= {**code_variables(code), "RELAYWAVE_PORT": port, **submission.site.environment}
     for name in before.keys() - clean.keys():
         del os.environ[name]

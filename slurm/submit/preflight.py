@@ -208,7 +208,11 @@ def cores_per_gpu(partition: str, gpu_type: str = "") -> int:
     wanted = partition or ",".join(p.name for p in partitions() if p.default)
     command = ["sinfo", "--noheader", "--Node", f"--partition={wanted}", "--format=%c|%G"]
     shares = []
-    for line in set(run_slurm(command).split()):
+    try:
+        lines = set(run_slurm(command).split())
+    except SlurmError:  # what is wrong with the partition is said by its own check
+        return 0
+    for line in lines:
         cores, _, gres = line.partition("|")
         gpus = sum(int(count) for kind, count in GPUS.findall(gres) if gpu_type in ("", kind))
         if gpus and cores.isdigit():

@@ -17,6 +17,7 @@ from slurm.jobs.requeue import policy_of
 from slurm.resources import Policy
 from slurm.submit.arguments import SubmitOptions, submit_options
 from slurm.submit.elastic import check_node_range
+from slurm.submit.in_order import JobsFailedError, run_in_order
 from slurm.submit.launcher import Submission
 from slurm.submit.preflight import RunChecks
 from slurm.submit.train_command import (
@@ -79,6 +80,8 @@ def submit_sweep(request: SweepRequest) -> None:
     parallel = request.parallel or requested.array_parallelism
     resources = dataclasses.replace(requested, array_parallelism=parallel)
     name = request.submit.job_name(out_dir.name)
+    if target.executor == "local" and request.parallel > 1:
+        raise ConfigError("--parallel: on this machine runs are one after another; leave it out")
     sets: dict[Path, None] = {}
     notes: dict[str, None] = {}
     for run_dir, config in runs.items():
@@ -103,6 +106,10 @@ def submit_sweep(request: SweepRequest) -> None:
     target.check_script(submission)
     for run_dir, config in runs.items():
         write_run_config(config, run_dir, target, request.checks)
+    if target.executor == "local" and not target.dry_run:
+        if failed := run_in_order(submission):
+            raise JobsFailedError(f"{'; '.join(failed)}; the same command continues from there")
+        return
     target.launch(submission)
     print_note(next(iter(notes)))
 

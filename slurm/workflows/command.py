@@ -21,7 +21,14 @@ from slurm.submit.preflight import RunChecks, check_run, check_time_limit
 from slurm.submit.sbatch_options import NAMES, OPTIONS, changed, requested_by_texts
 from slurm.workflows import WORKFLOWS, find_workflow
 from slurm.workflows.steps import Inputs
-from slurm.workflows.workflow import Step, Workflow, format_tree, job_in_queue, submit_workflow
+from slurm.workflows.workflow import (
+    Step,
+    Workflow,
+    format_tree,
+    job_in_queue,
+    run_workflow,
+    submit_workflow,
+)
 
 EVALUATING = ("sample", "reference", "eval")
 """Kinds of steps whose ranks share the work, so that they can use all GPUs of a node."""
@@ -35,22 +42,15 @@ class WorkflowRequest:
         workflow: Its steps, some of which may be finished or queued.
         target: Where to submit to.
         only_tree: Whether to show its tree and submit nothing.
-
-    Raises:
-        ValueError: Its jobs would not run under Slurm, which lets them wait for each other.
     """
 
     workflow: Workflow
     target: Target
     only_tree: bool
 
-    def __post_init__(self) -> None:
-        if self.target.executor != "slurm":
-            raise ValueError("a workflow's jobs wait for each other, which needs Slurm")
-
 
 def submit_missing(request: WorkflowRequest) -> None:
-    """Validate all steps, submit those that are missing, and show the tree."""
+    """Validate all steps, submit or run those that are missing, and show the tree."""
     workflow, target = request.workflow, request.target
     if request.only_tree:
         print(format_tree(workflow.name, workflow.steps, queue_or_empty()))
@@ -60,13 +60,16 @@ def submit_missing(request: WorkflowRequest) -> None:
         with _naming(step):
             target.check(step.resources, step.root)
             classes = _check_arguments(step, known=classes is not None) or classes
-    queue = {} if target.dry_run else queued()
+    queue = queued() if target.asks_slurm else {}
     for step in workflow.steps:
         with _naming(step):
             _check_run(step, target, classes, job_in_queue(workflow.name, step, queue))
-    submit_workflow(workflow, target, queue, _prepare)
+    if target.executor == "slurm" or target.dry_run:
+        submit_workflow(workflow, target, queue, _prepare)
+    else:
+        run_workflow(workflow, target, _prepare)
     if not target.dry_run:
-        print(format_tree(workflow.name, workflow.steps, queued()))
+        print(format_tree(workflow.name, workflow.steps, queued() if target.asks_slurm else {}))
 
 
 @contextmanager
@@ -132,6 +135,8 @@ def workflow_command(args: argparse.Namespace) -> None:
     if args.root is None:
         raise ValueError("--root is missing: name the directory for all that the workflow makes")
     options = submit_options(args)
+    if options.target.executor == "debug":
+        raise ValueError("--cluster debug: a workflow has several jobs; take slurm or local")
     own, overrides = split_options(args.overrides)
     inputs = Inputs(
         root=args.root.absolute(),

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_states, task_exits
 from slurm.jobs.jobs import Job, run_command
 from slurm.jobs.records import JobDir, JobRecord
+from slurm.monitor.status import queue_or_empty
 from slurm.resources import Resources
-from slurm.slurm_cli import QueuedJob, queued
+from slurm.slurm_cli import QueuedJob
 from slurm.submit.arguments import Target
+from slurm.submit.in_order import JobsFailedError, run_in_order
 from slurm.submit.launcher import Submission
 
 if TYPE_CHECKING:
@@ -126,6 +129,46 @@ def submit_workflow(
         ids[step.name] = record.job_id if record else f"JOB_OF_{step.name}"
 
 
+def run_workflow(workflow: Workflow, target: Target, prepare: Callable[[Step], None]) -> None:
+    """Run what is missing on this machine, a step after another.
+
+    Args:
+        workflow: The steps.
+        target: This machine.
+        prepare: Called for each step before it.
+
+    Raises:
+        JobsFailedError: A step failed; those that need it were skipped, the others were run.
+    """
+    failed: dict[str, str] = {}
+    for step in workflow.steps:
+        lacking = [name for name in step.after if name in failed]
+        if step.finished():
+            continue
+        if lacking and step.when == "afterok":
+            failed[step.name] = f"{step.name} was skipped, as it needs {', '.join(lacking)}"
+            continue
+        if isinstance(step.jobs[0], ReportJob):  # it is for people: here, not in a log
+            if (code := _code_of(step.jobs[0])) is not None:
+                failed[step.name] = str(code)
+            continue
+        prepare(step)
+        if found := run_in_order(_submission(workflow, step, target, {})):
+            failed[step.name] = "; ".join(found)
+    if failed:
+        why = "; ".join(failed.values())
+        raise JobsFailedError(f"{why}; the same command continues from there")
+
+
+def _code_of(job: Job) -> str | int | None:
+    """Run a job in this process; returns what it exits with, None if it does not exit."""
+    try:
+        job()
+    except SystemExit as error:
+        return error.code
+    return None
+
+
 def _submission(
     workflow: Workflow, step: Step, target: Target, ids: Mapping[str, str]
 ) -> Submission:
@@ -161,8 +204,11 @@ def _state(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
     if states:
         return f"job {record.job_id} {', '.join(sorted(states)).lower()}"
+    if record.cluster == "local" and local.runs(record.job_id):
+        return f"job {record.job_id} running"
     jobs = JobDir(step.root)
-    state, why = task_exits(jobs, record, exit_states([record.job_id]))
+    by_slurm = exit_states([record.job_id]) if record.cluster == "slurm" else {}
+    state, why = task_exits(jobs, record, by_slurm)
     text = f"STOPPED: job {record.job_id} {f'was {state}' if state else 'has ended'}"
     return f"{text}{f' ({why})' if why else ''}; logs in {record.logs}"
 
@@ -194,7 +240,10 @@ class ReportJob:
 
     def __call__(self) -> str:
         """Report; exits with code 1 if a result is missing, so that it counts as unfinished."""
-        print(format_tree(self.workflow, self.steps, queued()), flush=True)
+        records = [newest_record(self.workflow, step) for step in self.steps]
+        by_slurm = any(record is not None and record.cluster == "slurm" for record in records)
+        queue = queue_or_empty() if by_slurm else {}
+        print(format_tree(self.workflow, self.steps, queue), flush=True)
         existing = [str(path) for path in self.results if path.exists()]
         if existing:
             run_command("evaluation", ["table", *existing])

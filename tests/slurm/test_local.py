@@ -11,10 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dist_train.runtime.metrics_file import read_metrics
+from models.command_line import EXIT_PREEMPTED
 from slurm.__main__ import main
+from slurm.jobs import local
+from slurm.jobs.jobs import CommandJob
 from slurm.jobs.records import JobDir
+from slurm.resources import Resources
+from slurm.site import Site
+from slurm.submit.arguments import Target
+from slurm.submit.in_order import JobsFailedError
+from slurm.workflows.workflow import Step, Workflow, run_workflow
 from tests.paths import ROOT
 
 TRAIN = [
@@ -65,6 +74,73 @@ def test_a_local_job_is_stopped_and_resumes(tmp_path: Path) -> None:
     assert [start["ranks"] for start in starts] == [2, 2]
     assert starts[1]["images_seen"] >= 40
     assert [line["images_seen"] for line in read_metrics(run_dir)] == [*range(8, 401, 8)]
+
+
+@pytest.mark.slow
+def test_a_cancelled_local_job_saves_and_does_not_start_again(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--cluster=local", "--run-dir", str(run_dir), "total_images=8000000"]
+    assert main([*TRAIN, *options]) == 0
+    job_id = JobDir(run_dir).records()[0].job_id
+    _wait_for(lambda: _images(run_dir) >= 16)
+    assert main(["cancel", str(run_dir)]) == 0
+    _wait_for(lambda: not local.runs(job_id))
+    events = [attempt["event"] for attempt in JobDir(run_dir).attempts(job_id)]
+    assert events == ["start", "cancel", "exit"]
+    assert list(run_dir.glob("checkpoints/*")), "it saved"
+
+
+SWEEP = ["sweep", *TRAIN[1:], "total_images=160", "--grid", "seed=1,2", "--cluster=local"]
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_in_order_and_continues_where_it_was_stopped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "slurm", *SWEEP, "--out", str(tmp_path / "all")]
+    first, second = tmp_path / "all" / "seed_1", tmp_path / "all" / "seed_2"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        _wait_for(lambda: _images(first) >= 24)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=300)
+    assert process.returncode == EXIT_PREEMPTED
+    assert "stopped when asked to; the same command continues" in printed
+    record = JobDir(first).records()[0]
+    assert not local.runs(record.job_id), "the job ends with the command"
+    assert not JobDir(second).records(), "no other was started"
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    for run_dir in (first, second):
+        assert [line["images_seen"] for line in read_metrics(run_dir)] == [*range(8, 161, 8)]
+    starts = [JobDir(run_dir).records()[-1].submitted for run_dir in (first, second)]
+    ended = JobDir(first).attempts(JobDir(first).records()[-1].job_id)[-1]
+    assert starts[0] < ended["time"] <= starts[1], "the second starts when the first has ended"
+
+
+@pytest.mark.slow
+def test_steps_that_need_a_failed_one_are_skipped_and_the_others_run(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "pictures" / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 9, 9)).save(path)
+
+    def pack(name: str, source: str, *after: str) -> Step:
+        arguments = ("pack", "images", str(tmp_path / source), str(tmp_path / name), "--resolution")
+        job = CommandJob("data_pipelines", (*arguments, "16"), tmp_path / "done" / name)
+        return Step(name=name, kind="pack", root=tmp_path, jobs=[job], resources=Resources(),
+                    after=after)  # fmt: skip
+
+    steps = (pack("bad", "nowhere"), pack("lost", "bad", "bad"), pack("good", "pictures"))
+    target = Target(Site(), "local", dry_run=False)
+    with pytest.raises(JobsFailedError) as raised:
+        run_workflow(Workflow("three", tmp_path, steps), target, lambda step: None)
+    text = str(raised.value)
+    assert "three-bad: " in text
+    assert f"{tmp_path / 'nowhere'}" in text, "why it failed"
+    assert "lost was skipped, as it needs bad" in text
+    assert (tmp_path / "good" / "manifest.json").exists()
+    assert [record.name for record in JobDir(tmp_path).records()] == ["three-bad", "three-good"]
+    (tmp_path / "pictures").rename(tmp_path / "nowhere")  # the fault is mended
+    run_workflow(Workflow("three", tmp_path, steps), target, lambda step: None)
+    names = [record.name for record in JobDir(tmp_path).records()]
+    assert names[2:] == ["three-bad", "three-lost"], "what is finished is not run again"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit leaves its log files open

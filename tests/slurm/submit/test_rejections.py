@@ -35,6 +35,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A login node with the test cluster's partitions and accounts, and nothing behind them."""
 
     def answer(command: list[str], timeout: float = 0.0) -> str:
+        if command[0] == "sinfo":
+            return "48|gpu:4\n"
         return {"account": "relaywave\nroot\n", "qos": "normal\n"}[command[3]]
 
     monkeypatch.setattr(preflight, "have_slurm", lambda: True)
