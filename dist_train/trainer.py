@@ -297,6 +297,7 @@ class Trainer:
         shapes = self.engines[parts.objective.sampled_network].shapes
         with parts.watchdog.storage("a snapshot"):
             grid = parts.snapshots.write(self.images_seen, parts.emas, shapes, required=required)
+            parts.reporter.send_results()
         if grid is not None:
             parts.reporter.show_grid(self.images_seen, grid)
 

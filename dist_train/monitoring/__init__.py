@@ -1,6 +1,7 @@
 """What is seen of a run: metrics, loggers, divergence, profiles, status.
 
 divergence.py   Checks the metrics of an interval: is training going wrong, and what to change
+evaluations.py  Results of scheduled evaluations, which go to the run's own loggers
 loggers.py      Copies of the metrics: wandb and TensorBoard
 metrics_log.py  Metrics: averaged over ranks, metrics.jsonl, the progress bar
 profiler.py     A trace of a few steps, for chrome://tracing or Perfetto

@@ -38,6 +38,11 @@ class Logger(Protocol):
         """Send what is left."""
 
 
+def has_loggers(logging: LoggingConfig) -> bool:
+    """Tell whether the settings ask for any logger."""
+    return bool(logging.wandb_project is not None or logging.tensorboard or logging.loggers)
+
+
 def start_loggers(logging: LoggingConfig, config: Mapping[str, Any], run_dir: Path) -> list[Logger]:
     """Return the loggers that the settings ask for and that could be started.
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dist_train.config import LoggingConfig
-from dist_train.monitoring.loggers import Logger, start_loggers
+from dist_train.monitoring.evaluations import UnsentResults
+from dist_train.monitoring.loggers import WANDB_TIMEOUT, Logger, has_loggers, start_loggers
 from dist_train.runtime.events import EVENTS, Kind
 from dist_train.runtime.metrics_file import METRICS, cut_metrics
 from dist_train.runtime.world import World
@@ -80,6 +81,8 @@ class MetricsLog:
         self._events = AppendedLines(run_dir / EVENTS)
         self._logged = 0
         self._loggers: list[Logger] = []
+        self._has_loggers = has_loggers(logging)
+        self._results: UnsentResults | None = None
         self._bar: Any = None
 
     def open(self, images_seen: int, ranks: int = 1) -> None:
@@ -87,7 +90,9 @@ class MetricsLog:
         self._open_file(images_seen)
         self._note("start", images_seen, ranks=ranks)
         self._bar = _progress_bar(self._name, images_seen, self._total)
-        self._loggers = self._start_loggers()
+        if self._has_loggers:
+            self._results = self._take_results()
+            self._loggers = self._start_loggers()
 
     def write(self, images_seen: int, step: int, metrics: Mapping[str, float]) -> None:
         """Record one interval's means."""
@@ -106,6 +111,27 @@ class MetricsLog:
     def show_grid(self, images_seen: int, grid: Path) -> None:
         """Send a grid of samples to the loggers."""
         self._copy(lambda logger: logger.show_grid(images_seen, grid))
+
+    def send_results(self) -> None:
+        """Send the loggers what has been found by evaluations since the last time."""
+        if self._results is None or not self._loggers:
+            return
+        try:
+            self._results.send(lambda line: self._copy(lambda logger: logger.write(line)))
+        except (OSError, ValueError) as error:
+            warnings.warning("%s", error)
+
+    def _take_results(self) -> UnsentResults | None:
+        """Become the one who writes to the loggers; another may be sending results just now."""
+        try:
+            results = UnsentResults(self._run_dir)
+            if results.take(WANDB_TIMEOUT):
+                return results
+        except OSError as error:
+            warnings.warning("%s: results of evaluations are not sent", error)
+            return None
+        results.release()
+        return None
 
     def say(self, message: str) -> None:
         """Print a line without tearing the progress bar; a full disk under a log stops nothing."""
@@ -127,7 +153,10 @@ class MetricsLog:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
+        self.send_results()
         self._copy(lambda logger: logger.close())
+        if self._results is not None:
+            self._results.release()
         if self._lines is not None:
             self._lines.flush()
             self._note("end", self._logged)

@@ -72,6 +72,11 @@ class Reporter:
         if self._log is not None:
             self._log.show_grid(images_seen, grid)
 
+    def send_results(self) -> None:
+        """Send new results of evaluations to the loggers."""
+        if self._log is not None:
+            self._log.send_results()
+
     def add(self, network: str, metrics: Mapping[str, Tensor]) -> None:
         """Take in what a network's loss measured on a micro-batch."""
         self._averages.add({f"{network}/{key}": value for key, value in metrics.items()})

@@ -31,8 +31,8 @@ FORMAT_VERSION = 2
 """Of a run directory; a newer one is rejected. Runs of version 1 have flat settings."""
 ENTRIES = frozenset(
     {CONFIG, FORMAT, "data.json", "events.jsonl", "lock", "metrics.jsonl", "checkpoints",
-     "snapshots", "ema", "grids", "hangs", "profile", "tensorboard", "wandb", "wandb_id", "slurm",
-     "evaluation"}
+     "snapshots", "ema", "grids", "hangs", "profile", "tensorboard", "wandb", "wandb_id",
+     "loggers.lock", "slurm", "evaluation"}
 )  # fmt: skip
 """What a run directory may hold before a run is started in it."""
 MAX_BYTES, MAX_ENTRIES, MAX_DEPTH = 1 << 24, 100_000, 50

@@ -6,20 +6,19 @@ removed.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from dist_train.monitoring.evaluations import UnsentResults, all_values
 from dist_train.runtime.run_files import read_settings
-from models.config_io import did_you_mean, from_json
-from models.safe_files.atomic import NotOurs, atomic_file, remove_directory
-from models.safe_files.documents import Format, parse_json
-from models.safe_files.locks import try_lock
-from models.safe_files.transient import retried
+from models.config_io import did_you_mean
+from models.safe_files.atomic import NotOurs, remove_directory
+from models.safe_files.documents import Format
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.schedule import EvaluationSchedule, snapshots
 from slurm.jobs.jobs import STOP
@@ -27,22 +26,6 @@ from slurm.jobs.records import STOPS, JobDir, say_once
 from slurm.slurm_cli import queued, run_slurm
 
 MAX_SEEN = 1 << 62
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """What is needed of a metric in a result."""
-
-    IGNORES_UNKNOWN: ClassVar[bool] = True
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What is needed of a result; evaluation checks the rest."""
-
-    IGNORES_UNKNOWN: ClassVar[bool] = True
-    metrics: dict[str, _Metric]
 
 
 @dataclass(frozen=True)
@@ -60,7 +43,6 @@ class Best:
             raise ValueError(f"images_seen={self.images_seen} or value={self.value} is impossible")
 
 
-RESULTS = Format(schema=_Result, remedy="move it away to have it computed again")
 BEST = Format(schema=Best, remedy="remove it; it is written again")
 
 
@@ -74,39 +56,10 @@ def values(run_dir: Path, key: str) -> dict[int, float]:
     }
 
 
-def all_values(run_dir: Path) -> dict[tuple[int, str], dict[str, float]]:
-    """Return {(images seen, protocol): {`protocol/metric.value`: number}}, in order.
-
-    Damaged results, and values that are not finite, are skipped by name.
-    """
-    found = {}
-    for path in sorted(run_dir.glob("evaluation/[0-9]*/*.json")):
-        protocol = path.name.removesuffix(".json")
-        if "." in protocol:  # unfinished, or a claim
-            continue
-        try:
-            result = RESULTS.read(path)
-        except (OSError, ValueError) as error:
-            say_once(f"{error}; the result is skipped")
-            continue
-        row = {
-            f"{protocol}/{metric}.{name}": value
-            for metric, entry in result.metrics.items()
-            for name, value in entry.values.items()
-        }
-        unusable = [name for name, value in row.items() if not math.isfinite(value)]
-        if unusable:
-            say_once(f"{path}: {', '.join(unusable)} is not finite and is skipped")
-        usable = {name: value for name, value in row.items() if name not in unusable}
-        found[int(path.parent.name), protocol] = usable
-    return found
-
-
 def log_results(run_dir: Path) -> int:
-    """Send new results to the run's loggers, such as wandb; returns how many there were.
+    """Send new results to the run's own loggers, such as wandb; returns how many there were.
 
-    One writer at a time sends them to a record of their own, `<run>-evaluation` (training writes
-    to the run's own), by images seen. No result is sent twice.
+    While the run trains, its rank 0 does that.
     """
     config = read_settings(run_dir)
     logging = config.get("logging", config)  # runs of older versions have these at the top
@@ -114,60 +67,31 @@ def log_results(run_dir: Path) -> int:
         return 0
     if not any(map(logging.get, ("wandb_project", "tensorboard", "loggers"))):
         return 0
-    evaluation = run_dir / "evaluation"
-    with open(evaluation / ".mirror.lock", "w") as lock:
-        if not try_lock(lock):
-            return 0  # the other writer sends them, or the next call
-        return _log_new_results(run_dir, evaluation)
+    results = UnsentResults(run_dir)
+    try:
+        return _send(results, run_dir) if results.take() and results.read() else 0
+    finally:
+        results.release()
 
 
-def _log_new_results(run_dir: Path, evaluation: Path) -> int:
-    noted = evaluation / ".mirrored.json"
-    done = _already_logged(noted)
-    rows = all_values(run_dir)
-    new = [key for key in rows if key not in done]
-    if not new:
-        return 0
+def _send(results: UnsentResults, run_dir: Path) -> int:
     from dist_train.monitoring.loggers import start_loggers
     from dist_train.runtime.run_dir import read_run_config
     from models.config_io import to_json
 
-    log_dir = evaluation / "mirror" / f"{run_dir.name}-evaluation"
-    log_dir.mkdir(parents=True, exist_ok=True)
     config = read_run_config(run_dir)
-    loggers = start_loggers(config.logging, to_json(config), log_dir)
+    loggers = start_loggers(config.logging, to_json(config), run_dir)
     if not loggers:
         return 0
-    for images, protocol in new:
+
+    def write(line: Mapping[str, float]) -> None:
         for logger in loggers:
-            logger.write({"images_seen": images, **rows[images, protocol]})
+            logger.write(line)
+
+    count = results.send(write)
     for logger in loggers:
         logger.close()
-    with atomic_file(noted) as file:
-        file.write(json.dumps(sorted([*done, *new]), indent=1).encode() + b"\n")
-    return len(new)
-
-
-def _already_logged(noted: Path) -> set[tuple[int, str]]:
-    """Return which results were sent: a list of (images seen, protocol).
-
-    Raises:
-        ValueError: The file is damaged; without it results would be sent twice.
-    """
-    try:
-        content = retried(noted.read_bytes, f"reading {noted}")
-    except FileNotFoundError:
-        return set()
-    try:
-        pairs: tuple[tuple[int, str], ...] = from_json(
-            tuple[tuple[int, str], ...], parse_json(content), "it"
-        )
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{noted}, the list of results that were sent to the loggers, is damaged ({error});"
-            " remove it to have all of them sent again"
-        ) from None
-    return set(pairs)
+    return count
 
 
 def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 
+from dist_train.monitoring.evaluations import RESULTS, all_values
 from models.safe_files import documents
 from models.safe_files.atomic import atomic_file
 from models.safe_files.typed_json import ConfigError
@@ -23,7 +24,7 @@ from slurm.__main__ import main
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.reconcile import Report, due, reconcile
-from slurm.continuous_eval.results import RESULTS, all_values, prune
+from slurm.continuous_eval.results import prune
 from slurm.continuous_eval.schedule import (
     EvaluationSchedule,
     ScheduledProtocol,

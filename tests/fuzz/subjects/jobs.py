@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dist_train.monitoring.evaluations import RESULTS, all_values
 from slurm.continuous_eval import reconcile
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.reconcile import Report, due
-from slurm.continuous_eval.results import RESULTS, all_values
 from slurm.continuous_eval.schedule import (
     EvaluationSchedule,
     ScheduledProtocol,

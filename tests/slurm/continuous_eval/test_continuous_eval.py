@@ -162,7 +162,7 @@ def test_results_go_to_loggers_once_by_images_seen(
     assert log_results(tmp_path) == 2
     assert log_results(tmp_path) == 0
     _finish(tmp_path, 300, "quick", 1.0)
-    with open(tmp_path / "evaluation" / ".mirror.lock", "a") as held:
+    with open(tmp_path / "loggers.lock", "a") as held:
         assert try_lock(held)
         assert log_results(tmp_path) == 0, "its holder sends them"
     with monkeypatch.context() as patch:
