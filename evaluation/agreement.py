@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import DetectorConfig, allowed_tf32
-from evaluation.detectors.registry import weights_of
+from evaluation.detectors.passes import PROBE, fitting_size
+from evaluation.detectors.registry import build_detector, weights_of
 from evaluation.digest import short_hash
-from evaluation.image_sets.image_set import ImageSet
+from evaluation.image_sets.image_set import ImageSet, read_samples_manifest
 from evaluation.image_sets.seeds import format_seeds
 from evaluation.metrics.statistics import stratified
 from evaluation.protocols import Protocol
 from evaluation.reference.reference import ReferenceSettings
-from evaluation.request import Evaluation
-from evaluation.results.result_file import versions
-from evaluation.samples.generate import SampleSpec, describe_snapshot
+from evaluation.request import Evaluation, NewReference, count_images
+from evaluation.results.result_file import read_result, versions
+from evaluation.samples.generate import GeneratedImages, SampleSpec, describe_snapshot
 from evaluation.samples.sample_dir import SampleRequest
 from evaluation.sheets.make import BY_FEATURES, SheetRequest
 from models.safe_files.transient import file_sha256
 from models.snapshot import Snapshot, read_snapshot
+
+Request = Evaluation | SampleRequest | NewReference
+R = TypeVar("R", Evaluation, SampleRequest, NewReference)
 
 CHECKED_IMAGES = 256
 """Images of a set that ranks compare, of all its parts: rank 0 alone reads all of a large set."""
@@ -66,6 +71,73 @@ def agree_on_samples(request: SampleRequest, world: World) -> SampleRequest:
     theirs: SampleRequest = world.broadcast_object(request)
     check_alike([_of_same_run(request, theirs) or request], world)
     return theirs
+
+
+def agree_on_batches(requests: Sequence[R], world: World) -> list[R]:
+    """Return the requests with a batch size for `auto`. Collective.
+
+    It is that of the samples or results that are there, else what the devices of all ranks take.
+
+    Raises:
+        ValueError: A detector cannot be loaded, or a result be read.
+    """
+    size = world.attempt(lambda: recorded_batch_size(requests) if world.rank == 0 else None)
+    size = world.broadcast_object(size)
+    if size is None:
+        size = min(world.gather_objects(world.attempt(lambda: _fitting_size(requests, world))))
+    return [request.with_batch_size(size) for request in requests]
+
+
+def recorded_batch_size(requests: Sequence[Request]) -> int | None:
+    """Return the batch size of the samples, or else results, that are there, if any.
+
+    Raises:
+        ValueError: A result, or the record of samples, is damaged.
+    """
+    found: list[Any] = []
+    for request in requests:
+        samples = request if isinstance(request, SampleRequest) else request.images
+        if isinstance(samples, SampleRequest) and samples.sample_dir:
+            manifest = read_samples_manifest(samples.sample_dir) or {"identity": {}}
+            found.insert(0, manifest["identity"].get("batch_size"))
+        if isinstance(request, Evaluation) and request.out.exists() and not request.replace:
+            found.append(read_result(request.out).get("made_of", {}).get("batch size"))
+    return next((size for size in found if isinstance(size, int) and size > 0), None)
+
+
+def _fitting_size(requests: Sequence[Request], world: World) -> int:
+    """Return a batch size that this rank's device takes, and of which every rank gets some."""
+    sizes = []
+    for request in {_networks_of(r): r for r in requests}.values():
+        images = request if isinstance(request, SampleRequest) else request.images
+        assert images is not None, "images of references exist"
+        sizes += [fitting_size(run, world.device) for run in _passes(request, images, world)]
+        share = max(count_images(images) // world.size, 1)
+        sizes.append(1 << share.bit_length() - 1)
+    return min(sizes)
+
+
+def _networks_of(request: Request) -> tuple[Any, ...]:
+    if isinstance(request, SampleRequest):
+        return (id(request),)
+    return id(request.images), request.detector
+
+
+def _passes(
+    request: Request, images: SampleRequest | ImageSet, world: World
+) -> Iterator[Callable[[int], object]]:
+    """Yield what takes so many images through each network that a request needs."""
+    if isinstance(images, SampleRequest):
+        spec = dataclasses.replace(images.spec, seeds=tuple(range(PROBE)), batch_size=PROBE)
+        samples = GeneratedImages(images.snapshots, spec, world.device)
+        edge = samples.resolution
+        yield lambda count: samples.draw(range(count))
+    else:
+        edge = images.batch([0]).shape[-1]
+    if not isinstance(request, SampleRequest):
+        detector = build_detector(request.detector, world.device)
+        detector = detector.with_taps(request.taps_of(detector))
+        yield lambda count: detector(torch.zeros(count, 3, edge, edge, dtype=torch.uint8))
 
 
 def check_alike(requests: Sequence[Any], world: World) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from evaluation.detectors.passes import AUTO, DEFAULT
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS
 from evaluation.metrics.registry import METRICS
 from evaluation.protocols import PROTOCOLS
@@ -99,7 +100,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--taps", default="", help="taps to compute statistics of, e.g. pool,spatial"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    _add_batch_size(parser)
     _add_detector(parser)
 
 
@@ -267,7 +268,7 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seeds", default=seeds, help="one seed per image, e.g. 0-49999")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    _add_batch_size(parser)
     parser.add_argument(
         "--labels",
         choices=("balanced", "random"),
@@ -282,6 +283,24 @@ def _add_sampling(parser: argparse.ArgumentParser, seeds: str) -> None:
         type=int,
         help="store tar shards of about this many images instead of single files",
     )
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=DEFAULT,
+        metavar=f"N|{AUTO}",
+        help=f"images per forward pass (default {DEFAULT}); {AUTO}: as memory allows, or as before"
+        " where results or samples are there",
+    )
+
+
+def _batch_size(text: str) -> int | str:
+    return AUTO if text == AUTO else int(text)
+
+
+_batch_size.__name__ = f"number, nor {AUTO},"
 
 
 def _add_detector(parser: argparse.ArgumentParser) -> None:

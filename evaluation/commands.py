@@ -7,11 +7,18 @@ returns None.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dist_train.runtime.world import World
-from evaluation.agreement import agree, agree_on_samples, check_alike
+from evaluation.agreement import (
+    R,
+    agree,
+    agree_on_batches,
+    agree_on_samples,
+    check_alike,
+)
 from evaluation.detectors.inception_weights import convert_inception
+from evaluation.detectors.passes import AUTO
 from evaluation.detectors.registry import (
     build_detector,
     default_preprocessing,
@@ -59,7 +66,7 @@ def sample(args: argparse.Namespace) -> Work:
     request, grid = samples_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        agreed = agree_on_samples(request, world)
+        (agreed,) = _in_batches(args, [agree_on_samples(request, world)], world)
         _say_untrained(world, agreed)
         samples = open_samples(agreed, world)
         if grid and world.rank == 0:
@@ -77,9 +84,10 @@ def reference(args: argparse.Namespace) -> Work:
 
     def work(world: World) -> None:
         detector = world.attempt(lambda: build_detector(request.detector, world.device))
-        detector = detector.with_taps(request.taps or detector.reference_taps)
+        detector = detector.with_taps(request.taps_of(detector))
         check_alike([request], world)
-        made = make_reference(images, request.settings, detector, args.out, world)
+        (agreed,) = _in_batches(args, [request], world)
+        made = make_reference(images, agreed.settings, detector, args.out, world)
         _say(world, f"{args.out}: {'computed' if made else 'reused'}, {len(images)} images")
 
     return work
@@ -90,7 +98,7 @@ def run(args: argparse.Namespace) -> Work:
     requests, grid = evaluations_of(args), grid_of(args)
 
     def work(world: World) -> None:
-        agreed = agree(requests, world)
+        agreed = _in_batches(args, agree(requests, world), world)
         images = agreed[0].images
         if isinstance(images, SampleRequest):
             _say_untrained(world, images)
@@ -110,6 +118,7 @@ def sweep(args: argparse.Namespace) -> Work:
 
     def work(world: World) -> None:
         agreed = agree([point.evaluation for point in points], world)
+        agreed = _in_batches(args, agreed, world)
         if isinstance(agreed[0].images, SampleRequest):
             _say_untrained(world, agreed[0].images)
         results = evaluate(agreed, world)
@@ -241,6 +250,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "import": import_statistics,
     "convert": convert,
 }
+
+
+def _in_batches(args: argparse.Namespace, requests: Sequence[R], world: World) -> list[R]:
+    """Return the requests with the batch size of the command line, or that `auto` stands for."""
+    return agree_on_batches(requests, world) if args.batch_size == AUTO else list(requests)
 
 
 def _say_untrained(world: World, request: SampleRequest) -> None:

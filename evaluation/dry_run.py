@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from evaluation.agreement import R, recorded_batch_size
 from evaluation.arguments import parse
+from evaluation.detectors.passes import AUTO
 from evaluation.detectors.registry import build_detector
 from evaluation.evaluate import check_result
 from evaluation.metrics.registry import METRICS
@@ -50,25 +52,34 @@ def check(args: argparse.Namespace, *, inputs: bool = True) -> None:
     elif args.command == "reference":
         _check_reference(args, inputs)
     elif args.command == "run":
-        _check_evaluations(evaluations_of(args, inputs=inputs), inputs)
+        requests = evaluations_of(args, inputs=inputs)
+        _check_evaluations(_in_recorded_batches(requests, args), inputs)
     elif args.command == "time":
         timing_of(args)
     elif args.command == "sweep":
         points = sweep_points(args, inputs=inputs)
-        _check_evaluations([point.evaluation for point in points], inputs)
+        requests = [point.evaluation for point in points]
+        _check_evaluations(_in_recorded_batches(requests, args), inputs)
 
 
 def _check_sample(args: argparse.Namespace, inputs: bool) -> None:
     if inputs:
-        check_samples(samples_of(args))
+        (request,) = _in_recorded_batches([samples_of(args)], args)
+        check_samples(request)
     else:
         spec_of(args)
+
+
+def _in_recorded_batches(requests: Sequence[R], args: argparse.Namespace) -> Sequence[R]:
+    """Return the requests with the batch size that `auto` would take of what is there."""
+    size = recorded_batch_size(requests) if args.batch_size == AUTO else None
+    return [request.with_batch_size(size) for request in requests] if size else requests
 
 
 def _check_reference(args: argparse.Namespace, inputs: bool) -> None:
     request = new_reference_of(args, inputs=inputs)
     detector = build_detector(request.detector)
-    detector = detector.with_taps(request.taps or detector.reference_taps)
+    detector = detector.with_taps(request.taps_of(detector))
     if request.images is not None:
         same_reference(args.out, request.images, request.settings, detector)
 

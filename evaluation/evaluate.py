@@ -20,6 +20,7 @@ import torch
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, DetectorConfig
+from evaluation.detectors.passes import least_sizes
 from evaluation.detectors.registry import build_detector
 from evaluation.disk import file_lock, lock_path
 from evaluation.features.extract import extract
@@ -104,7 +105,7 @@ def _of_same_images(requests: Sequence[Evaluation]) -> list[list[Evaluation]]:
     groups: list[list[Evaluation]] = []
     for request in requests:
         for group in groups:
-            if group[0].images is request.images:
+            if group[0].images == request.images:
                 group.append(request)
                 break
         else:
@@ -256,10 +257,12 @@ def _features(
     store, size = features_dir(request.out.parent), request.batch_size
     sets = extract(images, identity, detectors, store, world, batch_size=size)
     taken: dict[str, Any] = {"features": time.monotonic() - started}
+    passes = {"detector": [detector.passes for detector in detectors]}
     if isinstance(images, GeneratedImages):
         taken |= {"nfe": images.nfe, "sampling": images.seconds}
         taken["features"] -= images.seconds
-    return sets, taken
+        passes["sampling"] = [images.passes]
+    return sets, taken | {"at_once": least_sizes(passes, world)}
 
 
 def _note_times(result: Result, taken: Mapping[str, Any]) -> None:
@@ -268,6 +271,8 @@ def _note_times(result: Result, taken: Mapping[str, Any]) -> None:
         result["nfe"] = taken["nfe"]
         seconds["sampling"] = round((seconds["sampling"] or 0) + taken["sampling"], 3)
     seconds["features"] = round(seconds["features"] + taken["features"], 3)
+    if taken["at_once"]:
+        result["images_at_once"] = taken["at_once"]
 
 
 def _compute(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.recipes import find_recipe
-from evaluation.detectors.base import DetectorConfig
+from evaluation.detectors.base import Detector, DetectorConfig
+from evaluation.detectors.passes import AUTO, DEFAULT
 from evaluation.detectors.registry import DEFAULT_DETECTOR, DETECTORS, check_name
 from evaluation.features.store import selected_by
 from evaluation.image_sets.grid import GridSettings, check_grid
@@ -83,7 +84,7 @@ class Evaluation:
     title: str
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     metrics: MetricSettings = field(default_factory=MetricSettings)
-    batch_size: int = 64
+    batch_size: int = DEFAULT
     protocol: Protocol | None = None
     replace: bool = False
     seed_range: SeedRange | None = None
@@ -111,6 +112,21 @@ class Evaluation:
             "compiled": self.detector.compile,
             **selected_by(count_images(self.images)),
         }
+
+    def with_batch_size(self, size: int) -> Evaluation:
+        """Return the request with another batch size, also of its samples and reference."""
+        images = self.images
+        return dataclasses.replace(
+            self,
+            images=images.with_batch_size(size) if isinstance(images, SampleRequest) else images,
+            reference=dataclasses.replace(self.reference, batch_size=size),
+            batch_size=size,
+        )
+
+    def taps_of(self, detector: Detector) -> list[str]:
+        """Return the taps of a detector that the metrics need."""
+        requests = self.metrics.requests(detector).values()
+        return list(dict.fromkeys(metric.tap for metric in requests))
 
 
 def count_images(images: SampleRequest | ImageSet) -> int:
@@ -155,6 +171,11 @@ def result_files(requests: Sequence[Evaluation]) -> list[Path]:
     return [*(request.out for request in requests), *over_ranges]
 
 
+def batch_size_of(args: argparse.Namespace) -> int:
+    """Return the images per forward pass; of `auto` those of CPUs, until the devices are known."""
+    return DEFAULT if args.batch_size == AUTO else int(args.batch_size)
+
+
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(","))) if text else []
 
@@ -191,7 +212,7 @@ def _evaluation(
         reference=reference_of(args, protocol, detector, inputs=source.exists),
         detector=detector_of(args, protocol, detector),
         metrics=metrics_of(args, protocol, detector),
-        batch_size=args.batch_size,
+        batch_size=batch_size_of(args),
         out=out,
         title=args.title or default_title(source.path),
         protocol=protocol,
@@ -264,7 +285,7 @@ def spec_of(
     post = dataclasses.replace(protocol.post if protocol else PostProcess(), **given)
     default = protocol.seeds(repeat) if protocol else tuple(range(DEFAULT_SAMPLES))
     seeds = parse_seeds(args.seeds) if args.seeds else default
-    return SampleSpec(seeds, args.labels, args.batch_size, post)
+    return SampleSpec(seeds, args.labels, batch_size_of(args), post)
 
 
 def detectors_of(args: argparse.Namespace, protocol: Protocol | None = None) -> list[str]:
@@ -382,7 +403,7 @@ def reference_of(
         images=images,
         preprocessing=_value_for(args.reference_pipeline, detector) or theirs,
         num_features=args.features or (protocol.num_features if protocol else NUM_FEATURES),
-        batch_size=args.batch_size,
+        batch_size=batch_size_of(args),
     )
 
 
@@ -440,6 +461,15 @@ class NewReference:
     detector: DetectorConfig
     taps: tuple[str, ...]
 
+    def with_batch_size(self, size: int) -> NewReference:
+        """Return the request with another batch size."""
+        settings = dataclasses.replace(self.settings, batch_size=size)
+        return dataclasses.replace(self, settings=settings)
+
+    def taps_of(self, detector: Detector) -> tuple[str, ...]:
+        """Return the taps of a detector of which statistics are computed."""
+        return self.taps or detector.reference_taps
+
 
 def new_reference_of(args: argparse.Namespace, *, inputs: bool = True) -> NewReference:
     """Return the request of `reference`; a protocol decides what no option does.
@@ -454,7 +484,7 @@ def new_reference_of(args: argparse.Namespace, *, inputs: bool = True) -> NewRef
     return NewReference(
         images=_images_of_reference(args.images, protocol) if inputs else None,
         settings=ReferenceSettings(
-            num_features=args.features or num_features, batch_size=args.batch_size
+            num_features=args.features or num_features, batch_size=batch_size_of(args)
         ),
         detector=detector,
         taps=tuple(args.taps.split(",")) if args.taps else theirs,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dist_train.runtime.rank_errors import PartError
+from evaluation.detectors.passes import Passes
 from evaluation.detectors.resize import PREPROCESSINGS
 from evaluation.detectors.weights import find_weights
 from models.convert.pickle_reader import check_torch_pickles, unreadable
@@ -47,6 +48,7 @@ class Detector:
         reference_taps: Taps whose statistics a reference holds by default.
         default_metrics: What `run` computes by default, as `kind:tap`.
         weights: Whether its weights are known by their digest.
+        passes: How many images it takes at once.
     """
 
     identity: dict[str, str]
@@ -57,6 +59,9 @@ class Detector:
     reference_taps: tuple[str, ...] = ()
     default_metrics: tuple[str, ...] = ()
     weights: Known = "not published"
+    passes: Passes = field(
+        default_factory=lambda: Passes("the detector"), compare=False, repr=False
+    )
 
     @property
     def label(self) -> str:
@@ -73,8 +78,8 @@ class Detector:
         caller continues.
         """
         with torch.inference_mode(), exact_arithmetic():
-            chunk = CPU_CHUNK if self.device.type == "cpu" else len(images)
-            parts = [self._features(part) for part in torch.split(images, max(chunk, 1))]
+            most = CPU_CHUNK if self.device.type == "cpu" else None
+            parts = self.passes.run(lambda rows: self._features(images[rows]), len(images), most)
             return {tap: torch.cat([part[tap] for part in parts]) for tap in self.widths}
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from models.safe_files.documents import DocumentError, Format, read_object
 from models.safe_files.nearest import check_there
 
 FORMAT = "relaywave-result-1"
-REUSED = ("metrics", "seconds", "created", "nfe")
+REUSED = ("metrics", "seconds", "created", "nfe", "images_at_once")
 """What a result takes over from an unfinished or smaller one of the same request."""
 
 Result = dict[str, Any]

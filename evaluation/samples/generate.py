@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dist_train.runtime.rank_errors import PartError
 from evaluation.detectors.base import allowed_tf32
+from evaluation.detectors.passes import DEFAULT, Passes
 from evaluation.digest import short_hash
 from evaluation.image_sets.image_set import Labels
 from evaluation.image_sets.seeds import format_seeds
@@ -50,7 +51,7 @@ class SampleSpec:
 
     seeds: tuple[int, ...]
     labels: LabelPolicy = "balanced"
-    batch_size: int = 64
+    batch_size: int = DEFAULT
     post: PostProcess = field(default_factory=PostProcess)
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ class GeneratedImages:
     Attributes:
         classes: Classes that samples are drawn of; empty for unconditional models.
         seconds: Time that this process has spent on sampling.
+        passes: How many samples are drawn at once.
     """
 
     manifest = None
@@ -121,6 +123,7 @@ class GeneratedImages:
         self._sampler: Sampler | None = None
         self.classes = sampled_classes(snapshots)
         self.seconds = 0.0
+        self.passes = Passes("sampling")
 
     @property
     def sampler(self) -> Sampler:
@@ -216,8 +219,13 @@ class GeneratedImages:
             finite.append(samples.isfinite().all())  # read after the copy, which waits anyway
             return QUANTISATIONS[self.spec.post.quantisation](samples)
 
-        images = sample(self.sampler, filled, labels, to_uint8)[: len(seeds)].cpu()
-        if not finite[0]:
+        def draw(rows: slice) -> Tensor:
+            some = None if labels is None else labels[rows]
+            return sample(self.sampler, filled[rows], some, to_uint8)
+
+        parts = self.passes.run(draw, len(filled))
+        images = torch.cat(parts)[: len(seeds)].cpu()
+        if not all(finite):
             cause = f"{self.snapshots[-1].path} draws samples that are not finite"
             raise PartError(
                 f"{cause} (seeds {seeds[0]} to {seeds[-1]}): the model diverged, or its sampler's"

@@ -7,6 +7,7 @@ shards that are a packed set (sample_shards.py).
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from data_pipelines.sources.edm import LABELS
 from dist_train.runtime.world import World
+from evaluation.detectors.passes import least_sizes
 from evaluation.disk import dir_lock, write_bytes
 from evaluation.image_sets.files import decode_image, encode_image
 from evaluation.image_sets.image_set import (
@@ -67,6 +69,10 @@ class SampleRequest:
             raise ValueError("--shard-images needs a directory of images: add --keep-images DIR")
         if self.snapshots:
             check_settings([snapshot.objective for snapshot in self.snapshots], self.spec)
+
+    def with_batch_size(self, size: int) -> SampleRequest:
+        """Return the samples with another batch size."""
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, batch_size=size))
 
 
 def open_samples(request: SampleRequest, world: World) -> GeneratedImages | StoredSamples:
@@ -156,9 +162,10 @@ class StoredSamples:
             seconds, complete, missing = self._begin(world)
             if missing or not complete:
                 seconds += self._write_batches(missing, world)
+                at_once = least_sizes({"images_at_once": [self._generated.passes]}, world)
                 self._store.finish(world)
-            if world.rank == 0:
-                self._write_manifest(complete=True, seconds=seconds)
+                if world.rank == 0:
+                    self._write_manifest(complete=True, seconds=seconds, **at_once)
             world.barrier()
 
     def difference(self) -> str | None:
@@ -226,8 +233,9 @@ class StoredSamples:
         world.barrier()
         return progress.seconds if missing else 0.0
 
-    def _write_manifest(self, *, complete: bool, seconds: float) -> None:
+    def _write_manifest(self, *, complete: bool, seconds: float, **facts: int) -> None:
         document = {
+            **facts,
             "identity": self.identity,
             "layout": self._store.layout,
             "nfe": self._generated.nfe,
