@@ -56,6 +56,16 @@ class Golden:
         assert not missed, f"{self.path.name}: no check covers {', '.join(missed[:8])}"
 
 
+def readme_of(path: Path, of: str = "") -> str:
+    """Return the README beside a golden file, or its section `of` a file; "" if there is none."""
+    readme = path.with_name("README.md")
+    text = readme.read_text() if readme.exists() else ""
+    if not of:
+        return text
+    found = re.search(rf"^## {re.escape(of)}\b.*?(?=^## |\Z)", text, re.M | re.S)
+    return found[0] if found else ""
+
+
 def assert_near(got: Tensor, expected: Tensor, absolute: float, what: str) -> None:
     """Compare in float64, shapes included."""
     assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"

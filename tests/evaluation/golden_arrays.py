@@ -141,9 +141,17 @@ class Goldens:
     def spatial_pair(self) -> tuple[Array, Array]:
         """Return (generated, reference) 2023-d features in the order C, H, W."""
         n_ref, n_gen, rank = (int(v) for v in self.input("sfid_n"))
-        ref = self.recipe.features("sp/ref", n_ref, 2023, rank, 0.05, 0.0)
-        gen = self.recipe.features("sp/gen", n_gen, 2023, rank, 0.05, 0.02)
+        noise = self._spatial_noise()
+        ref = self.recipe.features("sp/ref", n_ref, 2023, rank, noise, 0.0)
+        gen = self.recipe.features("sp/gen", n_gen, 2023, rank, noise, 0.02)
         return gen.astype(np.float32), ref.astype(np.float32)
+
+    def _spatial_noise(self) -> float:
+        """Return the noise of the sFID case: only the README has it."""
+        text = (self.directory / "README.md").read_text()
+        found = re.search(r'"sp/gen", .*?noise ([0-9.]*[0-9])', text)
+        assert found, f"{self.directory}/README.md does not say the noise of the sFID case"
+        return float(found[1])
 
     @functools.cache  # noqa: B019
     def network(self) -> FidInception:

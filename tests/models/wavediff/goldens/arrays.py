@@ -21,9 +21,11 @@ class Arrays:
 
     Attributes:
         floor: Smallest tolerance of comparisons, for inputs that are known to it only.
+        path: The file; None for a part of one.
     """
 
     floor = 0.0
+    path: Path | None = None
 
     def __init__(
         self, arrays: Mapping[str, np.ndarray], prefix: str = "", unread: set | None = None
@@ -34,7 +36,9 @@ class Arrays:
     @classmethod
     def load(cls, path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
-            return cls({name: file[name] for name in file.files})
+            arrays = cls({name: file[name] for name in file.files})
+        arrays.path = path
+        return arrays
 
     def under(self, prefix: str) -> Arrays:
         return Arrays(self._arrays, self._prefix + prefix, self.unread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.convert.wavediff_files import generator_config
 from models.wavediff import presets
+from models.wavediff.config import WaveDiffConfig
 from models.wavediff.discriminator import Discriminator, DiscriminatorConfig
 from models.wavediff.generator import Generator
 from models.wavediff.generator_config import GeneratorConfig
@@ -18,15 +20,6 @@ from models.wavediff.objective import mean_squared_gradient
 from tests.models.wavediff.goldens.arrays import DTYPES, TOLERANCE, Arrays
 
 WEIGHT_GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-PRESET_OF = {
-    "cifar10": presets.wavediff_cifar10,
-    "stl10": presets.wavediff_stl10,
-    "celeba_256": presets.wavediff_celebahq256,
-    "celeba_512": presets.wavediff_celebahq512,
-    "celeba_1024": presets.wavediff_celebahq1024,
-    "lsun": presets.wavediff_lsun_church256,
-    **presets.PRESETS,
-}
 
 
 def check_generators(arrays: Arrays, name: str) -> None:
@@ -148,14 +141,38 @@ def check_r1(case: Arrays, suffix: str, network: nn.Module, logits: Tensor, x: T
 def check_initial_weights(arrays: Arrays, name: str) -> None:
     for case in arrays.cases(r"[GD]_[^/]+/"):
         network, _, dataset = case._prefix.rstrip("/").partition("_")
+        of_case = "generator" if network == "G" else "discriminator"
+        names, numel = (case.numpy(key).tolist() for key in ("names", "numel"))
+        preset = preset_of(dataset, of_case, dict(zip(names, numel, strict=True)))
         torch.manual_seed(0)
-        built = PRESET_OF[dataset]().build().build_networks()
-        weights = built["generator" if network == "G" else "discriminator"].state_dict()
-        assert case.numpy("names").tolist() == list(weights)
-        assert case.numpy("numel").tolist() == [w.numel() for w in weights.values()]
+        weights = preset().build().build_networks()[of_case].state_dict()
+        assert names == list(weights)
+        assert numel == [w.numel() for w in weights.values()]
         columns = [case.numpy(key).tolist() for key in ("half_width", "absmax", "std", "mean")]
         for (key, weight), half_width, *official in zip(weights.items(), *columns, strict=True):
             check_initial_weight(key, weight, half_width, *official)
+
+
+def preset_of(dataset: str, network: str, sizes: dict[str, int]) -> Callable[[], WaveDiffConfig]:
+    """Return the preset of a set's name, as the authors abbreviate it, e.g. `celeba_256`.
+
+    A name that no preset has is that of a preset with a network of these sizes.
+    """
+    if dataset in presets.PRESETS:
+        return presets.PRESETS[dataset]
+    parts = re.findall("[a-z]+|[0-9]+", dataset.lower())
+    named = [preset for name, preset in presets.PRESETS.items() if all(p in name for p in parts)]
+    fitting = [p for p in presets.PRESETS.values() if sizes_of(p, network) == sizes]
+    both = [preset for preset in fitting if preset in named]
+    assert fitting, f"no preset has a {network} as that of {dataset}"
+    assert both or not named, f"the preset {named[0].__name__} has another {network} than {dataset}"
+    return (both or fitting)[0]
+
+
+def sizes_of(preset: Callable[[], WaveDiffConfig], network: str) -> dict[str, int]:
+    with torch.device("meta"):
+        weights = preset().build().build_networks()[network].state_dict()
+    return {name: weight.numel() for name, weight in weights.items()}
 
 
 def check_initial_weight(

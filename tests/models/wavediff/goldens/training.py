@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from dist_train.config import ConstantEma, CosineSchedule
 from models.convert.wavediff_files import read_official
+from tests.golden_file import readme_of
 from tests.models.wavediff.goldens.arrays import Arrays
 from tests.models.wavediff.goldens.replay import ReplayedRun
 
@@ -20,12 +22,21 @@ def check_training(arrays: Arrays, name: str) -> None:
     ReplayedRun(arrays, torch.float32).check()
 
 
+def adam_of(arrays: Arrays) -> dict[str, Any]:
+    """Return the settings of Adam in ema_lr.npz: the README has them, the file does not."""
+    text = readme_of(arrays.path, arrays.path.name) if arrays.path else ""
+    numbers = r"Adam lr ([\d.e+-]+), betas ([\d.]+)/([\d.]+), eps ([\d.e+-]+)"
+    found = re.search(numbers, text)
+    rate, beta1, beta2, eps = map(float, found.groups() if found else (1e-2, 0.5, 0.9, 1e-8))
+    return {"lr": rate, "betas": (beta1, beta2), "eps": eps}
+
+
 def check_ema_and_rates(arrays: Arrays, name: str) -> None:
     for case in arrays.cases(r"ema\d+_"):
         ema = ConstantEma(decay=case.number("decay"))
         names = [key for key in case.names() if key.endswith("_init")]
         weights = [nn.Parameter(case.tensor(key)) for key in names]
-        adam = torch.optim.Adam(weights, lr=1e-2, betas=(0.5, 0.9), eps=1e-8)
+        adam = torch.optim.Adam(weights, **adam_of(arrays))
         average = [weight.detach().clone() for weight in weights]
         steps = 1 + max(int(m[1]) for key in case.names() if (m := re.match(r"s(\d+)_", key)))
         for step in range(steps):
