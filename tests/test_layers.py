@@ -26,9 +26,10 @@ ORDER = {
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",
-    "evaluation": "__main__ > commands dry_run > sweep > arguments evaluate agreement > request"
-    " > protocols sheets unused_options > published results > circumstances > reference > samples"
-    " > features > metrics > image_sets detectors > progress digest disk overlap",
+    "evaluation": "__main__ > commands > demo dry_run > sweep > arguments evaluate agreement"
+    " > request > protocols sheets unused_options > published results > circumstances"
+    " > reference > samples > features > metrics > image_sets detectors"
+    " > progress digest disk overlap",
     "slurm": "__main__ > workflows report > monitor > continuous_eval doctor > submit > jobs"
     " > resources > site slurm_cli > sbatch_keys",
 }
@@ -43,6 +44,8 @@ OWNERS = {
     "nvidia": {"data_pipelines/backends/dali_graph.py"},
     "ffcv": {"data_pipelines/backends/ffcv.py", "data_pipelines/packed/beton.py"},
     "webdataset": {"data_pipelines/backends/webdataset.py"},
+    "rich": {"slurm/monitor/watch.py"},
+    "gradio": {"evaluation/demo/page.py"},
     "plotly": {"slurm/report/page.py"},
     "wandb": {"dist_train/monitoring/loggers.py"},
     "tensorboard": {"dist_train/monitoring/loggers.py"},

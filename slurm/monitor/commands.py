@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.runtime.metrics_file import read_metrics
+from models.command_line import check_least
 from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
 from slurm.jobs.records import JobDir, JobRecord
@@ -23,8 +26,10 @@ from slurm.monitor.status import (
     queue_or_empty,
     run_status,
 )
+from slurm.monitor.watch import watch
 from slurm.slurm_cli import accounting, queued, run_slurm
 
+WATCH_SECONDS = 10.0
 POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
 """How often `logs --follow` looks for new lines, and whether the job is still there."""
 SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
@@ -34,8 +39,26 @@ SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", 
 def add_status(parser: argparse.ArgumentParser) -> None:
     """Add the options of `status`."""
     _add_paths(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    parser.set_defaults(command=lambda args: show_status(args.paths, as_json=args.json))
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON for scripts")
+    shown.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"show a table until Ctrl-C, anew every SECONDS (default: {WATCH_SECONDS:.0f})",
+    )
+    parser.set_defaults(command=status_command)
+
+
+def status_command(args: argparse.Namespace) -> None:
+    """Print where runs and their jobs stand, once or until Ctrl-C."""
+    check_least(args, watch=1)
+    if args.watch is None:
+        show_status(args.paths, as_json=args.json)
+    else:
+        watch(args.paths, args.watch)
 
 
 def show_status(paths: Iterable[Path], *, as_json: bool) -> None:
@@ -52,14 +75,49 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="DIR", help="run directory, or another with jobs"
     )
-    parser.add_argument("--job", help="id of the job (default: the newest)")
-    parser.add_argument("-f", "--follow", action="store_true", help="continue until the job ends")
-    parser.set_defaults(
-        command=lambda args: show_logs(args.path.absolute(), args.job, follow=args.follow)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--job", help="id of the job (default: the newest)")
+    which.add_argument("--all", action="store_true", help="all jobs, the oldest first")
+    parser.add_argument(
+        "--rank", type=int, action="append", dest="ranks", help="only of this rank; may be repeated"
     )
+    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines of a job")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the job ends")
+    parser.set_defaults(command=logs_command)
 
 
-def show_logs(root: Path, job_id: str | None, *, follow: bool) -> None:
+def logs_command(args: argparse.Namespace) -> None:
+    """Print the logs of a job, or of all jobs of a directory."""
+    check_least(args, tail=1)
+    root = args.path.absolute()
+    shown = Shown(frozenset(args.ranks or ()), args.tail, follow=args.follow)
+    if not args.all:
+        show_logs(root, args.job, shown)
+        return
+    if args.follow:
+        raise ValueError("--follow is of one job; leave --all out")
+    for record in JobDir(root).records():
+        for job_id in record.task_ids:
+            print(f"== {record.name}, job {job_id}")
+            show_logs(root, job_id, shown)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which lines of logs are printed.
+
+    Attributes:
+        ranks: Only those of these ranks; of all if there are none.
+        tail: Only so many last lines; None is all.
+        follow: Whether to go on until the job has ended.
+    """
+
+    ranks: frozenset[int] = frozenset()
+    tail: int | None = None
+    follow: bool = False
+
+
+def show_logs(root: Path, job_id: str | None, shown: Shown) -> None:
     """Print the logs of a job, by default the newest of a directory, and how it ended.
 
     Raises:
@@ -71,14 +129,15 @@ def show_logs(root: Path, job_id: str | None, *, follow: bool) -> None:
     if not found:
         names = ", ".join(task_id for _, task_id in known)
         raise ValueError(f"{root} has no such job; known are {names or 'none'}")
-    print_logs(*found[-1], follow=follow)
+    print_logs(*found[-1], shown)
     _print_exit(root, found[-1][1])
 
 
-def print_logs(record: JobRecord, job_id: str, *, follow: bool) -> None:
+def print_logs(record: JobRecord, job_id: str, shown: Shown) -> None:
     """Print a job's logs; with `follow`, until it has left the queue."""
-    logs = TaskLogs(record, job_id)
-    _print(logs.new_lines(flush=not follow))
+    logs, follow = TaskLogs(record, job_id, shown.ranks), shown.follow
+    lines = logs.new_lines(flush=not follow)
+    _print(lines if shown.tail is None else deque(lines, maxlen=shown.tail))
     checked = time.monotonic()
     while follow:
         time.sleep(POLL_SECONDS)
@@ -95,9 +154,11 @@ class TaskLogs:
     Args:
         record: The job.
         job_id: Its id, or that of one task of an array.
+        ranks: Only those of these ranks; of all if there are none.
     """
 
-    def __init__(self, record: JobRecord, job_id: str) -> None:
+    def __init__(self, record: JobRecord, job_id: str, ranks: frozenset[int] = frozenset()) -> None:
+        self._ranks = ranks
         self._log_dir, self._job_id = Path(record.logs), job_id
         self._read: dict[Path, int] = {}
         self._partial: dict[Path, str] = {}
@@ -107,6 +168,8 @@ class TaskLogs:
         for path in sorted(self._log_dir.glob(f"{self._job_id}_*_log.*")):
             rank = path.name.removeprefix(f"{self._job_id}_").partition("_")[0]
             if not rank.isdigit() or path.suffix not in (".out", ".err"):
+                continue
+            if self._ranks and int(rank) not in self._ranks:
                 continue
             with open(path, "rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -122,7 +185,7 @@ class TaskLogs:
             yield from (f"[{rank}]{mark} {line}" for line in lines)
 
 
-def _print(lines: Iterator[str]) -> None:
+def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
     sys.stdout.flush()

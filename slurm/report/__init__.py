@@ -9,5 +9,4 @@ training_charts.py  Charts of training: losses, gradients, rates, where time goe
 result_charts.py  Charts of results: metrics, sweeps, precision and recall, spectra
 collect.py        Reads runs, results and spectra into plain values
 real_images.py    Images of a run's training set, to look at beside its samples
-history.py        When a run trained, on how many ranks, and what that was worth
 """

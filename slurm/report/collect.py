@@ -23,7 +23,7 @@ from evaluation.results.result_file import Result, find_results
 from models.config_io import ConfigError, to_json
 from slurm.jobs.jobs import STOP
 from slurm.jobs.records import STOPS, JobDir
-from slurm.report.history import History, read_history
+from slurm.monitor.history import History, read_history
 
 GRID = re.compile(r"(\d{12})\.png")
 SPECTRUM = "spectrum.csv"

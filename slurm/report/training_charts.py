@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from slurm.jobs.throughput import RATE
+from slurm.monitor.history import Mark
 from slurm.report.charts import NO_RUN, Bar, Chart, Line, colours, dash, steps
 from slurm.report.collect import Run
-from slurm.report.history import Mark
 
 IMAGES = "images seen"
 NOISE_LEVEL = re.compile(r"(\w+)/loss_sigma_([\d.e+-]+)_(inf|[\d.e+-]+)")

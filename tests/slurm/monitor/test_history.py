@@ -10,7 +10,7 @@ import pytest
 
 from dist_train.runtime.events import EVENTS
 from slurm.jobs.records import JobDir, JobRecord
-from slurm.report.history import read_history
+from slurm.monitor.history import read_history
 from slurm.resources import Resources
 
 
