@@ -49,6 +49,7 @@ COMMANDS = {
         "dist_train", "train a recipe; list, status, plan, ema, export", has_parsers=True
     ),
     "eval": Command("evaluation", "sample, compute reference statistics and metrics, make tables"),
+    "demo": Command("evaluation", "draw samples in a browser, with controls", is_named=True),
     "slurm": Command(
         "slurm", "submit all of these as jobs; status, logs, cancel", has_parsers=True
     ),

@@ -6,6 +6,7 @@ source .ci/setup.sh
 setup_system
 setup_venv test
 setup_ffcv
+setup_demo
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -74,3 +74,21 @@ setup_ffcv() {
     echo "Building FFCV ..."
     .venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation ffcv
 }
+
+# The demo's gradio needs Pillow 12, the numbers of the official implementations Pillow 13: it gets an
+# environment of its own, on top of .venv. Without it the tests of its page skip.
+setup_demo() {
+    local demo=.venv/demo stamp
+    stamp=$demo/ready-$(sha256sum < .ci/constraints-demo.txt | cut -c1-16)
+    if [ -e "$stamp" ]; then
+        return
+    fi
+    .venv/bin/python -m venv "$demo"
+    .venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+        > "$("$demo/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+    if "$demo/bin/python" -m pip install --quiet -c .ci/constraints-demo.txt gradio; then
+        touch "$stamp"
+    else
+        echo "WARNING: gradio could not be installed; the tests of the demo's page skip" >&2
+    fi
+}

@@ -22,5 +22,6 @@ metrics/        Metrics: one file each, from features or statistics to a value
 reference/      Reference statistics: computed, cached, imported, exported
 results/        Results: one JSON each, and the tables and plots made of them
 samples/        Samples: drawn from seeds on any number of ranks, post-processed, stored
+demo/           A page to draw samples on, in a browser
 sheets/         Sheets: pictures of samples to look at, each with a JSON of what it shows
 """

@@ -58,6 +58,7 @@ def build_parser(prog: str = "relaywave eval") -> argparse.ArgumentParser:
             "--dry-run", action="store_true", help="only say whether the command is valid"
         )
     _add_time(_command(commands, "time", "measure the running time of a model's sampler"))
+    _add_demo(_command(commands, "demo", "draw samples in a browser, with controls"))
     _add_sheet(_shared(_command(commands, "sheet", "draw images to look at, and say which")))
     _add_views(commands)
     _add_conversions(commands)
@@ -83,6 +84,23 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     )
     _add_grid(parser)
     _add_sampling(parser, "0-63")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SNAPSHOT|key=value")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="SNAPSHOT|key=value",
+        help="another model, drawn beside it from equal seeds",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: this machine alone)",
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 takes a free one")
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:

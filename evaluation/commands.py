@@ -17,6 +17,8 @@ from evaluation.agreement import (
     agree_on_samples,
     check_alike,
 )
+from evaluation.demo.model import DemoModel
+from evaluation.demo.page import serve
 from evaluation.detectors.inception_weights import convert_inception
 from evaluation.detectors.passes import AUTO
 from evaluation.detectors.registry import (
@@ -38,9 +40,11 @@ from evaluation.request import (
     evaluations_of,
     grid_of,
     new_reference_of,
+    read_snapshots,
     result_files,
     samples_of,
     sheet_of,
+    split_overrides,
     timing_of,
 )
 from evaluation.results.compare import format_comparison
@@ -146,6 +150,20 @@ def measure_time(args: argparse.Namespace) -> Work:
     return work
 
 
+def demo(args: argparse.Namespace) -> Work:
+    """Draw samples of a model, or of two side by side, in a browser."""
+    check_least(args, port=0)
+    sources = [args.source, args.beside] if args.beside else [args.source]
+    stages = [read_snapshots(*split_overrides(source)) for source in sources]
+
+    def work(world: World) -> None:
+        if world.size > 1:
+            raise ValueError("a page is of one process; leave the other ranks out")
+        serve([DemoModel(stage, world.device) for stage in stages], args.host, args.port)
+
+    return work
+
+
 def sheet(args: argparse.Namespace) -> Work:
     """Draw a sheet of images, and write what it shows."""
     request = sheet_of(args)
@@ -240,6 +258,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Work | None]] = {
     "run": run,
     "sweep": sweep,
     "time": measure_time,
+    "demo": demo,
     "sheet": sheet,
     "table": table,
     "compare": compare,

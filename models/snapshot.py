@@ -300,18 +300,40 @@ def newest_snapshot(run_dir: Path) -> Path:
 def load_sampler(snapshots: Sequence[Snapshot], device: torch.device | str = "cpu") -> Sampler:
     """Return the sampler of a snapshot, or of a relay: the snapshots of its stages in order.
 
-    Each network uses TF32 if and only if its run was set to.
-
     Raises:
         SnapshotError: There is no snapshot, or a file is damaged.
         ValueError: The stages do not fit together.
     """
-    sampler: Sampler | None = None
+    objectives = [snapshot.objective for snapshot in snapshots]
+    return build_sampler(objectives, load_networks(snapshots, device))
+
+
+def load_networks(
+    snapshots: Sequence[Snapshot], device: torch.device | str = "cpu"
+) -> list[nn.Module]:
+    """Return the networks of a model's stages; each uses TF32 if and only if its run was set to.
+
+    Raises:
+        SnapshotError: A file is damaged.
+    """
+    networks: list[nn.Module] = []
     for snapshot in snapshots:
         network = snapshot.load_network(device)
-        if snapshot.tf32 is not None:
-            network = InTf32Mode(network, snapshot.tf32)
-        sampler = snapshot.objective.build_sampler(network, sampler)
+        tf32 = snapshot.tf32
+        networks.append(network if tf32 is None else InTf32Mode(network, tf32))
+    return networks
+
+
+def build_sampler(objectives: Sequence[AnyObjective], networks: Sequence[nn.Module]) -> Sampler:
+    """Return the sampler of a model's stages in order.
+
+    Raises:
+        SnapshotError: There is no stage.
+        ValueError: The stages do not fit together.
+    """
+    sampler: Sampler | None = None
+    for objective, network in zip(objectives, networks, strict=True):
+        sampler = objective.build_sampler(network, sampler)
     if sampler is None:
         raise SnapshotError("sampling needs at least one snapshot")
     return sampler
