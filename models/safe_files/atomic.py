@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,12 @@ LEFT_OVER = r"\.([0-9a-f]{16}|[0-9]+)\.tmp"
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a temporary directory no longer has a writer."""
 
-
 START_BYTES = 4096
 """Bytes of a file by which its kind is known."""
+
+
+_made: Counter[str] = Counter()
+"""What this process has made that was not there before."""
 
 
 class NotOurs(ValueError):  # noqa: N818 (says what the directory is)
@@ -44,11 +48,24 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
         sync_directory(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def made_by_this_process() -> int:
+    """Return how many files and directories this process has completed that were not there before.
+
+    What is only written anew does not count: it is no progress of a command that starts again.
+    """
+    return _made.total()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    _made["files"] += not path.exists()
+    temporary.replace(path)
 
 
 @contextmanager
@@ -59,7 +76,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         mode = _default_mode(temporary)
         yield temporary
         _settle(temporary, mode)
-        temporary.replace(path)
+        _replace(temporary, path)
         sync_directory(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -104,6 +121,7 @@ def replace_directory(
         NotOurs: Something else has that name; it is left alone.
     """
     target = check_replaceable(path, is_ours, what)
+    _made["directories"] += not target.exists()
     _swap(temporary, target)
     sync_directory(target.parent)
 
@@ -148,7 +166,7 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         _settle(temporary, mode)
         if not os.path.lexists(target):
-            temporary.replace(target)
+            _replace(temporary, target)
             sync_directory(target.parent)
         elif not filecmp.cmp(temporary, target, shallow=False):
             raise NotOurs(

@@ -18,6 +18,7 @@ from models.safe_files.atomic import (
     atomic_path,
     check_replaceable,
     check_replaceable_file,
+    made_by_this_process,
     new_file,
     remove_directory,
     remove_left_overs,
@@ -245,3 +246,17 @@ def test_only_files_of_our_kind_are_replaceable(tmp_path: Path) -> None:
     for name in ("other", "."):
         with pytest.raises(NotOurs):
             check_replaceable_file(tmp_path / name, b"ours".__eq__, "one of ours")
+
+
+def test_only_what_was_not_there_before_counts_as_made(tmp_path: Path) -> None:
+    before = made_by_this_process()
+    for _ in range(3):
+        with atomic_file(tmp_path / "file") as file:
+            file.write(b"x")
+        with atomic_path(tmp_path / "path") as path:
+            path.write_bytes(b"x")
+        with new_file(tmp_path / "new") as path:
+            path.write_bytes(b"x")
+        with atomic_directory(tmp_path / "directory", lambda path: True) as directory:
+            (directory / "file").write_bytes(b"x")
+    assert made_by_this_process() == before + 4
