@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,11 +42,7 @@ from models.sample_rng import stream_seed
 
 
 def build_trainer(
-    config: RunConfig,
-    run_dir: Path,
-    world: World,
-    on_snapshot: Callable[[Path], None] | None = None,
-    profile_steps: int = 0,
+    config: RunConfig, run_dir: Path, world: World, profile_steps: int = 0
 ) -> Trainer:
     """Return a run that is ready to train.
 
@@ -54,7 +50,6 @@ def build_trainer(
         config: The resolved configuration.
         run_dir: The run directory.
         world: The process group.
-        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
         profile_steps: Steps of this process to trace into `profile/`; 0 traces none.
 
     Raises:
@@ -80,7 +75,7 @@ def build_trainer(
     }
     untrained = describe_untrained(label_dim, pipeline.info)
     snapshots = SnapshotWriter(
-        config.objective, config.logging, provenance, run_dir, world, pipeline, on_snapshot
+        config.objective, config.logging, provenance, run_dir, world, pipeline
     )
     engines = build_engines(config, objective, world, batches)
     owned = engines[objective.sampled_network].owned()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging as python_logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class SnapshotWriter:
         run_dir: The run directory.
         world: The process group.
         pipeline: The training set.
-        on_snapshot: Called on rank 0 with the path of every snapshot of the main average.
     """
 
     def __init__(
@@ -62,10 +61,9 @@ class SnapshotWriter:
         run_dir: Path,
         world: World,
         pipeline: ImagePipeline,
-        on_snapshot: Callable[[Path], None] | None,
     ) -> None:
         self._objective, self._provenance = objective, dict(provenance)
-        self._run_dir, self._world, self._on_snapshot = run_dir, world, on_snapshot
+        self._run_dir, self._world = run_dir, world
         self._grids = GridDrawer(objective, logging, run_dir, world, pipeline)
 
     def write(
@@ -148,11 +146,6 @@ class SnapshotWriter:
             logger.warning("the snapshot %s could not be written: %s", path, error)
             kind = StorageError if isinstance(error, OSError) else CheckpointError
             return kind(f"the snapshot {path} could not be written: {error}")
-        if self._on_snapshot is not None and path.parent.name == "snapshots":
-            try:
-                self._on_snapshot(path)
-            except OSError as error:
-                logger.warning("%s was not announced: %s", path, error)
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,6 @@ def train(
     config: RunConfig,
     run_dir: Path,
     allow_changes: bool = False,
-    on_snapshot: Callable[[Path], None] | None = None,
     profile_steps: int = 0,
 ) -> int:
     """Train, or resume training, in this process group; returns the exit code.
@@ -24,7 +22,6 @@ def train(
         config: The resolved configuration.
         run_dir: The run directory.
         allow_changes: Whether harmless settings may differ from those that the run started with.
-        on_snapshot: Called on rank 0 with the path of every snapshot that was written.
         profile_steps: Steps to trace.
     """
     # Imported here, so that --help, --print-config and bad settings answer at once.
@@ -43,7 +40,7 @@ def train(
         world = init_world(timedelta(seconds=patience + 30))
         run = RunDir(run_dir, config, world, allow_changes)
         set_float32_mode(run.config.compute)
-        trainer = build_trainer(run.config, run_dir, world, on_snapshot, profile_steps)
+        trainer = build_trainer(run.config, run_dir, world, profile_steps)
         outcome = trainer.fit(run.begin)
     except OSError as error:
         problem = f"{run_dir} cannot be written ({error}); the last checkpoint is kept"

@@ -13,16 +13,26 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from models.safe_files.documents import Format
-from slurm.jobs.ranks import enter_rank, this_task
+from slurm.jobs.interpreter import outside_environment
+from slurm.jobs.ranks import enter_rank, own_job_id, this_task
 from slurm.jobs.records import JobRecord
 from slurm.resources import Resources
 from slurm.site import Site
-from slurm.slurm_cli import COMMANDS, SlurmError, have_slurm, queued, run_slurm
+from slurm.slurm_cli import (
+    COMMANDS,
+    SlurmError,
+    describe,
+    have_slurm,
+    queued,
+    run_slurm,
+    settings,
+    submission_problem,
+)
 from slurm.submit.arguments import Target, add_submit_options, submit_options
 from slurm.submit.launcher import Submission, submit
 from slurm.submit.preflight import partitions
@@ -59,6 +69,17 @@ class Probed:
     ranks: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeProbed:
+    """What is wrong with Slurm's commands on a node; "" if nothing is."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+    name: str
+    scontrol: str
+    sbatch: str
+
+
+NODES = Format(schema=NodeProbed, remedy="run the doctor again")
 PROBES = Format(schema=Probed, remedy="run the doctor again")
 
 
@@ -107,14 +128,17 @@ def _probe(request: DoctorRequest) -> Iterator[Finding]:
     submission = probe_submission(request.shared_dir, token, request.resources, request.target.site)
     submission.root.mkdir(parents=True)
     (submission.root / "token").write_text(token)
-    record = submit(submission)
-    if _wait(record, patience):
+    records = [submit(submission), submit(_node_submission(submission))]
+    if all(_wait(record, patience) for record in records):
         yield from job_findings(submission.root, request.resources)
+        yield from node_findings(submission.root)
         return
-    job = queued([record.job_id]).get(record.job_id)
-    run_slurm(["scancel", record.job_id])
-    why = f"{job.state}, {job.reason}" if job else "gone"
-    yield Finding("bad", f"the job did not end in {patience:.0f} s ({why}); logs: {record.logs}")
+    for record in records:
+        if (job := queued([record.job_id]).get(record.job_id)) is not None:
+            run_slurm(["scancel", record.job_id])
+            why = f"{job.state}, {job.reason}"
+            text = f"job {record.job_id} did not end in {patience:.0f} s ({why})"
+            yield Finding("bad", f"{text}; logs: {record.logs}")
 
 
 def probe_submission(shared_dir: Path, token: str, resources: Resources, site: Site) -> Submission:
@@ -124,6 +148,12 @@ def probe_submission(shared_dir: Path, token: str, resources: Resources, site: S
         kind="doctor", name="doctor", root=probe_dir, jobs=[ProbeJob(probe_dir, token)],
         resources=resources, site=site,
     )  # fmt: skip
+
+
+def _node_submission(probe: Submission) -> Submission:
+    """Return the job that tries Slurm's commands on a node, beside the one of the ranks."""
+    resources = replace(probe.resources, nodes=1, fewest_nodes=0, tasks_per_node=1)
+    return replace(probe, name="doctor-node", jobs=[NodeProbeJob(probe.root)], resources=resources)
 
 
 def site_findings(site: Site) -> Iterator[Finding]:
@@ -140,17 +170,17 @@ def site_findings(site: Site) -> Iterator[Finding]:
     for wanted in {site.partition, site.evaluation_partition} - {""}:
         if wanted not in [partition.name for partition in known]:
             yield Finding("bad", f"the site profile's partition {wanted!r} does not exist")
-    settings = _settings()
-    kill_wait = int(settings.get("KillWait", "30").split()[0])
+    configured = settings()
+    kill_wait = int(configured.get("KillWait", "30").split()[0])
     enough = kill_wait >= NEEDED_KILL_WAIT
     yield Finding("ok" if enough else "warning",
                   f"KillWait is {kill_wait} s: a preempted run has that long to save")  # fmt: skip
-    accounting = settings.get("AccountingStorageType", "")
+    accounting = configured.get("AccountingStorageType", "")
     works = accounting.endswith("slurmdbd")
     yield Finding("ok" if works else "warning",
                   f"accounting is {accounting or 'unknown'}; history needs slurmdbd")  # fmt: skip
     for name in ("JobRequeue", "PreemptMode", "PreemptType", "MaxArraySize"):
-        yield Finding("ok", f"{name} is {settings.get(name, 'unknown')}")
+        yield Finding("ok", f"{name} is {configured.get(name, 'unknown')}")
 
 
 def job_findings(shared_dir: Path, resources: Resources) -> Iterator[Finding]:
@@ -186,6 +216,78 @@ def job_findings(shared_dir: Path, resources: Resources) -> Iterator[Finding]:
                       f"{who}: {rank.device}, {rank.gpus} GPUs, {rank.cores} cores,"
                       f" interface {rank.interface or 'default'}, all-reduce of {size:.2f} GB"
                       f" over {rank.ranks} ranks in {rank.seconds:.2f} s")  # fmt: skip
+
+
+def node_findings(probe_dir: Path) -> Iterator[Finding]:
+    """Yield whether jobs can be requeued, and others submitted, from a node."""
+    try:
+        node = NODES.read(probe_dir / "node.json")
+    except (FileNotFoundError, ValueError) as error:
+        yield Finding("bad", f"no node could try Slurm's commands: {error}")
+        return
+    problems = {
+        f"requeue jobs ({node.scontrol}): what was stopped waits for it": node.scontrol,
+        f"submit jobs ({node.sbatch}): snapshots wait for their evaluation": node.sbatch,
+    }
+    for what, problem in problems.items():
+        if problem:
+            yield Finding("warning", f"call `relaywave slurm reconcile RUN` on a login node, or by"
+                                     f" scrontab: {node.name} cannot {what}")  # fmt: skip
+    if not any(problems.values()):
+        yield Finding("ok", f"{node.name} can requeue and submit jobs")
+
+
+@dataclass(frozen=True)
+class NodeProbeJob:
+    """Try on a node, outside of any container, what requeues jobs and submits others.
+
+    Attributes:
+        probe_dir: Where the findings go.
+    """
+
+    NEEDS_SLURM: ClassVar[bool] = True
+
+    probe_dir: Path
+
+    @property
+    def title(self) -> str:
+        """What it does, for people."""
+        return "try Slurm's commands on a node"
+
+    def finished(self) -> bool:
+        """Never: a site may change."""
+        return False
+
+    def __call__(self) -> str:
+        """Try the commands, and write what is wrong with them."""
+        seen = {"name": socket.gethostname(), "scontrol": _problem_of_scontrol(),
+                "sbatch": _problem_of_sbatch()}  # fmt: skip
+        NODES.write(self.probe_dir / "node.json", seen)
+        return "finished"
+
+    def checkpoint(self) -> None:
+        """Tell submitit that it is not run again."""
+        return
+
+
+def _problem_of_scontrol() -> str:
+    try:
+        describe(own_job_id())
+    except SlurmError as error:
+        return str(error)
+    return ""
+
+
+def _problem_of_sbatch() -> str:
+    """Return why a job like this one could not be submitted from here."""
+    own = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT"}
+    options = [f"#SBATCH --{key}={os.environ[name]}" for key, name in own.items()
+               if os.environ.get(name)]  # fmt: skip
+    script = "\n".join(["#!/bin/sh", "#SBATCH --time=1", *options, "true\n"])
+    try:
+        return submission_problem(script, outside_environment())
+    except FileNotFoundError:
+        return "sbatch is not there"
 
 
 @dataclass(frozen=True)
@@ -258,13 +360,6 @@ def _wait(record: JobRecord, patience: float) -> bool:
             return True
         time.sleep(1.0)
     return False
-
-
-def _settings() -> dict[str, str]:
-    """Return slurmctld's configuration."""
-    lines = run_slurm(["scontrol", "show", "config"]).splitlines()
-    pairs = (line.partition("=") for line in lines)
-    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
 
 def doctor_command(args: argparse.Namespace) -> None:

@@ -184,9 +184,11 @@ class Policy:
     """The limits of running a job again.
 
     Attributes:
-        max_stalled: Stop after this many starts in a row that save nothing new.
-        max_crashes: Stop after this many crashes in all.
-        backoff_seconds: Wait after the first crash; doubles with each in a row, up to an hour.
+        max_stalled: Stop after this many starts in a row that crash, or reach their time limit, and
+            save nothing new.
+        max_crashes: Stop after more than this many crashes in a row; one that saved something new
+            begins another row.
+        backoff_seconds: Wait after a crash; doubles while nothing new is saved, up to an hour.
     """
 
     max_stalled: int = 5

@@ -40,6 +40,10 @@ class SlurmError(ValueError):
     """Slurm is missing, does not answer, or rejects a request; the message is one line."""
 
 
+class SlurmMissing(SlurmError):  # noqa: N818 (says what is the matter)
+    """A command of Slurm is not on this machine."""
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """A job in the queue: Slurm's id (`12` or `12_3`), state, reason, nodes, time used and left.
@@ -77,7 +81,7 @@ def run_slurm(command: Sequence[str], timeout: float = 60.0) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except FileNotFoundError:
-        raise SlurmError(
+        raise SlurmMissing(
             f"{command[0]} is not on this machine; log in to the cluster, or use --cluster local"
         ) from None
     except subprocess.TimeoutExpired:
@@ -128,6 +132,13 @@ def describe(job_id: str) -> dict[str, str]:
         if mark:
             found.setdefault(name, value)
     return found
+
+
+def settings() -> dict[str, str]:
+    """Return slurmctld's configuration (`scontrol show config`)."""
+    lines = run_slurm(["scontrol", "show", "config"]).splitlines()
+    pairs = (line.partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
 
 def idle_nodes(partition: str) -> int:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 from models.command_line import EXIT_PREEMPTED, say
@@ -55,12 +55,21 @@ class StopRequest:
         self.requested = True
 
 
+def say_nothing_is_lost(name: str) -> None:
+    """Say that a signal of this name ended the process before there was anything to save."""
+    if LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
+        say(f"stopped by {name} before training began: nothing is lost, run the same command again")
+
+
 @contextlib.contextmanager
-def exiting_when_asked() -> Iterator[None]:
+def exiting_when_asked(last: Callable[[str], None] = say_nothing_is_lost) -> Iterator[None]:
     """Have SIGNALS end this process with EXIT_PREEMPTED until a StopRequest takes over.
 
     A thread sees to that: the main thread may be importing, or waiting for other ranks in a call
     during which Python runs no handlers. In another than the main thread this does nothing.
+
+    Args:
+        last: Called with the signal's name before the process ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,6 +78,7 @@ def exiting_when_asked() -> Iterator[None]:
     os.set_blocking(writing, False)
     previous = {number: signal.signal(number, _leave) for number in SIGNALS}
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _last_acts.append(last)
     threading.Thread(target=_watch, args=(reading,), name="start-up", daemon=True).start()
     stop_with_launcher()
     try:
@@ -76,6 +86,7 @@ def exiting_when_asked() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(previous_fd)
         os.close(writing)
+        _last_acts.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -89,15 +100,16 @@ def _watch(reading: int) -> None:
 
 
 _leaving = threading.Lock()
+_last_acts: list[Callable[[str], None]] = []
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if not _leaving.acquire(blocking=False):
         return  # the other thread is at it
-    if LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
-        name = signal.Signals(number).name
-        say(f"stopped by {name} before training began: nothing is lost, run the same command again")
-    os._exit(EXIT_PREEMPTED)
+    try:
+        _last_acts[-1](signal.Signals(number).name)
+    finally:
+        os._exit(EXIT_PREEMPTED)
 
 
 def stop_with_launcher() -> None:

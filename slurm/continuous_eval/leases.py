@@ -26,7 +26,8 @@ from typing import Any, ClassVar, TypeVar
 from models.safe_files.atomic import temporary_path
 from models.safe_files.documents import Format, checksum
 from models.safe_files.transient import retried
-from slurm.jobs.records import check_time
+from slurm.jobs.records import JobDir, check_time
+from slurm.jobs.requeue import was_interrupted
 
 REMEDY = "remove it, once no job of this evaluation is in the queue"
 
@@ -104,8 +105,13 @@ class Work:
 
     @property
     def failures(self) -> int:
-        """How many attempts became a job; without a result or a live attempt, all have failed."""
-        return sum(1 for n in range(1, self.attempts + 1) if self.job_of(n))
+        """How many attempts became a job; without a result or a live attempt, all have failed.
+
+        Those that Slurm preempted for good, or that could not be requeued, do not count.
+        """
+        job_ids = filter(None, map(self.job_of, range(1, self.attempts + 1)))
+        jobs = JobDir(self.run_dir)
+        return sum(1 for job_id in job_ids if not was_interrupted(jobs, job_id))
 
     def claim(self, attempt: int) -> bool:
         """Claim an attempt; returns whether it is this caller's."""

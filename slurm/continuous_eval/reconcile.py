@@ -2,7 +2,7 @@
 
 Every committed snapshot is evaluated by every protocol that wants it. Those that have neither a
 result nor a live attempt are submitted as one throttled array. Several callers may run at once
-(rank 0 after a snapshot, a Slurm job every few minutes, scrontab, a user); see leases.py.
+(the batch script after a snapshot, a Slurm job every few minutes, scrontab, a user); see leases.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from models.safe_files.documents import DocumentError
 from slurm.continuous_eval.leases import Work
+from slurm.continuous_eval.lost_jobs import claim_lost, note_successor
 from slurm.continuous_eval.results import log_results, mark_best, prune, stop_early
 from slurm.continuous_eval.schedule import (
     EvalJob,
@@ -24,8 +26,10 @@ from slurm.continuous_eval.schedule import (
     total_images,
 )
 from slurm.jobs.exit_reason import reason_in_logs
-from slurm.jobs.jobs import STOP
+from slurm.jobs.jobs import STOP, run_noted, the_same_again
+from slurm.jobs.ranks import Task, this_task
 from slurm.jobs.records import JobDir, JobRecord
+from slurm.jobs.requeue import was_lost
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.slurm_cli import queued
@@ -160,16 +164,22 @@ def submission_of(
     )  # fmt: skip
 
 
-def maintain(run_dir: Path, site: Site) -> list[str]:
-    """Do all that is due for a run, evaluation and fewer nodes; returns lines for the user.
+def maintain(run_dir: Path, site: Site, submit_jobs: Submit = submit) -> list[str]:
+    """Do all that is due for a run: evaluation, fewer nodes, jobs that were lost.
+
+    Returns lines for the user.
 
     Raises:
-        ValueError: It is neither elastic nor has an evaluation schedule.
+        ValueError: It is not elastic, has no evaluation schedule, and no job of it was ever lost.
     """
-    messages = resize_waiting(run_dir, queued())
-    elastic = any(record.resources.fallback_nodes for record in JobDir(run_dir).records())
-    if read_schedule(run_dir) is not None or not elastic:
-        messages.append(str(reconcile(run_dir, site)))
+    queue, jobs = queued(), JobDir(run_dir)
+    messages = resize_waiting(run_dir, queue)
+    if claimed := claim_lost(run_dir, queue, site):
+        lost, submission = claimed
+        messages.append(note_successor(run_dir, lost, submit_jobs(submission)))
+    waits = any(r.resources.fallback_nodes or was_lost(jobs, r.job_id) for r in jobs.records())
+    if read_schedule(run_dir) is not None or not (waits or messages):
+        messages.append(str(reconcile(run_dir, site, submit_jobs)))
     return messages or ["nothing to do"]
 
 
@@ -184,6 +194,8 @@ class ReconcileJob:
         resources: What each call requests.
         name: Job name; Slurm runs one job of the name at a time.
     """
+
+    NEEDS_SLURM: ClassVar[bool] = True
 
     runs: tuple[Path, ...]
     minutes: int
@@ -204,11 +216,20 @@ class ReconcileJob:
         """Submit the next call, then do this one, so that a failure does not end the series."""
         if self.finished():
             return "finished"
-        submit(self.submission(begin=f"now+{self.minutes}minutes"))
+        run_noted(this_task(), self._submit_and_maintain)
+        return "continues"
+
+    def checkpoint(self) -> object:
+        """Return what submitit starts again on this machine: the same."""
+        return the_same_again(self)
+
+    def _submit_and_maintain(self, task: Task) -> None:
+        others = (job for job_id, job in queued().items() if job_id != task.job_id)
+        if not any(job.name == self.name for job in others):  # else an earlier start has done it
+            submit(self.submission(begin=f"now+{self.minutes}minutes"))
         for run_dir in self.runs:
             for message in maintain(run_dir, self.site):
                 print(f"{run_dir.name}: {message}", flush=True)
-        return "continues"
 
     def submission(self, begin: str = "") -> Submission:
         """Return the submission of a call."""

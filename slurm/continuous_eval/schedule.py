@@ -22,8 +22,8 @@ from models.safe_files.documents import (
 )
 from models.safe_files.typed_json import ConfigError, from_json, to_json
 from slurm.continuous_eval.leases import Work
-from slurm.jobs.jobs import run_command
-from slurm.jobs.ranks import enter_rank, this_task
+from slurm.jobs.jobs import run_command, run_in_rank, the_same_again
+from slurm.jobs.ranks import Task, this_task
 from slurm.resources import Resources, check_job_name
 
 PLAN, CHECKSUMS = "plan.json", "plan.checksum"
@@ -145,15 +145,17 @@ class EvalJob:
     def __call__(self) -> str:
         """Evaluate in this rank."""
         task = this_task()
-        enter_rank(task)
         if self.finished() or not self._starts(task.job_id):
             return "left to another job"
+        run_in_rank(self._evaluate)
+        return "finished"
+
+    def _evaluate(self, task: Task) -> None:
         snapshot = self.work.run_dir / "snapshots" / f"{self.work.images:012d}"
         arguments = ["run", *self.protocol.before, str(snapshot), *self.protocol.words]
         run_command("evaluation", [*arguments, "--replace", "--out", str(self.work.unfinished)])
         if task.rank == 0:
             self.work.finish()
-        return "finished"
 
     def _starts(self, job_id: str) -> bool:
         """Whether this job is the one to run the attempt; ends it if that cannot be known."""
@@ -164,10 +166,8 @@ class EvalJob:
             sys.exit(EXIT_REJECTED)
 
     def checkpoint(self) -> object:
-        """Return what submitit runs after the requeue: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        """Return what submitit starts again on this machine: the same."""
+        return the_same_again(self)
 
 
 def read_schedule(run_dir: Path) -> EvaluationSchedule | None:

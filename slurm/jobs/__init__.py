@@ -2,7 +2,9 @@
 
 jobs.py         The jobs: training, and any other command of relaywave
 ranks.py        Each task's rank, rendezvous address and port, network interface and scratch
-requeue.py      Whether a training job that stopped is run again; the end of its batch script
+requeue.py      Whether a job that stopped is run again, from its starts and the limits
+batch_end.py    The end of every batch script: notes what was seen, and requeues the job
+watch.py        Has the snapshots of a run evaluated while it trains
 exit_reason.py  How jobs that have left the queue ended, and in one line why
 records.py      The records of jobs on disk: what was submitted, each start and end
 local.py          Jobs that are processes of this machine: whether they run, stopping them

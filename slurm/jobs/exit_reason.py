@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from slurm.jobs.records import JobDir, JobRecord
+from slurm.jobs.requeue import LOST
 from slurm.slurm_cli import SlurmError, accounting, have_slurm
 
 REASONS = (
@@ -50,9 +51,11 @@ def exit_code(text: str) -> str:
 
 def exit_reason(jobs: JobDir, record: JobRecord, job_id: str) -> str:
     """Return why a job failed, "" if the reason is unknown."""
-    exits = [a for a in jobs.attempts(job_id) if a["event"] in ("exit", "crash", "signal")]
+    ends = ("exit", "crash", "signal", LOST)
+    exits = [a for a in jobs.attempts(job_id) if a["event"] in ends]
     last = exits[-1] if exits else {"event": ""}
-    final = last["event"] == "exit" or (last["event"] == "crash" and not last["requeue"])
+    given_up = last["event"] in ("crash", "signal") and not last.get("requeue", True)
+    final = last["event"] in ("exit", LOST) or given_up
     if final and last.get("why"):
         return ": ".join(filter(None, (last["why"], last.get("said"))))
     return reason_in_logs(Path(record.logs), job_id)

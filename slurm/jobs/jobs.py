@@ -6,24 +6,35 @@ them to older copies too: a renamed module or field here breaks those.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from dist_train.runtime.run_files import is_run, read_summary
 from models import plugins
-from models.command_line import EXIT_PREEMPTED, EXIT_STALLED, say
-from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
+from models.command_line import (
+    EXIT_PREEMPTED,
+    EXIT_STALLED,
+    EXIT_STORAGE,
+    EXIT_UNEXPECTED,
+    leave,
+    say,
+)
+from models.safe_files.atomic import made_by_this_process
+from models.safe_files.transient import STORAGE, is_transient
+from slurm.jobs.interpreter import code_variables, outside_environment
 from slurm.jobs.local import cancelled
 from slurm.jobs.ranks import Task, enter_rank, this_task
 from slurm.jobs.records import JobDir, images_saved
-from slurm.jobs.requeue import decide, may_requeue, restore_time_limit
+from slurm.jobs.requeue import decide, starts_of
 from slurm.resources import Policy
 
 STOP = "stop.json"
@@ -74,105 +85,71 @@ class TrainJob:
         return max(seen, default=-1) >= total
 
     def __call__(self) -> str:
-        """Train in this rank; requeues the job when asked to stop."""
+        """Train in this rank; saves and returns when asked to stop."""
         task = this_task()
         enter_rank(task)
-        submitit_handler = signal.getsignal(signal.SIGUSR2)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # before training there is nothing to save
-        if task.rank and "SLURM_JOB_ID" not in os.environ:
-            signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # only Slurm ends it with rank 0
-        if task.rank == 0:
-            self._note_start(task)
-        code = self._train()
-        JobDir(self.run_dir).note(
-            task.job_id, "exit", restart=task.restart, rank=task.rank, code=code
-        )
-        if code == EXIT_PREEMPTED and task.rank == 0:
-            self._requeue(task, submitit_handler)
+        start_again = signal.getsignal(signal.SIGUSR2)  # submitit's; only on this machine
+        with self._watched(task):
+            code = noted(task, JobDir(self.run_dir), lambda: self._train(task))
+        if code == EXIT_PREEMPTED and on_slurm():
+            leave(0)  # at once: the batch script has but seconds to settle the rest
+        if code == EXIT_PREEMPTED and task.rank == 0 and not self._is_over(task):
+            start_again(signal.SIGUSR2, None)  # type: ignore[operator,misc]  # exits
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)
-        if code:
-            return "stopped, state saved"
-        _wait_for_reconcilers()
-        return "finished"
+        return "stopped, state saved" if code else "finished"
 
     def checkpoint(self) -> Any:
-        """Return what submitit runs after the requeue: the same, from the run directory."""
+        """Return what submitit starts again on this machine: the same, from the run directory.
+
+        On Slurm it calls this at a signal before this job has begun to run.
+        """
         from submitit.helpers import DelayedSubmission
 
         task, jobs = this_task(), JobDir(self.run_dir)
+        if on_slurm():
+            leave_noted(task, jobs)
         images_seen = images_saved(self.run_dir)
-        decision = decide(jobs.attempts(task.job_id), images_seen, self.policy, crashed=False)
+        now = {"event": "now", "restart": task.restart, "images_seen": images_seen}
+        *earlier, last = starts_of([*jobs.attempts(task.job_id), now], images_seen)
+        decision = decide(earlier, last.saved, "time limit", self.policy)
         jobs.note(task.job_id, "signal", restart=task.restart, images_seen=images_seen,
-                  requeue=decision.requeue, why=decision.why)  # fmt: skip
+                  cause="time limit", requeue=decision.requeue, why=decision.why)  # fmt: skip
         if not decision.requeue:
-            self._give_up(task, decision.why)
+            say(decision.why, "not run again")
+            sys.exit(EXIT_STALLED)
         return DelayedSubmission(self)
 
-    def _note_start(self, task: Task) -> None:
-        """Note the start; ends the job if it was started too often without progress."""
-        jobs, images_seen = JobDir(self.run_dir), images_saved(self.run_dir)
-        decision = decide(jobs.attempts(task.job_id), images_seen, self.policy, crashed=False)
-        jobs.note(task.job_id, "start", restart=task.restart, images_seen=images_seen,
-                  hosts=list(task.hosts), ranks=task.size)  # fmt: skip
-        if not decision.requeue:
-            self._give_up(task, decision.why)
-        if task.restart:
-            self._wait_for_predecessor()
+    def _is_over(self, task: Task) -> bool:
+        """Whether a job of this machine is finished, or was cancelled."""
+        return self.finished() or cancelled(JobDir(self.run_dir), task.job_id)
 
-    def _wait_for_predecessor(self) -> None:
-        """Wait until ranks of the last start, perhaps on a lost node, have released the run."""
-        from dist_train.runtime.run_dir import RunLock
+    @contextlib.contextmanager
+    def _watched(self, task: Task) -> Iterator[None]:
+        """Have the snapshots evaluated (watch.py); on Slurm the batch script sees to that."""
+        if on_slurm() or task.rank:
+            yield
+            return
+        command = [sys.executable, "-P", "-m", "slurm.jobs.watch", str(self.run_dir)]
+        watcher = subprocess.Popen(command, env=outside_environment() | code_variables())
+        try:
+            yield
+        finally:
+            watcher.terminate()
+            watcher.wait()
 
-        RunLock(self.run_dir, patience=600.0).release()
-
-    def _give_up(self, task: Task, why: str) -> None:
-        JobDir(self.run_dir).note(
-            task.job_id, "exit", restart=task.restart, rank=task.rank, code=EXIT_STALLED, why=why
-        )
-        say(why, "not run again")
-        sys.exit(EXIT_STALLED)
-
-    def _train(self) -> int:
-        from dist_train.runtime.run_dir import read_run_config
+    def _train(self, task: Task) -> int:
+        from dist_train.runtime.run_dir import RunLock, read_run_config
         from dist_train.train import train
 
+        jobs = JobDir(self.run_dir)
+        if task.rank == 0:
+            jobs.note(task.job_id, "start", restart=task.restart, hosts=list(task.hosts),
+                      images_seen=images_saved(self.run_dir), ranks=task.size)  # fmt: skip
+            if task.restart:  # ranks of the last start, perhaps on a lost node, hold the run
+                RunLock(self.run_dir, patience=600.0).release()
         plugins.load()
-        config = read_run_config(self.run_dir)
-        return train(config, self.run_dir, on_snapshot=self._reconcile)
-
-    def _requeue(self, task: Task, submitit_handler: Any) -> None:
-        """Requeue the job, unless Slurm does that itself; then this process ends."""
-        try:
-            if self._may_requeue(task):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it at the requeue
-                submitit_handler(signal.SIGUSR2, None)  # checkpoint(), requeue, exit
-        finally:
-            restore_time_limit(JobDir(self.run_dir), task.job_id)
-
-    def _may_requeue(self, task: Task) -> bool:
-        """Whether rank 0 requeues: not if Slurm does, or the user cancelled."""
-        if (JobDir(self.run_dir).slurm_dir / STOP).exists():
-            return False
-        if "SLURM_JOB_ID" not in os.environ:
-            return not cancelled(JobDir(self.run_dir), task.job_id)
-        return may_requeue(task.job_id)
-
-    def _reconcile(self, snapshot: Path) -> None:
-        """Submit due evaluations, in a process of its own so that training does not wait."""
-        if not (self.run_dir / "evaluation" / "plan.json").exists():
-            return
-        command = slurm_command("reconcile", str(self.run_dir))
-        try:
-            with open(JobDir(self.run_dir).records_dir / "reconcile.log", "a") as log:
-                process = subprocess.Popen(
-                    command, env=outside_environment() | code_variables(), start_new_session=True,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
-        except OSError as error:  # training continues; another caller will do it
-            print(f"no evaluation of {snapshot.name} submitted: {error}", file=sys.stderr)
-            return
-        _reconcilers.append(process)
+        return train(read_run_config(self.run_dir), self.run_dir)
 
 
 @dataclass(frozen=True)
@@ -203,33 +180,138 @@ class CommandJob:
 
     def __call__(self) -> str:
         """Run the command in this rank."""
-        task = this_task()
-        enter_rank(task)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save: end at once
+        run_in_rank(self._run)
+        return "finished"
+
+    def checkpoint(self) -> Any:
+        """Return what submitit starts again on this machine: the same."""
+        return the_same_again(self)
+
+    def _run(self, task: Task) -> None:
         run_command(self.module, self.arguments)
         if self.done is not None and task.rank == 0:
             self.done.parent.mkdir(parents=True, exist_ok=True)
             self.done.touch()
-        return "finished"
-
-    def checkpoint(self) -> Any:
-        """Return what submitit runs after the requeue: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
-_reconcilers: list[subprocess.Popen[bytes]] = []
-"""Processes that submit due evaluations."""
+def on_slurm() -> bool:
+    """Whether this process is a task of a job of Slurm, whose batch script requeues it."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
-def _wait_for_reconcilers() -> None:
-    """Give them time to submit before this task, and with it all that it started, ends."""
-    for process in _reconcilers:
-        try:
-            process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.kill()
+def run_in_rank(work: Callable[[Task], None]) -> None:
+    """Do work of a command other than training in this task as a rank; exits if it fails.
+
+    What it has finished stays, and it continues from there when its job is run again.
+    """
+    task = this_task()
+    enter_rank(task)
+    run_noted(task, work)
+
+
+def run_noted(task: Task, work: Callable[[Task], None]) -> None:
+    """Do work in this task; on Slurm its start and end are noted for the end of the batch script.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    if not on_slurm():
+        work(task)
+        return
+    jobs = own_jobs()
+
+    def start_and_work() -> int:
+        if task.rank == 0:
+            jobs.note(task.job_id, "start", restart=task.restart, hosts=list(task.hosts),
+                      images_seen=0, ranks=task.size)  # fmt: skip
+        work(task)
+        return 0
+
+    noted(task, jobs, start_and_work)
+
+
+def noted(task: Task, jobs: JobDir, work: Callable[[], int]) -> int:
+    """Return the exit code of this task's work, which is noted however it ends.
+
+    On Slurm a signal that asks to stop ends the task, unless the work takes it, as training does
+    once it has something to save. Later signals change nothing: the batch script settles the rest.
+    """
+    if not on_slurm():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save: end at once
+        if task.rank:
+            signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # only Slurm ends it with rank 0
+    code = EXIT_UNEXPECTED
+    try:
+        with _leaving_noted(task, jobs):
+            code = work()
+    except SystemExit as error:
+        code = EXIT_UNEXPECTED if isinstance(error.code, str) else int(error.code or 0)
+        raise
+    except OSError as error:
+        if not is_transient(error, STORAGE):
+            raise
+        code = EXIT_STORAGE
+        say(str(error))
+        sys.exit(code)
+    finally:
+        _note_exit(task, jobs, code)
+    return code
+
+
+@contextlib.contextmanager
+def _leaving_noted(task: Task, jobs: JobDir) -> Iterator[None]:
+    """On Slurm, have a signal that asks to stop end this task, with a note; before and after not.
+
+    submitit's handler, which would requeue the job itself, is taken off.
+    """
+    if not on_slurm():
+        yield
+        return
+    from dist_train.runtime.preemption import SIGNALS, exiting_when_asked
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with exiting_when_asked(lambda name: _note_and_wait(task, jobs, name)):
+        yield
+
+
+def leave_noted(task: Task, jobs: JobDir) -> NoReturn:
+    """End this task at SIGUSR2, with a note that it was asked to stop."""
+    _note_and_wait(task, jobs, "SIGUSR2")
+    os._exit(EXIT_PREEMPTED)
+
+
+def _note_and_wait(task: Task, jobs: JobDir, name: str) -> None:
+    print(f"stopped by {name}", file=sys.stderr, flush=True)
+    _note_exit(task, jobs, EXIT_PREEMPTED, said=name)
+    if task.size > 1:  # srun kills the others as soon as one has ended: let them note it, too
+        time.sleep(1.0)
+
+
+def _note_exit(task: Task, jobs: JobDir, code: int, **facts: str) -> None:
+    try:
+        jobs.note(task.job_id, "exit", restart=task.restart, rank=task.rank, code=code,
+                  saved=made_by_this_process(), **facts)  # fmt: skip
+    except OSError as error:  # the exit code says it too
+        say(f"the end of rank {task.rank} could not be noted: {error}", "note")
+
+
+def the_same_again(job: Job) -> Any:
+    """Return what submitit's handler of a signal is to start again: the same job.
+
+    On Slurm it is called before the job has begun to run, and ends the task: the batch script
+    decides.
+    """
+    from submitit.helpers import DelayedSubmission
+
+    if on_slurm():
+        leave_noted(this_task(), own_jobs())
+    return DelayedSubmission(job)
+
+
+def own_jobs() -> JobDir:
+    """Return the jobs that this one is recorded among; submitit knows the directory."""
+    return JobDir(Path(os.environ["SUBMITIT_FOLDER"]).parents[1])
 
 
 def run_command(module: str, arguments: Sequence[str]) -> None:

@@ -181,6 +181,9 @@ class _Note:
     code: int = 0
     images_seen: int = 0
     requeue: bool = False
+    cause: str = ""
+    saved: int = 0
+    state: str = ""
     why: str = ""
     said: str = ""
     checksum: str = ""

@@ -16,8 +16,8 @@ from slurm.jobs.interpreter import SOURCE
 PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm", plugins.COPIES)
 MODULES = ("relaywave.py",)
 """Modules beside the packages, where they exist."""
-ENTRY = Path("slurm", "jobs", "jobs.py")
-"""The file that a job starts in: what is submitted today can run only code that has it."""
+ENTRIES = (Path("slurm", "jobs", "jobs.py"), Path("slurm", "jobs", "batch_end.py"))
+"""Files that a job starts and ends in: what is submitted today can run only code that has them."""
 
 
 def copy_code(slurm_dir: Path, source: Path = SOURCE) -> Path:
@@ -48,7 +48,7 @@ def check_code(copy: Path) -> None:
     Raises:
         ConfigError: The copy is gone or was changed, or its modules have other names than today's.
     """
-    if not (copy / ENTRY).exists():
+    if not all((copy / entry).exists() for entry in ENTRIES):
         problem = "has the modules of an older version" if copy.exists() else "does not exist"
         raise ConfigError(
             f"the code of the last submission, {copy}, {problem}; add --update-code to run the"

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from slurm.jobs.batch_end import end_command
 from slurm.jobs.interpreter import PYTHON, code_variables, outside_environment
 from slurm.jobs.jobs import Job, TrainJob
 from slurm.jobs.ranks import free_port
 from slurm.jobs.records import JobDir, JobRecord
-from slurm.jobs.requeue import epilogue
 from slurm.resources import Policy, Resources, check_job_name
 from slurm.site import Container, Site
 from slurm.slurm_cli import SlurmError
@@ -137,8 +137,12 @@ def slurm_parameters(submission: Submission, code: Path) -> dict[str, Any]:
     return {
         **parameters,
         "job_name": submission.name,
-        "setup": [*_setup(site, code), *_rendezvous(resources), *_task_count(resources)],
-        "teardown": _teardown(submission),
+        "setup": [
+            *_setup(site, code),
+            *_end(submission),
+            *_rendezvous(resources),
+            *_task_count(resources),
+        ],
         "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
     }
 
@@ -150,7 +154,7 @@ def _setup(site: Site, code: Path) -> list[str]:
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **site.environment,
     }
-    if site.source:  # for jobs that submit others: rank 0 submits evaluations
+    if site.source:  # for what submits others: evaluations of a run
         variables["RELAYWAVE_SITE"] = site.source
     if site.network_interface:
         variables["RELAYWAVE_INTERFACE"] = site.network_interface
@@ -181,23 +185,36 @@ def _task_count(resources: Resources) -> list[str]:
     return [f"export SLURM_NTASKS={tasks} SLURM_NPROCS={tasks}"]
 
 
-def _teardown(submission: Submission) -> list[str] | None:
-    """Return the lines of the batch script after the job."""
-    job = submission.jobs[0]
-    if not isinstance(job, TrainJob):
-        return None
-    run_dir = '"$RUN_DIR"' if len(submission.jobs) > 1 else shlex.quote(str(job.run_dir))
-    lines = epilogue(PYTHON, run_dir, job.policy)
-    if len(submission.jobs) > 1:
+def _end(submission: Submission) -> list[str]:
+    """Return what settles the end of the batch script, whatever ends it, and watches training.
+
+    Both run on the node itself, as the tasks' container may lack Slurm's commands. The signals that
+    Slurm sends to the batch script, too, only end what it waits for.
+    """
+    job, root = submission.jobs[0], shlex.quote(str(JobDir(submission.root.absolute()).root))
+    trains, lines = isinstance(job, TrainJob), []
+    if isinstance(job, TrainJob):
+        root = shlex.quote(str(job.run_dir))
+    if trains and len(submission.jobs) > 1:
         run_dirs = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
-                           if isinstance(job, TrainJob))  # fmt: skip
-        lines.insert(0, f"code=$?; runs=({run_dirs}); RUN_DIR=${{runs[$SLURM_ARRAY_TASK_ID]}}")
-        lines[1] = lines[1].replace("$?", "$code", 1)
-    return lines
+                            if isinstance(job, TrainJob))  # fmt: skip
+        lines, root = [f"runs=({run_dirs})"], '"${runs[$SLURM_ARRAY_TASK_ID]}"'
+    settle = end_command(
+        PYTHON, root, trains=trains, signal_seconds=submission.resources.margin(submission.site),
+        policy=getattr(job, "policy", Policy()),
+    )  # fmt: skip
+    watcher = "kill $watcher 2>/dev/null; wait $watcher; " if trains else ""
+    return [
+        *lines,
+        f"end() {{ code=$?; trap '' TERM USR1 USR2; {settle}; code=$?; {watcher}exit $code; }}",
+        "trap : TERM USR1 USR2",
+        *([f"{PYTHON} -m slurm.jobs.watch {root} & watcher=$!"] if trains else []),
+        "trap end EXIT",
+    ]
 
 
 def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[str]:
-    container = submission.site.container
+    container = _container(submission)
     arguments = ["--kill-on-bad-exit=1"]
     if cpus_per_task:  # since Slurm 22.05, srun does not inherit it from the batch script
         arguments.append(f"--cpus-per-task={cpus_per_task}")
@@ -215,13 +232,19 @@ def _srun_arguments(submission: Submission, cpus_per_task: int | None) -> list[s
 
 def _python(submission: Submission) -> str:
     """Return the command that starts Python in a task, for a shell."""
-    container = submission.site.container
+    container = _container(submission)
     if not container.image:
         return PYTHON
     if container.runtime == "pyxis":
         return shlex.join([container.python, "-P"])
     return shlex.join(["apptainer", "exec", "--nv", *_binds(container), container.image,
                        container.python, "-P"])  # fmt: skip
+
+
+def _container(submission: Submission) -> Container:
+    """Return what the tasks run in: no container where they need Slurm's commands."""
+    needs_slurm = getattr(submission.jobs[0], "NEEDS_SLURM", False)
+    return Container() if needs_slurm else submission.site.container
 
 
 def _binds(container: Container) -> list[str]:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_states, task_exits
-from slurm.jobs.jobs import Job, run_command
+from slurm.jobs.jobs import Job, run_command, run_noted, the_same_again
+from slurm.jobs.ranks import Task, this_task
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.monitor.status import queue_or_empty
 from slurm.resources import Resources
@@ -224,6 +225,8 @@ class ReportJob:
         done: File that is written once no result is missing.
     """
 
+    NEEDS_SLURM: ClassVar[bool] = True
+
     workflow: str
     steps: tuple[Step, ...]
     results: tuple[Path, ...]
@@ -240,6 +243,14 @@ class ReportJob:
 
     def __call__(self) -> str:
         """Report; exits with code 1 if a result is missing, so that it counts as unfinished."""
+        run_noted(this_task(), self._report)
+        return "finished"
+
+    def checkpoint(self) -> Any:
+        """Return what submitit starts again on this machine: the same."""
+        return the_same_again(self)
+
+    def _report(self, task: Task) -> None:
         records = [newest_record(self.workflow, step) for step in self.steps]
         by_slurm = any(record is not None and record.cluster == "slurm" for record in records)
         queue = queue_or_empty() if by_slurm else {}
@@ -252,10 +263,3 @@ class ReportJob:
             sys.exit(f"error: no result of {', '.join(missing)}; fix the cause and submit again")
         self.done.parent.mkdir(parents=True, exist_ok=True)
         self.done.touch()
-        return "finished"
-
-    def checkpoint(self) -> Any:
-        """Return what submitit runs after the requeue: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)

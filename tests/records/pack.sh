@@ -29,6 +29,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/set.jobs/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/set.jobs $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -65,6 +68,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/set.jobs/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/set.jobs $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -29,14 +29,13 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/run/slurm/code/OLD${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/run $code --trains --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; kill $watcher 2>/dev/null; wait $watcher; exit $code; }
+trap : TERM USR1 USR2
+python -P -m slurm.jobs.watch /project/run & watcher=$!
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /project/run/slurm/jobs/%j_%t_log.out --error /project/run/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/run/slurm/jobs
-
-
-# teardown
-python -P -m slurm.jobs.requeue /project/run $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?

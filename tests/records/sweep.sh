@@ -30,15 +30,14 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/sweep/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+runs=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2)
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end "${runs[$SLURM_ARRAY_TASK_ID]}" $code --trains --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; kill $watcher 2>/dev/null; wait $watcher; exit $code; }
+trap : TERM USR1 USR2
+python -P -m slurm.jobs.watch "${runs[$SLURM_ARRAY_TASK_ID]}" & watcher=$!
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /project/sweep/slurm/jobs/%A_%a_%t_log.out --error /project/sweep/slurm/jobs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/sweep/slurm/jobs
-
-
-# teardown
-code=$?; runs=(/project/sweep/seed_0 /project/sweep/seed_1 /project/sweep/seed_2); RUN_DIR=${runs[$SLURM_ARRAY_TASK_ID]}
-python -P -m slurm.jobs.requeue "$RUN_DIR" $code --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?

@@ -29,6 +29,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -65,6 +68,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -102,17 +108,16 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/edm16/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all/edm16 $code --trains --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; kill $watcher 2>/dev/null; wait $watcher; exit $code; }
+trap : TERM USR1 USR2
+python -P -m slurm.jobs.watch /project/all/edm16 & watcher=$!
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /project/all/edm16/slurm/jobs/%j_%t_log.out --error /project/all/edm16/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/edm16/slurm/jobs
-
-
-# teardown
-python -P -m slurm.jobs.requeue /project/all/edm16 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?
 #!/bin/bash
 
 # Parameters
@@ -146,17 +151,16 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/relay64/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all/relay64 $code --trains --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; kill $watcher 2>/dev/null; wait $watcher; exit $code; }
+trap : TERM USR1 USR2
+python -P -m slurm.jobs.watch /project/all/relay64 & watcher=$!
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /project/all/relay64/slurm/jobs/%j_%t_log.out --error /project/all/relay64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/relay64/slurm/jobs
-
-
-# teardown
-python -P -m slurm.jobs.requeue /project/all/relay64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?
 #!/bin/bash
 
 # Parameters
@@ -190,17 +194,16 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/wavediff64/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all/wavediff64 $code --trains --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; kill $watcher 2>/dev/null; wait $watcher; exit $code; }
+trap : TERM USR1 USR2
+python -P -m slurm.jobs.watch /project/all/wavediff64 & watcher=$!
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /project/all/wavediff64/slurm/jobs/%j_%t_log.out --error /project/all/wavediff64/slurm/jobs/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m submitit.core._submit /project/all/wavediff64/slurm/jobs
-
-
-# teardown
-python -P -m slurm.jobs.requeue /project/all/wavediff64 $? --max-stalled 5 --max-crashes 10 --backoff-seconds 60
-exit $?
 #!/bin/bash
 
 # Parameters
@@ -234,6 +237,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -273,6 +279,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -312,6 +321,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -351,6 +363,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -390,6 +405,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
 
@@ -428,6 +446,9 @@ export RELAYWAVE_SITE=/project/site.toml
 export RELAYWAVE_INTERFACE=ib0
 export RELAYWAVE_SCRATCH='/scratch/$SLURM_JOB_ID'
 export PYTHONPATH=/project/all/slurm/code/CODE${PYTHONPATH:+:$PYTHONPATH}
+end() { code=$?; trap '' TERM USR1 USR2; python -P -m slurm.jobs.batch_end /project/all $code --signal-seconds 120 --max-stalled 5 --max-crashes 10 --backoff-seconds 60; code=$?; exit $code; }
+trap : TERM USR1 USR2
+trap end EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm

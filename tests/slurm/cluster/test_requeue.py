@@ -18,10 +18,11 @@ from torch import Tensor
 from dist_train.runtime.metrics_file import read_metrics
 from slurm.__main__ import main
 from slurm.jobs.records import JobDir, images_saved
+from slurm.jobs.requeue import LOST, history
 from slurm.monitor.status import format_status, queue_or_empty, run_status
 from slurm.slurm_cli import describe, queued, under_maintenance
 from tests.dist_train.test_trainer import whole_tensors
-from tests.slurm.cluster import helpers
+from tests.slurm.cluster import containers, helpers
 from tests.slurm.cluster.helpers import Scenario
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -52,6 +53,11 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
             a_time_limit_and_a_lost_controller(cluster),
             signals_preemption_a_killed_rank_and_cancelling(cluster),
         )
+        helpers.run_together(
+            a_run_in_apptainer(cluster),
+            a_run_in_pyxis(cluster),
+            a_run_where_nodes_cannot_requeue(cluster),
+        )
         helpers.run_together(a_lost_node(cluster))
         helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
     except BaseException:  # what comes after shall not have to wait
@@ -60,6 +66,8 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
     finally:
         helpers.end_reservation("maintenance")
         helpers.end_reservation("overtaking")
+        mode = ["scontrol", "update", "partitionname=main", "preemptmode=requeue", "gracetime=0"]
+        subprocess.run(mode, check=False)
     return cluster
 
 
@@ -152,6 +160,65 @@ def signals_preemption_a_killed_rank_and_cancelling(cluster: Path) -> Scenario:
     yield f"job {resumed} to end", lambda: not queued([resumed])
 
 
+def a_run_in_apptainer(cluster: Path) -> Scenario:
+    """Its tasks have none of Slurm's commands; the partition cancels what it preempts."""
+    run_dir, site = cluster / "apptainer", containers.make_site(cluster, "apptainer")
+    with containers.on_path(cluster):
+        job_id = helpers.train(run_dir, "--nodelist=n1,n2", f"--site={site}")
+    yield helpers.reaches(run_dir, 80)
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    yield "the requeue", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 80, "saved at the step of the signal"
+
+    yield helpers.reaches(run_dir, 200)
+    mode = ["scontrol", "update", "partitionname=main"]
+    subprocess.run([*mode, "preemptmode=cancel", "gracetime=60"], check=True)
+    urgent = ["sbatch", "-p", "high", "-w", "n1,n2", "--exclusive", "-o/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True)
+    yield "the preemption", lambda: len(helpers.starts(run_dir, job_id)) == 3
+    subprocess.run([*mode, "preemptmode=requeue", "gracetime=0"], check=True)
+    assert helpers.starts(run_dir, job_id)[2] >= 200, "saved at the step of the preemption"
+
+    yield helpers.reaches(run_dir, 344)
+    os.kill(helpers.rank_pids(run_dir)[1], signal.SIGKILL)
+    yield "the restart", lambda: len(helpers.starts(run_dir, job_id)) == 4
+    ends = [a for a in JobDir(run_dir).attempts(job_id) if a["event"] in ("signal", "crash")]
+    assert [end["cause"] for end in ends] == ["signal", "preemption", "crash"]
+    assert containers.commands_inside(cluster) == {"none"}
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+def a_run_in_pyxis(cluster: Path) -> Scenario:
+    """The same for containers that srun starts; snapshots are evaluated from outside."""
+    run_dir, site = cluster / "pyxis", containers.make_site(cluster, "pyxis")
+    with containers.on_path(cluster):
+        job_id = helpers.train(run_dir, "--nodelist=n3,n4", f"--site={site}")
+    yield helpers.reaches(run_dir, 80)
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    yield "the requeue", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 80, "saved at the step of the signal"
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+    assert containers.commands_inside(cluster) == {"none"}
+
+
+def a_run_where_nodes_cannot_requeue(cluster: Path) -> Scenario:
+    """A login node submits again what a node could not requeue, once."""
+    run_dir, site = cluster / "lost_job", containers.make_site(cluster, "without_scontrol")
+    first = helpers.train(run_dir, "--nodelist=n3,n4", f"--site={site}")
+    yield helpers.reaches(run_dir, 80)
+    subprocess.run(["scancel", "--signal=USR2", first], check=True)
+    yield "the end of the job", lambda: not queued([first])
+    assert images_saved(run_dir) >= 80
+    assert JobDir(run_dir).attempts(first)[-1]["event"] == LOST
+    for _ in range(2):
+        assert main(["reconcile", str(run_dir), f"--site={cluster / 'site.toml'}"]) == 0
+    records = [r for r in JobDir(run_dir).records() if r.kind == "train"]
+    assert len(records) == 2
+    second = records[1].job_id
+    yield f"job {second} to end", lambda: not queued([second])
+    assert history(JobDir(run_dir), second)[0]["job"] == first
+
+
 def a_lost_node(cluster: Path) -> Scenario:
     """Stop all that runs on a node, as after a power cut: no answer at all."""
     run_dir = cluster / "lost_node"
@@ -194,7 +261,17 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
 
 
 @pytest.mark.parametrize(
-    "name", ["maintenance", "time_limit", "disturbed", "lost_node", "overtaken"]
+    "name",
+    [
+        "maintenance",
+        "time_limit",
+        "disturbed",
+        "apptainer",
+        "pyxis",
+        "lost_job",
+        "lost_node",
+        "overtaken",
+    ],
 )
 def test_a_disturbed_run_ends_as_an_undisturbed_one(
     disturbed: Path, undisturbed: dict[str, Tensor], name: str

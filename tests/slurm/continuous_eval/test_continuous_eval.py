@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from models.config_io import ConfigError, override, write_config
 from models.safe_files import locks
 from models.safe_files.locks import try_lock
+from slurm.continuous_eval import lost_jobs
 from slurm.continuous_eval import reconcile as module
+from slurm.continuous_eval.lost_jobs import claim_lost, note_successor
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
 from slurm.continuous_eval.results import log_results
 from slurm.continuous_eval.schedule import (
@@ -23,12 +26,15 @@ from slurm.continuous_eval.schedule import (
     read_schedule,
     write_schedule,
 )
-from slurm.jobs.jobs import STOP
+from slurm.jobs.jobs import STOP, TrainJob
+from slurm.jobs.ranks import Task
 from slurm.jobs.records import JobDir, JobRecord
-from slurm.resources import Resources
+from slurm.jobs.requeue import CONTINUES, LOST, history
+from slurm.resources import Policy, Resources
 from slurm.site import Site
 from slurm.slurm_cli import QueuedJob
 from slurm.submit import elastic
+from slurm.submit.code_copy import copy_code
 from slurm.submit.launcher import Submission
 from tests.tiny import tiny_edm
 
@@ -50,7 +56,10 @@ class Queue:
             submitted=0.0, cwd="", code="", logs="", resources=submission.resources,
             tasks=tuple(job.title for job in submission.jobs),
         )  # fmt: skip
-        self.jobs |= dict.fromkeys(record.task_ids)
+        self.jobs |= {
+            job_id: QueuedJob(job_id, record.name, "PENDING", "", "", "", "", "")
+            for job_id in record.task_ids
+        }
         return record
 
 
@@ -103,6 +112,135 @@ def test_failures_are_retried_and_then_reported(tmp_path: Path, queue: Queue) ->
     assert report.submitted == []
     assert "GIVEN UP: quick of" in str(report)
     assert "tried 2 times, last as 2" in str(report) or "tried 2 times" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("notes", "counts"),
+    [
+        ([("end", {"code": 75, "state": "PREEMPTED"})], False),
+        ([("signal", {"cause": "time limit"}), (LOST, {"saved": 1})], False),
+        ([("signal", {"cause": "time limit"}), (LOST, {"saved": 0})], True),
+        ([("end", {"code": 75, "state": "CANCELLED"})], True),
+        ([("end", {"code": 2})], True),
+        ([], True),
+    ],
+)
+def test_what_ends_by_preemption_is_no_failed_attempt(
+    notes: list[tuple[str, dict[str, Any]]], counts: bool, tmp_path: Path, queue: Queue
+) -> None:
+    run_dir = _run(tmp_path, (100,), max_attempts=2, backoff_seconds=0.0)
+    for number in range(4):
+        submitted = reconcile(run_dir, Site(), queue.submit).submitted
+        assert bool(submitted) is (number < 2 or not counts), number
+        for event, facts in notes:
+            JobDir(run_dir).note(str(number + 1), event, restart=0, **facts)
+        queue.jobs.clear()
+
+
+def _lose(run_dir: Path, job_id: str = "5", **facts: Any) -> None:
+    """Record a training job that its node could not requeue."""
+    code = copy_code(run_dir / "slurm")
+    jobs = JobDir(run_dir)
+    jobs.write(
+        JobRecord(job_id=job_id, kind="train", name="run", cluster="slurm", submitted=1.0,
+                  cwd=str(run_dir), code=str(code), logs="", policy=Policy(max_stalled=3),
+                  resources=Resources(nodes=2, dependency="afterok:1", begin="now+1"))
+    )  # fmt: skip
+    jobs.note(job_id, "start", restart=0, images_seen=0, ranks=2)
+    jobs.note(job_id, "signal", restart=0, cause="time limit", images_seen=0, requeue=True)
+    jobs.note(job_id, LOST, restart=0, code=75, why="scontrol is not on this machine", **facts)
+
+
+def test_a_job_that_its_node_could_not_requeue_is_submitted_again_once(
+    tmp_path: Path, queue: Queue
+) -> None:
+    (tmp_path / "config.json").write_text('{"total_images": 400}')
+    _lose(tmp_path, delay=600)
+    queue.submissions += [None] * 8  # type: ignore[list-item]  # so that its number is above 5
+    for _ in range(3):
+        module.maintain(tmp_path, Site(), queue.submit)
+    [submission] = queue.submissions[8:]
+    assert submission.resources.nodes == 2
+    assert submission.resources.dependency == ""
+    assert 0 < int(submission.resources.begin.removeprefix("now+")) <= 600, "the rest of its delay"
+    assert submission.jobs[0] == TrainJob(tmp_path, Policy(max_stalled=3))
+    assert [note["event"] for note in history(JobDir(tmp_path), "9")] == [
+        "start",
+        "signal",
+        LOST,
+        CONTINUES,
+    ]
+
+
+@pytest.mark.parametrize("reason", ["queued", "stopped", "trained", "other end"])
+def test_only_what_is_lost_is_submitted_again(reason: str, tmp_path: Path, queue: Queue) -> None:
+    run_dir = _run(tmp_path, ())
+    _lose(run_dir)
+    if reason == "queued":
+        queue.jobs["5"] = QueuedJob("5", "run", "COMPLETING", "", "", "", "", "")
+    elif reason == "stopped":
+        (run_dir / "slurm" / STOP).write_text("{}")
+    elif reason == "trained":
+        (run_dir / "snapshots" / f"{400:012d}").mkdir(parents=True)
+        (run_dir / "snapshots" / f"{400:012d}" / "snapshot.json").touch()
+    else:
+        JobDir(run_dir).note("5", "exit", restart=1, rank=0, code=3)
+    module.maintain(run_dir, Site(), queue.submit)
+    assert not [s for s in queue.submissions if s.kind == "train"]
+
+
+@pytest.mark.parametrize(
+    ("state", "again"), [("FAILED", True), ("PREEMPTED", True), ("CANCELLED", False), ("", False)]
+)
+def test_a_job_whose_batch_script_was_killed_is_told_from_a_cancelled_one(
+    state: str, again: bool, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has been killed so often that nothing new is saved."""
+    run_dir, submitted = _run(tmp_path, ()), []
+    monkeypatch.setattr(
+        lost_jobs, "exit_states", lambda job_ids: dict.fromkeys(job_ids, (state, ""))
+    )
+    _lose(run_dir)
+    for number in range(4):
+        newest = JobDir(run_dir).records()[-1].job_id
+        if number:
+            JobDir(run_dir).note(newest, "start", restart=0, images_seen=0, ranks=2)
+        claimed = claim_lost(run_dir, {}, Site())
+        submitted.append(claimed is not None)
+        if claimed is not None:
+            record = replace(claimed[0], job_id=str(6 + number), submitted=2.0 + number)
+            JobDir(run_dir).write(record)
+            note_successor(run_dir, claimed[0], record)
+    assert submitted == [True, again, False, False], "with max_stalled=3 and the first time limit"
+
+
+def test_callers_at_once_submit_one_successor_of_a_lost_job(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"total_images": 400}')
+    _lose(tmp_path)
+    claimed: list[object] = []
+    callers = [
+        threading.Thread(target=lambda: claimed.append(claim_lost(tmp_path, {}, Site())))
+        for _ in range(8)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert sum(claim is not None for claim in claimed) == 1
+
+
+def test_a_requeued_link_of_a_series_submits_no_second_successor(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "maintain", lambda run_dir, site: ["done"])
+    monkeypatch.setattr(module, "submit", queue.submit)
+    job = ReconcileJob((tmp_path,), 30, Site(), Resources(), "reconcile-run")
+    own = Task(0, 0, 1, ("n1",), "12", 0)
+    queue.jobs["12"] = QueuedJob("12", job.name, "RUNNING", "", "", "", "", "")
+    job._submit_and_maintain(own)
+    assert len(queue.submissions) == 1
+    job._submit_and_maintain(replace(own, restart=1))
+    assert len(queue.submissions) == 1, "the first start has submitted it"
 
 
 def test_failures_are_retried_after_a_delay(tmp_path: Path, queue: Queue) -> None:

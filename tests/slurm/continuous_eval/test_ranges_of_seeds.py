@@ -21,6 +21,7 @@ from slurm.continuous_eval.command import read_checked
 from slurm.continuous_eval.reconcile import reconcile
 from slurm.continuous_eval.results import all_values
 from slurm.continuous_eval.schedule import EvaluationSchedule, ScheduledProtocol, write_schedule
+from slurm.jobs import jobs
 from slurm.jobs.ranks import Task
 from slurm.monitor.status import format_status, run_status
 from slurm.report.collect import collect
@@ -61,8 +62,9 @@ def work(queue: Queue, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Do the jobs of the last submission, as tasks of Slurm would."""
     for task, job in enumerate(queue.submissions[-1].jobs):
         job_id = f"{number}_{task}" if len(queue.submissions[-1].jobs) > 1 else str(number)
-        monkeypatch.setattr(module, "this_task", lambda i=job_id: Task(0, 0, 1, ("h",), i, 0))
-        monkeypatch.setattr(module, "enter_rank", lambda task: None)
+        for place in (module, jobs):
+            monkeypatch.setattr(place, "this_task", lambda i=job_id: Task(0, 0, 1, ("h",), i, 0))
+        monkeypatch.setattr(jobs, "enter_rank", lambda task: None)
         assert job() == "finished"
 
 

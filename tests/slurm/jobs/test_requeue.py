@@ -1,118 +1,280 @@
-"""Requeue, claims, rendezvous: everything that is decided without asking Slurm."""
+"""Whether a job runs again: what its notes say, the limits, and the end of its batch script."""
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import socket
+import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import submitit
-from submitit.core.utils import JobPaths, temporary_save_path
 
-from models.command_line import EXIT_STALLED, EXIT_STORAGE
-from models.config_io import ConfigError
-from slurm.continuous_eval.leases import Work, create
-from slurm.jobs import ranks, requeue
-from slurm.jobs.interpreter import SOURCE, outside_environment
-from slurm.jobs.ranks import (
-    FIRST_PORT,
-    PORTS,
-    Task,
-    free_port,
-    interface_addresses,
-    interface_towards,
-    is_free,
-    rendezvous_ports,
+from dist_train.runtime import run_files
+from models.command_line import (
+    EXIT_DIVERGED,
+    EXIT_LOST,
+    EXIT_PREEMPTED,
+    EXIT_STALLED,
+    EXIT_STORAGE,
 )
-from slurm.jobs.records import JobDir, JobRecord, images_saved
-from slurm.jobs.requeue import Decision, decide
-from slurm.jobs.throughput import productive_seconds
-from slurm.monitor.commands import TaskLogs
-from slurm.resources import Policy, Resources, parse_minutes
-from slurm.submit.code_copy import check_code, code_digest, code_files, copy_code
+from slurm.jobs import batch_end
+from slurm.jobs.interpreter import SOURCE
+from slurm.jobs.jobs import STOP
+from slurm.jobs.records import JobDir, JobRecord
+from slurm.jobs.requeue import CAUSES, CONTINUES, LOST, Cause, Decision, Start, decide, starts_of
+from slurm.resources import Policy, Resources
+from slurm.slurm_cli import SlurmError, SlurmMissing
+from tests.slurm.project import make_run
 
-
-def _starts(*images: int) -> list[dict[str, Any]]:
-    return [{"event": "start", "images_seen": count} for count in images]
+POLICY = Policy(max_stalled=3, max_crashes=4, backoff_seconds=60)
+NOTHING, SAVED = (lambda cause: Start(False, cause)), (lambda cause: Start(True, cause))
+STOPS = "3 starts in a row saved nothing new"
 
 
 @pytest.mark.parametrize(
-    ("attempts", "images", "crashed", "expected"),
+    ("earlier", "saved", "cause", "expected"),
     [
-        (_starts(0), 80, False, Decision(True, "asked to stop")),
-        (_starts(0, 80, 80), 80, False, Decision(True, "asked to stop")),
-        (
-            _starts(0, 80, 80, 80),
-            80,
-            False,
-            Decision(False, "3 starts in a row saved nothing beyond 80 images"),
-        ),
-        (_starts(80, 80, 80), 88, False, Decision(True, "asked to stop")),
-        (_starts(0), 80, True, Decision(True, "it crashed", 60)),
-        (_starts(0), 0, True, Decision(True, "it crashed", 60)),
-        (_starts(0, 0), 0, True, Decision(True, "it crashed", 120)),
-        ([{"event": "crash"}] * 4, 80, True, Decision(False, "it crashed 5 times")),
-        ([], 0, False, Decision(True, "asked to stop")),
+        ([], False, "time limit", Decision(True, CAUSES["time limit"])),
+        ([], True, "crash", Decision(True, "it crashed", 60)),
+        ([], False, "crash", Decision(True, "it crashed", 60)),
+        ([NOTHING("crash")], False, "crash", Decision(True, "it crashed", 120)),
+        ([NOTHING("crash")] * 2, False, "crash", Decision(False, STOPS)),
+        ([NOTHING("time limit")] * 2, False, "crash", Decision(False, STOPS)),
+        ([NOTHING("crash")] * 2, True, "crash", Decision(True, "it crashed", 60)),
+        ([SAVED("crash")] * 50, True, "crash", Decision(True, "it crashed", 60)),
+        ([SAVED("crash")] * 50, False, "crash", Decision(True, "it crashed", 60)),
+        ([NOTHING("time limit")] * 2, False, "time limit", Decision(False, STOPS)),
+        ([NOTHING("preemption")] * 9, False, "crash", Decision(True, "it crashed", 60)),
+        ([NOTHING("")] * 9, False, "time limit", Decision(True, CAUSES["time limit"])),
+        ([NOTHING("crash")] * 2, False, "preemption", Decision(True, CAUSES["preemption"])),
+        ([NOTHING("preemption")] * 9, False, "preemption", Decision(True, CAUSES["preemption"])),
+        ([NOTHING("signal")] * 9, False, "signal", Decision(True, CAUSES["signal"])),
     ],
 )
-def test_decisions(
-    attempts: list[dict[str, Any]], images: int, crashed: bool, expected: Decision
+def test_what_is_counted_is_what_saves_nothing(
+    earlier: list[Start], saved: bool, cause: Cause, expected: Decision
 ) -> None:
-    policy = Policy(max_stalled=3, max_crashes=4, backoff_seconds=60)
-    assert decide(attempts, images, policy, crashed=crashed) == expected
+    assert decide(earlier, saved, cause, POLICY) == expected
+
+
+def test_crashes_are_counted_in_a_row() -> None:
+    policy = Policy(max_stalled=100, max_crashes=2)
+    row = [Start(False, "crash")] * 2
+    assert decide(row, False, "crash", policy) == Decision(False, "it crashed 3 times in a row")
+    assert decide([*row, Start(True, "crash")], False, "crash", policy).requeue
+    assert decide([*row, Start(True, "time limit")], False, "crash", policy).requeue
+    assert decide(row, False, "crash", Policy(max_crashes=2, max_stalled=3)).requeue is False
+
+
+def test_starts_are_read_from_notes_of_any_age() -> None:
+    notes: list[dict[str, Any]] = [
+        {"event": "start", "restart": 0, "images_seen": 0},
+        {"event": "signal", "restart": 0, "images_seen": 80, "requeue": True},  # of older code
+        {"event": "start", "restart": 1, "images_seen": 80},
+        {"event": "resize", "nodes": 2},
+        {"event": "exit", "restart": 1, "rank": 0, "code": 75, "said": "SIGTERM"},
+        {"event": "end", "restart": 1, "code": 0, "state": "PENDING"},  # Slurm requeued it
+        {"event": "crash", "restart": 2, "images_seen": 80, "requeue": True},  # before it began
+        {"event": "start", "restart": 3, "images_seen": 80},
+        {"event": "exit", "restart": 3, "rank": 1, "code": 75, "saved": 2},
+        {"event": "signal", "restart": 3, "images_seen": 80, "cause": "preemption"},
+        {"event": "start", "restart": 4, "images_seen": 80},
+    ]
+    assert starts_of(notes, 88) == [
+        Start(True, "time limit"),
+        Start(False, ""),
+        Start(False, "crash"),
+        Start(True, "preemption"),
+        Start(True, ""),
+    ]
+
+
+def test_starts_without_slurm_have_no_numbers() -> None:
+    notes: list[dict[str, Any]] = []
+    for images in (0, 80, 80, 80):
+        notes.append({"event": "start", "restart": 0, "images_seen": images})
+        notes.append({"event": "exit", "restart": 0, "rank": 0, "code": 75, "saved": 0})
+        notes.append({"event": "signal", "restart": 0, "images_seen": 80, "cause": "time limit"})
+    saved = [start.saved for start in starts_of(notes, 80)]
+    assert saved == [True, False, False, False]
 
 
 class FakeSlurm:
-    """slurmctld as the end of a batch script sees it."""
+    """slurmctld as the end of a batch script sees it: one running job, 7, in its second start."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: str = "RUNNING") -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **shown: str) -> None:
         self.commands: list[list[str]] = []
-        job = {"JobState": state, "Restarts": "1"}
-        monkeypatch.setattr(requeue, "describe", lambda job_id: job)
-        monkeypatch.setattr(requeue, "run_slurm", self.commands.append)
-        monkeypatch.setattr(requeue.signal, "signal", lambda *_: None)
+        self.job = {
+            "JobState": "RUNNING",
+            "Restarts": "1",
+            "Reason": "None",
+            "PreemptTime": "None",
+            "StartTime": _clock(-3600),
+            "EndTime": _clock(3600),
+            "EligibleTime": _clock(-3600),
+            **shown,
+        }
+        monkeypatch.setattr(batch_end, "describe", lambda job_id: self.job)
+        monkeypatch.setattr(batch_end, "settings", lambda: {"KillWait": "30 sec"})
+        monkeypatch.setattr(batch_end, "run_slurm", self.commands.append)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+    @property
+    def requeued(self) -> bool:
+        return ["scontrol", "requeue", "7"] in self.commands
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
+
+
+def _end(root: Path, code: int, *options: str, trains: bool = True) -> int:
+    train = ["--trains"] if trains else []
+    return batch_end.main([str(root), str(code), *train, *options])
+
+
+def _last(root: Path) -> dict[str, Any]:
+    return JobDir(root).attempts("7")[-1]
+
+
+def _note_exits(root: Path, *codes: int, **facts: Any) -> None:
+    jobs = JobDir(root)
+    jobs.note("7", "start", restart=1, images_seen=0, ranks=len(codes))
+    for rank, code in enumerate(codes):
+        jobs.note("7", "exit", restart=1, rank=rank, code=code, **facts)
 
 
 def test_the_end_of_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = FakeSlurm(monkeypatch)
     jobs = JobDir(tmp_path)
-    assert requeue.main([str(tmp_path), "0"]) == 0
-    jobs.note("7", "exit", restart=0, rank=0, code=3)  # of an earlier start
-    assert requeue.main([str(tmp_path), "137", "--backoff-seconds=5"]) == 137
+    assert _end(tmp_path, 0) == 0
+    jobs.note("7", "exit", restart=0, rank=0, code=EXIT_DIVERGED)  # of an earlier start
+    assert _end(tmp_path, 137, "--backoff-seconds=50") == 137
     assert slurm.commands == [
         ["scontrol", "requeue", "7"],
-        ["scontrol", "update", "JobId=7", "StartTime=now+5"],
+        ["scontrol", "update", "JobId=7", "StartTime=now+50"],
     ]
-    jobs.note("7", "exit", restart=1, rank=0, code=3)
-    assert requeue.main([str(tmp_path), "137"]) == 3, "a diverged run is not run again"
+    jobs.note("7", "exit", restart=1, rank=0, code=EXIT_DIVERGED)
+    assert _end(tmp_path, 137) == EXIT_DIVERGED, "a diverged run is not run again"
     assert len(slurm.commands) == 2
 
 
 @pytest.mark.parametrize(
-    ("job", "expected"),
+    ("shown", "cause"),
     [
-        ({"JobState": "RUNNING", "Reason": "None", "Restarts": "1"}, True),
-        ({"JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "1"}, True),
-        ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}, False),
-        ({"JobState": "CANCELLED", "Reason": "None", "Restarts": "1"}, False),
-        ({"JobState": "PENDING", "Reason": "BeginTime", "Restarts": "2"}, False),
+        ({"EndTime": _clock(90)}, "time limit"),
+        ({"JobState": "COMPLETING", "Reason": "TimeLimit", "EndTime": _clock(0)}, "time limit"),
+        ({"PreemptTime": _clock(-5), "EndTime": _clock(20)}, "preemption"),
+        ({"JobState": "COMPLETING", "PreemptTime": _clock(-5)}, "preemption"),  # mode CANCEL
+        ({"PreemptTime": _clock(-7200)}, "signal"),  # of an earlier start
+        ({}, "signal"),
     ],
 )
-def test_what_may_be_requeued(
-    job: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_why_a_run_was_asked_to_stop_is_noted(
+    shown: dict[str, str], cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch, **shown)
+    _note_exits(tmp_path, EXIT_PREEMPTED, EXIT_PREEMPTED)
+    assert _end(tmp_path, 0) == EXIT_PREEMPTED
+    assert slurm.requeued
+    note = _last(tmp_path)
+    assert (note["event"], note["cause"], note["requeue"]) == ("signal", cause, True)
+
+
+def test_the_next_start_waits_until_slurm_has_killed_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm kills by job id, KillWait seconds after a requeue: the next start must not be there."""
+    slurm = FakeSlurm(monkeypatch)
+    _note_exits(tmp_path, EXIT_PREEMPTED)
+    _end(tmp_path, 0)
+    assert slurm.commands[-1] == ["scontrol", "update", "JobId=7", "StartTime=now+31"]
+    slurm = FakeSlurm(monkeypatch, EligibleTime=_clock(121))  # as Slurm has it by default
+    _end(tmp_path, 0)
+    assert slurm.commands == [["scontrol", "requeue", "7"]]
+
+
+@pytest.mark.parametrize(
+    ("shown", "state"),
+    [
+        ({"JobState": "CANCELLED"}, "CANCELLED"),
+        ({"JobState": "COMPLETING"}, "COMPLETING"),
+        ({"JobState": "PENDING", "Restarts": "2"}, "PENDING"),
+        ({"JobState": "COMPLETING", "Restarts": "2"}, "COMPLETING"),
+        ({"JobState": "RUNNING", "Restarts": "2"}, "RUNNING"),  # the remains of a lost node
+    ],
+)
+@pytest.mark.parametrize("code", [0, 75, 137, 143])
+def test_what_slurm_ends_or_requeues_itself_is_left_alone_and_noted(
+    shown: dict[str, str], state: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch, **shown)
+    _note_exits(tmp_path, EXIT_PREEMPTED, EXIT_PREEMPTED)
+    assert _end(tmp_path, code) == code
+    assert slurm.commands == []
+    assert (_last(tmp_path)["event"], _last(tmp_path)["state"]) == ("end", state)
+
+
+def test_a_rank_that_fails_is_no_stop_although_srun_stops_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeSlurm(monkeypatch)
-    monkeypatch.setattr(requeue, "describe", lambda job_id: job)
-    assert requeue.may_requeue("7") is expected
+    _note_exits(tmp_path, 1, EXIT_PREEMPTED, said="SIGTERM")
+    assert _end(tmp_path, EXIT_PREEMPTED) == EXIT_PREEMPTED
+    assert _last(tmp_path)["event"] == "crash"
+    _note_exits(tmp_path, EXIT_PREEMPTED, said="SIGTERM")
+    assert _end(tmp_path, 137) == 137, "the other was killed: it has noted nothing"
+    assert _last(tmp_path)["event"] == "crash"
+
+
+@pytest.mark.parametrize("code", [137, EXIT_PREEMPTED])
+def test_ranks_that_srun_kills_before_they_have_noted_the_signal(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeSlurm(monkeypatch)
+    _note_exits(tmp_path, EXIT_PREEMPTED, said="SIGUSR2")
+    assert _end(tmp_path, code) == code
+    assert _last(tmp_path)["event"] == "signal"
+
+
+def test_a_signal_while_python_starts_is_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeSlurm(monkeypatch)
+    assert _end(tmp_path, 128 + signal.SIGUSR2) == 128 + signal.SIGUSR2
+    assert _last(tmp_path)["event"] == "signal"
+
+
+@pytest.mark.parametrize("code", [0, 1, 75, 137, 143])
+def test_a_finished_run_is_never_queued_again(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    run_dir = make_run(tmp_path / "run")
+    total = run_files.read_summary(run_dir).total_images
+    _note_exits(run_dir, EXIT_PREEMPTED, EXIT_PREEMPTED)
+    marker = run_dir / "snapshots" / f"{total:012d}" / "snapshot.json"
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text("{}")
+    assert _end(run_dir, code) == 0
+    assert slurm.commands == []
+    assert (_last(run_dir)["event"], _last(run_dir)["code"]) == ("end", 0)
+
+
+def test_a_run_that_was_stopped_early_is_not_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    _note_exits(tmp_path, EXIT_PREEMPTED)
+    (tmp_path / "slurm" / STOP).write_text("{}")
+    assert _end(tmp_path, 0) == 0
+    assert slurm.commands == []
 
 
 def test_a_shortened_time_limit_is_restored_after_one_start(
@@ -125,301 +287,224 @@ def test_a_shortened_time_limit_is_restored_after_one_start(
             JobRecord(job_id=job_id, kind="train", name="x", cluster="slurm", submitted=0.0,
                       cwd="", code="", logs="", resources=Resources(minutes=90, min_minutes=least))
         )  # fmt: skip
-        requeue.restore_time_limit(jobs, job_id)
+        batch_end.restore_time_limit(jobs, job_id)
     assert slurm.commands == [["scontrol", "update", "JobId=7", "TimeLimit=90"]]
 
 
-def test_what_slurm_ends_or_requeues_itself_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm = FakeSlurm(monkeypatch, "COMPLETING")
-    assert requeue.main([str(tmp_path), "143"]) == 143
-    slurm = FakeSlurm(monkeypatch)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")  # the remains of a lost node
-    assert requeue.main([str(tmp_path), "143"]) == 143
-    assert slurm.commands == []
+def _start(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> FakeSlurm:
+    """Let start `number` of the job, from 0, begin without a checkpoint."""
+    slurm = FakeSlurm(monkeypatch, Restarts=str(number))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+    JobDir(root).note("7", "start", restart=number, images_seen=0, ranks=1)
+    return slurm
 
 
 def test_a_job_that_always_crashes_stops_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    FakeSlurm(monkeypatch)
-    codes = [requeue.main([str(tmp_path), "1", "--max-crashes=2"]) for _ in range(3)]
+    codes = []
+    for number in range(3):
+        _start(tmp_path, monkeypatch, number)
+        codes.append(_end(tmp_path, 1, "--max-crashes=2"))
     assert codes == [1, 1, EXIT_STALLED]
-    assert "not run again: it crashed 3 times" in capsys.readouterr().err
+    assert "not run again: it crashed 3 times in a row" in capsys.readouterr().err
 
 
-def test_a_job_whose_storage_failed_runs_again_later(
+def test_a_job_that_dies_before_it_notes_a_start_stops_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    codes = []
+    for number in range(5):
+        FakeSlurm(monkeypatch, Restarts=str(number))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        codes.append(_end(tmp_path, 1))
+    assert codes == [1, 1, 1, 1, EXIT_STALLED]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_job_whose_time_is_up_again_and_again_before_it_saves_stops(
+    trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `sample` was requeued for ever."""
+    codes = []
+    for number in range(4):
+        slurm = _start(tmp_path, monkeypatch, number)
+        slurm.job["EndTime"] = _clock(60)
+        saved = 1 if number == 0 else 0
+        JobDir(tmp_path).note("7", "exit", restart=number, rank=0, code=75, saved=saved)
+        codes.append(_end(tmp_path, 75, "--max-stalled=3", trains=trains))
+    assert codes == [75, 75, 75, EXIT_STALLED]
+    assert _last(tmp_path)["why"] == "3 starts in a row saved nothing new"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_preemption_before_the_first_save_is_no_stall(
+    trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        slurm = _start(tmp_path, monkeypatch, number)
+        slurm.job["PreemptTime"] = _clock(-1)
+        JobDir(tmp_path).note("7", "exit", restart=number, rank=0, code=75)
+        assert _end(tmp_path, 75, trains=trains) == 75
+        assert slurm.requeued
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_job_whose_storage_failed_runs_again_later(
+    trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    for number in range(4):
+        slurm = _start(tmp_path, monkeypatch, number)
+        JobDir(tmp_path).note("7", "exit", restart=number, rank=0, code=EXIT_STORAGE)
+        assert _end(tmp_path, EXIT_STORAGE, trains=trains) == EXIT_STORAGE
+        assert slurm.requeued
+        waits.append(slurm.commands[-1][-1])
+    assert waits == [f"StartTime=now+{seconds}" for seconds in (60, 120, 240, 480)]
+
+
+@pytest.mark.parametrize(
+    ("code", "again"), [(1, False), (2, False), (137, True), (EXIT_LOST, True)]
+)
+def test_other_commands_run_again_if_they_did_not_fail_by_themselves(
+    code: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = _start(tmp_path, monkeypatch, 1)
+    (tmp_path / "slurm" / "jobs" / "7_0_log.err").write_text("error: /x.npz does not exist\n")
+    assert _end(tmp_path, code, trains=False) == code
+    assert slurm.requeued is again
+    assert _last(tmp_path)["said"] == "/x.npz does not exist", "what was seen is noted"
+
+
+def test_nothing_that_cannot_be_noted_keeps_a_job_from_its_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     slurm = FakeSlurm(monkeypatch)
-    JobDir(tmp_path).note("7", "exit", restart=1, rank=0, code=EXIT_STORAGE)
-    assert requeue.main([str(tmp_path), str(EXIT_STORAGE)]) == EXIT_STORAGE
-    assert ["scontrol", "requeue", "7"] in slurm.commands
-    assert any("StartTime=now+60" in command for command in slurm.commands)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(JobDir, "note", fail)
+    assert _end(tmp_path, EXIT_STORAGE) == EXIT_STORAGE
+    assert slurm.requeued
+    assert "the end of job 7 could not be noted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [SlurmMissing("scontrol is not on this machine"), SlurmError("access denied")]
+)
+def test_a_job_that_cannot_be_requeued_from_its_node_is_lost_not_silent(
+    error: SlurmError,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    FakeSlurm(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(batch_end, "run_slurm", fail)
+    if isinstance(error, SlurmMissing):
+        monkeypatch.setattr(batch_end, "describe", fail)
+    _note_exits(tmp_path, EXIT_PREEMPTED)
+    assert _end(tmp_path, 0) == EXIT_PREEMPTED
+    assert _last(tmp_path)["event"] == LOST
+    said = capsys.readouterr().err
+    assert f"{error}; it is not requeued from here: `relaywave slurm reconcile" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("ranks", "code"), [(2, 0), (3, 143)])
+@pytest.mark.parametrize("trains", [True, False])
 def test_ranks_that_had_all_finished_are_not_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, code: int, trains: bool
 ) -> None:
     FakeSlurm(monkeypatch)
     jobs = JobDir(tmp_path)
     jobs.note("7", "start", restart=1, images_seen=0, ranks=ranks)
     for rank in range(2):
         jobs.note("7", "exit", restart=1, rank=rank, code=0)
-    assert requeue.main([str(tmp_path), "143"]) == code
+    assert _end(tmp_path, 143, trains=trains) == code
 
 
-def test_the_partial_file_of_a_killed_rank_does_not_stop_the_next(
+def test_the_starts_of_a_lost_job_count_for_the_one_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """submitit never writes a file whose temporary one is there."""
-    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
-    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(paths=paths))
-    for rank, left in ((0, []), (1, ["7_submitted.pkl.save_tmp"])):
-        paths = JobPaths(tmp_path, "7", rank)
-        for path in (paths.result_pickle, paths.submitted_pickle):
-            path.with_name(f"{path.name}.save_tmp").touch()
-        task = Task(rank, rank, 2, ("n1", "n2"), "7", 1)
-        ranks._remove_partial_files(task)
-        assert [path.name for path in tmp_path.iterdir()] == left
-        with temporary_save_path(paths.result_pickle) as path:
-            path.touch()
-        paths.result_pickle.unlink()
+    jobs = JobDir(tmp_path)
+    for number in range(4):
+        jobs.note("5", "start", restart=number, images_seen=0, ranks=1)
+        jobs.note("5", "crash", restart=number, images_seen=0, requeue=True)
+    jobs.note("5", LOST, restart=3)
+    _start(tmp_path, monkeypatch, 0)
+    jobs.note("7", CONTINUES, of="5")
+    assert _end(tmp_path, 137) == EXIT_STALLED
 
 
-def test_only_one_caller_claims_and_only_one_job_starts(tmp_path: Path) -> None:
-    work = Work(tmp_path, 80, "quick")
-    claims: list[bool] = []
-    callers = [threading.Thread(target=lambda: claims.append(work.claim(1))) for _ in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert sorted(claims) == [False] * 7 + [True]
-    assert work.attempts == 1
-    assert work.alive(1, [], patience=60.0), "its caller may still submit it"
-    work.submitted(1, "12_0")
-    assert work.alive(1, ["12_0"], patience=0.0)
-    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "submitted after the queue was asked"
-    assert work.start(1, "12_0")
-    assert work.alive(1, [], 0.0, lambda: ["12_0"]), "started after the queue was asked"
-    assert work.start(1, "12_0"), "all tasks of the job, and its requeue"
-    assert not work.start(1, "13"), "another job"
-    assert not work.alive(1, [], patience=60.0)
+TASK = """
+import os, signal, sys, time
+from pathlib import Path
+from models.safe_files.atomic import atomic_file
+from slurm.jobs.jobs import noted, run_noted
+from slurm.jobs.ranks import Task
+from slurm.jobs.records import JobDir
+task = Task(0, 0, 1, ("here",), "7", 2)
+
+def work(task):
+    for name in sys.argv[2:]:
+        with atomic_file(Path(name)) as file:
+            file.write(b"x")
+    print("works", flush=True)
+    {then}
+
+run_noted(task, work)
+{after}
+"""
 
 
-def test_the_claim_of_a_killed_caller_expires_and_its_job_exits(tmp_path: Path) -> None:
-    work = Work(tmp_path, 80, "quick")
-    assert work.claim(1)
-    assert not work.alive(1, [], patience=0.0), "its claim expired"
-    assert work.claim(2)
-    assert not work.start(1, "12"), "the job of the first caller starts anyway"
-    assert work.start(2, "13")
-    work.unfinished.write_text("{}")
-    work.finish()
-    assert work.result.exists()
-    assert not work.unfinished.exists()
+def _task(
+    root: Path, then: str, *names: str, after: str = "", send: signal.Signals | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Run a task of job 7 that writes files; returns its exit code and last note."""
+    records = root / "slurm" / "jobs"
+    records.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(records)}
+    command = [sys.executable, "-c", TASK.format(then=then, after=after), "-", *names]
+    process = subprocess.Popen(
+        command, env=environment, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    if send is not None:
+        process.send_signal(send)
+    process.stdout.read()
+    process.stdout.close()
+    return process.wait(60), _last(root)
 
 
-def test_create_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert create(tmp_path / "file", {"a": 1})
-    assert not create(tmp_path / "file", {"a": 2})
-    assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_rendezvous_is_derived_from_the_job() -> None:
-    task = Task(rank=3, local_rank=1, size=4, hosts=("n1", "n2"), job_id="12_3", restart=0)
-    assert task.environment["MASTER_ADDR"] == "n1"
-    assert task.environment["RANK"] == "3"
-    ports = {next(rendezvous_ports(job, restart)) for job in ("12", "13", "12_3")
-             for restart in (0, 1)}  # fmt: skip
-    assert len(ports) == 6
-    for job in (1, 17_999, 18_000, 123_456_789):
-        tried = list(rendezvous_ports(str(job), 0))
-        assert len(set(tried)) == len(tried)
-        assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in tried)
-
-
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_port_that_is_taken_is_skipped(
-    family: socket.AddressFamily,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_command_that_is_asked_to_stop_notes_what_it_made(
+    number: signal.Signals, tmp_path: Path
 ) -> None:
-    """The same command that the batch script calls on the first node."""
-    monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
-    ports = [port for port in rendezvous_ports(str(os.getpid()), 0) if is_free(port)]
-    with socket.socket(family, socket.SOCK_STREAM) as other:
-        try:
-            other.bind(("", ports[0]))
-        except OSError:
-            pytest.skip("no IPv6 on this machine")
-        other.listen()
-        assert ranks.main() == 0
-        assert int(capsys.readouterr().out) == ports[1], "the next in the order of this job"
-        monkeypatch.setenv("RELAYWAVE_PORT", str(ports[1]))
-        task = Task(rank=1, local_rank=0, size=2, hosts=("n1", "n2"), job_id="1", restart=0)
-        assert task.environment["MASTER_PORT"] == str(ports[1]), "all tasks take that one"
-    assert free_port(str(os.getpid()), 0) == ports[0]
-
-
-def test_no_free_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(ranks, "is_free", lambda port: False)
-    assert ranks.main() == 1
-    error = capsys.readouterr().err
-    assert "no port for the rendezvous is free" in error
-    assert "12007" in error
-
-
-RENDEZVOUS = """
-import torch
-from dist_train.runtime.world import init_world
-from slurm.jobs.ranks import this_task, enter_rank, Task
-import sys
-rank, address, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-enter_rank(Task(rank, 0, 2, (address, "other"), "1", 0))
-world = init_world()
-assert world.all_reduce_sum(torch.ones(1)).item() == 2.0
-world.close()
-"""
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_ranks_meet_over_any_address_and_interface(family: socket.AddressFamily) -> None:
-    """Over the first real network of this machine if it has one, else over loopback."""
-    addresses = [a for a in interface_addresses() if not a.startswith(("127.", "fe80", "::1"))]
-    version = {socket.AF_INET: ".", socket.AF_INET6: ":"}[family]
-    found = [a for a in (*addresses, "127.0.0.1", "::1") if version in a and
-             a in interface_addresses()]  # fmt: skip
-    if not found:
-        pytest.skip("no IPv6 on this machine")
-    port = str(free_port(str(os.getpid()), 1))
-    environment = {**os.environ, "RELAYWAVE_PORT": port}
-    environment.pop("GLOO_SOCKET_IFNAME", None)
-    started = [
-        subprocess.Popen([sys.executable, "-c", RENDEZVOUS, str(rank), found[0], port],
-                         env=environment, cwd=SOURCE)
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [process.wait(120) for process in started] == [0, 0]
-
-
-def test_the_interface_that_leads_to_rank_0() -> None:
-    loopback = interface_addresses().get("127.0.0.1")
-    assert loopback
-    assert interface_towards("127.0.0.1") == loopback
-    assert interface_towards("no.such.host.invalid") == ""
-    if socket.has_ipv6 and "::1" in interface_addresses():
-        assert interface_towards("::1") == loopback
-
-
-WHERE = """
-import tempfile
-from slurm.jobs.ranks import Task, enter_rank
-enter_rank(Task(0, 0, 1, ("here",), "1", 0))
-from data_pipelines.packed.reader import DEFAULT_CACHE
-print(tempfile.gettempdir(), DEFAULT_CACHE.path)
-"""
-
-
-@pytest.mark.parametrize("name", ["RELAYWAVE_SCRATCH", "SLURM_TMPDIR"])
-def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path: Path) -> None:
-    environment = {**os.environ, name: f"{tmp_path}/$SLURM_JOB_ID", "SLURM_JOB_ID": "77"}
-    printed = subprocess.run(
-        [sys.executable, "-c", WHERE], env=environment, cwd=SOURCE, capture_output=True, text=True,
-        check=True,
-    ).stdout  # fmt: skip
-    scratch = f"{tmp_path}/77"
-    assert printed.split() == [scratch, f"{scratch}/relaywave-{os.getuid()}/shards"]
-
-
-def test_a_scratch_directory_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for name, code in (("TMPDIR", 0), ("RELAYWAVE_SCRATCH", 1)):
-        environment = {**os.environ, name: f"{tmp_path}/file/below"}
-        done = subprocess.run([sys.executable, "-c", WHERE], env=environment, cwd=SOURCE,
-                              capture_output=True, check=False)  # fmt: skip
-        assert done.returncode == code, f"{name}: only the site profile's must be"
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    for expected in (2, 0):  # the second start makes them anew, which is no progress
+        code, note = _task(tmp_path, "time.sleep(60)", *names, send=number)
+        assert code == EXIT_PREEMPTED
+        assert (note["event"], note["restart"], note["code"]) == ("exit", 2, EXIT_PREEMPTED)
+        assert (note["said"], note["saved"]) == (number.name, expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190)],
-)
-def test_time_limits(text: str, minutes: int) -> None:
-    assert parse_minutes(text) == minutes
+    ("then", "code"),
+    [("pass", 0), ("sys.exit(2)", 2), ("raise KeyError", 1),
+     (f"raise OSError({errno.EIO}, 'Input/output error')", EXIT_STORAGE)],
+)  # fmt: skip
+def test_every_end_of_a_command_is_noted(then: str, code: int, tmp_path: Path) -> None:
+    ended, note = _task(tmp_path, then)
+    assert (ended, note["code"], note["event"]) == (code, code, "exit")
 
 
-@pytest.mark.parametrize("text", ["", "0", "1h", "-5", "1:2:3:4"])
-def test_invalid_time_limits(text: str) -> None:
-    with pytest.raises(ValueError, match="time limit"):
-        parse_minutes(text)
-
-
-@pytest.mark.parametrize("name", ["slurm/site.py", "models/added.py"])
-def test_a_copy_of_the_code_that_was_changed_is_rejected(tmp_path: Path, name: str) -> None:
-    copy = copy_code(tmp_path)
-    (copy / "models" / "__pycache__").mkdir()  # jobs compile what they run
-    check_code(copy)
-    with (copy / name).open("a") as file:
-        file.write("# another line\n")
-    for use in (lambda: copy_code(tmp_path), lambda: check_code(copy)):
-        with pytest.raises(ConfigError, match=f"{copy} is not what its name says.*--update-code"):
-            use()
-
-
-def test_jobs_run_the_code_that_was_submitted(tmp_path: Path) -> None:
-    copy = copy_code(tmp_path)
-    assert copy == copy_code(tmp_path), "unchanged code is shared"
-    assert code_digest(copy) == code_digest()
-    assert code_files(copy) == code_files(SOURCE)
-    assert Path("slurm/submit/code_copy.py") in code_files(copy)
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", "import slurm; print(slurm.__file__)"]
-    printed = subprocess.run(
-        command, env=environment, cwd=SOURCE, capture_output=True, text=True, check=True
-    ).stdout
-    assert printed.strip().startswith(str(copy)), "also from the directory of the edited code"
-
-
-def test_a_job_passes_nothing_of_its_own_to_jobs_that_it_submits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK", "SLURM_CONF", "SOMETHING"):
-        monkeypatch.setenv(name, "1")
-    environment = outside_environment()
-    assert {"SLURM_CONF", "SOMETHING"} <= environment.keys()
-    assert not {"SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK"} & environment.keys()
-
-
-def test_progress_and_productive_time(tmp_path: Path) -> None:
-    assert images_saved(tmp_path) == 0
-    for images in (80, 160):
-        marker = tmp_path / "checkpoints" / f"{images:012d}" / "checkpoint.json"
-        marker.parent.mkdir(parents=True)
-        marker.touch()
-    assert images_saved(tmp_path) == 160
-    lines = [{"images_seen": seen, "speed/images_per_second": 4.0} for seen in (8, 16)]
-    assert productive_seconds(lines) == pytest.approx(4.0)
-
-
-def test_logs_have_ranks_and_complete_lines(tmp_path: Path) -> None:
-    record = JobRecord(
-        job_id="5", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="", code="",
-        resources=Resources(), logs=str(tmp_path),
-    )  # fmt: skip
-    logs = TaskLogs(record, "5")
-    (tmp_path / "5_0_log.out").write_text("one\ntw")
-    (tmp_path / "5_1_log.err").write_text("bad\n")
-    (tmp_path / "5_submitted.pkl").write_text("")
-    (tmp_path / "55_0_log.out").write_text("another job\n")
-    assert list(logs.new_lines()) == ["[0]  one", "[1]! bad"]
-    with open(tmp_path / "5_0_log.out", "a") as file:
-        file.write("o\nthree")
-    assert list(logs.new_lines()) == ["[0]  two"]
-    assert list(logs.new_lines(flush=True)) == ["[0]  three"]
+def test_signals_after_the_work_change_nothing(tmp_path: Path) -> None:
+    after = "[os.kill(os.getpid(), n) for n in (signal.SIGUSR2, signal.SIGTERM)]"
+    code, note = _task(tmp_path, "pass", after=after)
+    assert (code, note["code"]) == (0, 0)
