@@ -201,7 +201,9 @@ def gc(args: argparse.Namespace) -> None:
         print(f"{store}: {len(found)} entries, {sum(e.size for e in found) / 1e9:.2f} GB")
         for entry in found:
             is_old = args.older_than is not None and entry.days >= args.older_than
-            print(f"{'removed' if is_old and remove(entry) else 'kept   '} {entry.describe()}")
+            why = remove(entry) if is_old else "not old"
+            note = f"  ({why})" if is_old and why else ""
+            print(f"{'kept   ' if why else 'removed'} {entry.describe()}{note}")
 
 
 def protocols(args: argparse.Namespace) -> None:

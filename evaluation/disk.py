@@ -17,32 +17,42 @@ TURN_SECONDS = 20.0
 
 
 @contextmanager
-def dir_lock(path: Path, world: World) -> Iterator[None]:
+def dir_lock(path: Path, world: World) -> Iterator[bool]:
     """Create a directory and hold it for this job, until it ends or dies; wait for other jobs.
+
+    Yields:
+        Whether no other job can hold it: not so on a file system without locks.
 
     Raises:
         ValueError: The directory cannot be written.
     """
-    with file_lock(path / ".lock", world):
-        yield
+    with file_lock(path / ".lock", world) as is_alone:
+        yield is_alone
 
 
 @contextmanager
-def file_lock(path: Path, world: World) -> Iterator[None]:
-    """Hold a lock file, as `dir_lock` does; its directory is created."""
+def file_lock(path: Path, world: World, *, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock file, as `dir_lock` does; its directory is created.
+
+    Args:
+        path: The file.
+        world: The ranks; rank 0 holds it for all.
+        shared: Whether other jobs may share it. Then who cannot write the file goes on without.
+    """
     lock, problem = None, None
     if world.rank == 0:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
+            lock = FileLock(path, shared=shared)
         except OSError as error:
             problem = f"{path.parent} cannot be written: {error.strerror}"
     problem = world.broadcast_object(problem)
-    if problem:
+    if problem and not shared:
         raise ValueError(problem)
     try:
-        _wait_for(lock, world)
-        yield
+        if not problem:
+            _wait_for(lock, world)
+        yield bool(world.broadcast_object(lock is not None and lock.works))
     finally:
         if lock:
             lock.release()

@@ -6,8 +6,11 @@ survive kills; the merged features are the same on any number of ranks.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +21,15 @@ from numpy.typing import NDArray
 
 from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
 from evaluation.metrics.statistics import BLOCK_ROWS, FloatArray, Gaussian, Moments, moments_of
-from models.safe_files.transient import DELAYS, retried
+from models.safe_files.transient import DELAYS, TRANSIENT, retried
 
 FLUSH_BATCHES = 64
 """Batches after which a rank writes the moments that it has summed up."""
+
+
+PART = r"part-\d{9}(-[0-9a-f]{16})?\.npz"
+"""Name of a file of moments; formerly without what tells processes apart."""
+PART_ARRAYS = ("starts", "indices", "n", "mean", "scatter", "features")
 
 
 class TapBatches(Protocol):
@@ -36,6 +44,13 @@ class TapBatches(Protocol):
 
     def done(self) -> set[int]:
         """Return the first indices of the batches on disk."""
+
+    def begin(self, *, is_alone: bool) -> tuple[set[int], list[str]]:
+        """Return the first indices of the batches on disk, and the files that they are taken of.
+
+        Args:
+            is_alone: Whether no other job can be writing the same now.
+        """
 
     def write(self, start: int, indices: Sequence[int], values: FloatArray) -> None:
         """Store a batch: float32 [B, D] of these indices, the first of which is `start`."""
@@ -73,9 +88,16 @@ class BatchStore:
         """Return the names of the files on disk."""
         return list_names(self.dir, re.compile(r"\d{9}\.npz"))
 
+    def begin(self, *, is_alone: bool) -> tuple[set[int], list[str]]:
+        """Return what is on disk; another job would write the same files."""
+        del is_alone
+        names = self.names()
+        return {int(name.removesuffix(".npz")) for name in names}, names
+
     def write(self, start: int, indices: Sequence[int], values: FloatArray) -> None:
         """Store a batch."""
-        write_npz(self.dir / f"{start:09d}.npz", {"indices": np.array(indices), "values": values})
+        arrays = {"indices": np.array(indices), "values": values}
+        _write(self.dir / f"{start:09d}.npz", arrays)
         self.written.add(f"{start:09d}.npz")
 
     def flush(self) -> None:
@@ -102,7 +124,8 @@ class MomentStore:
     """Moments of all batches, features of selected indices: for very large sets.
 
     Each process writes one file that grows: which batches it holds, their moments, the selected
-    features. Files of killed or finished processes are merged at the end.
+    features. Files of killed or finished processes are merged at the end. Where other jobs may be
+    writing at the same time, what is there is taken into a file of our own first.
     """
 
     def __init__(
@@ -129,12 +152,31 @@ class MomentStore:
 
     def names(self) -> list[str]:
         """Return the names of the files on disk."""
-        return list_names(self.dir, re.compile(r"part-\d{9}\.npz"))
+        return list_names(self.dir, re.compile(PART))
+
+    def begin(self, *, is_alone: bool) -> tuple[set[int], list[str]]:
+        """Return what is on disk; if another job may add to it, a copy that is our own."""
+        if is_alone:
+            return self.done(), self.names()
+        for name in self.names():
+            with contextlib.suppress(ValueError):  # it is gone: another job has merged it
+                self._take(read_part(self.dir / name, PART_ARRAYS))
+        self.flush()
+        return set(self._starts), sorted(self.written)
+
+    def _take(self, part: dict[str, AnyArray]) -> None:
+        """Add another process' file to our own, unless they share a batch."""
+        starts = part["starts"].tolist()
+        if not set(starts) & set(self._starts):
+            self._moments.merge(Moments(int(part["n"]), part["mean"], part["scatter"]))
+            self._starts += starts
+            self._indices += part["indices"].tolist()
+            self._kept.append(part["features"])
 
     def _read(self, name: str, n: int) -> dict[str, AnyArray]:
         """Read a file and check its shapes."""
         path = self.dir / name
-        part = read_part(path, ["starts", "indices", "n", "mean", "scatter", "features"])
+        part = read_part(path, PART_ARRAYS)
         check_indices(path, part["indices"], n)
         check_rows(path, part["features"], len(part["indices"]), self.width)
         check_rows(path, part["scatter"], self.width, self.width)
@@ -163,7 +205,8 @@ class MomentStore:
         if not self._starts:
             return
         self._add_block()
-        self._path = self._path or self.dir / f"part-{self._starts[0]:09d}.npz"
+        name = f"part-{self._starts[0]:09d}-{secrets.token_hex(8)}.npz"  # of no other process
+        self._path = self._path or self.dir / name
         arrays: dict[str, AnyArray] = {
             "starts": np.array(self._starts),
             "indices": np.array(self._indices, np.int64),
@@ -172,7 +215,7 @@ class MomentStore:
             "scatter": self._moments.scatter,
             "features": np.concatenate(self._kept),
         }
-        write_npz(self._path, arrays)
+        _write(self._path, arrays)
 
     def collect(
         self, n: int, names: Sequence[str] | None = None
@@ -189,6 +232,12 @@ class MomentStore:
         order = np.argsort(indices)
         features = np.concatenate([part["features"] for part in parts])[order]
         return moments.gaussian(), features, indices[order]
+
+
+def _write(path: Path, arrays: dict[str, AnyArray]) -> None:
+    """Write a file; without locks, another job may remove the directory that it has emptied."""
+    errors = TRANSIENT | {errno.ENOENT}
+    retried(lambda: write_npz(path, arrays), f"writing {path}", errors=errors)
 
 
 def list_names(directory: Path, pattern: re.Pattern[str]) -> list[str]:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, check_finite
-from evaluation.disk import dir_lock
+from evaluation.disk import dir_lock, file_lock
 from evaluation.features.batches import TapBatches
-from evaluation.features.store import NUM_KEPT, FeatureEntry, trim
+from evaluation.features.store import NUM_KEPT, FeatureEntry, trim, use_path
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.metrics.statistics import FeatureSet
 from evaluation.overlap import ahead
@@ -54,16 +54,28 @@ def extract(
         ValueError: An image cannot be decoded, or a feature is not finite; the job fails.
     """
     entries = [FeatureEntry(store, identity, d, batch_size, num_kept) for d in detectors]
-    if _missing(entries, world):
-        with ExitStack() as locks:
-            for path in sorted({entry.path for entry in entries}):  # in one order: no deadlock
-                locks.enter_context(dir_lock(path, world))
-            if missing := _missing(entries, world):  # else another job has computed it meanwhile
-                _complete(entries, missing, images, world, batch_size, title)
-        if world.rank == 0:
-            trim(store, keep=[entry.path for entry in entries])
-    sets = [entry.read() for entry in entries]
+    paths = sorted({entry.path for entry in entries})  # in one order: no deadlock
+    with ExitStack() as uses:
+        for path in paths:
+            uses.enter_context(file_lock(use_path(path), world, shared=True))
+        computed = bool(_missing(entries, world))
+        if computed:
+            _compute(entries, images, world, batch_size, title)
+        sets = world.attempt(lambda: [entry.read() for entry in entries])
+    if computed and world.rank == 0:
+        trim(store, keep=paths)
     return [dataclasses.replace(s, labels=images.labels(s.selected)) for s in sets]
+
+
+def _compute(
+    entries: Sequence[FeatureEntry], images: ImageSet, world: World, batch_size: int, title: str
+) -> None:
+    """Compute what the entries lack; another job may be doing so, and is waited for."""
+    with ExitStack() as locks:
+        paths = sorted({entry.path for entry in entries})
+        held = [locks.enter_context(dir_lock(path, world)) for path in paths]
+        if missing := _missing(entries, world):  # else another job has computed it meanwhile
+            _complete(entries, missing, images, world, batch_size, title, is_alone=all(held))
 
 
 def _missing(entries: Sequence[FeatureEntry], world: World) -> list[tuple[int, list[str]]]:
@@ -94,13 +106,15 @@ def _complete(
     world: World,
     batch_size: int,
     title: str,
+    *,
+    is_alone: bool,
 ) -> None:
     """Compute the missing taps of all entries and merge them."""
     if world.rank == 0:
         for number, _ in missing:
             entries[number].begin()
     todo = [Unfinished.of(entries[number], taps) for number, taps in missing]
-    files = _fill(todo, images, world, batch_size, title)
+    files = _fill(todo, images, world, batch_size, title, is_alone=is_alone)
     merges = [
         (entries[number], tap, names[tap])
         for (number, taps), names in zip(missing, files, strict=True)
@@ -129,13 +143,11 @@ class Unfinished:
         stores = {tap: entry.batches(tap) for tap in taps}
         return Unfinished(entry.detector.with_taps(taps), stores)
 
-    def names(self) -> dict[str, list[str]]:
-        """Return the names of the files on disk, by tap."""
-        return {tap: batches.names() for tap, batches in self.taps.items()}
-
-    def done(self) -> dict[str, set[int]]:
-        """Return the first indices of the batches on disk, by tap."""
-        return {tap: batches.done() for tap, batches in self.taps.items()}
+    def begin(self, *, is_alone: bool) -> tuple[dict[str, set[int]], dict[str, list[str]]]:
+        """Return the first indices of the batches on disk, and the names of files, by tap."""
+        found = {tap: batches.begin(is_alone=is_alone) for tap, batches in self.taps.items()}
+        done = {tap: starts for tap, (starts, _) in found.items()}
+        return done, {tap: names for tap, (_, names) in found.items()}
 
     def compute(self, images: Tensor, start: int, done: dict[str, set[int]]) -> dict[str, Tensor]:
         """Return the features of a batch, uint8 [B, 3, H, W], at the taps that lack it."""
@@ -154,7 +166,13 @@ class Unfinished:
 
 
 def _fill(
-    todo: Sequence[Unfinished], images: ImageSet, world: World, batch_size: int, title: str
+    todo: Sequence[Unfinished],
+    images: ImageSet,
+    world: World,
+    batch_size: int,
+    title: str,
+    *,
+    is_alone: bool,
 ) -> list[dict[str, list[str]]]:
     """Compute the batches that some tap lacks, each on one rank; return the names of all files.
 
@@ -162,7 +180,7 @@ def _fill(
     file system may lack what other machines wrote just now.
     """
     total = len(images)
-    found = [(t.done(), t.names()) for t in todo] if world.rank == 0 else None
+    found = [t.begin(is_alone=is_alone) for t in todo] if world.rank == 0 else None
     found = world.broadcast_object(found)
     done = [starts for starts, _ in found]
     everywhere = set.intersection(*(starts for taps in done for starts in taps.values()))

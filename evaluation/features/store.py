@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluation.detectors.base import PYTORCH_TF32, Detector
 from evaluation.digest import short_hash
-from evaluation.features.batches import BatchStore, MomentStore, TapBatches
+from evaluation.features.batches import PART, BatchStore, MomentStore, TapBatches
 from evaluation.image_sets.npz import AnyArray, read_npz, write_npz
 from evaluation.metrics.statistics import (
     FeatureSet,
@@ -31,6 +31,7 @@ from evaluation.metrics.statistics import (
 )
 from models.safe_files.atomic import remove_ours
 from models.safe_files.documents import DocumentError, Format
+from models.safe_files.locks import FileLock
 
 STREAMING_IMAGES = 100_000
 """Of sets above this size only moments and selected features are stored, not every feature."""
@@ -38,13 +39,15 @@ NUM_KEPT = 10_000
 """Features that are stored of those, unless more are asked for."""
 MAX_BYTES = 20 << 30
 """Size of a store above which the features that were not used for longest are removed."""
-BATCHES = re.compile(r"(part-)?\d{9}\.npz")
+BATCHES = re.compile(rf"\d{{9}}\.npz|{PART}")
 """Files of unfinished features."""
 ENTRY = "entry.json"
 OWNER = "entry"
 """Array that says whose the features of a file are, `<entry>/<tap>`: files may be exchanged."""
-OURS = re.compile(r"entry\.json|\.lock|\w+\.npz|\w+/(part-)?\d{9}\.npz")
+OURS = re.compile(rf"entry\.json|\.lock|\w+\.npz|\w+/({BATCHES.pattern})")
 """Files of an entry."""
+UNLOCKED_DAYS = 1.0
+"""Days of disuse before which nothing is removed where the file system has no locks."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,22 @@ class FeatureEntry:
         RECORD.write(self.path / ENTRY, self.record.__dict__)
 
     def finish(self, tap: str, names: Sequence[str]) -> None:
-        """Merge the batches of a tap, which lie in the files of these names, into its file."""
+        """Merge the batches of a tap, which lie in the files of these names, into its file.
+
+        Without locks another job may have done so meanwhile, and removed them.
+        """
+        try:
+            if tap in self.missing():
+                self._merge(tap, names)
+        except ValueError:
+            if tap in self.missing():
+                raise
+        remove_ours(self.path / tap, BATCHES)
+
+    def _merge(self, tap: str, names: Sequence[str]) -> None:
         gaussian, features, selected = self.batches(tap).collect(self._n, names)
         arrays = {"mu": gaussian.mu, "sigma": gaussian.sigma, "selected": selected}
         write_npz(self._file(tap), {**arrays, "features": features, OWNER: self._owner(tap)})
-        remove_ours(self.path / tap, BATCHES)
 
     def read(self) -> FeatureSet:
         """Return the features of all taps that are asked for.
@@ -151,6 +165,8 @@ class FeatureEntry:
         Raises:
             ValueError: A file is damaged; it names the directory to delete.
         """
+        with contextlib.suppress(OSError):  # for `trim`: when it was used last
+            os.utime(self.path / ENTRY, follow_symlinks=False)
         gaussians: dict[str, Gaussian] = {}
         features: dict[str, FloatArray] = {}
         selected: list[int] = []
@@ -168,8 +184,6 @@ class FeatureEntry:
                     f" {[len(selected), width]}; delete {self.path}"
                 )
             gaussians[tap], features[tap] = gaussian, np.asarray(rows, np.float32)
-        with contextlib.suppress(OSError):  # for `trim`: when it was used last
-            os.utime(self.path / ENTRY, follow_symlinks=False)
         meta: dict[str, Any] = {"images": self.record.images, "detector": self.record.detector}
         meta.update(self._selection)
         return FeatureSet(meta, self._n, gaussians, features, selected)
@@ -202,7 +216,7 @@ class StoredEntry:
         path: Its directory.
         record: What it was made of; null where that cannot be read.
         size: Bytes.
-        used: When it was last used, in seconds since 1970.
+        used: When it was last used or written to, in seconds since 1970.
     """
 
     path: Path
@@ -232,15 +246,35 @@ def entries(root: Path) -> list[StoredEntry]:
     return sorted(found, key=lambda entry: entry.used)
 
 
-def remove(entry: StoredEntry) -> bool:
+def use_path(entry: Path) -> Path:
+    """Return the lock of an entry, beside it: jobs that read or write the entry share it.
+
+    Who removes the entry holds it alone.
+    """
+    return entry.with_name(f".{entry.name}.use")
+
+
+def remove(entry: StoredEntry) -> str:
     """Remove the files of an entry, and its directory if nothing else is in it.
 
     Returns:
-        False if its record cannot be read, so that it may be another's; nothing is removed then.
+        Why it was left as it is; "" if it was removed. It stays if a job uses it, or if its record
+        cannot be read, so that it may be another's.
     """
-    if entry.record is not None:
+    if entry.record is None:
+        return "unreadable"
+    lock = FileLock(use_path(entry.path))
+    try:
+        if not lock.take():
+            return "in use"
+        if _stored(entry.path).used > entry.used:
+            return "used just now"
+        if not lock.works and entry.days < UNLOCKED_DAYS:
+            return f"the file system has no locks: kept for {UNLOCKED_DAYS:g} day after its use"
         remove_ours(entry.path, OURS)
-    return entry.record is not None
+    finally:
+        lock.release()
+    return ""
 
 
 def trim(root: Path, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> list[Path]:
@@ -255,7 +289,7 @@ def trim(root: Path, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> l
     excess = sum(entry.size for entry in found) - max_bytes
     kept = set(keep)
     for entry in found:
-        if excess > 0 and entry.path not in kept and remove(entry):
+        if excess > 0 and entry.path not in kept and not remove(entry):
             print(f"removed features to save space: {entry.describe()}", file=sys.stderr)
             removed.append(entry.path)
             excess -= entry.size
@@ -267,14 +301,14 @@ def _stored(path: Path) -> StoredEntry:
         record = RECORD.read(path / ENTRY)
     except (DocumentError, OSError):
         record = None
-    files = [file for file in path.rglob("*") if file.is_file()]
-    size = 0
-    for file in files:
-        with contextlib.suppress(OSError):
-            size += file.stat().st_size
-    used = 0.0
-    with contextlib.suppress(OSError):
-        used = (path / ENTRY).stat().st_mtime
+    size, used = 0, 0.0
+    for place, _, names in os.walk(path):  # a job may be writing it, or removing it
+        for name in names:
+            with contextlib.suppress(OSError):
+                facts = (Path(place) / name).stat()
+                size += facts.st_size
+                if name == ENTRY or BATCHES.fullmatch(name):
+                    used = max(used, facts.st_mtime)
     return StoredEntry(path, record, size, used)
 
 

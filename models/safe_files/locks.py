@@ -28,19 +28,27 @@ POLL_SECONDS = 0.2
 
 
 class FileLock:
-    """An exclusive lock, not held at first.
+    """A lock, not held at first.
 
     Args:
         path: The file, which is created; it says who holds the lock.
         stays: Whether the file stays when the lock is released.
+        shared: Whether others may hold it at once, if they share it too; then its file stays, and
+            does not say who holds it.
+
+    Attributes:
+        works: Whether the lock keeps others out, once it was taken; not on a file system without
+            locks.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, stays: bool = False) -> None:
-        self.path, self._stays = path, stays
+    def __init__(self, path: Path, stays: bool = False, *, shared: bool = False) -> None:
+        self.path, self._stays = path, stays or shared
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._held = False
+        self.works = False
         self._file: IO[str] = open(path, "a+")  # noqa: SIM115 - until release()
 
     def take(self, patience: float = 0.0) -> bool:
@@ -51,6 +59,8 @@ class FileLock:
                 return False
             time.sleep(POLL_SECONDS)
         self._held = True
+        if self._kind == fcntl.LOCK_SH:
+            return True
         self._file.seek(0)
         self._file.truncate()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.ctime()}
@@ -60,8 +70,10 @@ class FileLock:
 
     def _try(self) -> bool:
         """Lock the file, if it has not been removed; then that of its name is tried next time."""
-        if not try_lock(self._file):
+        found = lock_if_any(self._file, self._kind)
+        if found is False:
             return False
+        self.works = found is True
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                 return True
@@ -94,6 +106,11 @@ def read_owner(file: IO[str]) -> str:
 
 def try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
     """Try to lock an open file; False if another process holds it."""
+    return lock_if_any(file, kind) is not False
+
+
+def lock_if_any(file: IO[Any], kind: int) -> bool | None:
+    """Try to lock an open file, as `try_lock`; None where the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -102,6 +119,7 @@ def try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         _say_no_locks(Path(file.name).parent)
+        return None
     return True
 
 

@@ -29,6 +29,24 @@ def test_one_holds_a_lock_and_says_who(tmp_path: Path) -> None:
     second.release()
 
 
+def test_a_lock_may_be_shared(tmp_path: Path) -> None:
+    path = tmp_path / ".use"
+    readers = [FileLock(path, shared=True) for _ in range(2)]
+    assert all(reader.take() and reader.works for reader in readers)
+    alone = FileLock(path)
+    assert not alone.take()
+    for reader in readers:
+        reader.release()
+    assert path.exists(), "others may share it still"
+    assert alone.take()
+    late = FileLock(path, shared=True)
+    assert not late.take()
+    alone.release()
+    assert late.take(patience=5.0)
+    assert path.exists()
+    late.release()
+
+
 def test_what_a_killed_process_left_does_not_hold(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     path.write_text("damaged")
@@ -47,5 +65,6 @@ def test_file_systems_without_locks(
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     lock = FileLock(tmp_path / ".lock")
     assert lock.take()
+    assert not lock.works
     lock.release()
     assert "the file system has no locks" in capsys.readouterr().err
