@@ -5,6 +5,10 @@ Under torchrun (or Slurm) the same commands share their work over all ranks.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +33,7 @@ from dist_train.runtime.preemption import stop_with_launcher
 from dist_train.runtime.watchdog import LostRankError, is_lost_contact
 from dist_train.runtime.world import World, init_world
 from evaluation import dry_run
-from evaluation.arguments import build_parser, parse
+from evaluation.arguments import SHARED, build_parser, parse
 from evaluation.commands import COMMANDS, Work
 
 TIMEOUT = timedelta(hours=2)
@@ -43,32 +47,60 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m evaluation") 
 
 def _run(arguments: list[str], prog: str) -> int:
     stop_with_launcher()
-    plugins.load(arguments)
-    args = parse(arguments, build_parser(prog))
-    command_line.check_files(args)
-    place = vars(args).get("out") or vars(args).get("plots") or Path()
     world = None
     try:
-        with command_line.about(place):
-            if vars(args).get("dry_run"):
-                dry_run.check(args)
-                print(f"{args.command}: valid")
-                return 0
-            launches = should_launch(vars(args).get("ranks"))
-            if hasattr(args, "ranks") and "RANK" in os.environ:
-                world = init_world(TIMEOUT)
-            work = COMMANDS[args.command](args)
-            if work is None:
-                return 0
-            if launches:
+        if "RANK" in os.environ and arguments[:1] and arguments[0] in SHARED:
+            world = init_world(TIMEOUT)  # first, so that what one rank rejects is said on all
+        prepare = functools.partial(_prepared, arguments, prog, world)
+        args, work = world.attempt(prepare) if world else prepare()
+        with command_line.about(_place(args)):
+            if work is not None and world is None and should_launch(vars(args).get("ranks")):
                 return launch_ranks("evaluation", arguments, args.ranks)
-            world = world or init_world(TIMEOUT)
-            _share(work, world)
+            if work is not None:
+                _share(work, world or init_world(TIMEOUT))
+            elif world is not None:
+                world.close()
     except BrokenPipeError:
         raise  # `| head` has seen enough: no failure
     except (Exception, KeyboardInterrupt) as error:
         return rank_errors.fail(error, world)
     return 0
+
+
+def _prepared(
+    arguments: list[str], prog: str, world: World | None
+) -> tuple[argparse.Namespace, Work | None]:
+    """Parse and check a command line; return what is to be done, None if all is done."""
+    plugins.load(arguments)
+    args = _parsed(arguments, prog, world)
+    command_line.check_files(args)
+    with command_line.about(_place(args)):
+        if vars(args).get("dry_run"):
+            dry_run.check(args)
+            if world is None or world.rank == 0:
+                print(f"{args.command}: valid")
+            return args, None
+        should_launch(vars(args).get("ranks"))
+        return args, COMMANDS[args.command](args)
+
+
+def _parsed(arguments: list[str], prog: str, world: World | None) -> argparse.Namespace:
+    """Return the arguments; a rank says to the others that they do not parse, before it ends."""
+    if world is None:
+        return parse(arguments, build_parser(prog))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(arguments, build_parser(prog))
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        raise ValueError(said.getvalue().strip().removeprefix("error: ")) from None
+
+
+def _place(args: argparse.Namespace) -> Path:
+    """Return where the command writes, which errors that name no file are about."""
+    return vars(args).get("out") or vars(args).get("plots") or Path()
 
 
 def _share(work: Work, world: World) -> None:

@@ -20,7 +20,7 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import DetectorConfig, allowed_tf32
 from evaluation.detectors.passes import PROBE, fitting_size
 from evaluation.detectors.registry import build_detector, weights_of
-from evaluation.digest import short_hash
+from evaluation.digest import digest_of, short_hash
 from evaluation.image_sets.image_set import ImageSet, read_samples_manifest
 from evaluation.image_sets.seeds import format_seeds
 from evaluation.metrics.statistics import stratified
@@ -31,7 +31,6 @@ from evaluation.results.result_file import read_result, versions
 from evaluation.samples.generate import GeneratedImages, SampleSpec, describe_snapshot
 from evaluation.samples.sample_dir import SampleRequest
 from evaluation.sheets.make import BY_FEATURES, SheetRequest
-from models.safe_files.transient import file_sha256
 from models.snapshot import Snapshot, read_snapshot
 
 Request = Evaluation | SampleRequest | NewReference
@@ -243,7 +242,7 @@ def _files_of(value: Any) -> dict[str, Any]:
         return {"weights": _weights(value)}
     if isinstance(value, ReferenceSettings):
         files = {"statistics": value.statistics, "features": value.features}
-        return {name: path and f"of sha256 {file_sha256(path)}" for name, path in files.items()}
+        return {name: path and f"of sha256 {digest_of(path)}" for name, path in files.items()}
     if isinstance(value, SheetRequest) and value.kind not in BY_FEATURES:
         return {"detector": None}  # its weights need not be there
     return {}
@@ -255,7 +254,7 @@ def _weights(config: DetectorConfig) -> str:
         path = weights_of(config)
     except ValueError:
         return "no file"
-    return f"of sha256 {file_sha256(path)}"
+    return f"of sha256 {digest_of(path)}"
 
 
 def _content(images: ImageSet) -> str:

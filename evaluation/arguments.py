@@ -19,6 +19,8 @@ from evaluation.sheets.make import KINDS as KINDS_OF_SHEETS
 from relaywave import Parser, add_import, complete_by
 
 GRID_IMAGES = 64
+SHARED = ("sample", "reference", "run", "sweep", "sheet")
+"""Commands whose work ranks can share."""
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -21,9 +21,9 @@ from dist_train.runtime.rank_errors import PartError
 from evaluation.detectors.passes import Passes
 from evaluation.detectors.resize import PREPROCESSINGS
 from evaluation.detectors.weights import find_weights
+from evaluation.digest import digest_of
 from models.convert.pickle_reader import check_torch_pickles, unreadable
 from models.safe_files.archives import check_torch_file
-from models.safe_files.transient import file_sha256
 from models.safe_files.trees import check_tree
 
 CPU_CHUNK = 16
@@ -202,7 +202,7 @@ def load_checked(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str
 def weights_digest(path: Path, sha256: str | None) -> str:
     """Return a file's SHA-256. Raises ValueError if it is missing or not the expected one."""
     try:
-        digest = file_sha256(path)
+        digest = digest_of(path)
     except OSError as error:
         raise ValueError(f"weights file {path} cannot be read: {error}") from None
     if sha256 is not None and digest != sha256:

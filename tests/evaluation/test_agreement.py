@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ import torch
 from PIL import Image
 
 from dist_train.runtime.world import init_world
-from evaluation.arguments import parse
+from evaluation import __main__ as cli
+from evaluation.arguments import SHARED, build_parser, parse
 from evaluation.commands import COMMANDS
+from evaluation.digest import digest_of
+from models.safe_files import transient
 from tests.evaluation.test_commands import write_images
 from tests.evaluation.test_ranks import call, write_generator
 from tests.ranks import run_ranks
@@ -214,3 +218,113 @@ def test_weights_that_one_rank_cannot_use_end_all(places: Path, command: list[st
     change_weights(places / "1")
     run_ranks(2, work_in_own_directory, places, command, ())
     assert all("weights" in (places / rank / "said").read_text() for rank in "01")
+
+
+def main_in_own_directory(place: Path, command: list[str], more: dict[int, list[str]]) -> None:
+    """Run a rank's command line in a directory of its own; write down how that ended."""
+    rank = init_world().rank
+    with contextlib.chdir(place / str(rank)), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.main([*command, *more.get(rank, [])])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    (place / str(rank) / "said").write_text(f"{code}\n{said.getvalue()}")
+
+
+def ended(place: Path, rank: int) -> tuple[int, list[str]]:
+    """Return a rank's exit code, and the lines that it printed."""
+    code, *lines = (place / str(rank) / "said").read_text().splitlines()
+    return int(code), lines
+
+
+SAMPLE = ["sample", "model", "--seeds", "0-3", "--out", "s"]
+SWEEP = ["sweep", "model", "--seeds", "0-3", "--reference", "images", "--out", "w", "--grid",
+         "generator.compute_dtype=float32"]  # fmt: skip
+REJECTED: dict[str, tuple[str, list[str], int, str | None, list[str]]] = {
+    # what is said, the command, the rank, what it lacks, its own arguments
+    "a reference": ("reference.npz does not exist", LOOK, 1, "reference.npz", []),
+    "images": ("images does not exist", LOOK, 0, "images", []),
+    "a model": ("model does not exist", DRAW, 1, "model", []),
+    "a model to sample": ("model does not exist", SAMPLE, 1, "model", []),
+    "a model to sweep": ("model does not exist", SWEEP, 1, "model", []),
+    "images of a reference": ("images does not exist", ["reference", "images", "o.npz"], 1,
+                              "images", []),
+    "images of a sheet": ("images does not exist", ["sheet", "classes", "images", "--out",
+                          "s.png"], 1, "images", []),
+    "weights": ("w.pth cannot be read", [*LOOK, "--weights", "w.pth"], 1, "w.pth", []),
+    "a plugin": ("gone.py", LOOK, 1, None, ["--import", "gone.py"]),
+    "seeds": ("seeds", DRAW, 1, None, ["--seeds", "9-1"]),
+    "an option": ("--no-such-option", DRAW, 0, None, ["--no-such-option"]),
+    "a dry run": ("reference.npz does not exist", [*LOOK, "--dry-run"], 1, "reference.npz", []),
+}  # fmt: skip
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_one_rank_rejects_is_one_line_and_ends_all(places: Path, name: str) -> None:
+    message, command, rank, lacks, more = REJECTED[name]
+    if lacks:
+        (places / str(rank) / lacks).rename(places / f"{lacks}-elsewhere")
+    other = places / str(1 - rank)
+    before = {path.name for path in other.iterdir()}
+    run_ranks(2, main_in_own_directory, places, command, {rank: more})
+    ends = [ended(places, number) for number in range(2)]
+    assert [code for code, _ in ends] == [2, 2]
+    (line,) = [line for _, lines in ends for line in lines]
+    assert line.startswith(f"error: rank {rank}: ")
+    assert message in line
+    assert {path.name for path in other.iterdir()} == before | {"said"}
+
+
+@pytest.mark.distributed
+def test_what_all_ranks_reject_is_one_line(places: Path) -> None:
+    more = ["--no-such-option"]
+    run_ranks(2, main_in_own_directory, places, LOOK, dict.fromkeys(range(2), more))
+    ends = [ended(places, number) for number in range(2)]
+    assert [code for code, _ in ends] == [2, 2]
+    (line,) = [line for _, lines in ends for line in lines]
+    assert line.startswith("error: unrecognized arguments: --no-such-option")
+
+
+def test_ranks_share_the_commands_that_take_them() -> None:
+    required = {"sample": SAMPLE, "reference": ["reference", "a", "b"], "run": LOOK,
+                "sweep": SWEEP, "sheet": ["sheet", "classes", "a", "--out", "b"]}  # fmt: skip
+    assert set(required) == set(SHARED)
+    for command in required.values():
+        assert parse([*command, "--ranks", "2"]).ranks == 2
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["gc", "--ranks", "2"])
+
+
+def count_readings_of_weights(place: Path, command: list[str]) -> None:
+    """Count how often a rank takes the digest of the weights; others' files do not count."""
+    read: list[str] = []
+
+    def noted(path: Path) -> io.BufferedReader:
+        read.append(Path(path).name)
+        return open_file(path)
+
+    open_file = transient.open_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transient, "open_file", noted)
+        work_in_own_directory(place, command, ())
+    own = place / str(init_world().rank)
+    assert (own / "said").read_text() == "nothing"
+    assert read.count("w.pth") == 1
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "command", [[*LOOK, "--weights", "w.pth"], ["reference", "images", "o.npz", "--weights",
+                "w.pth"]]
+)  # fmt: skip
+def test_weights_of_a_detector_are_hashed_once(places: Path, command: list[str]) -> None:
+    command = [*command, "--out", str(places / "r.json")] if command[0] == "run" else command
+    run_ranks(2, count_readings_of_weights, places, command)
+
+
+def test_weights_that_change_are_hashed_again(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"a")
+    first = digest_of(path)
+    path.write_bytes(b"b")
+    assert digest_of(path) != first
