@@ -22,6 +22,7 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, DetectorConfig
 from evaluation.detectors.passes import least_sizes
 from evaluation.detectors.registry import build_detector
+from evaluation.digest import short_hash
 from evaluation.disk import file_lock, lock_path
 from evaluation.features.extract import extract
 from evaluation.features.store import features_dir
@@ -119,19 +120,42 @@ def _evaluate_images(
     """Evaluate one set of images in one pass."""
     identity = world.broadcast_object(images.identity if world.rank == 0 else None)
     results = [_start(evaluation, identity, images, world) for evaluation in evaluations]
+    classes = world.broadcast_object([_classes(e, images) for e in evaluations])
     unfinished = [
-        (evaluation, result, missing)
-        for evaluation, result in zip(evaluations, results, strict=True)
-        if (missing := [n for n in evaluation.metrics if n not in result["metrics"]])
+        (evaluation, result, missing, known)
+        for evaluation, result, known in zip(evaluations, results, classes, strict=True)
+        if (missing := _missing(evaluation, result, known))
     ]
     if unfinished:
-        wanted = _restricted([(evaluation, names) for evaluation, _, names in unfinished])
+        wanted = _restricted([(evaluation, names) for evaluation, _, names, _ in unfinished])
         sets, seconds = _features(evaluations[0].request, images, identity, wanted, world)
-        for (evaluation, result, names), features in zip(unfinished, sets, strict=True):
+        for (evaluation, result, names, known), features in zip(unfinished, sets, strict=True):
             _note_times(result, seconds)
-            _compute(evaluation, result, names, features, world)
+            _compute(evaluation, result, names, features, known, world)
     world.barrier()
     return results
+
+
+def _classes(evaluation: Prepared, images: ImageSet) -> str:
+    """Return a digest of the classes of images and reference, "" if no metric takes them.
+
+    They are known beside the images, whose digest does not tell.
+    """
+    if not any(METRICS[metric.kind].classes for metric in evaluation.metrics.values()):
+        return ""
+    both = (images.labels(range(len(images))), evaluation.reference.labels)
+    return short_hash([None if labels is None else labels.tolist() for labels in both])
+
+
+def _missing(evaluation: Prepared, result: Result, classes: str) -> list[str]:
+    """Return the metrics that a result lacks, or has of other classes."""
+    found = result["metrics"]
+    return [
+        name
+        for name, metric in evaluation.metrics.items()
+        if name not in found
+        or (METRICS[metric.kind].classes and found[name].get("classes", classes) != classes)
+    ]
 
 
 def _write_best(
@@ -276,11 +300,18 @@ def _note_times(result: Result, taken: Mapping[str, Any]) -> None:
 
 
 def _compute(
-    evaluation: Prepared, result: Result, names: Sequence[str], features: FeatureSet, world: World
+    evaluation: Prepared,
+    result: Result,
+    names: Sequence[str],
+    features: FeatureSet,
+    classes: str,
+    world: World,
 ) -> None:
     """Compute metrics; each is on disk as soon as it is known."""
     for name in names:
         metric = evaluation.metrics[name]
-        result["metrics"][name] = metric.compute(features, evaluation.reference, world)
+        computed = metric.compute(features, evaluation.reference, world)
+        made_of = {"classes": classes} if METRICS[metric.kind].classes else {}
+        result["metrics"][name] = computed | made_of
         if world.rank == 0:
             write_result(evaluation.request.out, result)

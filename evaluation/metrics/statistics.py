@@ -24,6 +24,8 @@ BLOCK_ROWS = 1024
 SYMMETRY_TOLERANCE = 1e-6
 EIGENVALUE_TOLERANCE = 1e-8
 LEAST_PIVOT = 1e-10
+STORED = "stored"
+"""Key of how many features a reference's file stores, where that is not as by default."""
 SELECTED_BY, SELECTION = "selection", "stratified"
 """What is recorded of how images were selected; older versions took every k-th and said nothing."""
 SELECTION_SEED = 2020

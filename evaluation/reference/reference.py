@@ -14,11 +14,12 @@ import numpy as np
 
 from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector
+from evaluation.digest import short_hash
 from evaluation.disk import file_lock, lock_path
 from evaluation.features.extract import extract
 from evaluation.image_sets.image_set import ImageSet, open_images
 from evaluation.image_sets.npz import npz_names
-from evaluation.metrics.statistics import SELECTED_BY, FeatureSet, selection_of
+from evaluation.metrics.statistics import SELECTED_BY, STORED, FeatureSet, selection_of
 from evaluation.reference.importers import read_statistics
 from evaluation.reference.statistics_file import read_reference, write_reference
 from models.safe_files.nearest import check_there
@@ -129,7 +130,7 @@ def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureS
     statistics = read_statistics(settings.statistics, made_by)
     check_comparable(detector, statistics)
     if settings.features is None:
-        return statistics
+        return _with_count(statistics) if settings.images is None else statistics
     others = read_statistics(settings.features, made_by)
     check_comparable(detector, others)
     if not others.features:
@@ -138,6 +139,17 @@ def load_statistics(settings: ReferenceSettings, detector: Detector) -> FeatureS
     for tap in sorted(others.features):
         digest.update(tap.encode() + np.ascontiguousarray(others.features[tap], np.float32).data)
     return _with_features(statistics, others, digest.hexdigest())
+
+
+def _with_count(statistics: FeatureSet) -> FeatureSet:
+    """Return the statistics of a file, recording how many features it stores if not as by default.
+
+    Files of the same images are told apart by that: what is known of them is the images.
+    """
+    stored = statistics.num_rows
+    if "images" not in statistics.meta or stored in (0, min(statistics.n, NUM_FEATURES)):
+        return statistics
+    return dataclasses.replace(statistics, meta=statistics.meta | {STORED: stored})
 
 
 def _with_features(moments: FeatureSet, others: FeatureSet, digest: str) -> FeatureSet:
@@ -235,6 +247,12 @@ def same_reference(
     ]
     if made_of.get("digest") == images.identity["digest"]:
         facts.pop(1)  # wherever they are
+    if found.labels is not None:
+        classes = images.labels(found.selected)
+        facts.append(
+            ("made with the classes", short_hash(found.labels.tolist()),
+             None if classes is None else short_hash(classes.tolist()))
+        )  # fmt: skip
     for what, theirs, ours in facts:
         if theirs != ours or what == "made from other images":
             raise ValueError(

@@ -21,7 +21,7 @@ from dist_train.runtime.world import World
 from evaluation.detectors.base import Detector, allowed_tf32
 from evaluation.digest import short_hash
 from evaluation.disk import write_bytes
-from evaluation.metrics.statistics import SELECTED_BY, FeatureSet
+from evaluation.metrics.statistics import SELECTED_BY, STORED, FeatureSet
 from evaluation.samples.generate import unlike
 from evaluation.samples.postprocess import PostProcess
 from models.safe_files.documents import DocumentError, Format, read_object
@@ -286,13 +286,15 @@ def _unlike_samples(old: Result, new: Result) -> str:
 def reference_digest(reference: FeatureSet) -> str:
     """Return a digest of what a reference was made of: the images, or a foreign file's moments.
 
-    Features that come from another file, or other images, are part of it, and how they were
-    selected. The same images give the same digest whether their statistics lie in a file or not,
-    and whatever taps they are of.
+    Features that come from another file, or other images, are part of it, how they were selected,
+    and how many a file stores if that is not as by default. The same images give the same digest
+    whether their statistics lie in a file or not, and whatever taps they are of.
     """
     digest = _digest_of_moments(reference)
     if features := reference.meta.get("features_from"):
         digest = hashlib.sha256(f"{digest} {features['digest']}".encode()).hexdigest()
+    if stored := reference.meta.get(STORED):
+        digest = hashlib.sha256(f"{digest} {stored} features".encode()).hexdigest()
     if selection := reference.meta.get(SELECTED_BY):
         digest = hashlib.sha256(f"{digest} {selection}".encode()).hexdigest()
     return digest

@@ -127,6 +127,57 @@ def test_another_reference_or_other_images_are_another_request(
     evaluate(images, reference, out, "fd:block4")  # the same images, as a file
 
 
+def test_files_of_the_same_images_with_other_numbers_of_features_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, others = write_images(tmp_path / "a", 12), write_images(tmp_path / "b", 12, seed=1)
+    files = [tmp_path / f"{count}.npz" for count in (5, 8, 12)]
+    for path in files:
+        command = ["reference", str(others), str(path), "--taps", "block4", "--features", path.stem]
+        assert cli.main(command) == 0
+    out = tmp_path / "r.json"
+    first = evaluate(images, files[0], out, "pr:block4")
+    capsys.readouterr()
+    for path in (*files[1:], others):
+        assert "(reference is" in rejected(capsys, images, path, out, "--metrics", "pr:block4")
+        assert cli.main(["run", str(images), "--reference", str(path), "--out", str(out),
+                         "--metrics", "pr:block4", "--dry-run"]) == 2  # fmt: skip
+        capsys.readouterr()
+    assert evaluate(images, files[0], out, "pr:block4") == first
+    full = tmp_path / "full.json"
+    evaluate(images, files[2], full, "pr:block4")
+    evaluate(images, others, full, "pr:block4")  # all features, as by default: the same
+
+
+def label(images: Path, classes: Sequence[int]) -> None:
+    pairs = [[f"{number:03d}.png", c] for number, c in enumerate(classes)]
+    (images / "dataset.json").write_text(json.dumps({"labels": pairs}))
+
+
+def test_other_classes_of_the_same_images_give_other_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], passes: list[tuple[str, ...]]
+) -> None:
+    images, others = write_images(tmp_path / "a", 16), write_images(tmp_path / "b", 16, seed=1)
+    in_turn, in_order = [i % 2 for i in range(16)], [i // 8 for i in range(16)]
+    out, reference = tmp_path / "r.json", tmp_path / "ref.npz"
+    metrics = "fd:block4,fd_per_class:block4"
+    for directory in (images, others):
+        label(directory, in_turn)
+    evaluate(images, others, out, metrics)
+    assert cli.main(["reference", str(others), str(reference), "--taps", "block4"]) == 0
+    for directory in (images, others):  # the images alone, then the reference, too
+        label(directory, in_order)
+        passes.clear()
+        found = evaluate(images, others, out, metrics)
+        assert found == evaluate(images, others, tmp_path / f"{directory.name}.json", metrics)
+        assert passes == [], "features do not depend on classes"
+        before = out.read_bytes()
+        evaluate(images, others, out, metrics)
+        assert out.read_bytes() == before
+    assert cli.main(["reference", str(others), str(reference), "--taps", "block4"]) == 2
+    assert "was made with the classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
