@@ -66,6 +66,7 @@ def facts_of(result: Result, axis: str) -> dict[str, str]:
         "detector": f"{result['detector']['name']}/{result['detector']['pipeline']}",
         "n": str(result["images"]["num_images"]),
         "reference": str(result["reference"]["digest"])[:6],
+        "ranges of seeds": str(len(result.get("repeats", ())) or 1),
     }
     others = {name: _text(axis_value(result, name)) for name in AXES if name != axis}
     return facts | others

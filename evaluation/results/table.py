@@ -131,7 +131,7 @@ def short_names(names: Sequence[str], results: Sequence[Result]) -> list[str]:
 
 def comparability(results: Sequence[Result]) -> str:
     """Say in one line what the numbers are comparable to and what not, and why."""
-    facts = [measurement(result) for result in results]
+    facts = [measurement(r) | {"ranges of seeds": len(r.get("repeats", ())) or 1} for r in results]
     names = [name for name in dict.fromkeys(chain(*facts)) if name not in NO_MATTER]
     found = {name: [fact.get(name) for fact in facts] for name in names}
     different = [

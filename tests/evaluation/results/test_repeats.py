@@ -104,6 +104,15 @@ def test_directories_show_the_best_as_one_result(place: Path) -> None:
     assert len(find_results(named)) == 2, "files that are named are shown"
 
 
+def test_the_best_of_several_is_not_compared_with_a_single_one(place: Path) -> None:
+    call(command(place))
+    best, single = (read(place, name) for name in ("o.json", "o-1.json"))
+    assert "NOT comparable" in format_table([best, single])
+    assert "differ in ranges of seeds (3, 1)" in format_table([best, single])
+    assert "NOT comparable" not in format_table([single, read(place, "o-2.json")])
+    assert len(lines_of([best, single], "images seen", (FD, "distance"))) == 2
+
+
 def test_nothing_is_done_twice(place: Path, drawn: list[int]) -> None:
     call(command(place))
     assert drawn == [0, 6, 12]
