@@ -147,18 +147,26 @@ class MomentStore:
 
     def done(self) -> set[int]:
         """Return the first indices of the batches in all files."""
-        files = (self.dir / name for name in self.names())
-        return {int(s) for path in files for s in read_part(path, ["starts"])["starts"]}
+        return {start for name in self.names() for start in self._starts_in(name)}
+
+    def _starts_in(self, name: str) -> list[int]:
+        starts: list[int] = read_part(self.dir / name, ["starts"])["starts"].tolist()
+        return starts
 
     def names(self) -> list[str]:
         """Return the names of the files on disk."""
         return list_names(self.dir, re.compile(PART))
 
     def begin(self, *, is_alone: bool) -> tuple[set[int], list[str]]:
-        """Return what is on disk; if another job may add to it, a copy that is our own."""
-        if is_alone:
-            return self.done(), self.names()
-        for name in self.names():
+        """Return what is on disk; a copy that is our own if another job may add to it.
+
+        So, too, if a batch is there twice: two jobs that knew nothing of each other were killed.
+        """
+        names = self.names()
+        starts = [s for name in names for s in self._starts_in(name)] if is_alone else []
+        if is_alone and len(set(starts)) == len(starts):
+            return set(starts), names
+        for name in names:
             with contextlib.suppress(ValueError):  # it is gone: another job has merged it
                 self._take(read_part(self.dir / name, PART_ARRAYS))
         self.flush()

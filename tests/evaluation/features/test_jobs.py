@@ -15,11 +15,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evaluation import __main__ as cli
 from evaluation.features import store as module
-from evaluation.features.batches import BatchStore
+from evaluation.features.batches import BatchStore, MomentStore
 from evaluation.features.store import FeatureEntry, entries, remove, trim
 from models.safe_files import locks
 from tests.evaluation.features.test_reuse import evaluate, write_images
@@ -110,6 +111,31 @@ def test_two_jobs_at_once_on_one_reference_file(
         for code, said in processes.map(_work, [job, job]):
             assert code == 0, said
         assert out.exists()
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_moments_that_two_killed_jobs_left_are_counted_once(tmp_path: Path, is_alone: bool) -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+
+    def write(store: MomentStore, *starts: int) -> None:
+        for start in starts:
+            store.write(start, range(start, start + 2), rows[start : start + 2])
+        store.flush()
+
+    for starts in ((0, 4), (0, 2, 4), (6,)):
+        write(MomentStore(tmp_path, 3, range(12)), *starts)
+    store = MomentStore(tmp_path, 3, range(12))
+    done, names = store.begin(is_alone=is_alone)
+    assert {0, 4, 6} <= done
+    growing = MomentStore(tmp_path, 3, range(12))
+    if not is_alone:  # another job goes on at the same time
+        write(growing, 8, 10)
+    write(store, *({0, 2, 4, 6, 8, 10} - done))
+    gaussian, features, selected = store.collect(12, sorted({*names, *store.written}))
+    assert np.array_equal(features, rows)
+    assert list(selected) == list(range(12))
+    np.testing.assert_allclose(gaussian.mu, rows.mean(0), atol=1e-6)
+    np.testing.assert_allclose(gaussian.sigma, np.cov(rows.T), atol=1e-6)
 
 
 def gc(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
