@@ -59,6 +59,12 @@ COMMANDS = {
         is_named=True,
         has_parsers=True,
     ),
+    "paper": Command(
+        "slurm",
+        "reproduce tables and figures of the papers: list, run NAME",
+        is_named=True,
+        has_parsers=True,
+    ),
     "convert": Command("models", "convert official checkpoints to snapshots", is_named=True),
     "spectrum": Command("models", "plot the spectra of images and noise", is_named=True),
 }
@@ -277,6 +283,11 @@ def _add_completers(parser: argparse.ArgumentParser) -> None:
         from dist_train.planning.hardware import GPUS
 
         complete_by(actions["gpu"], lambda **_: GPUS)
+    if "official" in actions:
+        from slurm.paper.experiments import EXPERIMENTS
+
+        for name in ("name", "overrides"):  # argcomplete takes a missing name for given
+            complete_by(actions[name], lambda **_: EXPERIMENTS)
     if "workflow" in actions:
         from slurm.workflows import WORKFLOWS
 

@@ -1,6 +1,7 @@
 """relaywave's commands as Slurm jobs.
 
 workflows/        Experiments as graphs of jobs, each a documented function like a recipe
+paper/            `relaywave paper`: the papers' tables and figures, one command each
 report/           `relaywave report`: a page about runs that people look at
 monitor/          Where runs and their jobs stand: status, logs, history, cancel
 continuous_eval/  Scheduled evaluation of the snapshots of runs, each exactly once

@@ -39,6 +39,12 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add_report(parser)
 
 
+def _add_paper(parser: argparse.ArgumentParser) -> None:
+    from slurm.paper.command import add_paper  # imports recipes and results, and so torch
+
+    add_paper(parser)
+
+
 def _add_workflow(parser: argparse.ArgumentParser) -> None:
     from slurm.workflows.command import add_workflow  # imports recipes, and so torch
 
@@ -60,6 +66,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "logs": (add_logs, "show what the tasks of a job print"),
     "history": (add_history, "show what runs have cost, and their goodput"),
     "doctor": (add_doctor, "check whether a site is fit for training"),
+    "paper": (_add_paper, "reproduce a table or figure of the papers"),
     "report": (_add_report, "write a page about runs: curves, samples, results"),
     "cancel": (add_cancel, "cancel jobs; training saves its state first"),
 }

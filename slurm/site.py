@@ -28,7 +28,7 @@ PER_JOB = frozenset(("nodes", "ntasks-per-node", "gpus-per-node", "gpus-per-task
 OF_SRUN = frozenset(("output", "error", "input", "unbuffered", "cpus-per-task", "cpu-bind", "nodes",
                      "ntasks", "ntasks-per-node", "multi-prog"))  # fmt: skip
 """Options of srun that jobs depend on, or that another setting of the site profile sets."""
-KINDS = ("pack", "train", "sample", "reference", "eval", "table")
+KINDS = ("pack", "train", "sample", "reference", "eval", "table", "convert", "time")
 """Kinds of steps of workflows: the commands that they are."""
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 

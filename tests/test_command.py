@@ -117,6 +117,7 @@ def test_usage_shows_what_was_typed(arguments: str, capsys: pytest.CaptureFixtur
         ("train plan rdm_debug_edm16 --gpu a100-40", "a100-40g"),
         ("slurm statsu run", "status"),
         ("slurm workflow quickstrat --root x", "quickstart"),
+        ("paper run rdm_tabel1 --root x", "rdm_table1"),
         ("convert rdm-oficial a b", "rdm-official"),
     ],
 )
@@ -194,6 +195,7 @@ def complete(line: str, tmp_path: Path, *first_on_path: str) -> list[str]:
         ("relaywave train plan rdm_debug_edm16 --gpu h2", {"h200-141g"}),
         ("relaywave slurm workflow qui", {"quickstart"}),
         ("relaywave slurm sw", {"sweep"}),
+        ("relaywave paper run rdm_table", {"rdm_table1", "rdm_table2", "rdm_table3"}),
         ("relaywave report runs --se", {"--serve"}),
         ("relaywave slurm train rdm_debug_e", {"rdm_debug_edm16"}),
         ("relaywave slurm train rdm_debug_edm16 --run-dir run data.ba", {"data.backend="}),

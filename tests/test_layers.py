@@ -30,8 +30,8 @@ ORDER = {
     " > request > protocols sheets unused_options > published results > circumstances"
     " > reference > samples > features > metrics > image_sets detectors"
     " > progress digest disk overlap",
-    "slurm": "__main__ > workflows report > monitor > continuous_eval doctor > submit > jobs"
-    " > resources > site slurm_cli > sbatch_keys",
+    "slurm": "__main__ > paper > workflows report > monitor > continuous_eval doctor > submit"
+    " > jobs > resources > site slurm_cli > sbatch_keys",
 }
 """Within a package a file or sub-package imports only what stands further down its line."""
 LOWEST = ("models.safe_files", "models.command_line", "models.plugins")

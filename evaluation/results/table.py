@@ -213,13 +213,13 @@ def _published(result: Result) -> Block | None:
     source = f" ({protocol['source']})" if protocol.get("source") else ""
     rows = [[f"{protocol['name']}{source}", "ours", "published"]]
     for key, value in protocol["published"].items():
-        name, ours = _counterpart(result, key)
+        name, ours = counterpart(result, key)
         rows.append([name, "-" if ours is None else f"{ours:.4g}", f"{value:g}"])
     notes = [f"Deviation: {text}." for text in protocol["deviations"]]
     return Block(rows if rows[1:] else [], notes) if rows[1:] or notes else None
 
 
-def _counterpart(result: Result, key: str) -> tuple[str, float | None]:
+def counterpart(result: Result, key: str) -> tuple[str, float | None]:
     """Return our name and value of a published value."""
     metric, _, value = key.partition(".")
     if result["detector"].get("weights") == "unknown":

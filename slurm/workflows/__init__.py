@@ -3,7 +3,6 @@
 command.py     `relaywave slurm workflow NAME --root DIR`: validates all steps, then submits them
 workflow.py    A graph of jobs: its steps, which are finished, queued or missing, and its report
 steps.py       The kinds of steps: pack, train, sample, reference, evaluate, table
-papers.py      The experiments of the two papers
 quickstart.py  The quickstart: both models on the embedded photographs
 """
 
@@ -13,14 +12,14 @@ from collections.abc import Callable
 
 from models.config_io import ConfigError, did_you_mean
 from models.plugins import Registry
-from slurm.workflows import papers, quickstart
+from slurm.workflows import quickstart
 from slurm.workflows.steps import Inputs
 from slurm.workflows.workflow import Workflow
 
 WORKFLOWS: Registry[Callable[[Inputs], Workflow]] = Registry(
     "workflow",
     Callable,
-    {workflow.__name__: workflow for workflow in (*quickstart.WORKFLOWS, *papers.WORKFLOWS)},
+    {workflow.__name__: workflow for workflow in quickstart.WORKFLOWS},
 )
 
 
@@ -28,5 +27,6 @@ def find_workflow(name: str) -> Callable[[Inputs], Workflow]:
     """Return the workflow of a name. Raises ConfigError, listing all names, if there is none."""
     if name not in WORKFLOWS:
         similar = did_you_mean(name, [*WORKFLOWS]) or f"; known are {', '.join(WORKFLOWS)}"
-        raise ConfigError(f"there is no workflow {name!r}{similar}")
+        papers = "the papers' experiments are in `relaywave paper list`"
+        raise ConfigError(f"there is no workflow {name!r}{similar}; {papers}")
     return WORKFLOWS[name]

@@ -15,12 +15,12 @@ from slurm.jobs.jobs import CommandJob
 from slurm.monitor.status import queue_or_empty
 from slurm.site import Site
 from slurm.slurm_cli import queued
-from slurm.submit.arguments import Target, add_submit_options, submit_options
+from slurm.submit.arguments import SubmitOptions, Target, add_submit_options, submit_options
 from slurm.submit.check_arguments import check_arguments
 from slurm.submit.preflight import RunChecks, check_run, check_time_limit
 from slurm.submit.sbatch_options import NAMES, OPTIONS, changed, requested_by_texts
 from slurm.workflows import WORKFLOWS, find_workflow
-from slurm.workflows.steps import Inputs
+from slurm.workflows.steps import EVALUATING, Inputs
 from slurm.workflows.workflow import (
     Step,
     Workflow,
@@ -29,9 +29,6 @@ from slurm.workflows.workflow import (
     run_workflow,
     submit_workflow,
 )
-
-EVALUATING = ("sample", "reference", "eval")
-"""Kinds of steps whose ranks share the work, so that they can use all GPUs of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +52,19 @@ def submit_missing(request: WorkflowRequest) -> None:
     if request.only_tree:
         print(format_tree(workflow.name, workflow.steps, queue_or_empty()))
         return
-    classes: tuple[str, ...] | None = None
+    classes: dict[str, tuple[str, ...]] = {}
     for step in workflow.steps:
         with _naming(step):
             target.check(step.resources, step.root)
-            classes = _check_arguments(step, known=classes is not None) or classes
+            _check_arguments(step, classes)
     queue = queued() if target.asks_slurm else {}
     for step in workflow.steps:
         with _naming(step):
             _check_run(step, target, classes, job_in_queue(workflow.name, step, queue))
     if target.executor == "slurm" or target.dry_run:
-        submit_workflow(workflow, target, queue, _prepare)
+        submit_workflow(workflow, target, queue, prepare)
     else:
-        run_workflow(workflow, target, _prepare)
+        run_workflow(workflow, target, prepare)
     if not target.dry_run:
         print(format_tree(workflow.name, workflow.steps, queued() if target.asks_slurm else {}))
 
@@ -81,24 +78,36 @@ def _naming(step: Step) -> Iterator[None]:
         raise ConfigError(f"{step.name}: {error}") from None
 
 
-def _check_arguments(step: Step, *, known: bool) -> tuple[str, ...] | None:
-    """Check a step's arguments; returns the classes that it packs, if not known yet."""
-    packed: tuple[str, ...] | None = None
-    for job in step.jobs[:1]:  # an array's tasks differ in their share only
-        if isinstance(job, CommandJob):
-            packs = job.module == "data_pipelines"  # the rest reads what earlier steps make
-            reads_now = packs and not known and not step.finished()
-            packed = check_arguments(job.module, job.arguments, inputs=reads_now)
-    return packed
+def _check_arguments(step: Step, classes: dict[str, tuple[str, ...]]) -> None:
+    """Check a step's arguments.
+
+    Args:
+        step: The step.
+        classes: Gets the names of the classes that it packs, by the directory of the set.
+    """
+    for job in step.jobs:
+        if not isinstance(job, CommandJob):
+            continue
+        if job.module != "data_pipelines":  # it reads what earlier steps make
+            check_arguments(job.module, job.arguments, inputs=False)
+            continue
+        out = job.arguments[job.arguments.index("--resolution") - 1]
+        reads_now = out not in classes and not step.finished()
+        packed = check_arguments(job.module, job.arguments, inputs=reads_now)
+        if packed is not None:
+            classes[out] = packed
+        break  # its other tasks differ in their share only
 
 
-def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_id: str) -> None:
+def _check_run(
+    step: Step, target: Target, classes: Mapping[str, tuple[str, ...]], job_id: str
+) -> None:
     """Check the run that a step trains.
 
     Args:
         step: The step.
         target: Where it is submitted to.
-        classes: Names of the classes that an earlier step packs, None if they are not known.
+        classes: Names of the classes that earlier steps pack, by the directory of the set.
         job_id: Its job in the queue, whose settings cannot change any more; "" if there is none.
     """
     from dist_train.planning.checks import check_labels
@@ -111,14 +120,15 @@ def _check_run(step: Step, target: Target, classes: tuple[str, ...] | None, job_
         validate_config(run_dir, config)
         return
     later = not (Path(config.data.path) / MANIFEST).exists()  # an earlier step packs it
-    if later and classes is not None:
-        check_labels(config.data, config.objective.label_dim, classes)
+    for out, names in classes.items():
+        if later and Path(config.data.path).is_relative_to(out):
+            check_labels(config.data, config.objective.label_dim, names)
     checks = RunChecks(correct=True, data_later=later)
     check_run(config, run_dir, step.resources, target.site, checks)
     check_time_limit(config, run_dir, step.resources, target.site)
 
 
-def _prepare(step: Step) -> None:
+def prepare(step: Step) -> None:
     """Write the configuration of a training step's run."""
     from dist_train.runtime.run_dir import settle_config
 
@@ -135,8 +145,6 @@ def workflow_command(args: argparse.Namespace) -> None:
     if args.root is None:
         raise ValueError("--root is missing: name the directory for all that the workflow makes")
     options = submit_options(args)
-    if options.target.executor == "debug":
-        raise ValueError("--cluster debug: a workflow has several jobs; take slurm or local")
     own, overrides = split_options(args.overrides)
     inputs = Inputs(
         root=args.root.absolute(),
@@ -149,10 +157,32 @@ def workflow_command(args: argparse.Namespace) -> None:
         tasks=args.tasks,
     )
     workflow = find_workflow(args.workflow)(inputs)
+    start_workflow(workflow, inputs, options, own, only_tree=args.tree)
+
+
+def start_workflow(
+    workflow: Workflow,
+    inputs: Inputs,
+    options: SubmitOptions,
+    own: Mapping[str, Mapping[str, str]],
+    *,
+    only_tree: bool,
+) -> None:
+    """Submit what is missing of a workflow, or show its tree.
+
+    Args:
+        workflow: Its steps, with the request that all share.
+        inputs: What the command line says about it.
+        options: Where to submit to, and what each job requests.
+        own: Options of sbatch by the name or the kind of steps.
+        only_tree: Whether to show its tree and submit nothing.
+    """
+    if options.target.executor == "debug":
+        raise ValueError("--cluster debug: a workflow has several jobs; take slurm or local")
     _check_overrides(workflow, inputs)
     given = options.requested.keys() & {"gpus_per_node", "tasks_per_node"}
     workflow = with_own_resources(workflow, options.target.site, own, spread=not given)
-    submit_missing(WorkflowRequest(workflow=workflow, target=options.target, only_tree=args.tree))
+    submit_missing(WorkflowRequest(workflow=workflow, target=options.target, only_tree=only_tree))
 
 
 def split_options(texts: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -182,7 +212,8 @@ def with_own_resources(
         workflow: Its steps, with the request that all share.
         site: The site profile: `[resources.KIND]`.
         own: Options of sbatch by the name or the kind of steps; a name counts more.
-        spread: Whether evaluation gets as many GPUs of one node as training has of each.
+        spread: Whether evaluation gets as many GPUs of one node as training has of each, or more
+            if its step says so.
 
     Raises:
         ConfigError: No step has that name or kind, or an option is invalid.
@@ -198,7 +229,8 @@ def with_own_resources(
         resources = step.resources
         with _naming(step):
             if spread and step.kind in EVALUATING:
-                resources = changed(vars(resources), {"gpus_per_node": max(trained, default=0)})
+                most = max([resources.gpus_per_node, *trained])
+                resources = changed(vars(resources), {"gpus_per_node": most})
             for texts in layers:
                 if texts:
                     resources = changed(vars(resources), requested_by_texts(texts))

@@ -14,6 +14,8 @@ from slurm.resources import Resources
 from slurm.workflows.workflow import ReportJob, Step, Workflow
 
 PACK_TASKS = 16
+EVALUATING = ("sample", "reference", "eval")
+"""Kinds of steps whose ranks share the work, so that they can use all GPUs of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,33 +79,44 @@ class Inputs:
 
 
 def pack_steps(
-    inputs: Inputs, kind: str, resolutions: Sequence[int], *options: str
+    inputs: Inputs, kind: str, resolutions: Sequence[int], *options: str, name: str = ""
 ) -> tuple[Step, Step]:
     """Pack the source: an array that shares the work, and the step `data` that joins its parts.
 
-    Sets are in `data/`, or in `data/<resolution>/` if there are several.
+    Sets are in `data/`, or in `data/<resolution>/` if there are several. With a name they are in
+    `data/<name>/`, and the steps are `data-<name>-shares` and `data-<name>`.
     """
     source = [str(inputs.source.absolute())] if inputs.source else []
     sizes = ",".join(map(str, resolutions))
-    arguments = ("pack", kind, *source, str(inputs.root / "data"), "--resolution", sizes, *options)
+    out = inputs.root / "data" / name
+    arguments = ("pack", kind, *source, str(out), "--resolution", sizes, *options)
     done = inputs.root / "slurm" / "done"
+    first, last = (f"data-{name}-shares", f"data-{name}") if name else ("shares", "data")
+    share = first.removesuffix("s")
     shares = [
         CommandJob(
             "data_pipelines",
             (*arguments, "--shard", f"{number}/{inputs.tasks}"),
-            done / f"share-{number}-of-{inputs.tasks}",
+            done / f"{share}-{number}-of-{inputs.tasks}",
         )
         for number in range(inputs.tasks)
     ]
-    joined = CommandJob("data_pipelines", (*arguments, "--finish"), done / "data")
+    joined = CommandJob("data_pipelines", (*arguments, "--finish"), done / last)
     common = {"kind": "pack", "root": inputs.root, "resources": inputs.pack}
     return (
-        Step(name="shares", jobs=shares, until=joined.done, **common),  # type: ignore[arg-type]
-        Step(name="data", jobs=[joined], after=("shares",), **common),  # type: ignore[arg-type]
+        Step(name=first, jobs=shares, until=joined.done, **common),  # type: ignore[arg-type]
+        Step(name=last, jobs=[joined], after=(first,), **common),  # type: ignore[arg-type]
     )
 
 
-def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: str) -> Step:
+def train_step(
+    inputs: Inputs,
+    name: str,
+    recipe: str,
+    data: Path,
+    *overrides: str,
+    after: tuple[str, ...] = ("data",),
+) -> Step:
     """Train a recipe on a packed set, in the run directory `<name>`."""
     config = override(find_recipe(recipe)(), [f"data.path={data}", *overrides])
     config = override(config, inputs.step_overrides(name))
@@ -119,7 +132,7 @@ def train_step(inputs: Inputs, name: str, recipe: str, data: Path, *overrides: s
     run_dir = inputs.root / name
     return Step(
         name=name, kind="train", root=run_dir, jobs=[TrainJob(run_dir)], resources=resources,
-        after=("data",), config=config,
+        after=after, config=config,
     )  # fmt: skip
 
 
@@ -150,33 +163,61 @@ def evaluate_step(
 
 
 def with_table(name: str, inputs: Inputs, *steps: Step) -> Workflow:
-    """Return the workflow of these steps and a last one, `table`, which reports on all of them.
-
-    It runs when the others have ended, even if some failed, and shows what failed and which results
-    exist.
-    """
-    waited_for = {before for step in steps for before in step.after}
+    """Return the workflow of these steps and a last one, `table`, which reports on all of them."""
     results = tuple(
         inputs.root / "evaluation" / f"{step.name}.json" for step in steps if step.kind == "eval"
     )
+    return with_report(name, inputs, steps, "table", results)
+
+
+def with_report(
+    name: str,
+    inputs: Inputs,
+    steps: Sequence[Step],
+    last: str,
+    results: Sequence[Path],
+    write: tuple[str, ...] = (),
+) -> Workflow:
+    """Return the workflow of these steps and a last one, which reports on all of them.
+
+    It runs when the others have ended, even if some failed, and shows what failed and which results
+    exist.
+
+    Args:
+        name: The workflow's name.
+        inputs: What the command line says about it.
+        steps: Its other steps.
+        last: The name of the last one.
+        results: Results of evaluation, in the order of the table.
+        write: Arguments of `relaywave slurm` that write what is made of the results; by default
+            their table is printed.
+    """
+    waited_for = {before for step in steps for before in step.after}
     # Settings may be of a plugin's classes, which jobs can read only once they have imported it.
     shown = tuple(dataclasses.replace(step, config=None) for step in steps)
-    report = ReportJob(name, shown, results, inputs.root / "slurm" / "done" / "table")
+    done = inputs.root / "slurm" / "done" / last
+    report = ReportJob(name, shown, tuple(results), done, write)
     table = Step(
-        name="table", kind="table", root=inputs.root, jobs=[report], resources=inputs.table,
+        name=last, kind="table", root=inputs.root, jobs=[report], resources=inputs.table,
         after=tuple(step.name for step in steps if step.name not in waited_for), when="afterany",
     )  # fmt: skip
     return Workflow(name, inputs.root, (*steps, table))
+
+
+def command_step(
+    inputs: Inputs, name: str, kind: str, jobs: Sequence[CommandJob], after: tuple[str, ...]
+) -> Step:
+    """Return a step of commands: one, or the tasks of an array."""
+    resources = inputs.resources if kind in (*EVALUATING, "time") else inputs.pack
+    return Step(name=name, kind=kind, root=inputs.root, after=after, resources=resources, jobs=jobs)
 
 
 def _evaluation_step(
     inputs: Inputs, name: str, kind: str, arguments: Sequence[str], after: tuple[str, ...]
 ) -> Step:
     done = inputs.root / "slurm" / "done" / name
-    return Step(
-        name=name, kind=kind, root=inputs.root, after=after, resources=inputs.resources,
-        jobs=[CommandJob("evaluation", tuple(arguments), done)],
-    )  # fmt: skip
+    jobs = [CommandJob("evaluation", tuple(arguments), done)]
+    return command_step(inputs, name, kind, jobs, after)
 
 
 def _weights(inputs: Inputs) -> list[str]:

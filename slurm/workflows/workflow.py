@@ -223,6 +223,8 @@ class ReportJob:
         steps: All steps before this one.
         results: Results of evaluation, in the order of the table.
         done: File that is written once no result is missing.
+        write: Arguments of `relaywave slurm` that write what is made of the results; by default
+            their table is printed.
     """
 
     NEEDS_SLURM: ClassVar[bool] = True
@@ -231,6 +233,7 @@ class ReportJob:
     steps: tuple[Step, ...]
     results: tuple[Path, ...]
     done: Path
+    write: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -256,7 +259,9 @@ class ReportJob:
         queue = queue_or_empty() if by_slurm else {}
         print(format_tree(self.workflow, self.steps, queue), flush=True)
         existing = [str(path) for path in self.results if path.exists()]
-        if existing:
+        if self.write:
+            run_command("slurm", self.write)
+        elif existing:
             run_command("evaluation", ["table", *existing])
         if len(existing) < len(self.results):
             missing = [path.stem for path in self.results if not path.exists()]

@@ -64,6 +64,7 @@ COMMANDS = {
     "reference": ["reference", "{root}/data", "--out", "{root}/data.npz", "--gpus-per-node=4"],
     "pack": ["pack", "photographs", "{root}/set", "--resolution", "64", "--tasks=4"],
     "workflow": ["workflow", "quickstart", "--root", "{root}/all", "--tasks=4"],
+    "paper": ["paper", "run", "rdm_figure2", "--root", "{root}/all", "--debug", "--cluster=slurm"],
     "resume": ["resume", "{root}/run"],
     "reconcile": ["reconcile", "{root}/run", "--plan", "{root}/plan.json"],
     "reconcile_every": ["reconcile", "{root}/run", "--every=30", "--partition=preempt"],

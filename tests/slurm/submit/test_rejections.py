@@ -133,8 +133,9 @@ ARGUMENTS = {
     "workflow quickstart edm61:seed=3": "no step 'edm61' is trained; known are edm16,",
     "workflow quickstart edm16:sed=3": "unknown setting 'sed'",
     "workflow quickstart --images=0": "--images=0: at least 2 can be evaluated",
-    "workflow rdm_imagenet256": "imagenet needs a source",
-    "workflow rdm_celebahq256 --nodes=1 --source {root}/pictures": "needs its weights file",
+    "workflow rdm_imagenet256": "the papers' experiments are in `relaywave paper list`",
+    "paper run rdm_table2": "needs the images as downloaded: --source imagenet=PATH",
+    "paper run rdm_table1 --nodes=1 --source celebahq={root}/pictures": "needs its weights file",
     "reconcile {run} --plan {root}/plan.json": "protocol quick: {root}/no.npz does not exist",
     "resume {run}": "was never submitted",
 }
@@ -154,6 +155,7 @@ def test_arguments_that_another_command_would_reject(
     arguments = text.format(run=run_dir, root=tmp_path).split()
     product = {
         "workflow": "--root",
+        "paper": "--root",
         "eval": "--out",
         "eval-sweep": "--out",
         "sample": "--out",
