@@ -1,11 +1,10 @@
 """Distributed training: one loop for every objective, sharded by DeepSpeed, exactly resumable.
 
 build.py          From a configuration to a run: each part gets its own group of settings
-commands.py       What `train RECIPE` and `list` do
+commands.py       What `train RECIPE`, `plan` and `list` do
 completion.py     What a shell may insert for RECIPE and key=value
 config.py         The configuration of a run: frozen dataclasses that validate themselves
 config_groups.py  Its settings by concern: sharding, compute, checkpoints, logging, divergence
-dry_run.py        Validates a run on a login node, as ranks will
 ema.py            Exponential moving averages of the sampled network, sharded like its optimizer
 ema_posthoc.py    `relaywave train ema RUN`: averages of other lengths, made after training
 ema_profiles.py   How an exponential moving average weighs the past, as pure functions of images
@@ -16,6 +15,7 @@ snapshots.py      Snapshots of a run's averages, and grids of samples from them
 train.py          One process of a training: from a configuration to an exit code
 trainer.py        The training loop, one for every objective
 checkpoint/       Checkpoints: all state of a run, sharded, hashed, elastic
+dry_run/          Validating a run before it starts, and a few steps of it beside the plan
 engine/           Engines
 monitoring/       What is seen of a run: metrics, loggers, divergence, profiles, status
 planning/         What a run needs, from data-less tensors, and whether its settings fit together

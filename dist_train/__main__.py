@@ -65,6 +65,7 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
         from dist_train.planning.plan import add_plan
 
         add_plan(parser)
+        parser.set_defaults(run_command=_plan)
     elif command == "ema":
         from dist_train.ema_posthoc import add_ema
 
@@ -112,6 +113,12 @@ def _train(options: argparse.Namespace) -> int:
         from dist_train.commands import train_command  # imports torch, which takes seconds
 
         return train_command(options, COMMANDS)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from dist_train.commands import plan_command
+
+    return plan_command(options)
 
 
 def _list(options: argparse.Namespace) -> int:

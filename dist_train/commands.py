@@ -1,4 +1,4 @@
-"""What `train RECIPE` and `list` do."""
+"""What `train RECIPE`, `plan` and `list` do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from data_pipelines.backends.build import import_backend
 from dist_train.config import RunConfig
-from dist_train.dry_run import check_run
+from dist_train.dry_run import check_present_data, check_run, check_settings
+from dist_train.planning.plan import describe_plan, make_plan, planned_machine
+from dist_train.precision import settle_precision
 from dist_train.recipes import RECIPES, resolve_config
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
 from dist_train.runtime.run_dir import validate_config
@@ -47,7 +49,8 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
         raise ValueError("--run-dir is missing: name the directory that this run lives in")
     launches = should_launch(options.ranks)
     if options.dry_run:
-        return _dry_run(config, options)
+        _dry_run(config, options)
+        return 0
     if launches:
         return launch_ranks("dist_train", options.arguments, options.ranks, EXIT_PREEMPTED)
     return train(
@@ -67,8 +70,8 @@ def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> Non
         raise ConfigError(f"--profile-steps={options.profile_steps} must not be negative")
 
 
-def _dry_run(config: RunConfig, options: argparse.Namespace) -> int:
-    """Check all that ranks would reject; returns the exit code."""
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    """Check all that ranks would reject."""
     ranks = options.ranks or 1
     check_ranks(ranks)
     validate_config(options.run_dir, config, options.allow_changes)
@@ -76,6 +79,24 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> int:
     if warning := check_run(config, options.run_dir, ranks, data_later=False):
         say(warning, "warning")
     print(f"{config.recipe} with --ranks={ranks} is valid; nothing was written")
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    """Print the plan of a recipe; returns the exit code.
+
+    Settings are validated as `train` does. Sets need not exist yet; one that does is checked, too.
+
+    Raises:
+        ValueError: Unknown recipe, setting or GPU, or numbers that make no sense.
+    """
+    config = resolve_config(*settings_of(options))
+    machine = planned_machine(options, config)
+    config = settle_precision(config, machine.gpu.bfloat16)
+    batches = check_settings(config, machine.ranks)
+    if warning := check_present_data(config):
+        say(warning, "warning")
+    for line in describe_plan(make_plan(config, batches, machine), options.gpu_hours_per_failure):
+        print(line)
     return 0
 
 

@@ -1,8 +1,13 @@
 """What a run needs: memory, traffic, operations and time; and whether its settings fit together.
 
-checks.py    What has to fit together: batch and ranks, data, networks, sharding
-flops.py     What a training step costs, found by running it on tensors without data
-hardware.py  GPUs that runs are planned for, and the links between them
-plan.py      `relaywave train plan RECIPE`: estimates of memory, traffic and time
-roofline.py  Time of counted operations: each takes the longest of arithmetic, memory and its launch
+checks.py         What has to fit together: batch and ranks, data, networks, sharding
+communication.py  What ranks send each other, bucket by bucket, and what of it a step waits for
+flops.py          What a training step costs, found by running it on tensors without data
+hardware.py       GPUs that runs are planned for, and the links between them
+memory.py         Bytes on a GPU by ZeRO stage, on hosts, and in a checkpoint
+plan.py           `relaywave train plan RECIPE`: estimates of memory, traffic and time
+published.py      What published runs and samplers took
+roofline.py       Time of counted operations: the longest of arithmetic, memory and launch
+sampling.py       What drawing a batch of images costs
+step_time.py      Seconds of a step by what bounds it: arithmetic, memory, launches, network, data
 """

@@ -38,13 +38,17 @@ class Operation(NamedTuple):
         dtype: Name of what it computes in.
         flops: Floating-point operations of a product, convolution or attention; else 0.
         bytes: Sizes of all tensors that it reads and writes.
+        is_convolution: Whether it is a convolution, for which TF32 has a switch of its own.
     """
 
     dtype: str
     flops: int
     bytes: int
+    is_convolution: bool = False
 
 
+Operations = Mapping[Operation, float]
+"""How often each kind of operation runs."""
 FREE = ("empty", "new_empty", "_unsafe_view", "detach", "device")
 """Names of operations that launch nothing; `device` is a question that fake tensors are asked."""
 
@@ -61,8 +65,8 @@ class Footprint:
         gradient_bytes: Gradients of the network whose loss needs that memory.
         parameters: Number of parameters by network.
         small_parameters: How many of them are in tensors that ZeRO-3 does not shard.
-        operations: How often each kind of operation runs, a lazy penalty's by its share of the
-            steps.
+        operations: By network and pass ("forward", "backward") of its loss, a lazy penalty's by its
+            share of the steps.
     """
 
     flops: float
@@ -70,7 +74,11 @@ class Footprint:
     gradient_bytes: int
     parameters: dict[str, int]
     small_parameters: int
-    operations: Mapping[Operation, float] = field(default_factory=dict)
+    operations: Mapping[tuple[str, str], Operations] = field(default_factory=dict)
+
+    def launches(self) -> float:
+        """Return the number of operations of all passes."""
+        return sum(sum(kinds.values()) for kinds in self.operations.values())
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,8 +90,8 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
     objective = config.build()
     interval = getattr(config, "r1_interval", 1) if objective.second_order else 1
     flops, heaviest, frozen = 0.0, CostMeter(), frozen_networks(objective)
-    operations: dict[Operation, float] = {}
-    with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
+    operations: dict[tuple[str, str], dict[Operation, float]] = {}
+    with forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, micro_batch_size)
         for name, loss_fn in objective.losses().items():
@@ -92,8 +100,10 @@ def measure_step(config: AnyObjective, micro_batch_size: int) -> Footprint:
                     if share:
                         meter = _cost(networks | frozen, loss_fn, example, step)
                         flops += share * meter.flops
-                        for kind, count in meter.operations.items():
-                            operations[kind] = operations.get(kind, 0.0) + share * count
+                        for part, kinds in meter.by_pass.items():
+                            total = operations.setdefault((name, part), {})
+                            for kind, count in kinds.items():
+                                total[kind] = total.get(kind, 0.0) + share * count
                         heaviest = max(heaviest, meter, key=lambda m: m.peak)
         tensors = {name: [p.numel() for p in net.parameters()] for name, net in networks.items()}
     return Footprint(
@@ -111,7 +121,7 @@ def metric_names(config: AnyObjective) -> tuple[str, ...]:
     """Return the names of the metrics that an objective's losses give, `network/metric`."""
     objective = config.build()
     found, frozen = [], frozen_networks(objective)
-    with _forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
+    with forgetting_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = objective.build_networks()
         example = _example(objective, config.label_dim, objective.batch_multiple)
         for name, loss_fn in objective.losses().items():
@@ -140,7 +150,7 @@ def peak_flops(tflops: float | None, device: torch.device) -> float | None:
 
 
 @contextlib.contextmanager
-def _forgetting_fakes() -> Iterator[None]:
+def forgetting_fakes() -> Iterator[None]:
     """Empty the models' caches afterwards: tables that were made here hold no numbers."""
     try:
         yield
@@ -165,6 +175,7 @@ def _cost(
     meter = CostMeter()
     with meter:
         loss, _ = loss_fn(networks, example, step)
+        meter.begin("backward")
         loss.backward()
         gradients = [p.grad for net in networks.values() for p in net.parameters()]
         meter.gradient_bytes = sum(g.untyped_storage().nbytes() for g in gradients if g is not None)
@@ -178,7 +189,8 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         flops: Floating-point operations of matrix products, convolutions and attention.
-        operations: How often each kind of operation ran; views and allocations cost nothing.
+        by_pass: How often each kind of operation ran, by what had begun; views and allocations cost
+            nothing.
         peak: Most bytes that were alive at once.
         gradient_bytes: Bytes of them that are the parameters' gradients at the end.
     """
@@ -186,9 +198,14 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.peak = self.gradient_bytes = 0
-        self.operations: Counter[Operation] = Counter()
+        self.by_pass: dict[str, Counter[Operation]] = {}
+        self.begin("forward")
         self._live = 0
         self._known: set[int] = set()
+
+    def begin(self, part: str) -> None:
+        """Count what follows under this name."""
+        self.operations = self.by_pass.setdefault(part, Counter())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation; count it and the storages that it made."""
@@ -199,19 +216,21 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = flop_registry.get(func._overloadpacket)
         flops = count(*args, **kwargs, out_val=result) if count else 0
         self.flops += flops
-        if not (func.is_view or func.overloadpacket.__name__.startswith(FREE)):
-            self._note(flops, {id(t): t for t in tree_leaves((args, kwargs, result))})
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name.startswith(FREE)):
+            self._note(name, flops, {id(t): t for t in tree_leaves((args, kwargs, result))})
         inputs = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _key(tensor) not in inputs | self._known:
                 self._add(tensor)
         return result
 
-    def _note(self, flops: int, touched: dict[int, Any]) -> None:
+    def _note(self, name: str, flops: int, touched: dict[int, Any]) -> None:
         tensors = [tensor for tensor in touched.values() if isinstance(tensor, Tensor)]
         dtypes = [str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.operations[Operation(dtypes[0] if dtypes else "", flops, size)] += 1
+        kind = Operation(dtypes[0] if dtypes else "", flops, size, "convolution" in name)
+        self.operations[kind] += 1
 
     def _add(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta":

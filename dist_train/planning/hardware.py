@@ -44,6 +44,31 @@ GPUS = {
 }
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to be.
+
+    Attributes:
+        gpu: Kind of GPU.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs of each.
+        network_bytes: Bytes per second between nodes, per node and direction.
+        mfu: Fraction of the GPU's peak that the networks reach, measured by a run; None estimates
+            their time by roofline.
+    """
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+    network_bytes: float
+    mfu: float | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Number of GPUs."""
+        return self.nodes * self.gpus_per_node
+
+
 def find_gpu(device_name: str) -> Gpu | None:
     """Return the GPU that CUDA calls by this name, e.g. "NVIDIA A100-SXM4-40GB"; None: unknown."""
     spelled = device_name.lower().replace(" ", "")

@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from dist_train.planning.flops import Operation
+from dist_train.planning.flops import Operation, Operations
 from dist_train.planning.hardware import Gpu
 
-ARITHMETIC_EFFICIENCY = 0.6
-"""Of the peak, in products and convolutions; with MEMORY_EFFICIENCY fitted to the two published
-stage-2 runs (docs/scaling.md#against-published-compute)."""
+# Fitted once (docs/scaling.md#against-published-figures), all in eager mode: HALF and MEMORY to the
+# two published stage-2 runs, TF32 to the published sampling times; FLOAT32 is taken like HALF.
+HALF_EFFICIENCY = 0.6
+"""Of the peak of bfloat16 and float16, in products and convolutions."""
+TF32_EFFICIENCY = 0.25
+"""Of the peak of TF32."""
+FLOAT32_EFFICIENCY = 0.6
+"""Of the peak of float32 without tensor cores."""
 MEMORY_EFFICIENCY = 0.8
 """Of the bandwidth, in operations that read and write."""
 LAUNCH_SECONDS = 6e-6
-"""That PyTorch needs per operation in eager mode."""
+"""That PyTorch needs per operation."""
 
 
 class Bounds(NamedTuple):
     """Seconds of the operations that each of these bounds."""
 
-    arithmetic: float
-    memory: float
-    launches: float
+    arithmetic: float = 0.0
+    memory: float = 0.0
+    launches: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.arithmetic + self.memory + self.launches
+        return sum(self)
 
-    def describe(self) -> str:
-        """Return the shares, e.g. `arithmetic 60 %, memory 38 %, launches 2 %`."""
-        shares = sorted(self._asdict().items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {share / self.seconds:.0%}" for name, share in shares)
+    def times(self, factor: float) -> Bounds:
+        """Return that of so many repetitions."""
+        return Bounds(*(factor * seconds for seconds in self))
 
 
-def roofline(operations: Mapping[Operation, float], gpu: Gpu, tf32: bool) -> Bounds:
+def total(parts: Iterable[Bounds]) -> Bounds:
+    """Return the sums."""
+    return Bounds(*map(sum, zip(*parts, strict=True)))
+
+
+def roofline(operations: Operations, gpu: Gpu, tf32: bool | None) -> Bounds:
     """Return the time of operations on a GPU, by what bounds them.
 
     Args:
         operations: How often each kind runs.
         gpu: The device.
-        tf32: Whether float32 products may use TF32.
+        tf32: Whether float32 products may use TF32; None: convolutions only, PyTorch's default.
     """
     bounds = [0.0, 0.0, 0.0]
     for operation, count in operations.items():
-        half = operation.dtype in ("bfloat16", "float16")
-        peak = gpu.peak_flops if half else gpu.tf32_flops if tf32 else gpu.float32_flops
         times = (
-            operation.flops / (peak * ARITHMETIC_EFFICIENCY),
+            operation.flops / _rate(operation, gpu, tf32),
             operation.bytes / (gpu.bandwidth * MEMORY_EFFICIENCY),
             LAUNCH_SECONDS,
         )
         bounds[times.index(max(times))] += count * max(times)
     return Bounds(*bounds)
+
+
+def _rate(operation: Operation, gpu: Gpu, tf32: bool | None) -> float:
+    """Return the operations per second that products of this kind reach."""
+    if operation.dtype in ("bfloat16", "float16"):
+        return gpu.peak_flops * HALF_EFFICIENCY
+    allowed = operation.is_convolution if tf32 is None else tf32
+    if operation.dtype == "float32" and allowed and gpu.tf32_flops > gpu.float32_flops:
+        return max(gpu.tf32_flops * TF32_EFFICIENCY, gpu.float32_flops * FLOAT32_EFFICIENCY)
+    return gpu.float32_flops * FLOAT32_EFFICIENCY

@@ -8,8 +8,7 @@ of two cores can at best keep the time of a step up to two processes and double 
 Memory: the peak of all tensor bytes of one of two ranks, in bytes per parameter, next to the
 formulas of dist_train/planning/plan.py.
 
-Traffic: the messages of a step on two ranks, from the collectives that are really called, and what
-follows for 8 to 1024 GPUs: the published stage 2 of RDM, simulated.
+Traffic: the messages of a step on two ranks, from the collectives that are really called.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from dist_train.planning.flops import measure_step
-from dist_train.planning.hardware import GPUS
-from dist_train.planning.plan import ASSUMED_MFU, Machine, step_seconds
-from dist_train.recipes import RECIPES
 from models.config_io import override
 from tests.benchmarks.bench_training import NAMES, _seconds, benchmarked, wide
 from tests.ranks import run_ranks
@@ -58,7 +53,7 @@ def _time_steps(root: Path, name: str, steps: int) -> None:
 def _measure_memory(root: Path) -> None:
     from dist_train.build import build_trainer
     from dist_train.planning.flops import CostMeter, measure_step
-    from dist_train.planning.plan import memory
+    from dist_train.planning.memory import memory
     from dist_train.runtime.world import init_world
 
     world = init_world()
@@ -88,8 +83,8 @@ def _measure_memory(root: Path) -> None:
 
 def _measure_traffic(root: Path) -> None:
     from dist_train.build import build_trainer
+    from dist_train.planning.communication import traffic
     from dist_train.planning.flops import measure_step
-    from dist_train.planning.plan import traffic
     from dist_train.runtime.world import init_world
 
     world = init_world()
@@ -104,7 +99,8 @@ def _measure_traffic(root: Path) -> None:
         footprint = measure_step(config.objective, trainer.batches.micro)
         size = sum(footprint.parameters.values())
         stage = config.sharding.zero_stage
-        planned = traffic(footprint, stage, world.size, trainer.batches.accumulation_steps)
+        passes = trainer.batches.accumulation_steps
+        planned = traffic(config.sharding, footprint.parameters.values(), world.size, passes)
         if world.rank == 0:
             kinds = Counter(name.strip("_") for name, _ in meter.messages)
             print(
@@ -115,22 +111,6 @@ def _measure_traffic(root: Path) -> None:
             )
         for engine in trainer.engines.values():
             engine.close()
-
-
-def _simulate(recipe: str = "rdm_imagenet256") -> None:
-    """Print what the measured messages cost at scale; the assumptions are in docs/scaling.md."""
-    config = RECIPES[recipe]()
-    for gpus in (8, 16, 64, 256, 1024):
-        micro = min(8, config.global_batch_size // gpus)
-        footprint = measure_step(config.objective, micro)
-        cells = []
-        for gbit in (100, 800):
-            machine = Machine(GPUS["a100-40g"], gpus // 8, 8, gbit / 8 * 1e9, ASSUMED_MFU)
-            computing, sending = step_seconds(config, footprint, micro, 1, machine)
-            efficiency = computing / (computing + sending)
-            cells.append(f"{gbit} Gbit/s: sending {sending:.3f} s, efficiency {efficiency:.0%}")
-        days = config.total_images / config.global_batch_size * (computing + sending) / 86400
-        print(f"{gpus:5} GPUs  computing {computing:7.2f} s  {'  '.join(cells)}  {days:.1f} days")
 
 
 if __name__ == "__main__":
@@ -147,4 +127,3 @@ if __name__ == "__main__":
             run_ranks(2, _measure_memory, Path(temporary))
         if "traffic" in options.parts:
             run_ranks(2, _measure_traffic, Path(temporary))
-            _simulate()

@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dist_train.planning.flops import CostMeter
 from dist_train.planning.hardware import GPUS
-from dist_train.planning.plan import ASSUMED_MFU
 from dist_train.recipes import find_recipe
 from evaluation.detectors.fold_batchnorm import fold_inception
 from evaluation.detectors.inception import FidInception
@@ -31,6 +30,8 @@ FLOAT32_PEAK = 19.5e12
 """Operations per second of an A100 without TF32: detectors run in full float32."""
 TF32_PEAK = 156e12
 """The same with TF32, which samplers that train in float32 use."""
+ASSUMED_MFU = 0.35
+"""Fraction of the peak that networks reach."""
 LAUNCH = 6e-6
 """Seconds that PyTorch needs per kernel in eager mode; no kernel of small batches takes longer."""
 START = 30.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_train.planning.flops import measure_step
 from dist_train.planning.hardware import find_gpu
-from dist_train.planning.plan import largest_micro_batch, memory
+from dist_train.planning.memory import largest_micro_batch, memory
 from tests.gpu.cases import one_gpu_run, recipe_names
 from tests.gpu.device import Device
 from tests.gpu.ledger import Outcome, Task

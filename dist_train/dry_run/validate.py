@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_pipelines.backends.build import describe_data
+from data_pipelines.packed.manifest import DatasetInfo
 from dist_train.checkpoint.format import find_newest_complete, read_marker
 from dist_train.config import AdamConfig, RunConfig, ShardingConfig
 from dist_train.engine.deepspeed_config import engine_settings, used_stage
@@ -48,6 +49,47 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
         CheckpointError: No checkpoint is complete.
         Unreachable: A remote set cannot be read.
     """
+    batches = check_settings(config, world_size)
+    newest, _ = find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
+    if data_later:
+        return ""
+    info = _described(config)
+    check_data(run_dir, info)
+    if newest is not None:
+        check_length(config.total_images, batches.total, read_marker(newest).images_seen)
+        check_same_data(newest, read_marker(newest).data_digest, info)
+    check_previous(config.objective, config.logging)
+    return _check_labels(config, info)
+
+
+def check_present_data(config: RunConfig) -> str:
+    """Check sets that are directories of this machine; returns what training would warn of.
+
+    Raises:
+        ValueError: They are damaged, or do not fit the run.
+    """
+    paths = [config.data.path, *(other.path for other in config.data.mix)]
+    if not all(path and Path(path).is_dir() for path in paths):
+        return ""
+    return _check_labels(config, _described(config))
+
+
+def _described(config: RunConfig) -> DatasetInfo:
+    with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
+        return describe_data(replace(config.data, cache=cache))
+
+
+def _check_labels(config: RunConfig, info: DatasetInfo) -> str:
+    check_labels(config.data, config.objective.label_dim, info.class_names)
+    return describe_untrained(config.objective.label_dim, info)
+
+
+def check_settings(config: RunConfig, world_size: int) -> Batches:
+    """Reject settings that do not fit each other or the number of ranks; returns how steps split.
+
+    Raises:
+        ValueError: They would be rejected before the first step, whatever the run and its data.
+    """
     objective = config.objective.build()
     batches = plan_batches(
         config.global_batch_size, config.micro_batch_size, objective.batch_multiple, world_size
@@ -60,18 +102,7 @@ def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: 
     frozen_networks(objective)
     for adam in config.optim.values():
         _check_deepspeed(config.sharding, adam, batches, world_size)
-    newest, _ = find_newest_complete(run_dir, World(0, 0, 1, torch.device("cpu")), contents=False)
-    if data_later:
-        return ""
-    with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
-        info = describe_data(replace(config.data, cache=cache))
-    check_data(run_dir, info)
-    if newest is not None:
-        check_length(config.total_images, batches.total, read_marker(newest).images_seen)
-        check_same_data(newest, read_marker(newest).data_digest, info)
-    check_labels(config.data, config.objective.label_dim, info.class_names)
-    check_previous(config.objective, config.logging)
-    return describe_untrained(config.objective.label_dim, info)
+    return batches
 
 
 def _check_deepspeed(
