@@ -89,6 +89,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="directory of the run, with all its state")
     parser.add_argument("--ranks", type=int, help="ranks to start on this machine, one per GPU")
     parser.add_argument("--dry-run", action="store_true", help="only check all of it")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="with --dry-run: train N steps and compare the plan"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the settings and exit")
     parser.add_argument(
         "--allow-changes", action="store_true", help="resume with changed settings if harmless"

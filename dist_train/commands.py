@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,11 +49,17 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     if options.run_dir is None:
         raise ValueError("--run-dir is missing: name the directory that this run lives in")
     launches = should_launch(options.ranks)
-    if options.dry_run:
+    is_rank = "RANK" in os.environ
+    if options.dry_run and not (options.steps and is_rank):
         _dry_run(config, options)
+    if options.dry_run and not options.steps:
         return 0
     if launches:
         return launch_ranks("dist_train", options.arguments, options.ranks, EXIT_PREEMPTED)
+    if options.steps:
+        from dist_train.dry_run.trial import try_steps  # as heavy as what `train` imports
+
+        return try_steps(config, options.run_dir, options.steps, options.allow_changes)
     return train(
         config, options.run_dir, options.allow_changes, profile_steps=options.profile_steps
     )
@@ -66,6 +73,12 @@ def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> Non
             raise ConfigError(f"--deepspeed would replace {key}; leave one of them out")
         if key in ("sharding.nodes", "sharding.gpus_per_node"):
             raise ConfigError(f"{key} is the size of a Slurm job; here --ranks is that of the run")
+    if options.steps is not None and options.steps < 1:
+        raise ConfigError(f"--steps={options.steps} must be positive")
+    if options.steps and not options.dry_run:
+        raise ConfigError(
+            f"--steps={options.steps} is for --dry-run; set total_images for the length of a run"
+        )
     if options.profile_steps < 0:
         raise ConfigError(f"--profile-steps={options.profile_steps} must not be negative")
 

@@ -9,7 +9,8 @@ micro-batches continues it with the same global batches and the same noise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,9 +185,27 @@ class Trainer:
                 self._write_snapshots(required=True)
             return Outcome.FINISHED
         finally:
-            parts.profiler.close()
-            parts.reporter.close()
-            parts.examples.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close files, logs and the data pipeline."""
+        self.parts.profiler.close()
+        self.parts.reporter.close()
+        self.parts.examples.close()
+
+    def timed_steps(self, numbers: Iterable[int]) -> Iterator[float]:
+        """Train steps that nothing saves or reports, as if they had these numbers.
+
+        Yields:
+            The seconds of each, once the device has finished it.
+        """
+        examples = self._examples()
+        for number in numbers:
+            self.step, began = number, time.perf_counter()
+            self._train_step(examples)
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize()
+            yield time.perf_counter() - began
 
     def _begin_checks(self) -> None:
         """Compare what would be saved with what is trained, now and after the next update."""
