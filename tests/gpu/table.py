@@ -17,6 +17,7 @@ TITLES = {
 }
 SHOWN = {
     "seconds": "{:.4f} s",
+    "planned_seconds": "planned {:.4f} s",
     "images_per_second": "{:.1f} images/s",
     "mfu": "MFU {:.1%}",
     "seconds_per_batch": "{:.4f} s per batch",

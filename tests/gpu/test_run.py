@@ -99,6 +99,27 @@ def test_tasks_pass_on_the_processor(key: str, tmp_path: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_a_step_that_takes_longer_than_planned_is_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(Processor):
+        def describe(self) -> dict[str, Any]:
+            return {"card": "NVIDIA A100-SXM4-40GB"}
+
+        def seconds(self, function: Any, rounds: int, warm_up: int) -> list[float]:
+            return [1000.0 * seconds for seconds in super().seconds(function, rounds, warm_up)]
+
+    task = TASKS["c/eager/ddgan_debug"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work([task], Slow(), tmp_path, FOREVER)
+    result = Ledger(tmp_path / "results.json").results[task.key]
+    assert 0 < result["numbers"]["planned_seconds"] < 1
+    assert [problem.split("=")[0] for problem in result["problems"]] == ["plan_off_by"]
+    assert finish([task], tmp_path) == 1
+    assert "plan_off_by" in capsys.readouterr().out
+
+
 def test_wrong_arithmetic_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, calls = "a/losses/ddgan_debug", []
     right = numerics.load

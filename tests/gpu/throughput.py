@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from dist_train.build import build_trainer
 from dist_train.config import RunConfig
 from dist_train.planning.flops import measure_step
-from dist_train.planning.hardware import find_gpu
+from dist_train.planning.hardware import Machine, find_gpu
+from dist_train.planning.step_time import step_time
 from dist_train.precision import compute_dtypes, set_float32_mode
 from dist_train.runtime.world import World
 from models.objective import Example
@@ -38,6 +39,8 @@ VARIANTS = {
     "compiled_channels_last": {"compile": True, "channels_last": True},
 }
 ROUNDS, WARM_UP = 8, 3
+PLAN_TOLERANCE = 0.15
+"""By how much a planned step may be off."""
 
 
 def tasks(debug: bool) -> list[Task]:
@@ -69,7 +72,9 @@ def measure_speed(name: str, variant: str, device: Device, work: Path) -> Outcom
                 kinds[kind] = statistics.median(device.seconds(run, rounds, warm_up))
     usual, lazy = kinds["every"], kinds.get("lazy", kinds["every"])
     seconds = usual + (lazy - usual) / interval
-    flops = measure_step(config.objective, config.micro_batch_size or 1).flops
+    micro = config.micro_batch_size or 1
+    footprint = measure_step(config.objective, micro)
+    flops = footprint.flops
     gpu = find_gpu(str(device.describe()["card"]))
     outcome.numbers |= {
         "seconds": seconds,
@@ -80,6 +85,11 @@ def measure_speed(name: str, variant: str, device: Device, work: Path) -> Outcom
         "computing_in": sorted(compute_dtypes(config.objective)),
         "mfu": None if gpu is None else flops / seconds / gpu.peak_flops,
     }
+    if gpu is not None:
+        planned = step_time(config, footprint, micro, Machine(gpu, 1, 1, 1.0)).seconds
+        outcome.numbers["planned_seconds"] = planned
+        if variant == "eager":  # which is what plans are for
+            outcome.bound("plan_off_by", abs(seconds / planned - 1), PLAN_TOLERANCE)
     del trainer
     return outcome
 
