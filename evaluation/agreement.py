@@ -99,7 +99,7 @@ def recorded_batch_size(requests: Sequence[Request]) -> int | None:
         if isinstance(samples, SampleRequest) and samples.sample_dir:
             manifest = read_samples_manifest(samples.sample_dir) or {"identity": {}}
             found.insert(0, manifest["identity"].get("batch_size"))
-        if isinstance(request, Evaluation) and request.out.exists() and not request.replace:
+        if isinstance(request, Evaluation) and request.out.exists():
             found.append(read_result(request.out).get("made_of", {}).get("batch size"))
     return next((size for size in found if isinstance(size, int) and size > 0), None)
 

@@ -137,6 +137,7 @@ def test_auto_takes_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     choose(monkeypatch, 2)
     assert evaluated(snapshot, out, *options) == first
     assert evaluated(snapshot, out, *options, "--dry-run") == first
+    assert evaluated(snapshot, out, *options, "--replace") == first, "scheduled ones have it"
     out.unlink()
     assert evaluated(snapshot, out, *options)["made_of"]["batch size"] == 4, "as the samples"
     sampling = ["sample", str(snapshot), "--seeds", "0-10", "--batch-size", "auto", "--out"]

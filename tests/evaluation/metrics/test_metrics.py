@@ -266,6 +266,22 @@ def test_selected_images_are_of_all_classes(order: str) -> None:
     np.testing.assert_allclose(shares, 1000, atol=100)
 
 
+def test_the_inception_score_does_not_depend_on_the_order_of_classes() -> None:
+    """In order, each of 10 splits would have one class, and score 1."""
+    classes = np.arange(1000) // 100
+    logits = (6 * np.eye(10)[classes] + 0.1 * normal(1000, 10)).astype(np.float32)
+    ordered, mixed = (
+        MetricRequest("is", "t").compute(
+            FeatureSet({}, 1000, {}, {"t": x}), FeatureSet({}, 0), ALONE
+        )
+        for x in (logits, logits[np.random.default_rng(5).permutation(1000)])
+    )
+    assert split_scores(logits, contiguous_splits(1000)).mean() < 1.01
+    assert ordered["values"]["score"] > 8
+    assert ordered["values"]["score"] == pytest.approx(mixed["values"]["score"], rel=0.02)
+    assert ordered["n_gen"] == 1000
+
+
 def test_sizes_above_the_cap_are_those_of_the_features_that_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
