@@ -1,8 +1,9 @@
 """Results of the scheduled evaluations of a run, and how they get to the run's own loggers.
 
 A record of wandb, and a directory of TensorBoard, have one writer at a time. While a run trains,
-that is rank 0, which sends new results with each snapshot and at the end; otherwise it is
-`relaywave slurm reconcile`. So they stand in the run's own panels, over images seen.
+that is rank 0, which sends new results with each snapshot and at the end; otherwise it is the job
+that evaluates, or `relaywave slurm reconcile`. So they stand in the run's own panels, over images
+seen.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from typing import ClassVar
 from models.safe_files.documents import DocumentError
 from slurm.continuous_eval.leases import Work
 from slurm.continuous_eval.lost_jobs import claim_lost, note_successor
-from slurm.continuous_eval.results import log_results, mark_best, prune, stop_early
+from slurm.continuous_eval.panels import log_results
+from slurm.continuous_eval.results import mark_best, prune, stop_early
 from slurm.continuous_eval.schedule import (
     EvalJob,
     EvaluationSchedule,

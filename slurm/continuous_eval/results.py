@@ -1,7 +1,6 @@
 """Results of scheduled evaluation, and what follows from them.
 
-They go to the run's loggers; the best snapshot is marked; training stops early; old snapshots are
-removed.
+The best snapshot is marked; training stops early; old snapshots are removed.
 """
 
 from __future__ import annotations
@@ -9,13 +8,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dist_train.monitoring.evaluations import UnsentResults, all_values
-from dist_train.runtime.run_files import read_settings
+from dist_train.monitoring.evaluations import all_values
 from models.config_io import did_you_mean
 from models.safe_files.atomic import NotOurs, remove_directory
 from models.safe_files.documents import Format
@@ -54,44 +51,6 @@ def values(run_dir: Path, key: str) -> dict[int, float]:
         for (images, name), row in all_values(run_dir).items()
         if name == protocol and f"{protocol}/{path}" in row
     }
-
-
-def log_results(run_dir: Path) -> int:
-    """Send new results to the run's own loggers, such as wandb; returns how many there were.
-
-    While the run trains, its rank 0 does that.
-    """
-    config = read_settings(run_dir)
-    logging = config.get("logging", config)  # runs of older versions have these at the top
-    if not isinstance(logging, dict):
-        return 0
-    if not any(map(logging.get, ("wandb_project", "tensorboard", "loggers"))):
-        return 0
-    results = UnsentResults(run_dir)
-    try:
-        return _send(results, run_dir) if results.take() and results.read() else 0
-    finally:
-        results.release()
-
-
-def _send(results: UnsentResults, run_dir: Path) -> int:
-    from dist_train.monitoring.loggers import start_loggers
-    from dist_train.runtime.run_dir import read_run_config
-    from models.config_io import to_json
-
-    config = read_run_config(run_dir)
-    loggers = start_loggers(config.logging, to_json(config), run_dir)
-    if not loggers:
-        return 0
-
-    def write(line: Mapping[str, float]) -> None:
-        for logger in loggers:
-            logger.write(line)
-
-    count = results.send(write)
-    for logger in loggers:
-        logger.close()
-    return count
 
 
 def mark_best(run_dir: Path, schedule: EvaluationSchedule) -> int | None:

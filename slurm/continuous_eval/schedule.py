@@ -22,8 +22,10 @@ from models.safe_files.documents import (
 )
 from models.safe_files.typed_json import ConfigError, from_json, to_json
 from slurm.continuous_eval.leases import Work
+from slurm.continuous_eval.panels import log_results
 from slurm.jobs.jobs import run_command, run_in_rank, the_same_again
 from slurm.jobs.ranks import Task, this_task
+from slurm.jobs.records import say_once
 from slurm.resources import Resources, check_job_name
 
 PLAN, CHECKSUMS = "plan.json", "plan.checksum"
@@ -156,6 +158,14 @@ class EvalJob:
         run_command("evaluation", [*arguments, "--replace", "--out", str(self.work.unfinished)])
         if task.rank == 0:
             self.work.finish()
+            self._log()
+
+    def _log(self) -> None:
+        """Send the result to the run's loggers, unless training does that; it is there anyway."""
+        try:
+            log_results(self.work.run_dir)
+        except (OSError, ValueError) as error:
+            say_once(f"{error}; the result is not sent to the run's loggers")
 
     def _starts(self, job_id: str) -> bool:
         """Whether this job is the one to run the attempt; ends it if that cannot be known."""

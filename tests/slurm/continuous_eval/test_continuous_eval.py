@@ -18,8 +18,8 @@ from models.safe_files.locks import try_lock
 from slurm.continuous_eval import lost_jobs
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.lost_jobs import claim_lost, note_successor
+from slurm.continuous_eval.panels import log_results
 from slurm.continuous_eval.reconcile import ReconcileJob, reconcile
-from slurm.continuous_eval.results import log_results
 from slurm.continuous_eval.schedule import (
     EvaluationSchedule,
     ScheduledProtocol,

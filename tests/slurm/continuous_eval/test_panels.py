@@ -13,7 +13,10 @@ from dist_train.config import LoggingConfig
 from dist_train.monitoring import metrics_log
 from dist_train.monitoring.metrics_log import MetricsLog
 from models.config_io import override, write_config
-from slurm.continuous_eval.results import log_results
+from slurm.continuous_eval import schedule
+from slurm.continuous_eval.leases import Work
+from slurm.continuous_eval.panels import log_results
+from slurm.continuous_eval.schedule import EvalJob, ScheduledProtocol
 from tests.tiny import tiny_edm
 from tests.wandb_records import read_history
 
@@ -52,6 +55,30 @@ def test_results_go_to_the_record_of_the_run_while_it_trains_and_afterwards(
     sessions = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(sessions) == 2
     assert not (tmp_path / "loggers.lock").exists()
+
+
+@pytest.mark.parametrize("sent", ["[]", "{"])
+def test_the_job_that_evaluates_sends_its_result(
+    sent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger, work = mock.Mock(), Work(tmp_path, 100, "quick")
+    monkeypatch.setattr("dist_train.monitoring.loggers.start_loggers", lambda *_: [logger])
+    task = mock.Mock(rank=0, job_id="7")
+    monkeypatch.setattr(schedule, "this_task", lambda: task)
+    monkeypatch.setattr(schedule, "run_in_rank", lambda evaluate: evaluate(task))
+    result = json.dumps({"metrics": {"fid": {"values": {"distance": 9.0}}}})
+    monkeypatch.setattr(schedule, "run_command", lambda *_: work.unfinished.write_text(result))
+    write_config(override(tiny_edm(), ["logging.wandb_project=x"]), tmp_path / "config.json")
+    assert work.claim(1)
+    (tmp_path / "evaluation" / ".mirrored.json").write_text(sent)
+    assert EvalJob(work, ScheduledProtocol(name="quick", words=()), 1)() == "finished"
+    lines = [call.args[0] for call in logger.write.call_args_list]
+    assert work.result.exists()
+    if sent == "[]":
+        assert lines == [{"images_seen": 100, "quick/fid.distance": 9.0}]
+    else:
+        assert lines == []
+        assert "is not sent to the run's loggers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", '[["100", 1]]', "\x00"])
