@@ -190,8 +190,9 @@ class End:
             run_slurm(["scontrol", "requeue", self.job_id])
         except SlurmError as error:
             self._note(LOST, code=code, why=str(error), delay=decision.delay, saved=int(last.saved))
-            say(f"{error}; it is not requeued from here: `relaywave slurm reconcile"
-                f" {self.jobs.root}` on a login node submits it again", "note")  # fmt: skip
+            reconcile = f"`relaywave slurm reconcile {self.jobs.root}` on a login node"
+            later = f"{reconcile} submits it again" if self.trains else "submit it again to resume"
+            say(f"{error}; it is not requeued from here: {later}", "note")
             return code
         again = f" in {decision.delay} s" if decision.delay else ""
         print(f"exit code {code}: {decision.why}; runs again{again}", file=sys.stderr)

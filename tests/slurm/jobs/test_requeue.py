@@ -400,6 +400,7 @@ def test_a_job_that_cannot_be_requeued_from_its_node_is_lost_not_silent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     FakeSlurm(monkeypatch)
+    _note_exits(tmp_path, EXIT_PREEMPTED)
 
     def fail(*_: object) -> None:
         raise error
@@ -407,12 +408,12 @@ def test_a_job_that_cannot_be_requeued_from_its_node_is_lost_not_silent(
     monkeypatch.setattr(batch_end, "run_slurm", fail)
     if isinstance(error, SlurmMissing):
         monkeypatch.setattr(batch_end, "describe", fail)
-    _note_exits(tmp_path, EXIT_PREEMPTED)
-    assert _end(tmp_path, 0) == EXIT_PREEMPTED
-    assert _last(tmp_path)["event"] == LOST
-    said = capsys.readouterr().err
-    assert f"{error}; it is not requeued from here: `relaywave slurm reconcile" in said
-    assert said.count("\n") == 1
+    for trains, advice in ((True, "`relaywave slurm reconcile"), (False, "submit it again")):
+        assert _end(tmp_path, 0, trains=trains) == EXIT_PREEMPTED
+        assert _last(tmp_path)["event"] == LOST
+        said = capsys.readouterr().err
+        assert f"{error}; it is not requeued from here: {advice}" in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("ranks", "code"), [(2, 0), (3, 143)])
