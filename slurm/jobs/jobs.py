@@ -216,6 +216,7 @@ def run_noted(task: Task, work: Callable[[Task], None]) -> None:
         SystemExit: It failed.
     """
     if not on_slurm():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save: end at once
         work(task)
         return
     jobs = own_jobs()

@@ -495,6 +495,18 @@ def test_a_command_that_is_asked_to_stop_notes_what_it_made(
         assert (note["said"], note["saved"]) == (number.name, expected)
 
 
+def test_a_command_on_this_machine_ends_at_once_when_it_is_cancelled(tmp_path: Path) -> None:
+    """submitit's handler would ignore the signal, and `slurm cancel` do nothing."""
+    command = [sys.executable, "-c", "import signal\nsignal.signal(signal.SIGTERM, print)\n"
+               + TASK.format(then="time.sleep(60)", after="")]  # fmt: skip
+    environment = {**os.environ, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, cwd=SOURCE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("then", "code"),
     [("pass", 0), ("sys.exit(2)", 2), ("raise KeyError", 1),
