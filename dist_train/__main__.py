@@ -65,6 +65,7 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
         from dist_train.planning.plan import add_plan
 
         add_plan(parser)
+        _add_deepspeed(parser)
         parser.set_defaults(run_command=_plan)
     elif command == "ema":
         from dist_train.ema_posthoc import add_ema
@@ -96,13 +97,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes", action="store_true", help="resume with changed settings if harmless"
     )
-    parser.add_argument(
-        "--deepspeed", type=Path, metavar="JSON", help="file with more settings of DeepSpeed"
-    )
+    _add_deepspeed(parser)
     parser.add_argument(
         "--profile-steps", type=int, default=0, metavar="N", help="trace N steps into profile/"
     )
     parser.set_defaults(run_command=_train)
+
+
+def _add_deepspeed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--deepspeed", type=Path, metavar="JSON", help="file with more settings of DeepSpeed"
+    )
 
 
 def _complete_first(prefix: str, **_: object) -> list[str]:

@@ -35,14 +35,11 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     """
     if options.run_dir is not None:
         import_recorded(options.run_dir)
-    recipe, file, overrides = settings_of(options)
+    recipe, _, overrides = settings_of(options)
     if recipe and recipe not in RECIPES and (meant := did_you_mean(recipe, commands)):
         raise ConfigError(f"there is no command or recipe {recipe!r}{meant}")
-    config = resolve_config(recipe, file, overrides)
+    config = _configured(options)
     _check_options(options, overrides)
-    if options.deepspeed is not None:
-        sharding = replace(config.sharding, deepspeed=read_object(options.deepspeed))
-        config = replace(config, sharding=sharding)
     if options.print_config:
         print(json.dumps(to_json(config), indent=2))
         return 0
@@ -65,12 +62,23 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     )
 
 
+def _configured(options: argparse.Namespace) -> RunConfig:
+    """Return the settings of a command line, DeepSpeed's of `--deepspeed` among them."""
+    recipe, file, overrides = settings_of(options)
+    config = resolve_config(recipe, file, overrides)
+    if options.deepspeed is None:
+        return config
+    for key in (text.partition("=")[0] for text in overrides):
+        if key.startswith("sharding.deepspeed"):
+            raise ConfigError(f"--deepspeed would replace {key}; leave one of them out")
+    sharding = replace(config.sharding, deepspeed=read_object(options.deepspeed))
+    return replace(config, sharding=sharding)
+
+
 def _check_options(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Raise ValueError if a setting contradicts an option, or an option makes no sense."""
     for text in overrides:
         key = text.partition("=")[0]
-        if options.deepspeed is not None and key.startswith("sharding.deepspeed"):
-            raise ConfigError(f"--deepspeed would replace {key}; leave one of them out")
         if key in ("sharding.nodes", "sharding.gpus_per_node"):
             raise ConfigError(f"{key} is the size of a Slurm job; here --ranks is that of the run")
     if options.steps is not None and options.steps < 1:
@@ -102,7 +110,7 @@ def plan_command(options: argparse.Namespace) -> int:
     Raises:
         ValueError: Unknown recipe, setting or GPU, or numbers that make no sense.
     """
-    config = resolve_config(*settings_of(options))
+    config = _configured(options)
     machine = planned_machine(options, config)
     config = settle_precision(config, machine.gpu.bfloat16)
     batches = check_settings(config, machine.ranks)

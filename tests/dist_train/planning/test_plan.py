@@ -195,6 +195,24 @@ def test_what_training_rejects_a_plan_rejects_with_the_same_line(
     assert capsys.readouterr().err == said
 
 
+def test_a_plan_reads_deepspeeds_settings_from_a_file_as_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "deepspeed.json"
+    plan = ["plan", "rdm_debug_edm16", "sharding.zero_stage=2", "--deepspeed", str(file)]
+    file.write_text('{"zero_optimization": {"overlap_comm": true}}')
+    assert main(plan) == 0
+    capsys.readouterr()
+    for text, override in (('{"fp16": {"enabled": true}}', []),
+                           ("{}", ["sharding.deepspeed={}"])):  # fmt: skip
+        file.write_text(text)
+        training = ["--run-dir", str(tmp_path / "run"), "--ranks", "2", "--dry-run"]
+        assert main([*plan[1:], *override, *training]) == 2
+        said = capsys.readouterr().err
+        assert main([*plan, *override]) == 2
+        assert capsys.readouterr().err == said
+
+
 def test_a_plan_reads_the_size_of_its_job_and_checks_a_set_that_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
