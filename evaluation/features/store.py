@@ -165,8 +165,6 @@ class FeatureEntry:
         Raises:
             ValueError: A file is damaged; it names the directory to delete.
         """
-        with contextlib.suppress(OSError):  # for `trim`: when it was used last
-            os.utime(self.path / ENTRY, follow_symlinks=False)
         gaussians: dict[str, Gaussian] = {}
         features: dict[str, FloatArray] = {}
         selected: list[int] = []
@@ -186,6 +184,8 @@ class FeatureEntry:
             gaussians[tap], features[tap] = gaussian, np.asarray(rows, np.float32)
         meta: dict[str, Any] = {"images": self.record.images, "detector": self.record.detector}
         meta.update(self._selection)
+        with contextlib.suppress(OSError):  # for `trim`: when it was used last
+            os.utime(self.path / ENTRY, follow_symlinks=False)
         return FeatureSet(meta, self._n, gaussians, features, selected)
 
     def _read(self, tap: str) -> dict[str, AnyArray]:
