@@ -7,11 +7,7 @@ process; that they run as jobs is tested elsewhere.
 from __future__ import annotations
 
 import csv
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from PIL import Image
@@ -31,13 +27,9 @@ UNKNOWN_HERE = {"is", "sfid", "gigabytes"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory of experiments; what jobs set in this process is taken back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    with mock.patch.dict(os.environ):
-        yield tmp_path_factory.mktemp("paper") / DEBUG
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of experiments."""
+    return tmp_path_factory.mktemp("paper") / DEBUG
 
 
 def run(name: str, root: Path) -> list[Step]:
