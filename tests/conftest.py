@@ -46,11 +46,13 @@ def _device(request: pytest.FixtureRequest) -> None:
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One thread per process, no shared build cache (a killed build leaves a lock in it).
 
-    The user's own settings (site profile, list of weights files) are not read.
+    The user's own settings (site profile, list of weights files) are not read, and nothing is
+    written into the user's cache.
     """
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["RELAYWAVE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("RELAYWAVE_WEIGHTS", None)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(tmp_path_factory.mktemp("torch_extensions"))
 
