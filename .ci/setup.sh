@@ -28,12 +28,25 @@ setup_venv() {
         return
     fi
     echo "Setting up .venv (once; a few minutes, mostly downloads) ..."
-    "$python" -m venv .venv
+    make_venv .venv "$python"
     # The build-time flag keeps DeepSpeed from looking for compilers: nothing is built for it.
     .venv/bin/python -m pip install --quiet -c constraints.txt setuptools wheel torch
     DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet -c constraints.txt \
         --no-build-isolation -e ".[$extra]"
+    rm .venv/installing
     touch "$stamp"
+}
+
+# An environment whose `installing` is still there was left by a killed pip, which cannot go on from
+# what it half wrote: it is emptied. Every other one is kept, and what is missing is added.
+make_venv() {
+    local directory=$1 python=$2
+    if [ -e "$directory/installing" ]; then
+        "$python" -m venv --clear "$directory"
+    else
+        "$python" -m venv "$directory"
+    fi
+    touch "$directory/installing"
 }
 
 # With root on Debian or Ubuntu, installs what some tests run on: a real Slurm, a browser, and the
@@ -83,10 +96,11 @@ setup_demo() {
     if [ -e "$stamp" ]; then
         return
     fi
-    .venv/bin/python -m venv "$demo"
+    make_venv "$demo" .venv/bin/python
     .venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
         > "$("$demo/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
     if "$demo/bin/python" -m pip install --quiet -c .ci/constraints-demo.txt gradio; then
+        rm "$demo/installing"
         touch "$stamp"
     else
         echo "WARNING: gradio could not be installed; the tests of the demo's page skip" >&2
