@@ -185,3 +185,10 @@ def test_scripts_parse_and_help() -> None:
         ["bash", "quickstart.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "--data PATH" in done.stdout
+
+
+def test_every_document_is_in_the_navigation_of_the_site() -> None:
+    _, _, navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")
+    named = set(re.findall(r"[\w/-]+\.md", navigation))
+    ours = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert ours <= named, "add them to `nav` of mkdocs.yml"
