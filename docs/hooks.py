@@ -1,4 +1,4 @@
-"""What mkdocs needs beyond `docs/`: pages whose source is elsewhere, and the API reference.
+"""What mkdocs needs beyond `docs/`: pages whose source is elsewhere, the API reference, all errors.
 
 The sources stay where readers of the repository look for them. Their links, written for the
 repository, are rewritten for the site; a link to a file that is on no page ends a strict build.
@@ -11,12 +11,11 @@ import os
 import re
 from pathlib import Path
 
+from messages import PACKAGES, ROOT, as_markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "data_pipelines", "dist_train", "evaluation", "slurm")
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -68,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links between files of the repository into links between pages of the site."""
+    """Rewrite links between files into links between pages; list all lines of errors on theirs."""
     here = page.file.src_uri
     source = Path(SOURCES.get(here, f"docs/{here}"))
 
@@ -79,7 +78,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         on_site = ELSEWHERE.get(target) or target.removeprefix("docs/")
         return link[1] + os.path.relpath(on_site, os.path.dirname(here)) + link[3]
 
-    return _LINK.sub(rewritten, markdown)
+    extra = as_markdown() if here == "troubleshooting.md" else ""
+    return f"{_LINK.sub(rewritten, markdown)}\n{extra}"
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

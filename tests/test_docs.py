@@ -16,6 +16,8 @@ import evaluation.__main__ as evaluation
 import relaywave
 import slurm.__main__ as slurm
 from dist_train.recipes import RECIPES
+from docs.architecture import PICTURE, draw
+from docs.messages import VALUE, raised, texts
 from tests.paths import ROOT
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
@@ -77,6 +79,7 @@ def test_commands_exist(document: Path) -> None:
             exists = (path / "__main__.py").exists() or path.with_suffix(".py").exists()
             assert exists, f"{document.name}: python -m {module}"
     known = {**{name: set() for name in (*relaywave.COMMANDS, "completion")}, **_subcommands()}
+    known["train"] |= {*re.findall(r"^def (\w+)\(\) -> RunConfig", _code(document), re.M)}
     for line in re.findall(r"^ *relaywave .*|`relaywave [^`]*`", _code(document), re.M):
         _, command, *rest = line.strip("` ").split()
         if not re.fullmatch("[a-z-]+", command):
@@ -192,3 +195,26 @@ def test_every_document_is_in_the_navigation_of_the_site() -> None:
     named = set(re.findall(r"[\w/-]+\.md", navigation))
     ours = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert ours <= named, "add them to `nav` of mkdocs.yml"
+
+
+def test_lines_of_errors_that_are_quoted_are_in_the_code() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 70
+    known = texts()
+    for line in quoted:
+        parts = line.split(VALUE)
+        assert len("".join(parts)) > 10, f"{line} could be any line"
+        pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+        assert any(pattern.search(text) for text in known), f"no line of the code is like: {line}"
+
+
+def test_lines_of_errors_are_found_in_the_code() -> None:
+    found = {line for lines in raised().values() for line in lines}
+    assert "there is no recipe ……" in found
+    assert "sampling needs at least one snapshot" in found
+    assert len(found) > 700
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_imports() -> None:
+    assert PICTURE.read_text() == draw(), "run: python docs/architecture.py"

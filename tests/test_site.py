@@ -31,6 +31,9 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_p
     }
     assert {path.stem for path in (tmp_path / "api").glob("*.html")} == packages
     assert 'id="models.sampler.sample"' in (tmp_path / "api/models.html").read_text()
+    errors = (tmp_path / "troubleshooting.html").read_text()
+    assert "is not a multiple of micro_batch_size … x … ranks" in errors
+    assert "slurm.submit.preflight" in errors, "the list of all lines is appended"
     for path in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img)[^>]*src="(http[^"]*)|<link[^>]*href="(http[^"]*)',
                             path.read_text())  # fmt: skip
