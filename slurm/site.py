@@ -31,6 +31,8 @@ OF_SRUN = frozenset(("output", "error", "input", "unbuffered", "cpus-per-task", 
 KINDS = ("pack", "train", "sample", "reference", "eval", "table", "convert", "time")
 """Kinds of steps of workflows: the commands that they are."""
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+INTERFACES = re.compile(r"=?[^\s,^=/:]+(,[^\s,^=/:]+)*")
+"""Names of network interfaces; NCCL's mark of exact names may stand before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ class Site:
         open_files: Limit on open files per process; 0 leaves it.
         setup: Lines of the batch script before the job (modules, proxies).
         environment: Variables of every task.
-        network_interface: Interface of NCCL and gloo; "" takes the one that reaches rank 0.
+        network_interface: Interface of NCCL and gloo, or several with commas, by their exact names;
+            "" takes the one that reaches rank 0.
         scratch: Directory on each node's own disk for temporary files and caches; variables such
             as $SLURM_JOB_ID are expanded there. "" is the system's.
         shared: Roots of the file systems that all nodes see; run directories must be in one of
@@ -118,6 +121,11 @@ class Site:
             texts = value if isinstance(value, tuple) else (value,)
             if any(isinstance(text, str) and ("\n" in text or "\0" in text) for text in texts):
                 raise ValueError(f"{name}={value!r:.100} must be one line of text")
+        if self.network_interface and not INTERFACES.fullmatch(self.network_interface):
+            raise ValueError(
+                f"network_interface={self.network_interface!r:.80} must be exact names, such as ib0"
+                " or ib0,ib1"
+            )
         for name in self.environment:
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"environment: {name[:80]!r} is no name of a variable")

@@ -43,7 +43,7 @@ class Task:
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
             "WORLD_SIZE": str(self.size),
-            "MASTER_ADDR": self.hosts[0] if len(self.hosts) > 1 else "127.0.0.1",
+            "MASTER_ADDR": address_of(self.hosts[0]) if len(self.hosts) > 1 else "127.0.0.1",
             "MASTER_PORT": os.environ.get("RELAYWAVE_PORT")
             or str(next(rendezvous_ports(self.job_id, self.restart))),
         }
@@ -67,6 +67,23 @@ def this_task() -> Task:
     )
 
 
+def this_host() -> str:
+    """Return the name of this node, as Slurm has it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def address_of(host: str) -> str:
+    """Return by what rank 0's node is reached: its name, or its address if that does not resolve.
+
+    The address is that from which srun has started the tasks: the batch script runs on that node.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or host
+    return host
+
+
 def own_job_id() -> str:
     """Return the id of the job that this process belongs to: `12`, or `12_3` in an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
@@ -86,8 +103,10 @@ def enter_rank(task: Task) -> None:
     if not interface and len(set(task.hosts)) > 1:
         interface = interface_towards(os.environ["MASTER_ADDR"])
     if interface:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        names = interface.removeprefix("=")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
+        # without the mark, NCCL takes any interface whose name begins so: ib0 would allow ib01
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={names}")
     _use_scratch()
 
 

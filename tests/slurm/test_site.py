@@ -27,3 +27,10 @@ def test_the_profile_is_found_where_users_keep_their_files(
     monkeypatch.setenv("RELAYWAVE_SITE", str(tmp_path / "no.toml"))
     with pytest.raises(ConfigError, match=r"no\.toml cannot be read as a site profile"):
         read_site()
+
+
+@pytest.mark.parametrize("name", ["^docker", "ib0,", "ib0 ib1", "ib0:5", "ib=0"])
+def test_interfaces_are_named_exactly(name: str) -> None:
+    assert Site(network_interface="=ib0,ib1").network_interface == "=ib0,ib1"
+    with pytest.raises(ValueError, match=r"network_interface=.* must be exact names"):
+        Site(network_interface=name)

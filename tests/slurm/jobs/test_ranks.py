@@ -108,6 +108,31 @@ def test_rendezvous_is_derived_from_the_job() -> None:
         assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in tried)
 
 
+def test_rank_0_is_reached_by_its_address_where_its_name_does_not_resolve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = Task(1, 0, 2, ("no.such.host.invalid", "n2"), "1", 0)
+    assert task.environment["MASTER_ADDR"] == "no.such.host.invalid", "nothing else is known"
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1")
+    assert task.environment["MASTER_ADDR"] == "10.0.0.1"
+    named = Task(1, 0, 2, ("localhost", "n2"), "1", 0)
+    assert named.environment["MASTER_ADDR"] == "localhost"
+
+
+@pytest.mark.parametrize("named", ["ib0", "=ib0", "ib0,ib1"])
+def test_interfaces_are_meant_exactly(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setenv("RELAYWAVE_INTERFACE", named)
+    ranks.enter_rank(Task(0, 0, 1, ("here",), "1", 0))
+    exact = named.removeprefix("=")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == exact, "gloo knows no mark"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == f"={exact}"
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_port_that_is_taken_is_skipped(
     family: socket.AddressFamily,
@@ -195,6 +220,7 @@ print(tempfile.gettempdir(), DEFAULT_CACHE.path)
 @pytest.mark.parametrize("name", ["RELAYWAVE_SCRATCH", "SLURM_TMPDIR"])
 def test_temporary_files_and_shards_go_to_the_nodes_own_disk(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, name: f"{tmp_path}/$SLURM_JOB_ID", "SLURM_JOB_ID": "77"}
+    del environment["RELAYWAVE_CACHE"]  # which the tests set
     printed = subprocess.run(
         [sys.executable, "-c", WHERE], env=environment, cwd=SOURCE, capture_output=True, text=True,
         check=True,
