@@ -76,6 +76,10 @@ class Site:
             as $SLURM_JOB_ID are expanded there. "" is the system's.
         shared: Roots of the file systems that all nodes see; run directories must be in one of
             them. Empty: only directories that are certainly local (such as /tmp) are rejected.
+        health_check: Whether nodes are tried before the ranks of training start: for jobs with
+            `gpus`, `always` or `never`.
+        exclude_after: A job that crashed so often within a day on a host is requeued without it; 0
+            excludes none.
         signal_seconds: How long before the time limit a job gets the signal to save.
         sbatch: Further options of sbatch for every job, by its names: `licenses = "x:1"`.
         srun: Further options of srun for the ranks; `true` is one without a value.
@@ -101,6 +105,8 @@ class Site:
     network_interface: str = ""
     scratch: str = ""
     shared: tuple[str, ...] = ()
+    health_check: Literal["gpus", "always", "never"] = "gpus"
+    exclude_after: int = 3
     signal_seconds: int = 120
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
     srun: dict[str, str | int | bool] = field(default_factory=dict)
@@ -114,7 +120,7 @@ class Site:
             raise ValueError(f"signal_seconds={self.signal_seconds} must be positive")
         if self.array_parallelism < 1:
             raise ValueError(f"array_parallelism={self.array_parallelism} must be positive")
-        for name in ("cpus_per_task", "open_files"):
+        for name in ("cpus_per_task", "open_files", "exclude_after"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         for name, value in vars(self).items():

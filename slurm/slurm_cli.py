@@ -134,6 +134,11 @@ def describe(job_id: str) -> dict[str, str]:
     return found
 
 
+def host_names(text: str) -> set[str]:
+    """Return the hosts of a list as Slurm writes it, such as `n[1-4],m1`."""
+    return set(run_slurm(["scontrol", "show", "hostnames", text]).split())
+
+
 def settings() -> dict[str, str]:
     """Return slurmctld's configuration (`scontrol show config`)."""
     lines = run_slurm(["scontrol", "show", "config"]).splitlines()
@@ -143,8 +148,13 @@ def settings() -> dict[str, str]:
 
 def idle_nodes(partition: str) -> int:
     """Return how many nodes of a partition (or of several, `a,b`) run nothing."""
-    command = ["sinfo", "-hN", f"--partition={partition}", "--states=idle", "--format=%N"]
-    return len(set(run_slurm(command).splitlines()))
+    return len(partition_hosts(partition, "--states=idle"))
+
+
+def partition_hosts(partition: str, *options: str) -> set[str]:
+    """Return the hosts of a partition (or of several, `a,b`), by further options of sinfo."""
+    command = ["sinfo", "-hN", f"--partition={partition}", *options, "--format=%N"]
+    return set(run_slurm(command).splitlines())
 
 
 def under_maintenance() -> set[str]:

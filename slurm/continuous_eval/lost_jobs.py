@@ -14,6 +14,7 @@ from pathlib import Path
 
 from slurm.continuous_eval.leases import create
 from slurm.jobs.exit_reason import exit_states
+from slurm.jobs.hosts import unfit_hosts
 from slurm.jobs.jobs import TrainJob
 from slurm.jobs.records import JobDir, JobRecord, images_saved
 from slurm.jobs.requeue import CONTINUES, LOST, decide, history, starts_of
@@ -81,12 +82,16 @@ def claim_lost(
     if not create(claim, {"time": time.time()}):
         return None
     note = jobs.attempts(record.job_id)[-1]
+    unfit = unfit_hosts(history(jobs, record.job_id), site.exclude_after)
+    excluded = ",".join([*filter(None, [record.resources.exclude]), *unfit])
     wait = max(0, int(note.get("delay", 0)) - int(time.time() - note["time"]))
     begin = f"now+{wait}" if wait else ""
     return record, Submission(
         kind="train", name=record.name, root=run_dir, jobs=[TrainJob(run_dir, record.policy)],
-        resources=dataclasses.replace(record.resources, dependency="", begin=begin), site=site,
-        code=Path(record.code), cwd=Path(record.cwd),
+        resources=dataclasses.replace(
+            record.resources, dependency="", begin=begin, exclude=excluded
+        ),
+        site=site, code=Path(record.code), cwd=Path(record.cwd),
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 jobs.py         The jobs: training, and any other command of relaywave
 ranks.py        Each task's rank, rendezvous address and port, network interface and scratch
 requeue.py      Whether a job that stopped is run again, from its starts and the limits
+health.py       Whether nodes are fit, tried before the ranks of training start
+nvidia_smi.py   What is wrong with a node's GPUs
+hosts.py        On which hosts a job crashed, and which of them its next start does without
 batch_end.py    The end of every batch script: notes what was seen, and requeues the job
 watch.py        Has the snapshots of a run evaluated while it trains
 exit_reason.py  How jobs that have left the queue ended, and in one line why

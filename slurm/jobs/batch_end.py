@@ -32,7 +32,9 @@ from models.command_line import (
     EXIT_STORAGE,
     say,
 )
+from models.config_io import ConfigError
 from slurm.jobs.exit_reason import reason_in_logs
+from slurm.jobs.hosts import EXCLUDE, crashed_hosts, exclude, unfit_hosts
 from slurm.jobs.jobs import STOP, TrainJob
 from slurm.jobs.ranks import own_job_id
 from slurm.jobs.records import JobDir, images_saved
@@ -46,6 +48,7 @@ from slurm.jobs.requeue import (
     starts_of,
 )
 from slurm.resources import Policy
+from slurm.site import Site, read_site
 from slurm.slurm_cli import SlurmError, SlurmMissing, describe, run_slurm, settings
 
 FINAL = frozenset({EXIT_REJECTED, EXIT_DIVERGED, EXIT_STALLED})
@@ -70,6 +73,7 @@ class End:
         trains: Whether it trains the run of this directory; else it is another command.
         signal_seconds: How long before the time limit Slurm asks it to stop.
         policy: The limits of running it again.
+        site: The site profile.
     """
 
     jobs: JobDir
@@ -79,11 +83,12 @@ class End:
     trains: bool
     signal_seconds: int
     policy: Policy
+    site: Site
 
     def settle(self) -> int:
         """Note the end, and requeue the job if it is to run again; returns its exit code."""
         attempts = history(self.jobs, self.job_id)
-        ours = [a for a in attempts if (a["job"], a.get("restart")) == (self.job_id, self.restart)]
+        ours = self._own(attempts)
         exits = {int(a["rank"]): a for a in ours if a["event"] == "exit"}
         final = self._final_code(exits, ours)
         if final is not None:
@@ -102,6 +107,10 @@ class End:
             print(f"exit code {self.code}: {why}", file=sys.stderr)
             return self.code
         return self._decide(self._cause(job, self._was_stopped(exits)), attempts, unreachable)
+
+    def _own(self, attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the notes of this start."""
+        return [a for a in attempts if (a["job"], a.get("restart")) == (self.job_id, self.restart)]
 
     def _final_code(
         self, exits: Mapping[int, Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
@@ -174,12 +183,13 @@ class End:
                "images_seen": images_seen}  # fmt: skip
         *earlier, last = starts_of([*attempts, now], images_seen)
         decision = decide(earlier, last.saved, cause, self.policy)
-        crashed = cause == "crash"
-        self._note(
-            "crash" if crashed else "signal", cause=cause, images_seen=images_seen, code=self.code,
-            requeue=decision.requeue, why=decision.why,
-            said=reason_in_logs(self.jobs.records_dir, self.job_id) if crashed else "",
-        )  # fmt: skip
+        facts: dict[str, Any] = {"cause": cause, "images_seen": images_seen, "code": self.code,
+                                 "requeue": decision.requeue, "why": decision.why}  # fmt: skip
+        if cause == "crash":
+            said = reason_in_logs(self.jobs.records_dir, self.job_id)
+            self._note("crash", **facts, said=said, hosts=crashed_hosts(self._own(attempts)))
+        else:
+            self._note("signal", **facts, said="")
         if not decision.requeue:
             say(decision.why, "not run again")
             return EXIT_STALLED
@@ -197,6 +207,7 @@ class End:
         again = f" in {decision.delay} s" if decision.delay else ""
         print(f"exit code {code}: {decision.why}; runs again{again}", file=sys.stderr)
         self._delay(decision.delay)
+        self._exclude_hosts()
         restore_time_limit(self.jobs, self.job_id)
         return code
 
@@ -212,6 +223,18 @@ class End:
             if already is None or -already < wait:
                 start = f"StartTime=now+{wait}"
                 run_slurm(["scontrol", "update", f"JobId={self.job_id}", start])
+
+    def _exclude_hosts(self) -> None:
+        """Let the next start do without hosts that are unfit, or on which the job often crashed."""
+        unfit = unfit_hosts(history(self.jobs, self.job_id), self.site.exclude_after)
+        try:
+            excluded = exclude(self.job_id, unfit) if unfit else []
+        except SlurmError as error:
+            say(f"{', '.join(unfit)} could not be excluded: {error}", "note")
+            return
+        if excluded:
+            self._note(EXCLUDE, hosts=excluded)
+            say(f"its next starts do without {', '.join(excluded)}", "note")
 
     def _note(self, event: str, **facts: Any) -> None:
         try:
@@ -264,8 +287,17 @@ def _end(options: argparse.Namespace) -> End:
     return End(
         jobs=JobDir(options.root), job_id=own_job_id(), code=options.code, trains=options.trains,
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        signal_seconds=options.signal_seconds, policy=policy_of(options),
+        signal_seconds=options.signal_seconds, policy=policy_of(options), site=_site(),
     )  # fmt: skip
+
+
+def _site() -> Site:
+    """Return the site profile of the submission; the defaults where nodes cannot read it."""
+    try:
+        return read_site()
+    except ConfigError as error:
+        say(f"{error}; its defaults hold at the end of this job", "note")
+        return Site()
 
 
 def end_command(

@@ -32,7 +32,7 @@ from models.safe_files.atomic import made_by_this_process
 from models.safe_files.transient import STORAGE, is_transient
 from slurm.jobs.interpreter import code_variables, outside_environment
 from slurm.jobs.local import cancelled
-from slurm.jobs.ranks import Task, enter_rank, this_task
+from slurm.jobs.ranks import Task, enter_rank, this_host, this_task
 from slurm.jobs.records import JobDir, images_saved
 from slurm.jobs.requeue import decide, starts_of
 from slurm.resources import Policy
@@ -292,7 +292,7 @@ def _note_and_wait(task: Task, jobs: JobDir, name: str) -> None:
 def _note_exit(task: Task, jobs: JobDir, code: int, **facts: str) -> None:
     try:
         jobs.note(task.job_id, "exit", restart=task.restart, rank=task.rank, code=code,
-                  saved=made_by_this_process(), **facts)  # fmt: skip
+                  host=this_host(), saved=made_by_this_process(), **facts)  # fmt: skip
     except OSError as error:  # the exit code says it too
         say(f"the end of rank {task.rank} could not be noted: {error}", "note")
 

@@ -187,6 +187,7 @@ class _Note:
     why: str = ""
     said: str = ""
     checksum: str = ""
+    host: str = ""
     hosts: tuple[str, ...] = ()
 
 

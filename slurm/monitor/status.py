@@ -15,6 +15,7 @@ from slurm.continuous_eval.results import BEST, values
 from slurm.continuous_eval.schedule import read_schedule
 from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
+from slurm.jobs.hosts import crashes_by_host, excluded_hosts
 from slurm.jobs.jobs import STOP
 from slurm.jobs.records import (
     STOPS,
@@ -192,6 +193,8 @@ def _job(
         "elapsed": entry.elapsed if entry else "",
         "starts": sum(1 for a in attempts if a["event"] == "start"),
         "crashes": sum(1 for a in attempts if a["event"] == "crash"),
+        "crashes_by_host": dict(crashes_by_host(attempts)),
+        "excluded": excluded_hosts(attempts),
         "last_end": _format_end(ends[-1]) if ends else "",
     }
 
@@ -268,11 +271,21 @@ def _describe_job(job: Mapping[str, Any]) -> list[str]:
     text += f", {job['crashes']} crashes" if job["crashes"] else ""
     text += f"  [{job['last_end']}]" if job["last_end"] and not job["why"] else ""
     lines = [text, *([f"      {job['advice']}"] if job["advice"] else [])]
+    if job["crashes_by_host"] or job["excluded"]:
+        lines.append(f"      {_describe_hosts(job)}")
     if job["why"]:
         lines.append(f"      {job['why']}")
     if job["why"] or job["exit_code"]:
         lines.append(f"      log: {job['log']}")
     return lines
+
+
+def _describe_hosts(job: Mapping[str, Any]) -> str:
+    """Say on which hosts a job crashed within a day, and which ones it does without now."""
+    crashes, excluded = job["crashes_by_host"], job["excluded"]
+    hosts = [f"{host} {count}x" for host, count in sorted(crashes.items())]
+    text = f"crashed on {', '.join(hosts)}" if hosts else ""
+    return "; ".join(filter(None, [text, f"excluded: {', '.join(excluded)}" if excluded else ""]))
 
 
 def _describe_progress(status: Mapping[str, Any]) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from slurm.jobs import health
 from slurm.jobs.batch_end import end_command
-from slurm.jobs.interpreter import PYTHON, code_variables, outside_environment
+from slurm.jobs.interpreter import PYTHON, SOURCE, code_variables, outside_environment
 from slurm.jobs.jobs import Job, TrainJob
 from slurm.jobs.ranks import free_port
 from slurm.jobs.records import JobDir, JobRecord
@@ -24,6 +25,7 @@ from slurm.slurm_cli import SlurmError
 from slurm.submit.code_copy import code_dir, copy_code
 
 Executor = Literal["slurm", "local", "debug"]
+HEALTH = Path(health.__file__).relative_to(SOURCE)
 TIMEOUT_REQUEUES = 100_000
 """submitit's own limit on requeues after a time limit; ours (jobs/requeue.py) counts progress."""
 
@@ -133,6 +135,7 @@ def slurm_parameters(submission: Submission, code: Path) -> dict[str, Any]:
     """Return all parameters of submitit's Slurm executor."""
     site, resources = submission.site, submission.resources
     parameters = resources.parameters(site)
+    srun_arguments = _srun_arguments(submission, parameters.get("cpus_per_task"))
     parameters["additional_parameters"]["chdir"] = str(submission.cwd or Path.cwd())
     return {
         **parameters,
@@ -142,8 +145,9 @@ def slurm_parameters(submission: Submission, code: Path) -> dict[str, Any]:
             *_end(submission),
             *_rendezvous(resources),
             *_task_count(resources),
+            *_health(submission, srun_arguments),
         ],
-        "srun_args": _srun_arguments(submission, parameters.get("cpus_per_task")),
+        "srun_args": srun_arguments,
     }
 
 
@@ -185,20 +189,42 @@ def _task_count(resources: Resources) -> list[str]:
     return [f"export SLURM_NTASKS={tasks} SLURM_NPROCS={tasks}"]
 
 
+def _health(submission: Submission, srun_arguments: Sequence[str]) -> list[str]:
+    """Return what tries the nodes of training before its ranks start, as the site wants it.
+
+    Code of an earlier submission may be too old for it.
+    """
+    wanted, gpus = submission.site.health_check, submission.resources.gpus_per_node
+    can = submission.code is None or (submission.code / HEALTH).exists()
+    if wanted == "never" or not (gpus or wanted == "always") or not can:
+        return []
+    if not isinstance(submission.jobs[0], TrainJob):
+        return []
+    return health.step(_python(submission), _notes_root(submission), srun_arguments, gpus)
+
+
+def _notes_root(submission: Submission) -> str:
+    """Return the directory whose `slurm/` has the notes of a job, or of a task, for a shell."""
+    job = submission.jobs[0]
+    if not isinstance(job, TrainJob):
+        return shlex.quote(str(JobDir(submission.root.absolute()).root))
+    if len(submission.jobs) > 1:
+        return '"${runs[$SLURM_ARRAY_TASK_ID]}"'
+    return shlex.quote(str(job.run_dir))
+
+
 def _end(submission: Submission) -> list[str]:
     """Return what settles the end of the batch script, whatever ends it, and watches training.
 
     Both run on the node itself, as the tasks' container may lack Slurm's commands. The signals that
     Slurm sends to the batch script, too, only end what it waits for.
     """
-    job, root = submission.jobs[0], shlex.quote(str(JobDir(submission.root.absolute()).root))
-    trains, lines = isinstance(job, TrainJob), []
-    if isinstance(job, TrainJob):
-        root = shlex.quote(str(job.run_dir))
+    job, root, lines = submission.jobs[0], _notes_root(submission), []
+    trains = isinstance(job, TrainJob)
     if trains and len(submission.jobs) > 1:
         run_dirs = " ".join(shlex.quote(str(job.run_dir)) for job in submission.jobs
                             if isinstance(job, TrainJob))  # fmt: skip
-        lines, root = [f"runs=({run_dirs})"], '"${runs[$SLURM_ARRAY_TASK_ID]}"'
+        lines = [f"runs=({run_dirs})"]
     settle = end_command(
         PYTHON, root, trains=trains, signal_seconds=submission.resources.margin(submission.site),
         policy=getattr(job, "policy", Policy()),

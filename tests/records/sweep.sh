@@ -37,6 +37,7 @@ python -P -m slurm.jobs.watch "${runs[$SLURM_ARRAY_TASK_ID]}" & watcher=$!
 trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
+SUBMITIT_EXECUTOR=slurm srun --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m slurm.jobs.health "${runs[$SLURM_ARRAY_TASK_ID]}" --gpus 8 || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -35,6 +35,7 @@ python -P -m slurm.jobs.watch /project/run & watcher=$!
 trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
+SUBMITIT_EXECUTOR=slurm srun --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores apptainer exec --nv --bind=/project:/project /project/images/relaywave.sif python3 -P -u -m slurm.jobs.health /project/run --gpus 8 || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm

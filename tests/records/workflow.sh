@@ -114,6 +114,7 @@ python -P -m slurm.jobs.watch /project/all/edm16 & watcher=$!
 trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
+SUBMITIT_EXECUTOR=slurm srun --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m slurm.jobs.health /project/all/edm16 --gpus 2 || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -157,6 +158,7 @@ python -P -m slurm.jobs.watch /project/all/relay64 & watcher=$!
 trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
+SUBMITIT_EXECUTOR=slurm srun --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m slurm.jobs.health /project/all/relay64 --gpus 2 || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -200,6 +202,7 @@ python -P -m slurm.jobs.watch /project/all/wavediff64 & watcher=$!
 trap end EXIT
 RELAYWAVE_PORT=$(python -P -m slurm.jobs.ranks) || exit 1
 export RELAYWAVE_PORT
+SUBMITIT_EXECUTOR=slurm srun --kill-on-bad-exit=1 --cpus-per-task=12 --cpu-bind=cores python -P -u -m slurm.jobs.health /project/all/wavediff64 --gpus 2 || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm

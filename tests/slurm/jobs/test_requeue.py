@@ -21,7 +21,8 @@ from models.command_line import (
     EXIT_STALLED,
     EXIT_STORAGE,
 )
-from slurm.jobs import batch_end
+from slurm.jobs import batch_end, hosts
+from slurm.jobs.hosts import EXCLUDE, UNHEALTHY
 from slurm.jobs.interpreter import SOURCE
 from slurm.jobs.jobs import STOP
 from slurm.jobs.records import JobDir, JobRecord
@@ -116,14 +117,27 @@ class FakeSlurm:
             "StartTime": _clock(-3600),
             "EndTime": _clock(3600),
             "EligibleTime": _clock(-3600),
+            "NumNodes": "2",
+            "Partition": "main",
+            "ExcNodeList": "(null)",
+            "ReqNodeList": "(null)",
             **shown,
         }
-        monkeypatch.setattr(batch_end, "describe", lambda job_id: self.job)
         monkeypatch.setattr(batch_end, "settings", lambda: {"KillWait": "30 sec"})
-        monkeypatch.setattr(batch_end, "run_slurm", self.commands.append)
+        for module in (batch_end, hosts):
+            monkeypatch.setattr(module, "describe", lambda job_id: self.job)
+            monkeypatch.setattr(module, "run_slurm", self.commands.append)
+        monkeypatch.setattr(hosts, "host_names", lambda text: set(text.split(",")))
+        monkeypatch.setattr(hosts, "partition_hosts", lambda name: {"n1", "n2", "n3", "n4"})
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+    @property
+    def excluded(self) -> list[str]:
+        """What the job was told to do without, each time."""
+        words = [word for command in self.commands for word in command]
+        return [w.removeprefix("ExcNodeList=") for w in words if w.startswith("ExcNodeList=")]
 
     @property
     def requeued(self) -> bool:
@@ -521,3 +535,70 @@ def test_signals_after_the_work_change_nothing(tmp_path: Path) -> None:
     after = "[os.kill(os.getpid(), n) for n in (signal.SIGUSR2, signal.SIGTERM)]"
     code, note = _task(tmp_path, "pass", after=after)
     assert (code, note["code"]) == (0, 0)
+
+
+def _note_crash(root: Path, restart: int, host: str) -> None:
+    """Note that a rank on one of two nodes was killed, and the end of its batch script."""
+    jobs, kept = JobDir(root), "n1" if host != "n1" else "n2"
+    both = sorted([kept, host])
+    jobs.note("7", "start", restart=restart, images_seen=0, ranks=2, hosts=both)
+    jobs.note("7", "exit", restart=restart, rank=both.index(kept), code=EXIT_LOST, host=kept)
+
+
+def _crash(root: Path, monkeypatch: pytest.MonkeyPatch, restart: int, host: str) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    _note_crash(root, restart, host)
+    assert _end(root, 137, "--max-stalled=99") == 137
+
+
+def test_a_host_on_which_a_job_crashes_often_is_excluded_at_the_next_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    for restart, host in enumerate(["n2", "n1", "n2", "n2"]):
+        slurm.job["Restarts"] = str(restart)
+        assert slurm.excluded == []
+        _crash(tmp_path, monkeypatch, restart, host)
+        crash = [a for a in JobDir(tmp_path).attempts("7") if a["event"] == "crash"][-1]
+        assert crash["hosts"] == [host]
+    assert slurm.excluded == ["n2"]
+    assert _last(tmp_path)["event"] == EXCLUDE
+    assert "its next starts do without n2" in capsys.readouterr().err
+    slurm.job |= {"ExcNodeList": "n2", "Restarts": "4"}
+    _crash(tmp_path, monkeypatch, 4, "n1")
+    assert slurm.excluded == ["n2"], "not again, and n1 crashed but twice"
+
+
+@pytest.mark.parametrize(
+    ("shown", "site", "excluded"),
+    [
+        ({}, "", ["n2"]),
+        ({"ExcNodeList": "n4"}, "", ["n2,n4"]),
+        ({}, "exclude_after = 0", []),
+        ({"ReqNodeList": "n1,n2"}, "", []),
+        ({"NumNodes": "4-4"}, "", []),
+    ],
+)
+def test_an_unfit_host_is_excluded_at_once_where_the_job_can_do_without(
+    shown: dict[str, str], site: str, excluded: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    slurm = FakeSlurm(monkeypatch, **shown)
+    (tmp_path / "site.toml").write_text(site)
+    monkeypatch.setenv("RELAYWAVE_SITE", str(tmp_path / "site.toml"))
+    JobDir(tmp_path).note("7", UNHEALTHY, restart=1, rank=1, host="n2", hosts=["n1", "n2"], why="")
+    assert _end(tmp_path, 1) == 1
+    assert slurm.requeued
+    assert slurm.excluded == excluded
+
+
+def test_crashes_of_another_day_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(monkeypatch)
+    for _ in range(9):
+        JobDir(tmp_path).note("7", "crash", restart=0, requeue=True, hosts=["n2"])
+    later = time.time() + hosts.WINDOW + 1
+    monkeypatch.setattr(hosts.time, "time", lambda: later)
+    assert hosts.unfit_hosts(JobDir(tmp_path).attempts("7"), 3) == []
+    assert slurm.excluded == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from slurm import slurm_cli
+from slurm.jobs.hosts import EXCLUDE
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.monitor.commands import run_history
 from slurm.monitor.status import UNKNOWN_QUEUE, find_job_dirs, format_status, run_status
@@ -106,6 +107,19 @@ def test_a_job_that_is_not_run_again_says_what_it_noted(tmp_path: Path) -> None:
     JobDir(tmp_path).note("7", "crash", requeue=False, why="it crashed 11 times", said="boom")
     status = run_status(tmp_path, {}, {"7": ("FAILED", "4")})
     assert status["jobs"][0]["why"] == "it crashed 11 times: boom"
+
+
+def test_hosts_on_which_a_job_crashed_are_listed(tmp_path: Path) -> None:
+    _submit(tmp_path, "7", "train-x", 0.0)
+    jobs = JobDir(tmp_path)
+    for host in ("n2", "n3", "n2"):
+        jobs.note("7", "crash", restart=0, requeue=True, hosts=[host])
+    jobs.note("7", EXCLUDE, restart=0, hosts=["n2"])
+    status = run_status(tmp_path, {})
+    [job] = status["jobs"]
+    assert job["crashes_by_host"] == {"n2": 2, "n3": 1}
+    assert job["excluded"] == ["n2"]
+    assert "crashed on n2 2x, n3 1x; excluded: n2" in format_status(status)
 
 
 def test_jobs_that_succeeded_have_no_reason(tmp_path: Path) -> None:
