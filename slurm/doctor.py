@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.safe_files.documents import Format
+from models.safe_files.locks import FileLock
+from slurm.jobs.health import VALUES, all_reduce
 from slurm.jobs.interpreter import outside_environment
 from slurm.jobs.ranks import enter_rank, own_job_id, this_task
 from slurm.jobs.records import JobRecord
@@ -39,8 +41,10 @@ from slurm.submit.preflight import partitions
 
 NEEDED_KILL_WAIT = 30
 """Seconds between SIGTERM and SIGKILL in which a preempted run saves its state."""
-VALUES = 1 << 24
-"""Number of floats in the all-reduce (64 MiB)."""
+LEAST_CORES = 2
+"""Cores of a rank with a GPU below which data loading holds it up."""
+ENOUGH = 1 / 3
+"""Share of the bandwidth that `train plan` assumes which a short all-reduce should reach."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a rank of the probe found; the all-reduce's part is null if it did not get that far."""
+    """What a rank of the probe found; what it does with others is null if it did not get that far.
+
+    `links` and `locks` are whether hard links and flock work in the shared directory; `commands`
+    are those of Slurm that the rank sees, in its container if it has one.
+    """
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
     rank: int
@@ -66,7 +74,12 @@ class Probed:
     device: str = ""
     seconds: float = 0.0
     gpus: int = 0
+    gpu: str = ""
     ranks: int = 0
+    bytes_per_second: float = 0.0
+    links: bool = True
+    locks: bool | None = None
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,25 +210,57 @@ def job_findings(shared_dir: Path, resources: Resources) -> Iterator[Finding]:
         yield Finding("bad", f"{len(seen)} of {resources.world_size} ranks wrote to {shared_dir}:"
                              " is it shared by all nodes? See the logs of the job")  # fmt: skip
     for rank in seen:
-        who = f"rank {rank.rank} on {rank.name}"
-        if not rank.sees_token:
-            yield Finding("bad", f"{who} does not see what the login node wrote to {shared_dir}")
-        if rank.sum_is_right is None:
-            yield Finding("bad", f"{who} could not reach rank 0 at {rank.host}, or failed"
-                                 f" (interface {rank.interface or 'unknown'})")  # fmt: skip
-            continue
-        wrong = not rank.sum_is_right
-        if wrong:
-            yield Finding("bad", f"{who}: the all-reduce gave a wrong sum")
-        if resources.gpus_per_node and not rank.gpus:
-            yield Finding(
-                "bad", f"{who} sees no GPU, although {resources.gpus_per_node} were requested"
-            )
-        size = VALUES * 4 / 1e9
-        yield Finding("bad" if wrong else "ok",
-                      f"{who}: {rank.device}, {rank.gpus} GPUs, {rank.cores} cores,"
-                      f" interface {rank.interface or 'default'}, all-reduce of {size:.2f} GB"
-                      f" over {rank.ranks} ranks in {rank.seconds:.2f} s")  # fmt: skip
+        yield from _rank_findings(rank, shared_dir, resources)
+    if seen and seen[0].bytes_per_second:
+        yield from _bandwidth_findings(seen[0], resources.nodes)
+    if seen:
+        inside = ", ".join(seen[0].commands) or "none, nor need they"
+        yield Finding("ok", f"ranks see these commands of Slurm: {inside}")
+
+
+def _rank_findings(rank: Probed, shared_dir: Path, resources: Resources) -> Iterator[Finding]:
+    who = f"rank {rank.rank} on {rank.name}"
+    if not rank.sees_token:
+        yield Finding("bad", f"{who} does not see what the login node wrote to {shared_dir}")
+    if not rank.links:
+        yield Finding("bad", f"{who} cannot make hard links in {shared_dir}: evaluations are"
+                             " claimed by them, so that each runs once")  # fmt: skip
+    if rank.sum_is_right is None:
+        yield Finding("bad", f"{who} could not reach rank 0 at {rank.host}, or failed"
+                             f" (interface {rank.interface or 'unknown'})")  # fmt: skip
+        return
+    if rank.locks is False:
+        yield Finding("warning", f"{who}: flock in {shared_dir} keeps no other process out: nothing"
+                                 " stops two jobs that train in one run directory")  # fmt: skip
+    if not rank.sum_is_right:
+        yield Finding("bad", f"{who}: the all-reduce gave a wrong sum")
+    if resources.gpus_per_node and not rank.gpus:
+        yield Finding(
+            "bad", f"{who} sees no GPU, although {resources.gpus_per_node} were requested"
+        )
+    if rank.gpus and rank.cores < LEAST_CORES:
+        yield Finding("warning", f"{who} has {rank.cores} core: data loading will hold up its GPU;"
+                                 " set cpus_per_task in the site profile")  # fmt: skip
+    yield Finding("ok" if rank.sum_is_right else "bad",
+                  f"{who}: {rank.device}, {rank.gpus} GPUs, {rank.cores} cores,"
+                  f" interface {rank.interface or 'default'}, all-reduce of {VALUES * 4 / 1e9:.2f}"
+                  f" GB over {rank.ranks} ranks in {rank.seconds:.2f} s")  # fmt: skip
+
+
+def _bandwidth_findings(rank: Probed, nodes: int) -> Iterator[Finding]:
+    """Yield whether the all-reduce was as fast as `train plan` assumes of such machines."""
+    from dist_train.planning.hardware import NETWORK_GBIT, find_gpu
+
+    gpu, gigabits = find_gpu(rank.gpu), rank.bytes_per_second * 8 / 1e9
+    if gpu is None:  # plans are for GPUs that are known
+        return
+    assumed = gpu.link_bytes * 8 / 1e9
+    assumed = min(assumed, NETWORK_GBIT) if nodes > 1 else assumed
+    text = f"the all-reduce sent {gigabits:.0f} Gbit/s; `train plan` assumes {assumed:.0f}"
+    slow = gigabits < ENOUGH * assumed
+    if slow and nodes > 1:
+        text += f" (give it --network-gbit {gigabits:.0f}, or set network_interface)"
+    yield Finding("warning" if slow else "ok", text)
 
 
 def node_findings(probe_dir: Path) -> Iterator[Finding]:
@@ -317,9 +362,11 @@ class ProbeJob:
         enter_rank(task)
         seen = {"rank": task.rank, "host": task.hosts[0], "name": socket.gethostname(),
                 "sees_token": self._sees_token(), "cores": len(os.sched_getaffinity(0)),
-                "interface": os.environ.get("GLOO_SOCKET_IFNAME", "")}  # fmt: skip
+                "interface": os.environ.get("GLOO_SOCKET_IFNAME", ""),
+                "links": links_work(self.shared_dir / f"link-{task.rank}"),
+                "commands": [name for name in COMMANDS if shutil.which(name)]}  # fmt: skip
         PROBES.write(self.shared_dir / f"rank-{task.rank}.json", seen)
-        seen |= _all_reduce()
+        seen |= _together(self.shared_dir / "lock")
         PROBES.write(self.shared_dir / f"rank-{task.rank}.json", seen)
         return "finished"
 
@@ -334,23 +381,41 @@ class ProbeJob:
             return False
 
 
-def _all_reduce() -> dict[str, Any]:
-    """All-reduce a known tensor; returns whether the sum is right, and how long it took."""
+def links_work(path: Path) -> bool:
+    """Whether a name can be given to a file by a hard link, and to no second file."""
+    try:
+        path.touch()
+        for _ in range(2):
+            os.link(path, path.with_name(f"{path.name}-name"))
+    except FileExistsError:
+        return path.stat().st_nlink == 2
+    except OSError:
+        pass
+    return False
+
+
+def _together(lock: Path) -> dict[str, Any]:
+    """All-reduce, and try to take a lock that rank 0 holds; returns what was seen."""
     import torch
 
     from dist_train.runtime.world import init_world
 
     world = init_world()
-    ones = torch.ones(VALUES, device=world.device)
-    world.all_reduce_sum(ones)
-    world.barrier()
-    start = time.monotonic()
-    total = world.all_reduce_sum(ones)
-    right = bool((total == world.size).all())
-    seconds = time.monotonic() - start
+    reduced = all_reduce(world)
+    held = FileLock(lock) if world.rank == 0 else None
+    kept_out = held.take() and held.works if held else True
+    world.barrier()  # it is taken
+    own = FileLock(lock)
+    kept_out = not own.take() and kept_out
+    own.release()
+    world.barrier()  # all have tried
+    if held:
+        held.release()
     world.close()
-    return {"sum_is_right": right, "device": str(world.device), "seconds": seconds,
-            "gpus": torch.cuda.device_count(), "ranks": world.size}  # fmt: skip
+    return {"sum_is_right": reduced.is_right, "device": reduced.device, "gpus": reduced.gpus,
+            "seconds": reduced.seconds, "ranks": reduced.ranks, "locks": kept_out,
+            "bytes_per_second": reduced.bytes_per_second,
+            "gpu": torch.cuda.get_device_name() if reduced.gpus else ""}  # fmt: skip
 
 
 def _wait(record: JobRecord, patience: float) -> bool:

@@ -42,6 +42,8 @@ GPUS = {
     "mi300x-192g": Gpu(192e9, 1307e12, 653e12, 163e12, 5.3e12, 448e9),
     "rtx4090-24g": Gpu(24e9, 165e12, 82.6e12, 82.6e12, 1.008e12, 32e9),
 }
+NETWORK_GBIT = 800.0
+"""Gbit/s between a node and the others, unless something else is said."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dist_train.engine.deepspeed_config import used_stage
 from dist_train.planning.checks import Batches
 from dist_train.planning.communication import traffic
 from dist_train.planning.flops import Footprint, measure_step
-from dist_train.planning.hardware import GPUS, Machine
+from dist_train.planning.hardware import GPUS, NETWORK_GBIT, Machine
 from dist_train.planning.memory import checkpoint_bytes, host_bytes, largest_micro_batch, memory
 from dist_train.planning.published import SAMPLING, SAMPLING_GPU, TRAINING
 from dist_train.planning.roofline import roofline
@@ -42,7 +42,10 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", default="a100-40g", help=f"one of {', '.join(GPUS)}")
     parser.add_argument(
-        "--network-gbit", type=float, default=800.0, help="Gbit/s between a node and the others"
+        "--network-gbit",
+        type=float,
+        default=NETWORK_GBIT,
+        help="Gbit/s between a node and the others",
     )
     parser.add_argument(
         "--mfu",
