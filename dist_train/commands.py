@@ -11,6 +11,7 @@ from dataclasses import replace
 from data_pipelines.backends.build import import_backend
 from dist_train.config import RunConfig
 from dist_train.dry_run import check_present_data, check_run, check_settings
+from dist_train.planning.micro_batch import plan_micro_batch
 from dist_train.planning.plan import describe_plan, make_plan, planned_machine
 from dist_train.precision import settle_precision
 from dist_train.recipes import RECIPES, resolve_config
@@ -113,6 +114,7 @@ def plan_command(options: argparse.Namespace) -> int:
     config = _configured(options)
     machine = planned_machine(options, config)
     config = settle_precision(config, machine.gpu.bfloat16)
+    config = plan_micro_batch(config, machine.ranks, machine.gpu.memory_bytes)
     batches = check_settings(config, machine.ranks)
     if warning := check_present_data(config):
         say(warning, "warning")

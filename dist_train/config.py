@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from data_pipelines.pipeline import DataConfig
 from dist_train.config_groups import (
@@ -60,6 +60,8 @@ class RunConfig:
         total_images: Length of training.
         global_batch_size: Samples per update, over all ranks and micro-batches.
         micro_batch_size: Samples per rank and forward pass; null takes global_batch_size / ranks.
+            `auto` takes as many as the devices have memory for when the run starts, and keeps
+            their number, in format.json, when it resumes.
         seed: Seed of the initial weights, the sample order and all noise.
         sharding: How many ranks train, and what of the state each of them holds.
         compute: Precision, memory format, compilation.
@@ -76,7 +78,7 @@ class RunConfig:
     ema: dict[str, EmaProfile]
     total_images: int
     global_batch_size: int
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
     seed: int = 0
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -111,7 +113,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "total_images", "global_batch_size")
-        require_positive(self, "micro_batch_size", or_null=True)
+        if self.micro_batch_size != "auto":
+            require_positive(self, "micro_batch_size", or_null=True)
         if "main" not in self.ema:
             raise ValueError(f"ema has the averages {sorted(self.ema)}; snapshots need one: main")
         for name in self.ema:

@@ -27,6 +27,7 @@ def train(
     # Imported here, so that --help, --print-config and bad settings answer at once.
     from dist_train.build import build_trainer
     from dist_train.checkpoint.format import StorageError
+    from dist_train.planning.micro_batch import explained, settle_micro_batch
     from dist_train.precision import set_float32_mode
     from dist_train.runtime import rank_errors
     from dist_train.runtime.run_dir import RunDir, RunDirError
@@ -40,7 +41,8 @@ def train(
         world = init_world(timedelta(seconds=patience + 30))
         run = RunDir(run_dir, config, world, allow_changes)
         set_float32_mode(run.config.compute)
-        trainer = build_trainer(run.config, run_dir, world, profile_steps)
+        config = run.config = settle_micro_batch(run.config, run.micro_batch_size, world)
+        trainer = build_trainer(config, run_dir, world, profile_steps)
         outcome = trainer.fit(run.begin)
     except OSError as error:
         problem = f"{run_dir} cannot be written ({error}); the last checkpoint is kept"
@@ -48,7 +50,7 @@ def train(
         failed = StorageError(problem) if passes else RunDirError(problem)
         return rank_errors.fail(failed, world)
     except Exception as error:
-        return rank_errors.fail(error, world)
+        return rank_errors.fail(explained(error, config, world), world)
     finally:
         if run is not None:
             run.leave()

@@ -21,6 +21,7 @@ from dist_train.engine.deepspeed_config import used_stage
 from dist_train.planning.flops import CostMeter
 from dist_train.planning.hardware import Gpu, Machine, find_gpu
 from dist_train.planning.memory import memory
+from dist_train.planning.micro_batch import explained, settle_micro_batch
 from dist_train.planning.plan import Plan, duration, make_plan
 from dist_train.planning.roofline import FLOAT32_EFFICIENCY, HALF_EFFICIENCY, MEMORY_EFFICIENCY
 from dist_train.precision import set_float32_mode
@@ -60,6 +61,7 @@ def try_steps(config: RunConfig, run_dir: Path, steps: int, allow_changes: bool)
         world = init_world()
         config = validate_config(run_dir, config, allow_changes, world.device)
         set_float32_mode(config.compute)
+        config = settle_micro_batch(config, None, world)
         gpu = find_gpu(_device_name(world.device)) or calibrated(world.device)
         with _scratch(run_dir, world) as scratch:
             plan, measured = _measure(config, scratch, world, gpu, steps)
@@ -67,7 +69,7 @@ def try_steps(config: RunConfig, run_dir: Path, steps: int, allow_changes: bool)
             for line in _compare(plan, measured, world, steps):
                 print(line)
     except Exception as error:
-        return rank_errors.fail(error, world)
+        return rank_errors.fail(explained(error, config, world), world)
     world.close()
     return 0
 

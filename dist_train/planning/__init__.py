@@ -5,6 +5,7 @@ communication.py  What ranks send each other, bucket by bucket, and what of it a
 flops.py          What a training step costs, found by running it on tensors without data
 hardware.py       GPUs that runs are planned for, and the links between them
 memory.py         Bytes on a GPU by ZeRO stage, on hosts, and in a checkpoint
+micro_batch.py    `micro_batch_size=auto`: from the plan's memory, tried once, then kept
 plan.py           `relaywave train plan RECIPE`: estimates of memory, traffic and time
 published.py      What published runs and samplers took
 roofline.py       Time of counted operations: the longest of arithmetic, memory and launch

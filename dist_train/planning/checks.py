@@ -13,6 +13,8 @@ from dist_train.planning.flops import metric_names
 from models.config_io import ConfigError, did_you_mean, to_json
 from models.objective import Objective
 
+AUTO = "auto"
+"""The micro-batch that is chosen by memory."""
 MENTIONED = 5
 """Classes that a message names."""
 
@@ -31,19 +33,26 @@ class Batches(NamedTuple):
     accumulation_steps: int
 
 
-def plan_batches(total: int, micro: int | None, multiple: int, ranks: int) -> Batches:
+def plan_batches(
+    total: int, micro: int | str | None, multiple: int, ranks: int, most: int | None = None
+) -> Batches:
     """Split a global batch.
 
     Args:
         total: `global_batch_size`.
-        micro: `micro_batch_size`; None takes one pass.
+        micro: `micro_batch_size`; None takes one pass, AUTO the fewest that are possible.
         multiple: What the losses need `micro` to be a multiple of.
         ranks: Number of ranks.
+        most: The largest micro-batch that AUTO takes, if there is one that small; None: any.
 
     Raises:
         ConfigError: The global batch cannot be split so; names sizes that can.
     """
-    if micro is None:
+    if micro == AUTO:
+        share = total // ranks
+        sizes = [size for size in range(multiple, share + 1, multiple) if share % size == 0]
+        micro = max([size for size in sizes if most is None or size <= most] or sizes[:1] or [0])
+    if not isinstance(micro, int) or micro == 0:
         micro = max(total // ranks, 1)
     unit = micro * ranks
     if total % unit:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from dist_train.config import RunConfig
 from dist_train.engine.deepspeed_config import MAX_BUCKET
 from dist_train.planning.flops import Footprint, measure_step
-from dist_train.planning.hardware import Gpu, Machine
+from dist_train.planning.hardware import Machine
 
 FLOAT = 4
 """Bytes of a weight, a gradient, a moment or an average."""
 RESERVE = 0.08
 """Fraction of a GPU's memory left to CUDA, NCCL and fragmentation."""
+MEASURED = (8, 16)
+"""Groups of samples whose activations tell those of all sizes."""
 PROCESS_BYTES = 4e9
 """Memory of its host that a rank takes: PyTorch, CUDA, buffers of the data pipeline."""
 
@@ -74,16 +76,17 @@ def memory(config: RunConfig, footprint: Footprint, zero_stage: int, ranks: int)
     return Memory(weights, reducing + part, masters * 2 / 3, averages, activations)
 
 
-def largest_micro_batch(config: RunConfig, zero_stage: int, ranks: int, gpu: Gpu) -> int:
+def largest_micro_batch(config: RunConfig, zero_stage: int, ranks: int, memory_bytes: float) -> int:
     """Return the most samples per rank and pass that fit, a multiple of what the losses need; or 0.
 
-    Activations grow linearly with the samples, so that two measurements tell all sizes.
+    Activations grow linearly with the samples, so that two measurements tell all sizes; with few
+    samples they grow less, as other tensors are the most there.
     """
     unit = config.objective.build().batch_multiple
-    one, two = (measure_step(config.objective, k * unit) for k in (1, 2))
-    slope = two.activation_bytes - one.activation_bytes
-    fixed = memory(config, one, zero_stage, ranks).total - slope
-    room = gpu.memory_bytes * (1 - RESERVE) - fixed
+    few, many = (measure_step(config.objective, k * unit) for k in MEASURED)
+    slope = (many.activation_bytes - few.activation_bytes) / (MEASURED[1] - MEASURED[0])
+    fixed = memory(config, few, zero_stage, ranks).total - MEASURED[0] * slope
+    room = memory_bytes * (1 - RESERVE) - fixed
     units = max(math.floor(room / slope), 0)
     return min(units * unit, config.global_batch_size // ranks)
 

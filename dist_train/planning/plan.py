@@ -137,7 +137,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     yield "ZeRO   weights  gradients  optimizer    EMA  activations   total  largest micro-batch"
     for stage in _stages(config):
         parts = memory(config, plan.footprint, stage, machine.ranks)
-        fits = largest_micro_batch(config, stage, machine.ranks, machine.gpu)
+        fits = largest_micro_batch(config, stage, machine.ranks, machine.gpu.memory_bytes)
         yield (
             f"{stage:4} {parts.weights / 1e9:9.2f} {parts.gradients / 1e9:10.2f}"
             f" {parts.optimizer / 1e9:10.2f} {parts.ema / 1e9:6.2f}"

@@ -28,6 +28,7 @@ from dist_train.runtime.run_files import (
     CONFIG,
     FORMAT_VERSION,
     REMEDY,
+    RunFormat,
     check_may_start,
     is_run,
     read_format,
@@ -76,6 +77,8 @@ class RunDir:
 
     Attributes:
         config: The settings that the run has: those that were asked for, with its precision.
+            Whoever settles `micro_batch_size=auto` sets it before `begin`, which records that.
+        micro_batch_size: What `auto` became when the run began; None before that.
 
     Raises:
         RunDirError: On all ranks, for any reason that rank 0 had.
@@ -88,6 +91,7 @@ class RunDir:
         self._made: list[Path] = []
         self._began = False
         self.config: RunConfig = self._on_rank_0(self._enter)
+        self.micro_batch_size: int | None = self._on_rank_0(self._read_micro_batch_size)
 
     def begin(self, info: DatasetInfo) -> None:
         """Write the settings and what identifies the data: from here on it is a run.
@@ -120,8 +124,20 @@ class RunDir:
             self.leave()
             raise
 
+    def _read_micro_batch_size(self) -> int | None:
+        trains = any(self._path.glob("snapshots/[0-9]*"))
+        return read_format(self._path).micro_batch_size if trains else None
+
     def _write(self, info: DatasetInfo) -> None:
-        settle_config(self._path, self._asked, self._allow_changes, self._world.device)
+        size, asked = self.config.micro_batch_size, self._asked.micro_batch_size
+        chosen = size if asked == "auto" and isinstance(size, int) else None
+        settle_config(
+            self._path,
+            self._asked,
+            self._allow_changes,
+            self._world.device,
+            micro_batch_size=self.micro_batch_size or chosen,
+        )
         if not check_data(self._path, info):
             if any(self._path.glob("snapshots/[0-9]*")):
                 print(f"{self._path / DATA}: recorded the set that the run is trained on")
@@ -177,13 +193,19 @@ def settle_config(
     allow_changes: bool = False,
     device: torch.device | None = None,
     correct: bool = False,
+    micro_batch_size: int | None = None,
 ) -> RunConfig:
-    """Write the run's configuration, if `validate_config` accepts it, and return it."""
+    """Write the run's configuration, if `validate_config` accepts it, and return it.
+
+    Args as `validate_config`, and:
+        micro_batch_size: What `auto` became; None keeps what is recorded.
+    """
     asked, config = config, validate_config(run_dir, config, allow_changes, device, correct)
     existing = _binding_config(run_dir, asked, device, correct)
-    began_as = FORMAT_VERSION if existing is None else read_format(run_dir).began_as
+    recorded = read_format(run_dir) if existing else RunFormat(began_as=FORMAT_VERSION)
+    micro_batch_size = micro_batch_size or recorded.micro_batch_size
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_settings(run_dir, to_json(config), began_as)
+    write_settings(run_dir, to_json(config), recorded.began_as, micro_batch_size)
     return config
 
 

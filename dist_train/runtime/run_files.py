@@ -48,11 +48,13 @@ class RunFormat:
     Attributes:
         began_as: The layout's version when the run was started.
         config_checksums: Checksum of config.json; while it is being replaced, of both.
+        micro_batch_size: What `auto` became when the run began; null if it has not.
     """
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
     began_as: int = 1
     config_checksums: tuple[str, ...] = ()
+    micro_batch_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +181,14 @@ def _check_numbers(value: Any) -> None:
         raise ValueError("a number in it is too large")
 
 
-def write_settings(run_dir: Path, document: Mapping[str, Any], began_as: int) -> None:
+def write_settings(
+    run_dir: Path, document: Mapping[str, Any], began_as: int, micro_batch_size: int | None = None
+) -> None:
     """Write config.json and format.json. A kill in between leaves a run that can be read."""
+    chosen = {} if micro_batch_size is None else {"micro_batch_size": micro_batch_size}
 
     def note(checksums: Sequence[str]) -> None:
-        fields = {"began_as": began_as, "config_checksums": checksums}
+        fields = {"began_as": began_as, "config_checksums": checksums, **chosen}
         _FORMAT.write(run_dir / FORMAT, fields)
 
     replace_document(run_dir / CONFIG, document, note)

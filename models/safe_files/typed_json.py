@@ -148,9 +148,10 @@ def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
             return _decode(member, value, where)
         except ConfigError as error:
             problems.append(str(error))
-    raise ConfigError(
-        problems[0] if len(problems) == 1 else f"{where}={_shown(value)}: none of its types fit"
-    )
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    expected = [problem.partition(" is not ")[2] or "of its types" for problem in problems]
+    raise ConfigError(f"{where}={_shown(value)} is not {', or '.join(dict.fromkeys(expected))}")
 
 
 def _decode_dataclass(cls: type, value: Any, where: str) -> Any:

@@ -44,8 +44,8 @@ from slurm.site import Site
 GPU = GPUS["a100-40g"]
 GBIT = 1e9 / 8
 NETWORK = 800 * GBIT
-STANDING_IN = ("debug", "quickstart")
-"""What the names of recipes contain that no one plans for."""
+UNPUBLISHED = ("debug", "quickstart", "_images")
+"""What the names of recipes contain that are nobody's published size."""
 STAGE_2 = "rdm_imagenet256"
 BUCKETS = 12
 """Of MAX_BUCKET parameters, for its network."""
@@ -53,7 +53,7 @@ BUCKETS = 12
 
 def full_size() -> list[str]:
     """Return the recipes of published size."""
-    return [name for name in RECIPES if not any(word in name for word in STANDING_IN)]
+    return [name for name in RECIPES if not any(word in name for word in UNPUBLISHED)]
 
 
 def planned(config: RunConfig, machine: Machine) -> Plan:

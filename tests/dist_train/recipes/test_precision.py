@@ -46,6 +46,8 @@ ON_A100 = {
     "rdm_debug_relay64": ("bfloat16", ONES_OWN),
     "wavediff_debug": ("bfloat16", ONES_OWN),
     "ddgan_debug": ("bfloat16", ONES_OWN),
+    **{f"rdm_images{edge}": ("bfloat16", {"tf32": None}) for edge in (64, 128, 256, 512)},
+    **{f"wavediff_images{edge}": ("float32", WAVEDIFF) for edge in (64, 128, 256, 512)},
     "quickstart_edm16": ("bfloat16", ONES_OWN),
     "quickstart_relay64": ("bfloat16", ONES_OWN),
     "quickstart_wavediff64": ("bfloat16", ONES_OWN),

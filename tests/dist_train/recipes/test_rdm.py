@@ -27,6 +27,10 @@ PARAMETERS = {
     "rdm_lsun_bedroom256": 552_807_171,
     "rdm_lsun_church64": 295_132_995,
     "rdm_lsun_church256": 552_809_475,
+    "rdm_images64": 131_227_523,
+    "rdm_images128": 105_196_291,
+    "rdm_images256": 138_287_619,
+    "rdm_images512": 132_450_755,
     "rdm_debug_edm16": 641_891,
     "rdm_debug_relay64": 763_867,
 }

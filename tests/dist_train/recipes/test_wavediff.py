@@ -27,6 +27,10 @@ COUNTS = {
     "wavediff_celebahq256_no_frequency_blocks": (31_485_452 - 1_992_576, 22_626_177, 421 * 501),
     "wavediff_celebahq256_no_frequency_residual": (31_485_452 - 1_126_656, 22_626_177, 421 * 501),
     "wavediff_celebahq256_no_reconstruction": (31_485_452, 22_626_177, 421 * 501),
+    "wavediff_images64": (55_585_292, 12_743_937, 421 * 501),
+    "wavediff_images128": (26_463_756, 17_512_833, 421 * 501),
+    "wavediff_images256": (31_485_452, 22_626_177, 421 * 501),
+    "wavediff_images512": (44_853_004, 27_739_521, 375_737),
     "wavediff_debug": (252_284, 120_545, 24),
     "ddgan_debug": (229_283, 120_257, 24),
 }
