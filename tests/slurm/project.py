@@ -12,9 +12,9 @@ from models.config_io import override
 from models.snapshot import write_snapshot
 
 
-def make_run(run_dir: Path, *overrides: str) -> Path:
-    """Make a run directory of `rdm_debug_edm16` with one snapshot, at 8 images."""
-    config = override(find_recipe("rdm_debug_edm16")(), overrides)
+def make_run(run_dir: Path, *overrides: str, recipe: str = "rdm_debug_edm16") -> Path:
+    """Make a run directory of a recipe with one snapshot, at 8 images."""
+    config = override(find_recipe(recipe)(), overrides)
     settle_config(run_dir, config)
     objective = config.objective.build()
     weights = objective.build_networks()[objective.sampled_network].state_dict()
