@@ -110,10 +110,12 @@ def queued(job_ids: Iterable[str] | None = None) -> dict[str, QueuedJob]:
 def _queued_job(row: str) -> QueuedJob:
     fields = row.removesuffix("\n").split(FIELD, 8)
     job_id, state, reason, nodes, elapsed, left, start, submitted, name = fields
-    return QueuedJob(job_id, name, state, reason, nodes, elapsed, left, start, _seconds(submitted))
+    return QueuedJob(
+        job_id, name, state, reason, nodes, elapsed, left, start, seconds_of(submitted)
+    )
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     """Return the Unix time of Slurm's local time, 0 if it has none."""
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))

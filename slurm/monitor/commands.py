@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from slurm.monitor.status import (
     queue_or_empty,
     run_status,
 )
-from slurm.monitor.watch import watch
-from slurm.slurm_cli import accounting, queued, run_slurm
+from slurm.monitor.watch import duration, watch
+from slurm.slurm_cli import accounting, queued, run_slurm, seconds_of
 
 WATCH_SECONDS = 10.0
 POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
@@ -221,16 +221,34 @@ def run_history(root: Path) -> dict[str, Any]:
     runs = [row | {"kind": record.kind} for row, record in own]
     training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
     productive = productive_seconds(read_metrics(root))
+    goodput = min(productive / training, 1.0) if training else None
+    trained = _gpu_hours((row, record) for row, record in own if record.kind == "train")
     return {
         "folder": str(root),
         "runs": runs,
-        "gpu_hours": sum(_gpus(*job) * float(job[0]["ElapsedRaw"]) for job in own) / 3600,
+        "gpu_hours": _gpu_hours(own),
         "node_hours": sum(int(row["NNodes"]) * float(row["ElapsedRaw"]) for row in runs) / 3600,
         "requeues": len(runs) - len({row["JobID"] for row in runs}),
+        "requeued_seconds": _seconds_between_starts(runs),
+        "lost_gpu_hours": trained * (1 - goodput) if goodput is not None else 0.0,
         "training_seconds": training,
         "productive_seconds": productive,
-        "goodput": min(productive / training, 1.0) if training else None,
+        "goodput": goodput,
     }
+
+
+def _seconds_between_starts(rows: Sequence[Mapping[str, str]]) -> float:
+    """Return how long jobs waited from the end of one start to the next one, by accounting."""
+    waited, ended = 0.0, dict[str, float]()
+    for row in sorted(rows, key=lambda row: row["Start"]):
+        start, end = seconds_of(row["Start"]), seconds_of(row["End"])
+        waited += max(start - ended.get(row["JobID"], start), 0.0) if start else 0.0
+        ended[row["JobID"]] = end or start
+    return waited
+
+
+def _gpu_hours(starts: Iterable[tuple[Mapping[str, str], JobRecord]]) -> float:
+    return sum(_gpus(*start) * float(start[0]["ElapsedRaw"]) for start in starts) / 3600
 
 
 def _gpus(row: Mapping[str, str], record: JobRecord) -> int:
@@ -255,8 +273,13 @@ def format_history(history: Mapping[str, Any]) -> str:
     ]
     goodput = history["goodput"]
     text = f"  {history['gpu_hours']:.2f} GPU-hours, {history['node_hours']:.2f} node-hours"
-    text += f", {history['requeues']} requeues"
     lines.append(text + (f", goodput {100 * goodput:.0f}%" if goodput is not None else ""))
+    if history["requeues"]:
+        waited = duration(history["requeued_seconds"])
+        lines.append(
+            f"  {history['requeues']} requeues: {waited} between starts;"
+            f" {history['lost_gpu_hours']:.2f} GPU-hours of starting, stopping and lost steps"
+        )
     return "\n".join(lines)
 
 

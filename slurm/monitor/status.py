@@ -112,6 +112,7 @@ def _progress(run_dir: Path) -> dict[str, Any]:
         "total_images": total,
         "step": last.get("step", 0),
         "images_per_second": rate,
+        "mfu": last.get("speed/mfu"),
         "seconds_left": (total - seen) / rate if rate else None,
         "losses": {key: value for key, value in last.items() if key.endswith("/loss")},
     }
@@ -296,6 +297,7 @@ def _describe_progress(status: Mapping[str, Any]) -> str:
                     if value is not None)  # fmt: skip
     if rate:
         text += f"  {rate:,.0f} images/s"
+        text += f"  MFU {status['mfu']:.0%}" if status["mfu"] is not None else ""
         if seen < total:
             text += f"  {status['seconds_left'] / 3600:.1f} h left"
     return text

@@ -16,7 +16,18 @@ from slurm.monitor.status import exited_states, find_job_dirs, queue_or_empty, r
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("run", "job", "step", "images", "images/s", "loss", "next checkpoint", "left", "goodput")
+COLUMNS = (
+    "run",
+    "job",
+    "step",
+    "images",
+    "images/s",
+    "MFU",
+    "loss",
+    "next checkpoint",
+    "left",
+    "goodput",
+)
 
 
 def watch(paths: Iterable[Path], every: float) -> None:
@@ -78,6 +89,7 @@ def row_of(root: Path, status: Mapping[str, Any]) -> list[str]:
         f"{status['step']:,}",
         f"{seen:,}/{total:,} ({seen / total:.0%})",
         f"{rate:,.4g}" if rate else "",
+        f"{status['mfu']:.0%}" if status["mfu"] is not None else "",
         " ".join(losses),
         "" if finished else next_checkpoint(root, seen, rate),
         "" if finished else duration(status["seconds_left"]),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from dist_train.runtime.metrics_file import METRICS
 from slurm import slurm_cli
 from slurm.jobs.hosts import EXCLUDE
 from slurm.jobs.records import JobDir, JobRecord
-from slurm.monitor.commands import run_history
+from slurm.monitor.commands import format_history, run_history
 from slurm.monitor.status import UNKNOWN_QUEUE, find_job_dirs, format_status, run_status
+from slurm.monitor.watch import COLUMNS, row_of
 from slurm.resources import Resources
 from slurm.slurm_cli import QueuedJob, explain
 from tests.slurm.project import make_run
@@ -194,3 +197,38 @@ def test_gpu_hours_where_accounting_does_not_count_gpus(
     for tres, hours in (("cpu=8,node=2", 8.0), ("cpu=8,gres/gpu=6", 6.0)):
         _answers(monkeypatch, f"7>COMPLETED>3600>2>{tres}>start>end>0:0\n")
         assert run_history(tmp_path)["gpu_hours"] == hours
+
+
+def test_what_requeues_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts of an hour each on four GPUs, half an hour apart; half of the time was steps."""
+    run_dir = make_run(tmp_path / "run")
+    JobDir(run_dir).write(
+        JobRecord(job_id="7", kind="train", name="x", cluster="slurm", submitted=0.0, cwd="",
+                  code="", logs="", resources=Resources(gpus_per_node=4))
+    )  # fmt: skip
+    line = {"images_seen": 3600, "step": 1, "speed/images_per_second": 1.0}
+    (run_dir / METRICS).write_text(json.dumps({**line, "time": 0.0}) + "\n")
+    day = "2026-01-02T"
+    _answers(
+        monkeypatch,
+        f"7>REQUEUED>3600>1>cpu=1>{day}01:00:00>{day}02:00:00>0:0\n"
+        f"7>COMPLETED>3600>1>cpu=1>{day}02:30:00>{day}03:30:00>0:0\n",
+    )
+    found = run_history(run_dir)
+    assert found["requeues"] == 1
+    assert found["requeued_seconds"] == 1800
+    assert found["lost_gpu_hours"] == 4.0
+    text = "1 requeues: 30 min between starts; 4.00 GPU-hours of starting, stopping and lost steps"
+    assert text in format_history(found)
+
+
+def test_the_utilisation_of_the_gpus(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    line = {"images_seen": 8, "step": 1, "time": 0.0, "speed/images_per_second": 2.0}
+    for mfu, text in ((None, ""), (0.412, "  MFU 41%")):
+        own = {} if mfu is None else {"speed/mfu": mfu}
+        (run_dir / METRICS).write_text(json.dumps(line | own) + "\n")
+        status = run_status(run_dir, {})
+        assert f"2 images/s{text}  " in format_status(status) + "  "
+        cell = row_of(run_dir, status)[COLUMNS.index("MFU")]
+        assert cell == text.removeprefix("  MFU ")
