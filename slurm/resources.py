@@ -189,11 +189,17 @@ class Policy:
         max_crashes: Stop after more than this many crashes in a row; one that saved something new
             begins another row.
         backoff_seconds: Wait after a crash; doubles while nothing new is saved, up to an hour.
+        gpu_hours: The budget of a run over all its starts; 0 is none.
+        budget_warns: Whether a run continues, with a warning, when its budget is used up.
     """
+
+    NEWER: ClassVar[frozenset[str]] = frozenset(("gpu_hours", "budget_warns"))
 
     max_stalled: int = 5
     max_crashes: int = 10
     backoff_seconds: int = 60
+    gpu_hours: float = 0.0
+    budget_warns: bool = False
 
 
 def parse_minutes(text: str) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -80,6 +81,8 @@ class Site:
             `gpus`, `always` or `never`.
         exclude_after: A job that crashed so often within a day on a host is requeued without it; 0
             excludes none.
+        notify: Command that tells people about jobs: it gets the news (`finished`, `failed`,
+            `crashed`, `stopped`, `lost`, `budget`), the directory and a line as its last arguments.
         signal_seconds: How long before the time limit a job gets the signal to save.
         sbatch: Further options of sbatch for every job, by its names: `licenses = "x:1"`.
         srun: Further options of srun for the ranks; `true` is one without a value.
@@ -107,6 +110,7 @@ class Site:
     shared: tuple[str, ...] = ()
     health_check: Literal["gpus", "always", "never"] = "gpus"
     exclude_after: int = 3
+    notify: str = ""
     signal_seconds: int = 120
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
     srun: dict[str, str | int | bool] = field(default_factory=dict)
@@ -127,6 +131,10 @@ class Site:
             texts = value if isinstance(value, tuple) else (value,)
             if any(isinstance(text, str) and ("\n" in text or "\0" in text) for text in texts):
                 raise ValueError(f"{name}={value!r:.100} must be one line of text")
+        try:
+            shlex.split(self.notify)
+        except ValueError as error:
+            raise ValueError(f"notify={self.notify!r:.100} is no command: {error}") from None
         if self.network_interface and not INTERFACES.fullmatch(self.network_interface):
             raise ValueError(
                 f"network_interface={self.network_interface!r:.80} must be exact names, such as ib0"

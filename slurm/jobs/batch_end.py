@@ -33,14 +33,17 @@ from models.command_line import (
     say,
 )
 from models.config_io import ConfigError
+from slurm.jobs.budget import budget_problem, gpu_hours
 from slurm.jobs.exit_reason import reason_in_logs
 from slurm.jobs.hosts import EXCLUDE, crashed_hosts, exclude, unfit_hosts
 from slurm.jobs.jobs import STOP, TrainJob
+from slurm.jobs.notify import notify
 from slurm.jobs.ranks import own_job_id
 from slurm.jobs.records import JobDir, images_saved
 from slurm.jobs.requeue import (
     LOST,
     Cause,
+    Decision,
     add_policy_options,
     decide,
     history,
@@ -94,6 +97,7 @@ class End:
         if final is not None:
             said = reason_in_logs(self.jobs.records_dir, self.job_id) if final else ""
             self._note("end", code=final, said=said)
+            self._tell_end(final, said)
             return final
         try:
             job, unreachable = self._ask(), ""
@@ -182,7 +186,7 @@ class End:
         now = {"event": "now", "job": self.job_id, "restart": self.restart,
                "images_seen": images_seen}  # fmt: skip
         *earlier, last = starts_of([*attempts, now], images_seen)
-        decision = decide(earlier, last.saved, cause, self.policy)
+        decision = self._within_budget(decide(earlier, last.saved, cause, self.policy))
         facts: dict[str, Any] = {"cause": cause, "images_seen": images_seen, "code": self.code,
                                  "requeue": decision.requeue, "why": decision.why}  # fmt: skip
         if cause == "crash":
@@ -192,6 +196,7 @@ class End:
             self._note("signal", **facts, said="")
         if not decision.requeue:
             say(decision.why, "not run again")
+            notify(self.site, "stopped", self.jobs.root, f"job {self.job_id}: {decision.why}")
             return EXIT_STALLED
         code = self.code or EXIT_PREEMPTED
         try:
@@ -203,13 +208,31 @@ class End:
             reconcile = f"`relaywave slurm reconcile {self.jobs.root}` on a login node"
             later = f"{reconcile} submits it again" if self.trains else "submit it again to resume"
             say(f"{error}; it is not requeued from here: {later}", "note")
+            notify(self.site, "lost", self.jobs.root, f"job {self.job_id}: {error}; {later}")
             return code
-        again = f" in {decision.delay} s" if decision.delay else ""
-        print(f"exit code {code}: {decision.why}; runs again{again}", file=sys.stderr)
+        again = " again" + (f" in {decision.delay} s" if decision.delay else "")
+        print(f"exit code {code}: {decision.why}; runs{again}", file=sys.stderr)
         self._delay(decision.delay)
         self._exclude_hosts()
         restore_time_limit(self.jobs, self.job_id)
+        if cause == "crash":
+            notify(self.site, "crashed", self.jobs.root, f"job {self.job_id} crashed, runs{again}")
         return code
+
+    def _within_budget(self, decision: Decision) -> Decision:
+        """Return what is decided, unless the run's budget is used up."""
+        if not (self.trains and decision.requeue and self.policy.gpu_hours):
+            return decision
+        problem = budget_problem(self.policy, gpu_hours(self.jobs, self.job_id))
+        return Decision(False, problem) if problem and not self.policy.budget_warns else decision
+
+    def _tell_end(self, code: int, said: str) -> None:
+        """Tell people that a run is trained, or that a job failed."""
+        if code:
+            why = said or f"exit code {code}"
+            notify(self.site, "failed", self.jobs.root, f"job {self.job_id}: {why}")
+        elif self.trains:
+            notify(self.site, "finished", self.jobs.root, f"job {self.job_id} is done")
 
     def _delay(self, seconds: int) -> None:
         """Let the next start wait, at least until Slurm has killed what is left of this one.
@@ -317,6 +340,9 @@ def end_command(
         f" --signal-seconds {signal_seconds}"
         f" --max-stalled {policy.max_stalled} --max-crashes {policy.max_crashes}"
         f" --backoff-seconds {policy.backoff_seconds}"
+        # older code does not know these, and its submissions had none
+        f"{f' --gpu-hours {policy.gpu_hours:g}' if policy.gpu_hours else ''}"
+        f"{' --over-budget warn' if policy.budget_warns else ''}"
     )
 
 

@@ -188,6 +188,7 @@ class _Note:
     said: str = ""
     checksum: str = ""
     host: str = ""
+    gpu_hours: float = 0.0
     hosts: tuple[str, ...] = ()
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from models.command_line import check_least
 from slurm.jobs.records import JobDir
 from slurm.resources import Policy
 
@@ -154,7 +155,32 @@ def was_interrupted(jobs: JobDir, job_id: str) -> bool:
 
 def policy_of(args: argparse.Namespace) -> Policy:
     """Return the limits that a parsed command line sets."""
-    return Policy(args.max_stalled, args.max_crashes, args.backoff_seconds)
+    return with_budget(Policy(args.max_stalled, args.max_crashes, args.backoff_seconds), args)
+
+
+def with_budget(policy: Policy, args: argparse.Namespace) -> Policy:
+    """Return the limits with what a parsed command line says about the budget."""
+    check_least(args, gpu_hours=0)
+    if args.gpu_hours is None and args.over_budget is None:
+        return policy
+    hours = policy.gpu_hours if args.gpu_hours is None else args.gpu_hours
+    warns = policy.budget_warns if args.over_budget is None else args.over_budget == "warn"
+    return replace(policy, gpu_hours=hours, budget_warns=warns)
+
+
+def add_budget_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the budget."""
+    parser.add_argument(
+        "--gpu-hours",
+        type=float,
+        metavar="N",
+        help="budget of a run over all its starts; 0 is none",
+    )
+    parser.add_argument(
+        "--over-budget",
+        choices=("stop", "warn"),
+        help="what happens when it is used up: the run saves and ends (stop), or continues",
+    )
 
 
 def add_policy_options(parser: argparse.ArgumentParser) -> None:
@@ -180,3 +206,4 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
         default=default.backoff_seconds,
         help=f"wait after a crash, doubling while nothing new is saved ({default.backoff_seconds})",
     )
+    add_budget_options(parser)

@@ -1,4 +1,4 @@
-"""Has the snapshots of a run evaluated while it trains: `reconcile` after each new one.
+"""Looks after a run while it trains: `reconcile` after each new snapshot, and its budget.
 
     python -m slurm.jobs.watch RUN_DIR
 
@@ -16,8 +16,16 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.command_line import say
+from models.config_io import ConfigError
+from slurm.jobs.budget import BUDGET, budget_problem, gpu_hours
 from slurm.jobs.interpreter import code_variables, outside_environment, slurm_command
+from slurm.jobs.notify import notify
+from slurm.jobs.ranks import own_job_id
 from slurm.jobs.records import JobDir
+from slurm.resources import Policy
+from slurm.site import read_site
+from slurm.slurm_cli import SlurmError, run_slurm
 
 INTERVAL = 5.0
 """Seconds between looks."""
@@ -26,10 +34,17 @@ LONGEST_INTERVAL = 600.0
 
 
 def watch(run_dir: Path, ended: threading.Event) -> None:
-    """Call `reconcile` after each new snapshot until the end, and then once more if one is new."""
+    """Call `reconcile` after each new snapshot until the end, and then once more if one is new.
+
+    When the run's budget is used up, it is asked to stop, or people are told.
+    """
     parent, reconciled, interval = os.getppid(), 0, INTERVAL
+    policy = None
     while True:
         last = ended.wait(interval) or os.getppid() != parent
+        policy = policy or _policy(run_dir)
+        if policy and policy.gpu_hours and not last and _is_over_budget(run_dir, policy):
+            policy = Policy()  # once
         newest = _newest_snapshot(run_dir)
         if newest > reconciled and _reconcile(run_dir):
             reconciled, interval = newest, INTERVAL
@@ -37,6 +52,38 @@ def watch(run_dir: Path, ended: threading.Event) -> None:
             interval = min(2 * interval, LONGEST_INTERVAL)
         if last:
             return
+
+
+def _policy(run_dir: Path) -> Policy | None:
+    """Return the limits of the job that trains a run here; without Slurm it has none.
+
+    None while its record is not written: it may have started before that.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return Policy()
+    job_id = own_job_id()
+    records = (r for r in JobDir(run_dir).records() if r.job_id == job_id)
+    return next((record.policy for record in records), None)
+
+
+def _is_over_budget(run_dir: Path, policy: Policy) -> bool:
+    """Ask the job to save and end, or tell people, if its budget is used up; returns whether."""
+    jobs, job_id = JobDir(run_dir), own_job_id()
+    problem = budget_problem(policy, gpu_hours(jobs, job_id))
+    if not problem:
+        return False
+    if any(note["event"] == BUDGET and note.get("gpu_hours") == policy.gpu_hours
+           for note in jobs.attempts(job_id)):  # fmt: skip
+        return True  # in an earlier start
+    jobs.note(job_id, BUDGET, gpu_hours=policy.gpu_hours, why=problem)
+    try:
+        if policy.budget_warns:
+            notify(read_site(), "budget", run_dir, f"job {job_id}: {problem}; it continues")
+        else:
+            run_slurm(["scancel", "--signal=USR2", job_id])
+    except (SlurmError, ConfigError) as error:
+        say(f"{problem}: {error}", "note")
+    return True
 
 
 def _newest_snapshot(run_dir: Path) -> int:

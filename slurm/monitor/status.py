@@ -14,6 +14,7 @@ from models.config_io import ConfigError
 from slurm.continuous_eval.results import BEST, values
 from slurm.continuous_eval.schedule import read_schedule
 from slurm.jobs import local
+from slurm.jobs.budget import gpu_hours
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.hosts import crashes_by_host, excluded_hosts
 from slurm.jobs.jobs import STOP
@@ -79,6 +80,11 @@ def run_status(
             _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
         ]
     status["lost"] = queue is not UNKNOWN_QUEUE and _is_lost(status)
+    trained = [record for record in jobs.records() if record.kind == "train"]
+    if trained and trained[-1].policy.gpu_hours:
+        alive = [job["job_id"] for job in status["jobs"] if job["in_queue"]]
+        status["budget"] = {"gpu_hours": gpu_hours(jobs, "".join(alive[-1:])),
+                            "of": trained[-1].policy.gpu_hours}  # fmt: skip
     stop = jobs.slurm_dir / STOP
     if stop.exists():
         status["stopped"] = _why_stopped(stop)
@@ -247,6 +253,9 @@ def format_status(status: Mapping[str, Any]) -> str:
         lines.append(text)
     if status.get("lost"):
         lines.append(f"  unfinished, not queued: `relaywave slurm resume {status['folder']}`")
+    if "budget" in status:
+        spent, hours = status["budget"]["gpu_hours"], status["budget"]["of"]
+        lines.append(f"  {spent:.2f} of {hours:g} GPU-hours")
     if "stopped" in status:
         lines.append(f"  stopped: {status['stopped']}")
     lines += [line for job in _shown(status["jobs"]) for line in _describe_job(job)]

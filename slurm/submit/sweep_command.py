@@ -22,6 +22,7 @@ from slurm.submit.launcher import Submission
 from slurm.submit.preflight import RunChecks
 from slurm.submit.train_command import (
     add_training_options,
+    check_budget,
     check_new_run,
     print_note,
     resolve,
@@ -86,6 +87,7 @@ def submit_sweep(request: SweepRequest) -> None:
     notes: dict[str, None] = {}
     for run_dir, config in runs.items():
         target.check_idle(run_dir)
+        check_budget(request.policy, run_dir, target)
         check_node_range(config, resources)
         try:
             found, note = check_new_run(config, run_dir, resources, target, request.checks)

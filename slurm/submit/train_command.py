@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING
 from dist_train.runtime.run_files import check_is_run, import_recorded
 from models.command_line import add_settings, settings_of
 from models.config_io import ConfigError
+from slurm.jobs import budget
+from slurm.jobs.budget import budget_problem, gpu_hours
+from slurm.jobs.interpreter import SOURCE
 from slurm.jobs.jobs import STOP, TrainJob
 from slurm.jobs.records import JobDir
-from slurm.jobs.requeue import add_policy_options, policy_of
+from slurm.jobs.requeue import (
+    add_budget_options,
+    add_policy_options,
+    policy_of,
+    with_budget,
+)
 from slurm.resources import Policy, Resources
 from slurm.submit.arguments import SubmitOptions, Target, add_submit_options, submit_options
 from slurm.submit.code_copy import check_code
@@ -25,6 +33,7 @@ from slurm.submit.preflight import RunChecks, check_run, check_time_limit
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
+BUDGETS = Path(budget.__file__).relative_to(SOURCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,7 @@ def submit_run(request: TrainRequest) -> None:
     name = request.submit.job_name(run_dir.name)
     resources = _elastic(config, resources, request.min_nodes)
     target.check_idle(run_dir)
+    check_budget(request.policy, run_dir, target)
     sets, note = check_new_run(config, run_dir, resources, target, request.checks)
     target.check(resources, run_dir, *sets)
     submission = Submission(
@@ -83,6 +93,7 @@ class ResumeRequest:
         update_code: Whether to run the present code instead of that of the last submission.
         checks: What to check before they are queued.
         submit: Where to, and what each job requests otherwise than at its last submission.
+        budget: Changes the limits of the last submission.
     """
 
     run_dirs: Sequence[Path]
@@ -90,6 +101,7 @@ class ResumeRequest:
     update_code: bool
     checks: RunChecks
     submit: SubmitOptions
+    budget: Callable[[Policy], Policy] = lambda policy: policy
 
 
 def resume_run(run_dir: Path, request: ResumeRequest) -> None:
@@ -112,11 +124,12 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
     sets = check_run(config, run_dir, resources, target.site, request.checks)
     note = check_time_limit(config, run_dir, resources, target.site)
     target.check(resources, run_dir, *sets)
-    job = TrainJob(run_dir, last.policy)
+    job = TrainJob(run_dir, request.budget(last.policy))
     if job.trained():
         print(f"{run_dir.name}: is finished")
         return
     code = None if request.update_code else Path(last.code)
+    check_budget(job.policy, run_dir, target, code)
     if code is not None and not target.dry_run:
         check_code(code)
     submission = Submission(
@@ -128,6 +141,30 @@ def resume_run(run_dir: Path, request: ResumeRequest) -> None:
         (JobDir(run_dir).slurm_dir / STOP).unlink(missing_ok=True)
     target.launch(submission)
     print_note(note)
+
+
+def check_budget(policy: Policy, run_dir: Path, target: Target, code: Path | None = None) -> None:
+    """Check that a run may start within its budget.
+
+    Args:
+        policy: Its limits.
+        run_dir: The run directory.
+        target: Where it is submitted to.
+        code: The code that it will run; None is the present one.
+
+    Raises:
+        ConfigError: The budget is used up, or nothing would heed it.
+    """
+    if not policy.gpu_hours:
+        return
+    asked = f"--gpu-hours={policy.gpu_hours:g}"
+    if target.executor != "slurm":
+        raise ConfigError(f"{asked} is for jobs of Slurm; leave it out")
+    if code is not None and not (code / BUDGETS).exists():
+        raise ConfigError(f"{asked}: {code} is too old to heed it; add --update-code")
+    problem = budget_problem(policy, gpu_hours(JobDir(run_dir)))
+    if problem and not policy.budget_warns:
+        raise ConfigError(f"{run_dir}: {problem}; raise --gpu-hours, or add --over-budget=warn")
 
 
 def _resources_again(config: RunConfig, last: Resources, request: ResumeRequest) -> Resources:
@@ -227,6 +264,7 @@ def resume_command(args: argparse.Namespace) -> None:
         update_code=args.update_code,
         checks=RunChecks(data_later=_data_later(args, options)),
         submit=options,
+        budget=lambda policy: with_budget(policy, args),
     )
     for run_dir in request.run_dirs:
         resume_run(run_dir, request)
@@ -265,6 +303,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     )
     _add_min_nodes(parser)
     _add_data_on_nodes(parser)
+    add_budget_options(parser)
     add_submit_options(parser)
     parser.set_defaults(command=resume_command)
 
