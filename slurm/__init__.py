@@ -10,6 +10,7 @@ submit/           Submitting: options, validation before anything is queued, the
 jobs/             What jobs do: their ranks, their records, how they end, whether they run again
 resources.py      What a job requests from the scheduler, and the limits of running it again
 site.py           The site profile (TOML): facts of a cluster, such as partition and account
+log_lines.py      The time of each line that ranks print
 sbatch_keys.py    Options of sbatch by name: whose they are, and those of the user's shell
 slurm_cli.py      Slurm's own commands, called without a shell and parsed into plain types
 """

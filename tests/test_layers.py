@@ -31,7 +31,7 @@ ORDER = {
     " > reference > samples > features > metrics > image_sets detectors"
     " > progress digest disk overlap",
     "slurm": "__main__ > paper > workflows report > monitor > continuous_eval doctor > submit"
-    " > jobs > resources > site slurm_cli > sbatch_keys",
+    " > jobs > resources > site slurm_cli log_lines > sbatch_keys",
 }
 """Within a package a file or sub-package imports only what stands further down its line."""
 LOWEST = ("models.safe_files", "models.command_line", "models.plugins")

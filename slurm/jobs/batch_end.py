@@ -50,6 +50,7 @@ from slurm.jobs.requeue import (
     policy_of,
     starts_of,
 )
+from slurm.log_lines import time_lines
 from slurm.resources import Policy
 from slurm.site import Site, read_site
 from slurm.slurm_cli import SlurmError, SlurmMissing, describe, run_slurm, settings
@@ -357,4 +358,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    time_lines()
     sys.exit(main())

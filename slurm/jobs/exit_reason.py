@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.requeue import LOST
+from slurm.log_lines import without_time
 from slurm.slurm_cli import SlurmError, accounting, have_slurm
 
 REASONS = (
@@ -76,7 +77,8 @@ def _since_its_start(path: Path) -> list[str]:
     """Return the last lines that a rank printed since its newest start."""
     with open(path, "rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
-        lines = file.read().decode(errors="replace").splitlines()
+        printed = file.read().decode(errors="replace").splitlines()
+    lines = [without_time(line) for line in printed]
     starts = [number for number, line in enumerate(lines) if START.fullmatch(line)]
     return [line.strip() for line in lines[starts[-1] if starts else 0 :]]
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
+from slurm.log_lines import time_lines
+
 FIRST_PORT, PORTS = 12_000, 18_000
 """Ports of rendezvous: below the range that Linux gives to outgoing connections (from 32768)."""
 PORT_TRIES = 64
@@ -93,6 +95,7 @@ def own_job_id() -> str:
 def enter_rank(task: Task) -> None:
     """Set this process' environment so that it is a rank of its job's world."""
     os.environ.update(task.environment)
+    time_lines()
     if task.restart:  # logs are appended to; see exit_reason.START
         print(f"start {task.restart + 1} of job {task.job_id}", file=sys.stderr, flush=True)
     _remove_partial_files(task)

@@ -18,6 +18,7 @@ from slurm.jobs import local
 from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.throughput import productive_seconds
+from slurm.log_lines import parse_since, time_of
 from slurm.monitor.status import (
     exited_states,
     find_job_dirs,
@@ -81,16 +82,27 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", type=int, action="append", dest="ranks", help="only of this rank; may be repeated"
     )
+    parser.add_argument(
+        "--since", type=_since, metavar="TIME", help="only lines since 10m, 2h or 3d ago, or a"
+        " time like 2026-01-31T18:00",
+    )  # fmt: skip
     parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines of a job")
     parser.add_argument("-f", "--follow", action="store_true", help="continue until the job ends")
     parser.set_defaults(command=logs_command)
+
+
+def _since(text: str) -> float:
+    try:
+        return parse_since(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def logs_command(args: argparse.Namespace) -> None:
     """Print the logs of a job, or of all jobs of a directory."""
     check_least(args, tail=1)
     root = args.path.absolute()
-    shown = Shown(frozenset(args.ranks or ()), args.tail, follow=args.follow)
+    shown = Shown(frozenset(args.ranks or ()), args.since, args.tail, follow=args.follow)
     if not args.all:
         show_logs(root, args.job, shown)
         return
@@ -108,11 +120,13 @@ class Shown:
 
     Attributes:
         ranks: Only those of these ranks; of all if there are none.
+        since: Only those printed since this time in Unix seconds; None is all.
         tail: Only so many last lines; None is all.
         follow: Whether to go on until the job has ended.
     """
 
     ranks: frozenset[int] = frozenset()
+    since: float | None = None
     tail: int | None = None
     follow: bool = False
 
@@ -135,7 +149,7 @@ def show_logs(root: Path, job_id: str | None, shown: Shown) -> None:
 
 def print_logs(record: JobRecord, job_id: str, shown: Shown) -> None:
     """Print a job's logs; with `follow`, until it has left the queue."""
-    logs, follow = TaskLogs(record, job_id, shown.ranks), shown.follow
+    logs, follow = TaskLogs(record, job_id, shown.ranks, shown.since), shown.follow
     lines = logs.new_lines(flush=not follow)
     _print(lines if shown.tail is None else deque(lines, maxlen=shown.tail))
     checked = time.monotonic()
@@ -155,34 +169,55 @@ class TaskLogs:
         record: The job.
         job_id: Its id, or that of one task of an array.
         ranks: Only those of these ranks; of all if there are none.
+        since: Only lines printed since this time in Unix seconds; lines of older code have none.
     """
 
-    def __init__(self, record: JobRecord, job_id: str, ranks: frozenset[int] = frozenset()) -> None:
-        self._ranks = ranks
+    def __init__(
+        self, record: JobRecord, job_id: str, ranks: frozenset[int] = frozenset(),
+        since: float | None = None,
+    ) -> None:  # fmt: skip
+        self._ranks, self._since = ranks, since or 0.0
         self._log_dir, self._job_id = Path(record.logs), job_id
         self._read: dict[Path, int] = {}
         self._partial: dict[Path, str] = {}
+        self._times: dict[Path, float] = {}
 
     def new_lines(self, *, flush: bool = False) -> Iterator[str]:
-        """Yield the complete lines written since the last call; `flush` also a partial last one."""
-        for path in sorted(self._log_dir.glob(f"{self._job_id}_*_log.*")):
-            rank = path.name.removeprefix(f"{self._job_id}_").partition("_")[0]
-            if not rank.isdigit() or path.suffix not in (".out", ".err"):
+        """Yield the complete lines written since the last call, in order of time, by rank.
+
+        Args:
+            flush: Yield a partial last one, too.
+        """
+        found: list[tuple[float, str]] = []
+        for path in sorted(self._log_dir.glob(f"{self._job_id}_*_log.*"), key=self._rank):
+            rank = self._rank(path)
+            if rank < 0 or path.suffix not in (".out", ".err"):
                 continue
-            if self._ranks and int(rank) not in self._ranks:
-                continue
-            with open(path, "rb") as file:
-                file.seek(self._read.get(path, 0))
-                text = self._partial.pop(path, "") + file.read().decode(errors="replace")
-                self._read[path] = file.tell()
-            *lines, rest = text.split("\n")
-            if rest:
-                if flush:
-                    lines.append(rest)
-                else:
-                    self._partial[path] = rest
-            mark = "!" if path.suffix == ".err" else " "
-            yield from (f"[{rank}]{mark} {line}" for line in lines)
+            if not self._ranks or rank in self._ranks:
+                mark = "!" if path.suffix == ".err" else " "
+                found += [(at, f"[{rank}]{mark} {line}") for at, line in self._timed(path, flush)]
+        # the sort is stable: lines of a file stay in its order
+        yield from (line for at, line in sorted(found, key=lambda pair: pair[0])
+                    if at >= self._since)  # fmt: skip
+
+    def _rank(self, path: Path) -> int:
+        rank = path.name.removeprefix(f"{self._job_id}_").partition("_")[0]
+        return int(rank) if rank.isdecimal() else -1
+
+    def _timed(self, path: Path, flush: bool) -> Iterator[tuple[float, str]]:
+        """Yield the new lines of a file, each with its time: its own, or that of the last one."""
+        with open(path, "rb") as file:
+            file.seek(self._read.get(path, 0))
+            text = self._partial.pop(path, "") + file.read().decode(errors="replace")
+            self._read[path] = file.tell()
+        *lines, rest = text.split("\n")
+        if rest and flush:
+            lines.append(rest)
+        elif rest:
+            self._partial[path] = rest
+        for line in lines:
+            self._times[path] = time_of(line) or self._times.get(path, 0.0)
+            yield self._times[path], line
 
 
 def _print(lines: Iterable[str]) -> None:
