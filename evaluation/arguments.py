@@ -219,12 +219,14 @@ def _add_sheet(parser: argparse.ArgumentParser) -> None:
         "kind",
         choices=KINDS_OF_SHEETS,
         help="samples beside their nearest neighbours in the reference; best and worst by realism;"
-        " by classes; several models' samples of equal seeds",
+        " by classes; several models' samples of equal seeds; sets one below the other",
     )
     parser.add_argument("images", nargs="+", type=Path, help="samples, or other sets of images")
     parser.add_argument("--reference", type=Path, help="images that samples are compared with")
     parser.add_argument("--out", type=Path, required=True, metavar="SHEET.png")
-    parser.add_argument("--rows", type=int, default=8, help="rows of images")
+    parser.add_argument(
+        "--rows", type=int, default=8, help="rows of images; of the last, in `sets`"
+    )
     parser.add_argument("--columns", type=int, default=8, help="images in a row")
     parser.add_argument("--upscale", type=int, default=1, help="integer factor of enlargement")
     parser.add_argument("--classes", default="", help="classes that are shown, e.g. 0-9,20")

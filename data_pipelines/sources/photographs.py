@@ -30,7 +30,7 @@ PHOTOGRAPHS = {
     "rocket": "rocket.jpg",
 }
 CROPS_PER_PHOTOGRAPH = 512
-SMALLEST_CROP = 64
+SMALLEST_CROP = 0.8
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _crop(photograph: Pixels, label: int, number: int) -> Pixels:
     """Return crop `number` of a photograph: scale and place are a function of both numbers."""
     rng = np.random.default_rng((label, number))
     height, width = photograph.shape[:2]
-    edge = round(np.exp(rng.uniform(np.log(SMALLEST_CROP), np.log(min(height, width)))))
+    edge = round(min(height, width) * rng.uniform(SMALLEST_CROP, 1))
     top = int(rng.integers(height - edge + 1))
     left = int(rng.integers(width - edge + 1))
     return photograph[top : top + edge, left : left + edge]

@@ -68,8 +68,9 @@ class Reporter:
             self._log.say(message)
 
     def show_grid(self, images_seen: int, grid: Path) -> None:
-        """Send a grid of samples to the loggers."""
+        """Say where a grid of samples is, and send it to the loggers."""
         if self._log is not None:
+            self._log.say(f"newest grid of samples: {grid}")
             self._log.show_grid(images_seen, grid)
 
     def send_results(self) -> None:

@@ -1,7 +1,8 @@
-"""Which images stand where on a sheet: nearest neighbours, classes, equal seeds, realism."""
+"""Which images stand where on a sheet: neighbours, realism, classes, equal seeds, whole sets."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,6 +118,56 @@ def class_rows(images: ImageSet, classes: Sequence[int], rows: int, columns: int
 def _first_of(labels: NDArray[np.int64], label: int, count: int) -> list[int]:
     found: list[int] = np.flatnonzero(labels == label)[:count].tolist()
     return found
+
+
+def set_rows(sets: Sequence[ImageSet], classes: Sequence[int], rows: int, columns: int) -> Layout:
+    """Return sets one below the other: real images, an untrained model's, a trained one's, say.
+
+    Args:
+        sets: In this order; of those that have classes, a column shows one class.
+        classes: The classes; empty takes those of all such sets, over and over.
+        rows: Rows of the last set; the others have one.
+        columns: Images in a row.
+
+    Raises:
+        ValueError: The sets that have classes have none in common, or lack one of `classes`.
+    """
+    labels = [images.labels(range(len(images))) for images in sets]
+    known = [set(found.tolist()) for found in labels if found is not None]
+    common = sorted(set.intersection(*known)) if known else []
+    if missing := [label for label in classes if label not in common]:
+        raise ValueError(f"class {missing[0]} has no images in one of the sets; leave it out")
+    if known and not common:
+        raise ValueError("the sets have no class in common; show them on sheets of their own")
+    shown = list(classes) or common
+    cells: list[list[Cell]] = []
+    for number, (images, found) in enumerate(zip(sets, labels, strict=True)):
+        count = rows if number == len(sets) - 1 else 1
+        if found is None:
+            chosen = stratified(len(images), count * columns)
+        else:
+            chosen = _by_column(found, [shown[k % len(shown)] for k in range(columns)], count)
+        cells += [
+            [Cell(number, index) for index in chosen[start : start + columns]]
+            for start in range(0, len(chosen), columns)
+        ]
+    notes = [{"set": row[0].source} for row in cells]
+    return Layout("sets", cells, notes, parts=range(1, len(sets)))
+
+
+def _by_column(labels: NDArray[np.int64], columns: Sequence[int], rows: int) -> list[int]:
+    """Return rows of images, column k of class `columns[k]`: each once if there are enough."""
+    often = {label: columns.count(label) for label in columns}
+    chosen = {
+        label: itertools.cycle(_spread(np.flatnonzero(labels == label), rows * count))
+        for label, count in often.items()
+    }
+    return [next(chosen[label]) for _ in range(rows) for label in columns]
+
+
+def _spread(indices: NDArray[np.int64], count: int) -> list[int]:
+    chosen: list[int] = indices[stratified(len(indices), count)].tolist()
+    return chosen
 
 
 def seed_rows(sets: Sequence[ImageSet], rows: int) -> Layout:

@@ -14,13 +14,15 @@ from evaluation.features.store import features_dir
 from evaluation.image_sets.image_set import ImageSet
 from evaluation.image_sets.seeds import parse_seeds
 from evaluation.reference.reference import feature_cache
-from evaluation.sheets.choose import class_rows, neighbour_rows, realism_rows, seed_rows
+from evaluation.sheets.choose import class_rows, neighbour_rows, realism_rows, seed_rows, set_rows
 from evaluation.sheets.sheet import Layout, check_sheet, write_sheet
 
-Kind = Literal["neighbours", "realism", "classes", "seeds"]
+Kind = Literal["neighbours", "realism", "classes", "seeds", "sets"]
 KINDS: tuple[str, ...] = get_args(Kind)
 BY_FEATURES = ("neighbours", "realism")
 """Kinds that compare features with those of a reference."""
+OF_SEVERAL = ("seeds", "sets")
+"""Kinds that show several sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,12 @@ class SheetRequest:
 
     Attributes:
         kind: What it shows: samples beside their `neighbours` in the reference, the best and worst
-            by `realism`, images by `classes`, or several models' samples of equal `seeds`.
-        sets: Samples or other images: one set, or several for `seeds`.
+            by `realism`, images by `classes`, several models' samples of equal `seeds`, or whole
+            `sets` one below the other.
+        sets: Samples or other images: one set, or several for OF_SEVERAL.
         reference: Images that samples are compared with; only for BY_FEATURES.
         out: The PNG; the JSON of what it shows lies beside it.
-        rows: Rows of images.
+        rows: Rows of images; of the last set where there are several `sets`.
         columns: Images in a row; `seeds` has one for each set.
         upscale: Integer factor of enlargement.
         classes: Classes that are shown; empty takes the first ones.
@@ -66,8 +69,8 @@ class SheetRequest:
             what = "samples are compared with" if self.reference is None else "nothing with others"
             extra = "" if self.reference is None else "; leave out --reference"
             raise ValueError(f"a sheet of {self.kind} {needs} {what}{extra}")
-        if (self.kind == "seeds") != (len(self.sets) > 1):
-            expected = "two or more sets" if self.kind == "seeds" else "one set"
+        if (self.kind in OF_SEVERAL) != (len(self.sets) > 1):
+            expected = "two or more sets" if self.kind in OF_SEVERAL else "one set"
             raise ValueError(
                 f"a sheet of {self.kind} shows {expected} of images, not {len(self.sets)}"
             )
@@ -98,6 +101,8 @@ def make_sheet(request: SheetRequest, world: World) -> None:
 def _by_names(request: SheetRequest) -> Layout:
     if request.kind == "seeds":
         return seed_rows(request.sets, request.rows)
+    if request.kind == "sets":
+        return set_rows(request.sets, request.classes, request.rows, request.columns)
     return class_rows(request.sets[0], request.classes, request.rows, request.columns)
 
 

@@ -221,6 +221,45 @@ def test_models_side_by_side_on_equal_seeds(
     assert "no seed in common (their first images are 000006 and 000050)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_sets_one_below_the_other_show_a_class_in_a_column(tmp_path: Path, columns: int) -> None:
+    sets = [write_images(tmp_path / name, 12, seed) for seed, name in enumerate("xyz")]
+    out = tmp_path / "sheet.png"
+    options = ["--columns", f"{columns}", "--rows", "2"]
+    record = sheet("sets", *sets, *options, out=out)
+    assert [row["set"] for row in record["rows"]] == [0, 1, 2, 2]
+    for row in record["rows"]:
+        assert [image["class"] for image in row["images"]] == [0, 1, 0, 1][:columns]
+        assert len({image["name"] for image in row["images"]}) == columns
+    assert len({image["name"] for row in record["rows"][2:] for image in row["images"]}) == (
+        2 * columns
+    )
+    top = 2 * (EDGE + WIDE_GAP) + EDGE + GAP
+    last = record["rows"][3]["images"][1]
+    left = EDGE + GAP
+    np.testing.assert_array_equal(
+        pixels_of(out)[top : top + EDGE, left : left + EDGE], file_of(sets[2], last)
+    )
+    record = sheet("sets", *sets, *options, "--classes", "1", out=out)
+    assert {image["class"] for row in record["rows"] for image in row["images"]} == {1}
+
+
+def test_sets_without_classes_are_shown_beside_those_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, samples = write_images(tmp_path / "real", 6), tmp_path / "samples"
+    samples.mkdir()
+    for number, file in enumerate(sorted((real / "a").iterdir())):
+        (samples / f"{number}.png").write_bytes(file.read_bytes())
+    out = tmp_path / "sheet.png"
+    record = sheet("sets", real, samples, "--columns", "2", "--rows", "3", out=out)
+    rows = [[image["name"] for image in row["images"]] for row in record["rows"]]
+    assert rows[1:] == [["0.png", "1.png"], ["2.png"]]  # all that there are
+    assert [image["class"] for image in record["rows"][0]["images"]] == [0, 1]
+    sheet("sets", real, samples, "--classes", "2", out=out, code=2)
+    assert "class 2 has no images in one of the sets" in capsys.readouterr().err
+
+
 def test_features_that_run_has_stored_are_reused(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +285,7 @@ def test_features_that_run_has_stored_are_reused(
         ("realism", [], "needs --reference"),
         ("classes", ["--reference", "IMAGES"], "leave out --reference"),
         ("seeds", [], "shows two or more sets of images, not 1"),
+        ("sets", [], "shows two or more sets of images, not 1"),
         ("classes", ["IMAGES"], "shows one set of images, not 2"),
         ("classes", ["--rows", "0"], "--rows=0 must be at least 1"),
         ("classes", ["--upscale", "600"], "lower --rows, --columns or --upscale"),
