@@ -33,7 +33,7 @@ source .ci/setup.sh
 setup_venv quickstart
 
 ranks=2
-seeds=0-191
+seeds=0-127
 export WANDB_SILENT=true
 
 # Runs a command of relaywave; it ends with this script, whatever ends this script.
@@ -62,9 +62,14 @@ evaluate() { # evaluate TITLE NAME SNAPSHOT ...
     shift 2
     echo "$title"
     relaywave eval run "$@" --ranks $ranks --seeds $seeds --batch-size 32 \
-        --keep-images "$out/samples/$name" --grid "$out/$name.png" --grid-upscale 2 \
+        --keep-images "$out/samples/$name" \
         --reference "$out/reference.npz" --metrics fd:block4,fd:block10 \
         --title "$title" --out "$out/evaluation/$name.json" >/dev/null
+}
+
+look() { # look NAME: real images, samples of the untrained model and of the trained one
+    relaywave eval sheet sets "$out/data" "$out/samples/$1"{_untrained,} \
+        --rows 6 --upscale 2 --out "$out/$1.png" >/dev/null
 }
 
 # Whatever stopped it, say how to resume.
@@ -98,11 +103,13 @@ evaluate "RDM, untrained" rdm_untrained "${rdm_untrained[@]}"
 evaluate "RDM" rdm "${rdm[@]}"
 evaluate "WaveDiff, untrained" wavediff_untrained "$(snapshots first wavediff64)"
 evaluate "WaveDiff" wavediff "$(snapshots last wavediff64)"
+look rdm
+look wavediff
 
 phase "Results"
 relaywave eval table "$out"/evaluation/{rdm_untrained,rdm,wavediff_untrained,wavediff}.json
 relaywave report "$out" --out "$out/report" >/dev/null
 echo
 echo "Report: $out/report/index.html (open it in a browser; it needs no server)"
-echo "Grids: $out/rdm.png $out/wavediff.png   Samples: $out/samples   Runs: $out/{edm16,relay64,wavediff64}"
+echo "Real, untrained, trained: $out/rdm.png $out/wavediff.png   Samples: $out/samples   Runs: $out/{edm16,relay64,wavediff64}"
 echo "Set-up excluded, this took $((SECONDS - started)) s."

@@ -31,11 +31,12 @@ PHOTOGRAPHS = {
 }
 CROPS_PER_PHOTOGRAPH = 512
 SMALLEST_CROP = 0.8
+"""Least edge of a crop, as a share of the photograph's short side: each shows what it is of."""
 
 
 @dataclass(frozen=True)
 class PhotographSource:
-    """Square crops of edges from 64 pixels to the photograph's short side, log-uniformly drawn."""
+    """Square crops with edges of 80 to 100 % of the photograph's short side."""
 
     kind: str = "photographs"
     published: bool = True
