@@ -37,7 +37,7 @@ TINY_WORKFLOW = [
     "edm16:objective.unet.label_dim=2",
     "relay64:objective.unet.label_dim=2",
     "edm16:objective.sampling.steps=2",
-    "relay64:objective.sampling.steps=4",
+    "relay64:objective.sampling.steps=5",
 ]
 
 
