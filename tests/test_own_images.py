@@ -53,7 +53,7 @@ def test_the_commands_of_the_page_lead_to_samples_and_a_table(
         Image.fromarray(smooth_pixels(number, 288, 272)).save(pictures / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
-        if " plan " not in command:  # its counts at full size take long; tested with the recipes
+        if " plan " not in command:  # its counts at full size take long
             assert relaywave.main(_at_debug_size(command)) == 0, command
     assert (tmp_path / "samples.png").exists()
     table = capsys.readouterr().out.splitlines()[-6:]
