@@ -22,7 +22,8 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_UNEXPECTED = 1
-"""A defect of relaywave, or of a library; the traceback is printed above the one line."""
+"""A defect of relaywave, or of a library: the traceback is printed above the one line. Without one,
+a job that the command ran and waited for has failed."""
 EXIT_REJECTED = 2
 """Invalid settings or input: the same command fails again."""
 EXIT_DIVERGED = 3
@@ -196,12 +197,11 @@ def _check_file(path: str) -> None:
 
 def fail(error: BaseException) -> int:
     """Print one line about an error; returns the exit code that it means."""
-    code = exit_code(error)
-    if code == EXIT_UNEXPECTED or os.environ.get("RELAYWAVE_TRACEBACK") == "1":
+    if _is_defect(error) or os.environ.get("RELAYWAVE_TRACEBACK") == "1":
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exception(error)
     say(describe(error))
-    return code
+    return exit_code(error)
 
 
 def say(text: str, label: str = "error") -> None:
@@ -227,7 +227,7 @@ def describe(error: BaseException) -> str:
     where = "".join(f"{place}: " for place in getattr(error, "__notes__", [])[:1])
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what is finished is kept: run the same command again to resume"
-    if exit_code(error) == EXIT_UNEXPECTED:
+    if _is_defect(error):
         return (
             f"{type(error).__name__}: {error}; this is a defect of relaywave, or of a library:"
             " please report it, with the lines above"
@@ -282,6 +282,11 @@ def one_line(text: str) -> str:
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.strip())
     half = LONGEST // 2
     return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def _is_defect(error: BaseException) -> bool:
+    """Whether no input explains it. Our own errors do, also of a job that failed (code 1)."""
+    return exit_code(error) == EXIT_UNEXPECTED and _root(error) not in OURS
 
 
 def _root(error: BaseException) -> str:

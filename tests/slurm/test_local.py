@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dist_train.runtime.metrics_file import read_metrics
+from models import command_line
 from models.command_line import EXIT_PREEMPTED
 from slurm.__main__ import main
 from slurm.jobs import local
@@ -115,7 +116,9 @@ def test_a_sweep_runs_in_order_and_continues_where_it_was_stopped(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_steps_that_need_a_failed_one_are_skipped_and_the_others_run(tmp_path: Path) -> None:
+def test_steps_that_need_a_failed_one_are_skipped_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(4):
         path = tmp_path / "pictures" / f"class_{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +138,9 @@ def test_steps_that_need_a_failed_one_are_skipped_and_the_others_run(tmp_path: P
     assert "three-bad: " in text
     assert f"{tmp_path / 'nowhere'}" in text, "why it failed"
     assert "lost was skipped, as it needs bad" in text
+    capsys.readouterr()
+    assert command_line.fail(raised.value) == command_line.EXIT_UNEXPECTED
+    assert capsys.readouterr().err == f"error: {text}\n", "no traceback: nothing here is a defect"
     assert (tmp_path / "good" / "manifest.json").exists()
     assert [record.name for record in JobDir(tmp_path).records()] == ["three-bad", "three-good"]
     (tmp_path / "pictures").rename(tmp_path / "nowhere")  # the fault is mended
