@@ -113,6 +113,7 @@ def _paper(
         debug=args.debug,
         arrays=is_slurm,
         sized=args.debug or bool(options.requested.keys() & {"gpus_per_node", "tasks_per_node"}),
+        only_tree=args.tree,
     )
 
 

@@ -21,7 +21,7 @@ from models.grid import grid_points
 from models.rdm.config import RelayConfig
 from slurm.jobs.jobs import CommandJob
 from slurm.paper import debug
-from slurm.paper.experiments import DATA, EXPERIMENTS, MODELS, DataSet, Entry, Experiment, Model
+from slurm.paper.experiments import DATA, EXPERIMENTS, MODELS, Entry, Experiment, Model
 from slurm.submit.sbatch_options import changed
 from slurm.workflows.steps import Inputs, command_step, pack_steps, train_step, with_report
 from slurm.workflows.workflow import Step, Workflow
@@ -45,6 +45,7 @@ class PaperInputs:
         debug: Whether everything is tiny, on embedded images; then the root is ROOT/debug.
         arrays: Whether the points of a sweep are tasks of an array, not one command.
         sized: Whether the request says how many GPUs a job gets; if not, the recipe does.
+        only_tree: Whether the plan is just looked at, which needs no image set and no checkpoint.
     """
 
     inputs: Inputs
@@ -53,6 +54,7 @@ class PaperInputs:
     debug: bool = False
     arrays: bool = True
     sized: bool = False
+    only_tree: bool = False
 
     def __post_init__(self) -> None:
         if self.debug and (self.sources or self.official):
@@ -315,7 +317,7 @@ class _Plan:
         assert self.paper.official is not None
         official = MODELS[name].official[stage]
         source, out = self.paper.official / official.file, self._official_dir(name, stage)
-        if not out.exists() and not source.exists():
+        if not (self.paper.only_tree or out.exists() or source.exists()):
             raise ConfigError(f"{source} does not exist: the authors' checkpoint of {name}")
         family = "wavediff-official" if name.startswith("wavediff") else "rdm-official"
         command = ("convert", family, str(source), str(out), *official.options)
@@ -380,19 +382,16 @@ class _Plan:
             sizes = (debug.STAGE1, debug.EDGE)
             steps = pack_steps(self.inputs, "photographs", sizes, *debug.PACK, name=name)
         else:
-            inputs = dataclasses.replace(self.inputs, source=self._source(data))
+            inputs = dataclasses.replace(self.inputs, source=self.paper.sources.get(data.kind))
             steps = pack_steps(inputs, data.kind, data.resolutions, *data.options, name=name)
+            if inputs.source is None and not (self.paper.only_tree or steps[-1].finished()):
+                raise ConfigError(
+                    f"{self.name} needs the images as downloaded: --source {data.kind}=PATH"
+                    " (`relaywave data pack --help` describes the kinds)"
+                )
         for step in steps:
             self._add(step)
         return steps[-1].name
-
-    def _source(self, data: DataSet) -> Path:
-        if data.kind not in self.paper.sources:
-            raise ConfigError(
-                f"{self.name} needs the images as downloaded: --source {data.kind}=PATH"
-                " (`relaywave data pack --help` describes the kinds)"
-            )
-        return self.paper.sources[data.kind]
 
     def _data_path(self, key: str, resolution: int) -> Path:
         if self.paper.debug:

@@ -85,6 +85,8 @@ def _check_arguments(step: Step, classes: dict[str, tuple[str, ...]]) -> None:
         step: The step.
         classes: Gets the names of the classes that it packs, by the directory of the set.
     """
+    if step.kind == "pack" and step.finished():
+        return  # its source may be gone
     for job in step.jobs:
         if not isinstance(job, CommandJob):
             continue
@@ -92,8 +94,7 @@ def _check_arguments(step: Step, classes: dict[str, tuple[str, ...]]) -> None:
             check_arguments(job.module, job.arguments, inputs=False)
             continue
         out = job.arguments[job.arguments.index("--resolution") - 1]
-        reads_now = out not in classes and not step.finished()
-        packed = check_arguments(job.module, job.arguments, inputs=reads_now)
+        packed = check_arguments(job.module, job.arguments, inputs=out not in classes)
         if packed is not None:
             classes[out] = packed
         break  # its other tasks differ in their share only
