@@ -1,10 +1,14 @@
-"""A real Slurm for the tests of this directory: four nodes on this machine, see `up`."""
+"""A real Slurm for the tests of this directory: four nodes on this machine, see `up`.
+
+It starts when the first test needs it, and ends with the last test of the directory.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -21,7 +25,9 @@ shared = ["{root}"]
 signal_seconds = 20
 [environment]
 OMP_NUM_THREADS = "1"
+RES_OPTIONS = "timeout:1 attempts:1"
 """
+"""The names of its nodes do not resolve, which no rank shall wait for long to hear."""
 _untested: list[str] = []
 
 
@@ -34,11 +40,12 @@ def why_not() -> str:
     return f"{', '.join(missing)} not installed (see tests/slurm/cluster/up)" if missing else ""
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Path]:
     """Start Slurm; yields a directory that its nodes see, with the site profile `site.toml`.
 
-    Everything is submitted from a directory whose modules are called as ours.
+    Everything is submitted from a directory whose modules are called as ours. Other users may enter
+    the directory, unlike those of pytest.
     """
     reason = why_not()
     if reason and os.environ.get("CI"):
@@ -46,26 +53,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if reason:
         _untested.append(reason)
         pytest.skip(f"REAL SLURM NOT TESTED: {reason}")
-    root = tmp_path_factory.mktemp("shared")
+    root = Path(tempfile.mkdtemp(prefix="relaywave-slurm-"))
+    root.chmod(0o755)
     state = root / "slurm"
     before = {
         name: os.environ.get(name)
         for name in ("SLURM_CONF", "PATH", "RELAYWAVE_SITE", "PYTHONPATH")
     }
-    subprocess.run([HERE / "up", state], check=True, stdout=subprocess.DEVNULL)
-    (root / "site.toml").write_text(SITE.format(root=root))
-    os.environ["SLURM_CONF"] = str(state / "slurm.conf")
-    os.environ["RELAYWAVE_SITE"] = str(root / "site.toml")
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    os.environ["PYTHONPATH"] = str(SOURCE)
-    with chdir(make_foreign_modules(root / "foreign")):
-        yield root
-    subprocess.run([HERE / "down", state], check=True)
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    try:
+        subprocess.run([HERE / "up", state], check=True, stdout=subprocess.DEVNULL)
+        (root / "site.toml").write_text(SITE.format(root=root))
+        os.environ["SLURM_CONF"] = str(state / "slurm.conf")
+        os.environ["RELAYWAVE_SITE"] = str(root / "site.toml")
+        os.environ["PATH"] += ":/usr/sbin:/sbin"
+        os.environ["PYTHONPATH"] = str(SOURCE)
+        with chdir(make_foreign_modules(root / "foreign")):
+            yield root
+    finally:
+        subprocess.run([HERE / "down", state], check=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(root)
 
 
 @pytest.hookimpl

@@ -163,6 +163,26 @@ def restart_daemons(root: Path) -> None:
     subprocess.run([Path(__file__).parent / "up", root / "slurm"], check=True)
 
 
+@contextmanager
+def gang_scheduling(root: Path) -> Iterator[None]:
+    """Have Slurm suspend, or end by itself, what it preempts; no job may run at either end.
+
+    slurmctld takes that at its start only.
+    """
+    try:
+        _restart_controller(root, PREEMPT="REQUEUE,GANG")
+        yield
+    finally:
+        _restart_controller(root, PREEMPT="REQUEUE")
+
+
+def _restart_controller(root: Path, **variables: str) -> None:
+    os.kill(pid := daemon_pid(root, "slurmctld"), signal.SIGTERM)
+    wait_for("slurmctld to end", lambda: not alive([pid]), 60)
+    up = Path(__file__).parent / "up"
+    subprocess.run([up, root / "slurm"], env=os.environ | variables, check=True)
+
+
 def reserve(name: str, nodes: str, start: str) -> None:
     """Make a maintenance reservation of half an hour."""
     settings = [f"reservationname={name}", f"starttime={start}", "duration=30", f"nodes={nodes}"]
@@ -194,10 +214,7 @@ def processes_of_node(root: Path, node: str) -> list[int]:
         except OSError:
             continue
         parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
-    steps = [
-        pid for pid in parents
-        if f"SLURMD_NODENAME={node}".encode() in _environ(pid) or _is_step(pid, node)
-    ]  # fmt: skip
+    steps = [pid for pid in parents if _is_on(root, node, pid) or _is_step(root, node, pid)]
     return [daemon_pid(root, node), *(pid for pid in steps if pid != os.getpid())]
 
 
@@ -208,16 +225,19 @@ def _environ(pid: int) -> list[bytes]:
         return []
 
 
-def _is_step(pid: int, node: str) -> bool:
+def _is_on(root: Path, node: str, pid: int) -> bool:
+    """Whether a process is of a job on a node of this cluster; others may run on the machine."""
+    variables = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={root / 'slurm' / 'slurm.conf'}"}
+    return {variable.encode() for variable in variables} <= set(_environ(pid))
+
+
+def _is_step(root: Path, node: str, pid: int) -> bool:
     """Whether a process is a slurmstepd that a slurmd of this node has started."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     try:
         if not (Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd")):
             return False
-        return any(
-            f"SLURMD_NODENAME={node}".encode() in _environ(int(child))
-            for child in children.read_text().split()
-        )
+        return any(_is_on(root, node, int(child)) for child in children.read_text().split())
     except OSError:
         return False
 

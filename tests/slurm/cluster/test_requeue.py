@@ -50,7 +50,7 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
     try:
         helpers.run_together(
             a_time_limit_before_a_maintenance(cluster),
-            a_time_limit_and_a_lost_controller(cluster),
+            a_time_limit(cluster),
             signals_preemption_a_killed_rank_and_cancelling(cluster),
         )
         helpers.run_together(
@@ -58,8 +58,11 @@ def disturbed(cluster: Path, undisturbed: dict[str, Tensor]) -> Path:
             a_run_in_pyxis(cluster),
             a_run_where_nodes_cannot_requeue(cluster),
         )
+        helpers.run_together(a_lost_controller(cluster))
         helpers.run_together(a_lost_node(cluster))
         helpers.run_together(a_maintenance_that_begins_under_a_run(cluster))
+        with helpers.gang_scheduling(cluster):
+            helpers.run_together(a_run_under_gang_scheduling(cluster), an_unfit_node(cluster))
     except BaseException:  # what comes after shall not have to wait
         subprocess.run(["scancel", "--user=root"], check=False)
         raise
@@ -101,8 +104,8 @@ def a_time_limit_before_a_maintenance(cluster: Path) -> Scenario:
     yield f"job {job_id} to end", lambda: not queued([job_id])
 
 
-def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
-    """Let Slurm's signal ahead of the limit come, and later ask for a stop without slurmctld."""
+def a_time_limit(cluster: Path) -> Scenario:
+    """Let Slurm's signal ahead of the limit come."""
     run_dir = cluster / "time_limit"
     options = ["--nodelist=n3,n4", "--time=2", "--site", str(cluster / "late.toml")]
     job_id = helpers.train(run_dir, *options)
@@ -111,17 +114,66 @@ def a_time_limit_and_a_lost_controller(cluster: Path) -> Scenario:
         yield "Slurm's signal", lambda: helpers.job(job_id).state != "RUNNING"
     yield "the next start", lambda: len(helpers.starts(run_dir, job_id)) == 2
     assert helpers.starts(run_dir, job_id)[1] >= 120, "saved at the step of the signal"
+    yield f"job {job_id} to end", lambda: not queued([job_id])
 
+
+def a_lost_controller(cluster: Path) -> Scenario:
+    """Ask a run to stop while slurmctld is down; alone, as that loses the jobs of others."""
+    run_dir = cluster / "lost_controller"
+    job_id = helpers.train(run_dir)
     yield helpers.reaches(run_dir, 320)
     os.kill(helpers.daemon_pid(cluster, "slurmctld"), signal.SIGKILL)
     for pid in helpers.rank_pids(run_dir).values():
         os.kill(pid, signal.SIGUSR2)
-    helpers.wait_for("the state to be saved", lambda: images_saved(run_dir) >= 320)  # alone
+    yield "the state to be saved", lambda: images_saved(run_dir) >= 320
     helpers.restart_daemons(cluster)  # it may know the reservation again that was deleted
     helpers.end_reservation("maintenance")
     yield f"job {job_id} to end", lambda: not queued([job_id])
-    assert len(helpers.starts(run_dir, job_id)) == 3
-    assert helpers.starts(run_dir, job_id)[2] >= 320
+    assert len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 320
+
+
+def a_run_under_gang_scheduling(cluster: Path) -> Scenario:
+    """Suspended for another job, the same start continues; ended for one, it is requeued."""
+    run_dir = cluster / "gang"
+    mode = ["scontrol", "update", "partitionname=main"]
+    urgent = ["sbatch", "-p", "high", "-w", "n2", "--exclusive", "-o/dev/null"]
+    subprocess.run([*mode, "preemptmode=suspend"], check=True)
+    job_id = helpers.train(run_dir, "--nodelist=n1,n2")
+    yield helpers.reaches(run_dir, 120)
+    subprocess.run([*urgent, "--wrap=sleep 5"], check=True)
+    yield "the suspension", lambda: helpers.job(job_id).state == "SUSPENDED"
+    assert "SUSPENDED" in format_status(run_status(run_dir, queue_or_empty()))
+    yield "the end of the other job", lambda: helpers.job(job_id).state == "RUNNING"
+
+    yield helpers.reaches(run_dir, 200)
+    assert len(helpers.starts(run_dir, job_id)) == 1
+    subprocess.run([*mode, "preemptmode=cancel"], check=True)
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True)
+    yield "the preemption", lambda: len(helpers.starts(run_dir, job_id)) == 2
+    assert helpers.starts(run_dir, job_id)[1] >= 200, "saved at the step of the preemption"
+    [end] = [a for a in JobDir(run_dir).attempts(job_id) if a["event"] == "signal"]
+    assert end["cause"] == "preemption"
+    yield f"job {job_id} to end", lambda: not queued([job_id])
+
+
+def an_unfit_node(cluster: Path) -> Scenario:
+    """A node whose scratch cannot be written; the job is requeued onto others before it starts."""
+    run_dir, site = cluster / "unfit_node", cluster / "checked.toml"
+    text = (cluster / "site.toml").read_text()
+    scratch = f"{cluster}/scratch-$SLURMD_NODENAME"
+    site.write_text(f'scratch = "{scratch}"\nhealth_check = "always"\n{text}')
+    (cluster / "scratch-n3").touch()  # a file where a directory is to be
+    job_id = helpers.train(run_dir, "--exclude=n2", f"--site={site}", "--nodes=2")
+    yield "the start on others", lambda: helpers.starts(run_dir, job_id)
+    notes = JobDir(run_dir).attempts(job_id)
+    crash = next(note for note in notes if note["event"] == "crash")
+    assert crash["hosts"] == ["n3"]
+    assert "scratch" in crash["said"]
+    start = next(note for note in notes if note["event"] == "start")
+    assert start["hosts"] == ["n1", "n4"]
+    assert "excluded: n3" in format_status(run_status(run_dir, queue_or_empty()))
+    yield f"job {job_id} to end", lambda: not queued([job_id])
 
 
 def signals_preemption_a_killed_rank_and_cancelling(cluster: Path) -> Scenario:
@@ -265,6 +317,9 @@ def a_maintenance_that_begins_under_a_run(cluster: Path) -> Scenario:
     [
         "maintenance",
         "time_limit",
+        "lost_controller",
+        "gang",
+        "unfit_node",
         "disturbed",
         "apptainer",
         "pyxis",
@@ -281,10 +336,10 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     helpers.wait_for_end(job_id)
     assert helpers.states(job_id)[-1] == "COMPLETED"
     assert "TIMEOUT" not in helpers.states(job_id)
+    seen = [line["images_seen"] for line in read_metrics(run_dir)]
+    assert seen == [*range(8, 641, 8)], "nothing lost, nothing twice"
     ours = whole_tensors(run_dir)
     assert ours.keys() == undisturbed.keys()
     for tensor, values in undisturbed.items():
         assert torch.equal(ours[tensor], values), tensor
-    seen = [line["images_seen"] for line in read_metrics(run_dir)]
-    assert seen == [*range(8, 641, 8)], "nothing lost, nothing twice"
     helpers.assert_no_orphans(run_dir)
