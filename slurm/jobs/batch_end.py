@@ -53,7 +53,7 @@ from slurm.jobs.requeue import (
 from slurm.log_lines import time_lines
 from slurm.resources import Policy
 from slurm.site import Site, read_site
-from slurm.slurm_cli import SlurmError, SlurmMissing, describe, run_slurm, settings
+from slurm.slurm_cli import SlurmError, SlurmMissing, accounting, describe, run_slurm, settings
 
 FINAL = frozenset({EXIT_REJECTED, EXIT_DIVERGED, EXIT_STALLED})
 """Exit codes that another start would not change."""
@@ -162,7 +162,8 @@ class End:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return describe(self.job_id)
+                job = describe(self.job_id)
+                return job | _preemption_of(self.job_id, job)
             except SlurmMissing:
                 raise
             except SlurmError:
@@ -272,6 +273,20 @@ def _may_requeue(job: Mapping[str, str], restart: int) -> bool:
     stopped = job.get("Reason") == "TimeLimit" or _was_preempted(job)
     runs = job.get("JobState") == "RUNNING" or stopped
     return runs and job.get("Restarts") == str(restart)
+
+
+def _preemption_of(job_id: str, job: Mapping[str, str]) -> dict[str, str]:
+    """Return the time of a preemption of which only accounting knows.
+
+    Gang scheduling ends a job of a partition with PreemptMode=CANCEL, and notes no PreemptTime.
+    """
+    if job.get("JobState") != "COMPLETING" or _was_preempted(job):
+        return {}
+    with suppress(SlurmError):  # without accounting it counts as cancelled
+        rows = accounting([job_id], ("State",))
+        if rows and rows[-1]["State"] == "PREEMPTED":
+            return {"PreemptTime": job.get("EndTime", "")}
+    return {}
 
 
 def _was_preempted(job: Mapping[str, str]) -> bool:

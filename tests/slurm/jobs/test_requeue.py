@@ -109,6 +109,7 @@ class FakeSlurm:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **shown: str) -> None:
         self.commands: list[list[str]] = []
+        self.accounted = "CANCELLED by 0"
         self.job = {
             "JobState": "RUNNING",
             "Restarts": "1",
@@ -124,6 +125,10 @@ class FakeSlurm:
             **shown,
         }
         monkeypatch.setattr(batch_end, "settings", lambda: {"KillWait": "30 sec"})
+        rows = [{"State": "PREEMPTED"}]  # of the first start
+        monkeypatch.setattr(
+            batch_end, "accounting", lambda job_ids, fields: [*rows, {"State": self.accounted}]
+        )
         for module in (batch_end, hosts):
             monkeypatch.setattr(module, "describe", lambda job_id: self.job)
             monkeypatch.setattr(module, "run_slurm", self.commands.append)
@@ -199,6 +204,21 @@ def test_why_a_run_was_asked_to_stop_is_noted(
     assert slurm.requeued
     note = _last(tmp_path)
     assert (note["event"], note["cause"], note["requeue"]) == ("signal", cause, True)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("code", [0, 75, 143])
+def test_a_job_that_gang_scheduling_preempts_is_requeued(
+    code: int, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a partition that cancels: slurmctld notes no time of it, only accounting that it was."""
+    shown = {"JobState": "COMPLETING", "EndTime": _clock(-2)}
+    slurm = FakeSlurm(monkeypatch, **shown)
+    slurm.accounted = "PREEMPTED"
+    _note_exits(tmp_path, EXIT_PREEMPTED, EXIT_PREEMPTED)
+    assert _end(tmp_path, code, trains=trains) == (code or EXIT_PREEMPTED)
+    assert slurm.requeued
+    assert (_last(tmp_path)["event"], _last(tmp_path)["cause"]) == ("signal", "preemption")
 
 
 def test_the_next_start_waits_until_slurm_has_killed_the_last(
