@@ -4,7 +4,8 @@ Every rank has a thread that publishes a pulse, and where the loop is, in the pr
 A loop without progress for too long dumps the stacks of all its threads to `hangs/` and ends its
 process; as a hang of one rank stops all others in their next collective, each of them does so.
 Storage may be slow without being dead: it has a limit of its own, and those that wait for a living
-rank that waits for storage wait on.
+rank that waits for storage wait on. Only seconds in which the process runs count: Slurm may suspend
+a job for hours.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ STORE_SECONDS = 30.0
 """How long a store that answers may take to do so, on a busy machine."""
 MISSED_PULSES = 5
 """A rank whose pulse stands still for so many intervals is gone."""
+LONGEST_LOOK = 30.0
+"""Seconds between looks at the loop; where more have passed, the process was stopped."""
 
 
 class LostRankError(RuntimeError):
@@ -53,7 +56,9 @@ class Watchdog:
         self._dir = run_dir / "hangs"
         self._world = world
         self._timeout, self._storage_timeout = timeout, max(timeout, storage_timeout)
-        self._last = (time.monotonic(), "the start")
+        self._ran = 0.0
+        """Seconds for which this process has run."""
+        self._last = (self._ran, "the start")
         self._ended, self._dumped = threading.Event(), threading.Event()
         # Two threads: the store may block, when the rank that keeps it hangs.
         self._threads = [
@@ -63,7 +68,7 @@ class Watchdog:
 
     def beat(self, where: str) -> None:
         """Tell that the loop moves on, and what it does next."""
-        self._last = (time.monotonic(), where)
+        self._last = (self._ran, where)
 
     @contextlib.contextmanager
     def storage(self, where: str) -> Iterator[None]:
@@ -74,6 +79,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.beat("the start")
+        self._world.lift_timeouts()  # they would run on while Slurm suspends the job
         for thread in self._threads:
             thread.start()
         return self
@@ -97,12 +103,15 @@ class Watchdog:
             publish_pulse(self._world, pulse, self._last[1])
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._ended.wait(PULSE_SECONDS):
-            when, where = self._last
+            before, looked = looked, time.monotonic()
+            self._ran += min(looked - before, LONGEST_LOOK)
+            last = when, where = self._last
             seconds = self._storage_timeout if where.endswith(STORAGE) else self._timeout
-            if time.monotonic() - when <= seconds or waits_for_storage(self._world):
+            if self._ran - when <= seconds or waits_for_storage(self._world):
                 continue
-            if self._last[0] == when:  # still, after the seconds that this took
+            if self._last is last:  # still, after the seconds that this took
                 self._give_up(where, seconds)
 
     def _give_up(self, where: str, seconds: float) -> None:

@@ -22,6 +22,7 @@ from models.command_line import describe
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+NO_TIMEOUT = timedelta(days=365)
 TASKS = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
@@ -104,6 +105,12 @@ class World:
         """Wait until every rank has come here."""
         if self.size > 1:
             self.all_reduce_sum(torch.zeros(1))
+
+    def lift_timeouts(self) -> None:
+        """Let collectives take any time, as the caller notices by itself that a rank hangs."""
+        if self.size > 1:
+            for group in list(dist.distributed_c10d._world.pg_map):
+                dist.distributed_c10d._set_pg_timeout(NO_TIMEOUT, group)
 
     def close(self) -> None:
         """Leave the process group."""

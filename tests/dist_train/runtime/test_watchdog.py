@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.distributed import HashStore
 
 from dist_train.runtime import watchdog
 from dist_train.runtime.watchdog import STORAGE, Watchdog, publish_pulse, waits_for_storage
-from dist_train.runtime.world import World
+from dist_train.runtime.world import NO_TIMEOUT, World, init_world
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -21,9 +26,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "PULSE_SECONDS", 0.02)
 
 
-def _watched(run_dir: Path, world: World) -> tuple[Watchdog, threading.Event, list[str]]:
+def _watched(
+    run_dir: Path, world: World, timeout: float = 0.0
+) -> tuple[Watchdog, threading.Event, list[str]]:
     """Return a watchdog for which everything but storage hangs at once, and what it gave up."""
-    dog = Watchdog(run_dir, world, timeout=0.0, storage_timeout=1e6)
+    dog = Watchdog(run_dir, world, timeout, storage_timeout=1e6)
     given_up, places = threading.Event(), list[str]()
 
     def give_up(where: str, seconds: float) -> None:
@@ -75,3 +82,39 @@ def test_ranks_wait_for_one_that_lives_and_waits_for_storage() -> None:
         ended.set()
         thread.join()
     assert not waits_for_storage(ours), "its pulse stands still: it is lost"
+
+
+def test_a_suspended_process_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm stops all processes of a job that it suspends; the clock of the machine runs on."""
+    suspended, step = 0.0, 0.0
+
+    def clock() -> float:
+        nonlocal suspended
+        suspended += step
+        return time.monotonic() + suspended
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
+    dog, given_up, places = _watched(tmp_path, World(0, 0, 1, CPU), timeout=600.0)
+    with dog:
+        dog.beat("step 3")
+        for _ in range(3):
+            suspended += 1e5
+            assert not given_up.wait(0.1)
+        step = 10.0  # it runs, and hangs
+        assert given_up.wait(30)
+    assert set(places) == {"step 3"}
+
+
+def _lift(root: Path) -> None:
+    world = init_world(timedelta(seconds=100))
+    groups = [dist.group.WORLD, dist.new_group()]
+    with Watchdog(root, world, 60, 60):
+        world.barrier()
+    for group in groups:
+        assert group._get_backend(CPU).options._timeout == NO_TIMEOUT
+
+
+@pytest.mark.distributed
+def test_collectives_of_watched_ranks_have_no_clock_of_their_own(tmp_path: Path) -> None:
+    """Theirs would run on while Slurm suspends the job, and end it when it continues."""
+    run_ranks(2, _lift, tmp_path)
