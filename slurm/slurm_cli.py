@@ -178,7 +178,10 @@ def nodes_are_unavailable() -> bool:
 
 
 def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:
-    """Return sacct's rows of allocations (not steps), one for each time that a job ran."""
+    """Return sacct's rows of allocations (not steps), one for each time that a job ran.
+
+    The last field may have any character; what stands behind a line end in it is left out.
+    """
     ids = sorted(set(job_ids))
     if not ids:
         return []
@@ -186,7 +189,8 @@ def accounting(job_ids: Iterable[str], fields: Sequence[str]) -> list[dict[str, 
                f"--delimiter={FIELD}", f"--jobs={','.join(ids)}",
                f"--format={','.join(fields)}"]  # fmt: skip
     lines = run_slurm(command).splitlines()
-    return [dict(zip(fields, line.split(FIELD), strict=True)) for line in lines if line]
+    split = (line.split(FIELD, len(fields) - 1) for line in lines)
+    return [dict(zip(fields, row, strict=True)) for row in split if len(row) == len(fields)]
 
 
 def submission_problem(script: str, environment: Mapping[str, str]) -> str:

@@ -49,7 +49,7 @@ def _note_killed(jobs: JobDir, record: JobRecord) -> bool:
 
     It counts as a crash: whatever killed its batch script may do so again.
     """
-    state, _ = exit_states([record.job_id]).get(record.job_id, ("", ""))
+    state, _ = exit_states([record]).get(record.job_id, ("", ""))
     if state not in KILLED:
         return False
     notes = history(jobs, record.job_id)

@@ -36,6 +36,7 @@ from slurm.site import Site
 from slurm.slurm_cli import queued
 from slurm.submit.elastic import resize_waiting
 from slurm.submit.launcher import Submission, submit
+from slurm.submit.sbatch_options import changed, requested_by
 
 Submit = Callable[[Submission], JobRecord]
 
@@ -97,7 +98,7 @@ def required_schedule(run_dir: Path) -> EvaluationSchedule:
 
 def due(run_dir: Path, schedule: EvaluationSchedule, report: Report) -> list[EvalJob]:
     """Return the attempts to submit now; counts all evaluations in the report."""
-    queue = queued()  # before results are looked for: see Work.alive
+    queue = JobDir(run_dir).own(queued())  # before results are looked for: see Work.alive
     total = total_images(run_dir)
     wanted = (
         EvalJob(Work(run_dir, images, protocol.name), protocol, 0)
@@ -129,7 +130,9 @@ def _next(
     failures = work.failures if last else 0
     if work.result.exists():
         report.done += 1
-    elif last and work.alive(last, queue, schedule.claim_seconds, queued):
+    elif last and work.alive(
+        last, queue, schedule.claim_seconds, lambda: JobDir(work.run_dir).own(queued())
+    ):
         report.alive += 1
     elif work.result.exists():  # it ended in the meantime
         report.done += 1
@@ -153,16 +156,32 @@ def submission_of(
     jobs: Sequence[EvalJob], run_dir: Path, schedule: EvaluationSchedule, site: Site
 ) -> Submission:
     """Return attempts as one throttled array of low priority."""
+    asked = _requested(run_dir, schedule)
     resources = dataclasses.replace(
-        schedule.resources,
-        partition=schedule.resources.partition or site.evaluation_partition,
-        qos=schedule.resources.qos or site.evaluation_qos,
-        nice=schedule.resources.nice or 100,
+        asked,
+        partition=asked.partition or site.evaluation_partition,
+        qos=asked.qos or site.evaluation_qos,
+        nice=asked.nice or 100,
     )
     return Submission(
         kind="eval", name=f"eval-{run_dir.name}", root=run_dir, jobs=jobs,
         resources=resources, site=site,
     )  # fmt: skip
+
+
+def _requested(run_dir: Path, schedule: EvaluationSchedule) -> Resources:
+    """Return what evaluations request: as scheduled, above `SBATCH_*` of the user's shell.
+
+    Without either, as within jobs, they are charged to the account of the run.
+    """
+    silent = vars(Resources())
+    sizes = ("nodes", "tasks_per_node", "gpus_per_node")  # what these are is no default
+    said = {name: value for name, value in vars(schedule.resources).items()
+            if name in sizes or value != silent[name]}  # fmt: skip
+    asked = changed(requested_by([]), said)
+    trained = [r for r in JobDir(run_dir).records() if r.kind == "train" and r.cluster == "slurm"]
+    account = asked.account or (trained[-1].resources.account if trained else "")
+    return dataclasses.replace(asked, account=account)
 
 
 def maintain(run_dir: Path, site: Site, submit_jobs: Submit = submit) -> list[str]:

@@ -97,9 +97,9 @@ def stop_early(run_dir: Path, schedule: EvaluationSchedule, best: int | None) ->
         return
     why = f"{len(later)} snapshots after the one at {best:,} images were not better"
     STOPS.write(stop, {"why": why, "time": time.time()})
-    records = JobDir(run_dir).records()
-    ids = [r.job_id for r in records if r.kind == "train" and r.cluster == "slurm"]
-    for job_id, job in (queued(ids) if ids else {}).items():
+    records = [r for r in JobDir(run_dir).records() if r.kind == "train" and r.cluster == "slurm"]
+    queue = queued(r.job_id for r in records) if records else {}
+    for job_id, job in (pair for record in records for pair in record.queued(queue).items()):
         if job.state == "RUNNING":  # saves, sees the file, and does not requeue itself
             run_slurm(["scancel", "--signal=USR2", job_id])
         else:

@@ -7,13 +7,13 @@ last.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.requeue import LOST
 from slurm.log_lines import without_time
-from slurm.slurm_cli import SlurmError, accounting, have_slurm
+from slurm.slurm_cli import SlurmError, accounting, have_slurm, seconds_of
 
 REASONS = (
     re.compile(
@@ -32,14 +32,32 @@ TAIL = 1 << 16
 """How many bytes of a log are searched, from its end."""
 
 
-def exit_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+def exit_states(records: Iterable[JobRecord]) -> dict[str, tuple[str, str]]:
     """Return {job id: (state, exit code)} of jobs' last starts; nothing without accounting."""
     try:
-        fields = ("JobID", "State", "ExitCode")
-        rows = accounting(job_ids, fields) if have_slurm() else []
+        rows = accounting_of(records, ("State", "ExitCode")) if have_slurm() else []
     except SlurmError:
         return {}
-    return {row["JobID"]: (row["State"].split()[0], exit_code(row["ExitCode"])) for row in rows}
+    return {row["JobID"]: (row["State"].split()[0], exit_code(row["ExitCode"])) for row, _ in rows}
+
+
+def accounting_of(
+    records: Iterable[JobRecord], fields: Sequence[str]
+) -> list[tuple[dict[str, str], JobRecord]]:
+    """Return sacct's rows of jobs, each with its job: one for each time that it ran.
+
+    Rows of other jobs that have had one of the ids are left out.
+
+    Args:
+        records: The jobs.
+        fields: What a row has beside `JobID`, `Submit` and `JobName`.
+    """
+    by_id = {job_id: record for record in records for job_id in record.task_ids}
+    ids = (record.job_id for record in by_id.values())
+    rows = accounting(ids, ("JobID", "Submit", *fields, "JobName"))
+    found = [(row, by_id[row["JobID"]]) for row in rows if row["JobID"] in by_id]
+    return [(row, record) for row, record in found
+            if record.is_of(row["JobName"], seconds_of(row["Submit"]))]  # fmt: skip
 
 
 def exit_code(text: str) -> str:

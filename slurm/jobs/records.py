@@ -68,17 +68,22 @@ class JobRecord:
         return [f"{self.job_id}_{number}" for number in range(len(self.tasks))]
 
     def queued(self, queue: Mapping[str, QueuedJob]) -> dict[str, QueuedJob]:
-        """Return which of its jobs are in Slurm's queue.
-
-        Ids come again after slurmctld has lost its state: a job of the same id that has another
-        name, and was submitted at another time, is not this one.
-        """
+        """Return which of its jobs are in Slurm's queue."""
         found = {job_id: queue[job_id] for job_id in self.task_ids if job_id in queue}
-        return {job_id: job for job_id, job in found.items() if not self._is_other(job)}
+        return {i: job for i, job in found.items() if self.is_of(job.name, job.submitted)}
 
-    def _is_other(self, job: QueuedJob) -> bool:
-        elsewhen = job.submitted and abs(job.submitted - self.submitted) > SAME_SUBMISSION
-        return bool(elsewhen) and job.name != self.name
+    def is_of(self, name: str, submitted: float) -> bool:
+        """Whether a job that has one of its ids is this one.
+
+        Ids come again after slurmctld has lost its state. A requeue is another submission by Slurm,
+        later, and users may rename jobs: one of another name and time, or of before, is another.
+
+        Args:
+            name: The name of the job.
+            submitted: Unix time; 0 if it is not known.
+        """
+        later = submitted - self.submitted if submitted else 0.0
+        return later > -WRONG_CLOCK and (abs(later) < SAME_SUBMISSION or name == self.name)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,12 @@ class JobDir:
             except ValueError as error:
                 say_once(f"{error}; the record is skipped")
         return sorted(found, key=lambda record: (record.submitted, record.job_id))
+
+    def own(self, queue: Mapping[str, QueuedJob]) -> dict[str, QueuedJob]:
+        """Return the queue without jobs that only have the id of one of these."""
+        mine = {i: record for record in self.records() for i in record.task_ids}
+        return {job_id: job for job_id, job in queue.items()
+                if job_id not in mine or mine[job_id].is_of(job.name, job.submitted)}  # fmt: skip
 
     def damaged(self) -> list[str]:
         """Return the ids of jobs whose records cannot be read: their files have these names."""
@@ -161,6 +172,8 @@ class JobDir:
 
 SAME_SUBMISSION = 120.0
 """Seconds by which the clocks of Slurm and of the machine that submits may differ."""
+WRONG_CLOCK = 3600.0
+"""Seconds by which the clocks of a badly kept site may differ, for jobs of the same name."""
 SUBMITTED = "submitted"
 """Event that a record was written, with its checksum; not one of the job itself."""
 MAX_TIME = 1e11

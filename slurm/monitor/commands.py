@@ -15,7 +15,7 @@ from typing import Any
 from dist_train.runtime.metrics_file import read_metrics
 from models.command_line import check_least
 from slurm.jobs import local
-from slurm.jobs.exit_reason import exit_code, exit_states, format_exit
+from slurm.jobs.exit_reason import accounting_of, exit_code, exit_states, format_exit
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.jobs.throughput import productive_seconds
 from slurm.log_lines import parse_since, time_of
@@ -28,13 +28,13 @@ from slurm.monitor.status import (
     run_status,
 )
 from slurm.monitor.watch import duration, watch
-from slurm.slurm_cli import accounting, queued, run_slurm, seconds_of
+from slurm.slurm_cli import queued, run_slurm, seconds_of
 
 WATCH_SECONDS = 10.0
 POLL_SECONDS, STATE_SECONDS = 0.5, 5.0
 """How often `logs --follow` looks for new lines, and whether the job is still there."""
-SACCT = ("JobID", "State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
-"""Fields of accounting that `history` shows."""
+SACCT = ("State", "ElapsedRaw", "NNodes", "AllocTRES", "Start", "End", "ExitCode")
+"""Fields of accounting that `history` shows, beside those that say which job it is."""
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +144,7 @@ def show_logs(root: Path, job_id: str | None, shown: Shown) -> None:
         names = ", ".join(task_id for _, task_id in known)
         raise ValueError(f"{root} has no such job; known are {names or 'none'}")
     print_logs(*found[-1], shown)
-    _print_exit(root, found[-1][1])
+    _print_exit(root, *found[-1])
 
 
 def print_logs(record: JobRecord, job_id: str, shown: Shown) -> None:
@@ -226,9 +226,9 @@ def _print(lines: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def _print_exit(root: Path, job_id: str) -> None:
+def _print_exit(root: Path, record: JobRecord, job_id: str) -> None:
     """Print a last line about a job that failed."""
-    status = run_status(root, queue_or_empty(), exit_states([job_id]))
+    status = run_status(root, queue_or_empty(), exit_states([record]))
     job = next(job for job in status["jobs"] if job["job_id"] == job_id)
     if job["why"] or job["exit_code"]:
         print(f"job {job_id} {format_exit(job['state'], job['exit_code'], job['why'])}")
@@ -250,9 +250,7 @@ def show_history(paths: Iterable[Path], *, as_json: bool) -> None:
 def run_history(root: Path) -> dict[str, Any]:
     """Return what the jobs of a directory have cost, by sacct, and how much of it was progress."""
     records = [r for r in JobDir(root).records() if r.cluster == "slurm"]
-    by_id = {job_id: record for record in records for job_id in record.task_ids}
-    rows = accounting((record.job_id for record in records), SACCT)
-    own = [(row, by_id[row["JobID"]]) for row in rows if row["JobID"] in by_id]
+    own = accounting_of(records, SACCT)
     runs = [row | {"kind": record.kind} for row, record in own]
     training = sum(float(row["ElapsedRaw"]) for row in runs if row["kind"] == "train")
     productive = productive_seconds(read_metrics(root))

@@ -151,12 +151,11 @@ def exited_states(
 ) -> dict[str, tuple[str, str]]:
     """Return how jobs that are not in the queue ended, by Slurm's accounting."""
     records = [record for root in roots for record in JobDir(root).records()]
-    ids = {
-        record.job_id
+    return exit_states(
+        record
         for record in records
         if record.cluster == "slurm" and len(record.queued(queue)) < len(record.task_ids)
-    }
-    return exit_states(ids)
+    )
 
 
 def is_alive(record: JobRecord, job_id: str, queue: Mapping[str, QueuedJob]) -> bool:

@@ -81,7 +81,7 @@ def resize_waiting(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[str]:
     jobs = JobDir(run_dir)
     messages = []
     for record in jobs.records():
-        job = queue.get(record.job_id)
+        job = record.queued(queue).get(record.job_id)
         if job is None or job.state != "PENDING" or not record.resources.fallback_nodes:
             continue
         shown = describe(record.job_id)

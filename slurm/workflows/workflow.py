@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -94,16 +94,16 @@ def job_name(workflow: str, step: Step) -> str:
     return f"{workflow}-{step.name}"
 
 
-def job_in_queue(workflow: str, step: Step, queue: Collection[str]) -> str:
+def job_in_queue(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     """Return the id of a step's job that is in the queue, "" if there is none."""
     record = newest_record(workflow, step)
-    return record.job_id if record and set(record.task_ids) & set(queue) else ""
+    return record.job_id if record and record.queued(queue) else ""
 
 
 def submit_workflow(
     workflow: Workflow,
     target: Target,
-    queue: Collection[str],
+    queue: Mapping[str, QueuedJob],
     prepare: Callable[[Step], None],
 ) -> None:
     """Submit what is missing.
@@ -111,7 +111,7 @@ def submit_workflow(
     Args:
         workflow: The steps.
         target: Where to.
-        queue: Ids of the jobs in Slurm's queue.
+        queue: The jobs in Slurm's queue.
         prepare: Called for each step before its submission.
 
     Raises:
@@ -202,13 +202,13 @@ def _state(workflow: str, step: Step, queue: Mapping[str, QueuedJob]) -> str:
     record = newest_record(workflow, step)
     if record is None:
         return "not submitted"
-    states = {queue[job_id].state for job_id in record.task_ids if job_id in queue}
+    states = {job.state for job in record.queued(queue).values()}
     if states:
         return f"job {record.job_id} {', '.join(sorted(states)).lower()}"
     if record.cluster == "local" and local.runs(record.job_id):
         return f"job {record.job_id} running"
     jobs = JobDir(step.root)
-    by_slurm = exit_states([record.job_id]) if record.cluster == "slurm" else {}
+    by_slurm = exit_states([record]) if record.cluster == "slurm" else {}
     state, why = task_exits(jobs, record, by_slurm)
     text = f"STOPPED: job {record.job_id} {f'was {state}' if state else 'has ended'}"
     return f"{text}{f' ({why})' if why else ''}; logs in {record.logs}"

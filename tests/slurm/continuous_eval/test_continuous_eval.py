@@ -15,7 +15,7 @@ import pytest
 from models.config_io import ConfigError, override, write_config
 from models.safe_files import locks
 from models.safe_files.locks import try_lock
-from slurm.continuous_eval import lost_jobs
+from slurm.continuous_eval import lost_jobs, results
 from slurm.continuous_eval import reconcile as module
 from slurm.continuous_eval.lost_jobs import claim_lost, note_successor
 from slurm.continuous_eval.panels import log_results
@@ -137,14 +137,15 @@ def test_what_ends_by_preemption_is_no_failed_attempt(
         queue.jobs.clear()
 
 
-def _lose(run_dir: Path, job_id: str = "5", **facts: Any) -> None:
+def _lose(run_dir: Path, job_id: str = "5", account: str = "", **facts: Any) -> None:
     """Record a training job that its node could not requeue."""
     code = copy_code(run_dir / "slurm")
     jobs = JobDir(run_dir)
     jobs.write(
         JobRecord(job_id=job_id, kind="train", name="run", cluster="slurm", submitted=1.0,
                   cwd=str(run_dir), code=str(code), logs="", policy=Policy(max_stalled=3),
-                  resources=Resources(nodes=2, dependency="afterok:1", begin="now+1"))
+                  resources=Resources(nodes=2, dependency="afterok:1", begin="now+1",
+                                      account=account))
     )  # fmt: skip
     jobs.note(job_id, "start", restart=0, images_seen=0, ranks=2)
     jobs.note(job_id, "signal", restart=0, cause="time limit", images_seen=0, requeue=True)
@@ -198,7 +199,7 @@ def test_a_job_whose_batch_script_was_killed_is_told_from_a_cancelled_one(
     """Until it has been killed so often that nothing new is saved."""
     run_dir, submitted = _run(tmp_path, ()), []
     monkeypatch.setattr(
-        lost_jobs, "exit_states", lambda job_ids: dict.fromkeys(job_ids, (state, ""))
+        lost_jobs, "exit_states", lambda records: {r.job_id: (state, "") for r in records}
     )
     _lose(run_dir)
     for number in range(4):
@@ -265,6 +266,68 @@ def test_the_best_is_marked_and_training_is_stopped(tmp_path: Path, queue: Queue
     assert json.loads((run_dir / "evaluation" / "best.json").read_text())["value"] == 3.0
     job = ReconcileJob((run_dir,), 5, Site(), Resources(), "watch")
     assert job.finished()
+
+
+def _of_another(job_id: str) -> QueuedJob:
+    """Return a job that has got an id of ours, after slurmctld had lost its state."""
+    return QueuedJob(job_id, "another", "PENDING", "Resources", "", "", "", "", submitted=2e9)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_training_is_stopped_by_cancelling_its_own_jobs_only(
+    is_ours: bool, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, commands = _run(tmp_path, (100, 150), best=KEY, patience=1), list[list[str]]()
+    _lose(run_dir)
+    monkeypatch.setattr(results, "run_slurm", commands.append)
+    job = replace(_of_another("5"), name="run") if is_ours else _of_another("5")
+    monkeypatch.setattr(results, "queued", lambda job_ids: {"5": job})
+    for images, distance in ((100, 3.0), (150, 4.0)):
+        _finish(run_dir, images, "quick", distance)
+    reconcile(run_dir, Site(), queue.submit)
+    assert commands == ([["scancel", "5"]] if is_ours else [])
+
+
+def test_an_attempt_is_not_alive_by_a_job_of_another_that_has_its_id(
+    tmp_path: Path, queue: Queue
+) -> None:
+    run_dir = _run(tmp_path, (100,), backoff_seconds=0.0)
+
+    def submit(submission: Submission) -> JobRecord:
+        record = queue.submit(submission)
+        JobDir(run_dir).write(record)
+        return record
+
+    assert reconcile(run_dir, Site(), submit).submitted
+    assert reconcile(run_dir, Site(), submit).alive == 1
+    queue.jobs = {job_id: _of_another(job_id) for job_id in queue.jobs}
+    assert reconcile(run_dir, Site(), submit).submitted, "the first attempt has ended"
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "shell", "account", "partition"),
+    [
+        ("", "", "training", "cheap"),
+        ("", "mine", "mine", "mine"),
+        ("plan", "mine", "plan", "plan"),
+        ("plan", "", "plan", "plan"),
+    ],
+)
+def test_evaluations_are_charged_as_scheduled_or_as_the_shell_says_or_as_the_run(
+    scheduled: str, shell: str, account: str, partition: str,
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    resources = Resources(account=scheduled, partition=scheduled, gpus_per_node=2)
+    run_dir = _run(tmp_path, (100,), resources=resources)
+    _lose(run_dir, account="training")
+    if shell:
+        for name in ("ACCOUNT", "PARTITION"):
+            monkeypatch.setenv(f"SBATCH_{name}", shell)
+        monkeypatch.setenv("SBATCH_GPUS_PER_NODE", "8")
+    reconcile(run_dir, Site(account="site", evaluation_partition="cheap"), queue.submit)
+    [submission] = queue.submissions
+    asked = submission.resources
+    assert (asked.account, asked.partition, asked.gpus_per_node) == (account, partition, 2)
 
 
 def test_snapshots_are_pinned_until_they_are_evaluated(tmp_path: Path, queue: Queue) -> None:
@@ -336,6 +399,7 @@ def test_a_job_that_stays_pending_shrinks_to_fewer_nodes(
     assert elastic.resize_waiting(tmp_path, {"7": pending}) == [], "not yet"
     shown["EligibleTime"] = "2020-01-01T00:00:00"
     assert elastic.resize_waiting(tmp_path, {"7": replace(pending, reason="Dependency")}) == []
+    assert elastic.resize_waiting(tmp_path, {"7": _of_another("7")}) == []
     assert elastic.resize_waiting(tmp_path, {"7": pending}) == ["job 7 now waits for 4 nodes only"]
     assert commands == [["scontrol", "update", "JobId=7", "NumNodes=4", "NumTasks=4"]]
     shown["NumNodes"] = "4"

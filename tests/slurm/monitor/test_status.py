@@ -9,6 +9,8 @@ import pytest
 
 from dist_train.runtime.metrics_file import METRICS
 from slurm import slurm_cli
+from slurm.jobs import exit_reason
+from slurm.jobs.exit_reason import exit_states
 from slurm.jobs.hosts import EXCLUDE
 from slurm.jobs.records import JobDir, JobRecord
 from slurm.monitor.commands import format_history, run_history
@@ -195,7 +197,7 @@ def test_gpu_hours_where_accounting_does_not_count_gpus(
                   code="", logs="", resources=Resources(nodes=2, gpus_per_node=4))
     )  # fmt: skip
     for tres, hours in (("cpu=8,node=2", 8.0), ("cpu=8,gres/gpu=6", 6.0)):
-        _answers(monkeypatch, f"7>COMPLETED>3600>2>{tres}>start>end>0:0\n")
+        _answers(monkeypatch, f"7>Unknown>COMPLETED>3600>2>{tres}>start>end>0:0>x\n")
         assert run_history(tmp_path)["gpu_hours"] == hours
 
 
@@ -211,8 +213,8 @@ def test_what_requeues_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     day = "2026-01-02T"
     _answers(
         monkeypatch,
-        f"7>REQUEUED>3600>1>cpu=1>{day}01:00:00>{day}02:00:00>0:0\n"
-        f"7>COMPLETED>3600>1>cpu=1>{day}02:30:00>{day}03:30:00>0:0\n",
+        f"7>Unknown>REQUEUED>3600>1>cpu=1>{day}01:00:00>{day}02:00:00>0:0>x\n"
+        f"7>Unknown>COMPLETED>3600>1>cpu=1>{day}02:30:00>{day}03:30:00>0:0>x\n",
     )
     found = run_history(run_dir)
     assert found["requeues"] == 1
@@ -232,3 +234,36 @@ def test_the_utilisation_of_the_gpus(tmp_path: Path) -> None:
         assert f"2 images/s{text}  " in format_status(status) + "  "
         cell = row_of(run_dir, status)[COLUMNS.index("MFU")]
         assert cell == text.removeprefix("  MFU ")
+
+
+@pytest.mark.parametrize(
+    ("submitted", "name", "is_ours"),
+    [
+        ("2026-01-02T03:00:05", "x", True),
+        ("2026-01-02T03:00:05", "renamed", True),
+        ("2026-01-03T00:00:00", "x", True),  # requeued
+        ("2026-01-03T00:00:00", "other", False),
+        ("2025-01-01T00:00:00", "other", False),
+        ("2025-01-01T00:00:00", "x", False),  # its id and name have come again
+        ("2026-01-02T02:30:00", "x", True),  # the clock of the login node is wrong
+        ("2026-01-03T00:00:00", "two\nlines", False),
+        ("Unknown", "x", True),
+    ],
+)
+def test_accounting_of_jobs_is_known_by_id_and_submission(
+    submitted: str, name: str, is_ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = JobRecord(
+        job_id="7", kind="train", name="x", cluster="slurm", cwd="", code="", logs="",
+        submitted=slurm_cli.seconds_of("2026-01-02T03:00:00"), resources=Resources(),
+    )  # fmt: skip
+    JobDir(tmp_path).write(record)
+    monkeypatch.setattr(exit_reason, "have_slurm", lambda: True)
+    _answers(monkeypatch, f"7>{submitted}>FAILED>2:0>{name}\n")
+    assert exit_states([record]) == ({"7": ("FAILED", "2")} if is_ours else {})
+    _answers(monkeypatch, f"7>{submitted}>FAILED>3600>1>cpu=1>start>end>2:0>{name}\n")
+    assert bool(run_history(tmp_path)["runs"]) == is_ours
+    queue = {"7": QueuedJob("7", name, "RUNNING", "None", "n1", "", "", "",
+                            slurm_cli.seconds_of(submitted)),
+             "8": QueuedJob("8", "y", "RUNNING", "None", "n1", "", "", "")}  # fmt: skip
+    assert JobDir(tmp_path).own(queue).keys() == ({"7", "8"} if is_ours else {"8"})
