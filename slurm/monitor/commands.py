@@ -27,6 +27,7 @@ from slurm.monitor.status import (
     queue_or_empty,
     run_status,
 )
+from slurm.monitor.table import TABLE_FORMS, format_runs
 from slurm.monitor.watch import duration, watch
 from slurm.slurm_cli import queued, run_slurm, seconds_of
 
@@ -43,6 +44,14 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print JSON for scripts")
     shown.add_argument(
+        "--table",
+        nargs="?",
+        const="text",
+        choices=TABLE_FORMS,
+        help="print a row per run, such as those of a sweep: settings in which they differ, state,"
+        f" loss, newest results; as {', '.join(TABLE_FORMS)} (default: text)",
+    )
+    shown.add_argument(
         "--watch",
         type=float,
         nargs="?",
@@ -57,17 +66,20 @@ def status_command(args: argparse.Namespace) -> None:
     """Print where runs and their jobs stand, once or until Ctrl-C."""
     check_least(args, watch=1)
     if args.watch is None:
-        show_status(args.paths, as_json=args.json)
+        show_status(args.paths, as_json=args.json, table=args.table)
     else:
         watch(args.paths, args.watch)
 
 
-def show_status(paths: Iterable[Path], *, as_json: bool) -> None:
-    """Print where runs and their jobs stand."""
+def show_status(paths: Iterable[Path], *, as_json: bool, table: str | None = None) -> None:
+    """Print where runs and their jobs stand; `table` is the form of a table of runs."""
     roots = find_job_dirs(paths)  # first: a mistyped path is all that is said
     queue = queue_or_empty()
     exited = exited_states(roots, queue)
     found = [run_status(root, queue, exited) for root in roots]
+    if table:
+        print(format_runs(found, table))
+        return
     print(json.dumps(found, indent=1) if as_json else "\n".join(map(format_status, found)))
 
 

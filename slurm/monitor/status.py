@@ -17,7 +17,7 @@ from slurm.jobs import local
 from slurm.jobs.budget import gpu_hours
 from slurm.jobs.exit_reason import exit_reason, exit_states, format_exit, log_of, succeeded
 from slurm.jobs.hosts import crashes_by_host, excluded_hosts
-from slurm.jobs.jobs import STOP
+from slurm.jobs.jobs import STOP, TrainJob
 from slurm.jobs.records import (
     STOPS,
     JobDir,
@@ -36,6 +36,8 @@ from slurm.slurm_cli import (
 
 ENDED, GONE = "ENDED", "NOT QUEUED"
 """States of an ended local job, and of one that neither the queue nor accounting lists."""
+SWEEP = "sweep"
+"""Kind of the jobs of a sweep: an array in the parent of its runs, a task for each."""
 UNKNOWN_QUEUE: dict[str, QueuedJob] = {}
 """The queue where Slurm is not there or does not answer; an empty one has no such jobs for sure."""
 
@@ -75,10 +77,8 @@ def run_status(
             status |= _progress(root)
         except ConfigError as error:  # the others are listed all the same
             status["problem"] = str(error)
-    for record in jobs.records():
-        status["jobs"] += [
-            _job(jobs, record, job_id, queue, exited or {}) for job_id in record.task_ids
-        ]
+    for record, job_id in jobs_of(root):
+        status["jobs"].append(_job(jobs, record, job_id, queue, exited or {}))
     status["lost"] = queue is not UNKNOWN_QUEUE and _is_lost(status)
     trained = [record for record in jobs.records() if record.kind == "train"]
     if trained and trained[-1].policy.gpu_hours:
@@ -89,6 +89,22 @@ def run_status(
     if stop.exists():
         status["stopped"] = _why_stopped(stop)
     return status
+
+
+def jobs_of(root: Path) -> list[tuple[JobRecord, str]]:
+    """Return the jobs of a directory with their ids; those of a sweep's run are its array's."""
+    own = [(record, job_id) for record in JobDir(root).records() for job_id in record.task_ids]
+    if not is_run(root):
+        return own
+    sweeps = [record for record in JobDir(root.parent).records() if record.kind == SWEEP]
+    title = TrainJob(root).title
+    tasks = [
+        (record, job_id)
+        for record in sweeps
+        for job_id, task in zip(record.task_ids, record.tasks, strict=False)
+        if task == title
+    ]
+    return sorted([*tasks, *own], key=lambda pair: pair[0].submitted)
 
 
 def _is_lost(status: Mapping[str, Any]) -> bool:
@@ -150,10 +166,10 @@ def exited_states(
     roots: Iterable[Path], queue: Mapping[str, QueuedJob]
 ) -> dict[str, tuple[str, str]]:
     """Return how jobs that are not in the queue ended, by Slurm's accounting."""
-    records = [record for root in roots for record in JobDir(root).records()]
+    records = {record.job_id: record for root in roots for record, _ in jobs_of(root)}
     return exit_states(
         record
-        for record in records
+        for record in records.values()
         if record.cluster == "slurm" and len(record.queued(queue)) < len(record.task_ids)
     )
 
