@@ -309,7 +309,7 @@ class RunLock:
 
     def __init__(self, run_dir: Path, patience: float = 60.0) -> None:
         try:
-            self._lock = FileLock(run_dir / "lock", stays=True)
+            self._lock = FileLock(run_dir / "lock", stays=True, unlocked="start one run only")
         except OSError as error:
             raise RunDirError(f"{run_dir} cannot be written: {error.strerror}") from None
         if not self._lock.take(patience):

@@ -25,6 +25,8 @@ from models.safe_files.documents import parse_object
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """How file systems say that they have no locks."""
 POLL_SECONDS = 0.2
+TWICE = "processes that do the same here at once do it twice"
+"""What it means that there are no locks, where two writers damage nothing."""
 
 
 class FileLock:
@@ -35,6 +37,7 @@ class FileLock:
         stays: Whether the file stays when the lock is released.
         shared: Whether others may hold it at once, if they share it too; then its file stays, and
             does not say who holds it.
+        unlocked: What is said where the file system has no locks.
 
     Attributes:
         works: Whether the lock keeps others out, once it was taken; not on a file system without
@@ -44,8 +47,10 @@ class FileLock:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, stays: bool = False, *, shared: bool = False) -> None:
-        self.path, self._stays = path, stays or shared
+    def __init__(
+        self, path: Path, stays: bool = False, *, shared: bool = False, unlocked: str = TWICE
+    ) -> None:
+        self.path, self._stays, self._unlocked = path, stays or shared, unlocked
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._held = False
         self.works = False
@@ -70,7 +75,7 @@ class FileLock:
 
     def _try(self) -> bool:
         """Lock the file, if it has not been removed; then that of its name is tried next time."""
-        found = lock_if_any(self._file, self._kind)
+        found = lock_if_any(self._file, self._kind, self._unlocked)
         if found is False:
             return False
         self.works = found is True
@@ -109,7 +114,7 @@ def try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
     return lock_if_any(file, kind) is not False
 
 
-def lock_if_any(file: IO[Any], kind: int) -> bool | None:
+def lock_if_any(file: IO[Any], kind: int, unlocked: str = TWICE) -> bool | None:
     """Try to lock an open file, as `try_lock`; None where the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -118,12 +123,12 @@ def lock_if_any(file: IO[Any], kind: int) -> bool | None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        _say_no_locks(Path(file.name).parent)
+        _say_no_locks(Path(file.name).parent, unlocked)
         return None
     return True
 
 
 @functools.lru_cache(maxsize=1000)
-def _say_no_locks(directory: Path) -> None:
+def _say_no_locks(directory: Path, meaning: str) -> None:
     """Say it, once for a directory."""
-    print(f"{directory}: the file system has no locks; start one run only", file=sys.stderr)
+    print(f"{directory}: the file system has no locks; {meaning}", file=sys.stderr)

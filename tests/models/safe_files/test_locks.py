@@ -67,4 +67,5 @@ def test_file_systems_without_locks(
     assert lock.take()
     assert not lock.works
     lock.release()
-    assert "the file system has no locks" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: the file system has no locks; {locks.TWICE}\n", "not of runs"
