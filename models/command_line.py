@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from models.safe_files.transient import STORAGE, is_transient
+
 EXIT_UNEXPECTED = 1
 """A defect of relaywave, or of a library: the traceback is printed above the one line. Without one,
 a job that the command ran and waited for has failed."""
@@ -31,7 +33,7 @@ EXIT_DIVERGED = 3
 EXIT_STALLED = 4
 """A job is not run again: its last starts saved nothing new, or it crashed too often."""
 EXIT_STORAGE = 74
-"""Storage failed for too long; the last checkpoint is kept, the same command resumes."""
+"""Storage failed for too long; what is finished is kept, the same command resumes."""
 EXIT_PREEMPTED = 75
 """Training stopped when asked to; its state is saved, the same command resumes."""
 EXIT_LOST = 76
@@ -214,12 +216,22 @@ def exit_code(error: BaseException) -> int:
     """Return the exit code that an error means."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    if _root(error) in OURS:
-        return int(getattr(error, "exit_code", EXIT_REJECTED))
+    if _root(error) in OURS and hasattr(error, "exit_code"):
+        return int(error.exit_code)
     expected = (ValueError, OSError, MemoryError, RecursionError, EOFError)
-    if isinstance(error, expected) or _root(error) in FOREIGN or _missing_extra(error):
-        return EXIT_REJECTED
+    if isinstance(error, expected) or _root(error) in {*OURS, *FOREIGN} or _missing_extra(error):
+        return EXIT_STORAGE if _storage_failed(error) else EXIT_REJECTED
     return EXIT_UNEXPECTED
+
+
+def _storage_failed(error: BaseException) -> bool:
+    """Whether an error is one of storage that may pass, or was raised because of one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and is_transient(cause, STORAGE):
+            return True
+        cause = cause.__cause__ or cause.__context__  # `from None` only shortens the traceback
+    return False
 
 
 def describe(error: BaseException) -> str:

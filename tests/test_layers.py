@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 ORDER = {
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
-    " > objective > sampler > grid > sample_rng config_io > plugins > safe_files > command_line",
+    " > objective > sampler > grid > sample_rng config_io > plugins > command_line > safe_files",
     "data_pipelines": "__main__ > arguments > pack > commands > bench > backends > datasets"
     " > pipeline > sources packed > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"

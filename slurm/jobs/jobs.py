@@ -25,11 +25,11 @@ from models.command_line import (
     EXIT_STALLED,
     EXIT_STORAGE,
     EXIT_UNEXPECTED,
+    exit_code,
     leave,
     say,
 )
 from models.safe_files.atomic import made_by_this_process
-from models.safe_files.transient import STORAGE, is_transient
 from slurm.jobs.interpreter import code_variables, outside_environment
 from slurm.jobs.local import cancelled
 from slurm.jobs.ranks import Task, enter_rank, this_host, this_task
@@ -248,8 +248,8 @@ def noted(task: Task, jobs: JobDir, work: Callable[[], int]) -> int:
     except SystemExit as error:
         code = EXIT_UNEXPECTED if isinstance(error.code, str) else int(error.code or 0)
         raise
-    except OSError as error:
-        if not is_transient(error, STORAGE):
+    except Exception as error:
+        if exit_code(error) != EXIT_STORAGE:
             raise
         code = EXIT_STORAGE
         say(str(error))

@@ -43,7 +43,9 @@ def _raising(error: BaseException) -> Callable[[], int]:
         (FileNotFoundError(errno.ENOENT, "No such file", "a\nb"), 2, r"a\nb: No such file"),
         (FileNotFoundError(errno.ENOENT, "No such file", b"\xff"), 2, r"\udcff: No such file"),
         (OSError(errno.EXDEV, "Crosses", "a", None, "b"), 2, "a -> b: Crosses"),
-        (OSError(errno.ENOSPC, "No space left"), 2, "OUT: No space left"),
+        (OSError(errno.ENOSPC, "No space left"), 74, "OUT: No space left"),
+        (OSError(errno.ESTALE, "Stale", "a"), 74, "a: Stale"),
+        (TimeoutError(errno.ETIMEDOUT, "Timed out", "a"), 74, "a: Timed out"),
         (OSError("no port is free"), 2, "no port is free"),
         (MemoryError(), 2, "OUT: there is not enough memory for this (an allocation failed)"),
         (RecursionError("depth"), 2, "OUT: the input is nested too deeply"),
@@ -70,6 +72,33 @@ def test_what_an_input_explains_is_one_line(
     assert printed.startswith("error: ")
     assert line in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("visible", [True, False])
+@pytest.mark.parametrize(
+    ("error", "number", "code"),
+    [
+        (ValueError("a cannot be read"), errno.EIO, 74),
+        (SnapshotError("a cannot be read"), errno.EIO, 74),
+        (zipfile.BadZipFile("a is cut short"), errno.EDQUOT, 74),
+        (SnapshotError("there is no a"), errno.ENOENT, 2),
+        (SnapshotError("a may not be read"), errno.EACCES, 2),
+        (CodedError("nan"), errno.EIO, 3),
+        (KeyError("x"), errno.EIO, 1),
+    ],
+)
+def test_what_storage_explains_may_be_gone_later(
+    error: Exception, number: int, code: int, visible: bool
+) -> None:
+    """Jobs that end with 74 are run again, later; those with 2 are not."""
+
+    def work() -> None:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as cause:
+            raise error from cause if visible else None
+
+    assert command_line.run(work) == code
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shape\nmismatch"), TypeError()])
@@ -143,7 +172,7 @@ def test_output_that_cannot_be_written_is_said() -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
+    assert (done.returncode, done.stderr) == (74, "error: stdout: No space left on device\n")
 
 
 def test_a_line_has_an_end() -> None:

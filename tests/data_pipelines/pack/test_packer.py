@@ -39,6 +39,7 @@ from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.sources.base import Entry, SourceError
 from data_pipelines.sources.kinds import make_source
 from data_pipelines.sources.lister.archives import tar_files
+from models.command_line import EXIT_STORAGE
 from tests.data_sets import encoded, pack, packed_set, smooth_pixels, write_class_dirs
 from tests.paths import ROOT
 
@@ -343,7 +344,7 @@ def test_full_disk_loses_nothing(
     write = ShardWriter._write
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "_write", full)
-        assert main(arguments) == 2
+        assert main(arguments) == EXIT_STORAGE
     assert "No space left on device" in capsys.readouterr().err
     assert sorted(contents(tmp_path / "set/shards")) == ["000000.tar"]
     assert main(arguments) == 0

@@ -18,6 +18,7 @@ from PIL import Image
 from data_pipelines.__main__ import main
 from data_pipelines.packed.check import check
 from data_pipelines.packed.manifest import read_manifest
+from models.command_line import EXIT_STORAGE
 from models.safe_files import transient
 from tests.flaky_files import make_flaky
 
@@ -102,7 +103,7 @@ def test_lasting_trouble_ends_the_pack_which_resumes(
     capsys.readouterr()
     with monkeypatch.context() as patch:
         _break_items(patch, times=10**6, only=NAMES[5])
-        assert pack(source, tmp_path / "set") == 2
+        assert pack(source, tmp_path / "set") == EXIT_STORAGE
     error = [line for line in capsys.readouterr().err.splitlines() if "trying again" not in line]
     assert "dog/1.png cannot be read now: Input/output error; run the same" in error[-1]
     assert pack(source, tmp_path / "set") == 0

@@ -544,7 +544,8 @@ def test_a_command_on_this_machine_ends_at_once_when_it_is_cancelled(tmp_path: P
 @pytest.mark.parametrize(
     ("then", "code"),
     [("pass", 0), ("sys.exit(2)", 2), ("raise KeyError", 1),
-     (f"raise OSError({errno.EIO}, 'Input/output error')", EXIT_STORAGE)],
+     (f"raise OSError({errno.EIO}, 'Input/output error')", EXIT_STORAGE),
+     (f"raise ValueError('unreadable') from OSError({errno.ESTALE}, 'Stale')", EXIT_STORAGE)],
 )  # fmt: skip
 def test_every_end_of_a_command_is_noted(then: str, code: int, tmp_path: Path) -> None:
     ended, note = _task(tmp_path, then)
