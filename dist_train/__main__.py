@@ -1,8 +1,10 @@
 """Train a recipe on this machine, and look after runs.
 
 relaywave train RECIPE --run-dir DIR --ranks N key=value ...   train, or resume
+relaywave train RUN --ranks N                                  resume a run, with its own settings
 relaywave train list                                           all recipes
 relaywave train status RUN                                     where a run stands
+relaywave train diff RUN RUN                                   settings in which two runs differ
 relaywave train plan RECIPE --nodes 8 --gpu a100-40g           what it needs
 relaywave train ema RUN --relative-width 0.07                  an average made after training
 relaywave train export RUN OUT                                 a checkpoint for DeepSpeed
@@ -31,7 +33,7 @@ if __name__ == "__main__":
 
 from dist_train.completion import complete_recipe
 
-COMMANDS = ("list", "status", "plan", "ema", "export")
+COMMANDS = ("list", "status", "diff", "plan", "ema", "export")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dist_train") -> int:
@@ -61,6 +63,10 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
         from dist_train.monitoring.status import add_status
 
         add_status(parser)
+    elif command == "diff":
+        parser.description = "Print the settings in which two runs differ, of the first and second."
+        parser.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+        parser.set_defaults(run_command=_diff)
     elif command == "plan":
         from dist_train.planning.plan import add_plan
 
@@ -84,7 +90,7 @@ def build_parser(prog: str, command: str = "") -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (__doc__ or "").strip()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    command_line.add_settings(parser, "name of a recipe, or a command")
+    command_line.add_settings(parser, "name of a recipe, a run to resume, or a command")
     recipe = next(action for action in parser._actions if action.dest == "recipe")
     relaywave.complete_by(recipe, _complete_first)
     parser.add_argument("--run-dir", type=Path, help="directory of the run, with all its state")
@@ -127,6 +133,12 @@ def _plan(options: argparse.Namespace) -> int:
     from dist_train.commands import plan_command
 
     return plan_command(options)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from dist_train.commands import diff_command
+
+    return diff_command(options)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from data_pipelines.backends.build import import_backend
 from dist_train.config import RunConfig
@@ -16,16 +17,16 @@ from dist_train.planning.plan import describe_plan, make_plan, planned_machine
 from dist_train.precision import settle_precision
 from dist_train.recipes import RECIPES, resolve_config
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
-from dist_train.runtime.run_dir import validate_config
-from dist_train.runtime.run_files import import_recorded
+from dist_train.runtime.run_dir import read_run_config, validate_config
+from dist_train.runtime.run_files import check_is_run, import_recorded
 from dist_train.train import train
 from models.command_line import EXIT_PREEMPTED, say, settings_of
-from models.config_io import ConfigError, did_you_mean, to_json
+from models.config_io import ConfigError, did_you_mean, differences, override, to_json
 from models.safe_files.documents import read_object
 
 
 def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
-    """Train a recipe, in ranks started here or as one rank; returns the exit code.
+    """Train a recipe or resume a run, in ranks started here or as one; returns the exit code.
 
     Args:
         options: The command line; `arguments` are all of it, for ranks.
@@ -34,6 +35,7 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     Raises:
         ValueError: An unknown recipe, a setting that is impossible, or an option that is missing.
     """
+    _take_run(options)
     if options.run_dir is not None:
         import_recorded(options.run_dir)
     recipe, _, overrides = settings_of(options)
@@ -63,10 +65,30 @@ def train_command(options: argparse.Namespace, commands: Sequence[str]) -> int:
     )
 
 
+def _take_run(options: argparse.Namespace) -> None:
+    """Take a run that stands in the place of a recipe as the run directory.
+
+    Raises:
+        ConfigError: A directory without a run is there, or an option says what the run says.
+    """
+    options.is_resumed = False
+    named = options.recipe or ""
+    if "=" in named or named in RECIPES or not (os.sep in named or Path(named).is_dir()):
+        return
+    check_is_run(Path(named))
+    for option, value in (("--run-dir", options.run_dir), ("--config", options.config)):
+        if value is not None:
+            raise ConfigError(f"{named} is a run, which has its settings: leave {option} out")
+    options.run_dir, options.recipe, options.is_resumed = Path(named), None, True
+
+
 def _configured(options: argparse.Namespace) -> RunConfig:
     """Return the settings of a command line, DeepSpeed's of `--deepspeed` among them."""
     recipe, file, overrides = settings_of(options)
-    config = resolve_config(recipe, file, overrides)
+    if getattr(options, "is_resumed", False):
+        config = override(read_run_config(options.run_dir), overrides)
+    else:
+        config = resolve_config(recipe, file, overrides)
     if options.deepspeed is None:
         return config
     for key in (text.partition("=")[0] for text in overrides):
@@ -128,4 +150,19 @@ def list_command(options: argparse.Namespace) -> int:
     del options
     for name, recipe in sorted(RECIPES.items()):
         print(f"{name:40} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+    return 0
+
+
+def diff_command(options: argparse.Namespace) -> int:
+    """Print the settings in which two runs differ; returns the exit code: 0 also if there are any.
+
+    Raises:
+        ValueError: One of them is no run, or its settings are damaged.
+    """
+    first, second = (to_json(read_run_config(run)) for run in options.runs)
+    changed = differences(first, second)
+    for key, (old, new) in changed.items():
+        print(f"{key}: {json.dumps(old)} -> {json.dumps(new)}")
+    if not changed:
+        print("the same settings")
     return 0

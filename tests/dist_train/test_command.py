@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,10 +151,13 @@ def test_every_recipe_survives_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _start(run_dir: Path, *overrides: str, total: int = 400) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dist_train", *TINY, f"total_images={total}", *overrides]
+    return _run(*TINY, f"total_images={total}", *overrides, "--run-dir", str(run_dir))
+
+
+def _run(*arguments: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return subprocess.Popen(
-        [*command, "--run-dir", str(run_dir), "--ranks", "2"],
+        [sys.executable, "-m", "dist_train", *arguments, "--ranks", "2"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -242,6 +246,53 @@ def test_one_process_trains_several_runs_one_after_the_other(tmp_path: Path) -> 
     assert weights[0] == weights[1]
 
 
+def test_a_run_in_the_place_of_a_recipe_brings_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for run, seed in ((first, 1), (second, 2)):
+        settings = ["total_images=16", "checkpoint.every_images=16", f"seed={seed}"]
+        assert main([*last_of_each(*TINY, *settings), "--run-dir", str(run)]) == 0
+    config, (last,) = (first / "config.json").read_bytes(), committed(first)
+    weights = whole_tensors(first)
+    shutil.rmtree(last)
+    assert main([str(first)]) == 0
+    assert (first / "config.json").read_bytes() == config
+    for name, values in whole_tensors(first).items():
+        assert torch.equal(weights[name], values), name
+
+    assert main([str(first), "logging.every_images=16"]) == 2, "as with its recipe"
+    assert "every_images: 8 -> 16); add --allow-changes" in capsys.readouterr().err
+    assert main([str(first), "logging.every_images=16", "--allow-changes"]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(first), str(second)]) == 0
+    assert capsys.readouterr().out == "seed: 1 -> 2\nlogging.every_images: 16 -> 8\n"
+    assert main(["diff", str(first), str(first)]) == 0
+    assert capsys.readouterr().out == "the same settings\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "--run-dir", "other"], "is a run, which has its settings: leave --run-dir out"),
+        (["{run}", "--config", "file.json"], "which has its settings: leave --config out"),
+        (["{run}/no"], "no is not a run directory: there is no such directory"),
+        (["{run}/.."], r"\.\. is not a run directory: it has no config.json; runs in it are run"),
+        (["diff", "{run}", "{run}/no"], "no is not a run directory"),
+    ],
+)
+def test_what_is_no_run_or_says_more_than_a_run_is_rejected(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train.runtime.run_dir import settle_config
+
+    settle_config(tmp_path / "run", RECIPES["quickstart_edm16"]())
+    assert main([text.format(run=tmp_path / "run") for text in arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: Path) -> None:
@@ -269,7 +320,7 @@ def test_a_run_that_is_killed_or_stopped_resumes_to_the_same_weights(tmp_path: P
         assert launcher.returncode == 75
         assert CheckpointReader(committed(run_dir)[-1]).state.images_seen >= images
 
-    for process in (_start(run_dir), undisturbed):
+    for process in (_run(str(run_dir)), undisturbed):  # its settings need not be typed again
         process.communicate(timeout=180)
         assert process.returncode == 0
     ours, theirs = whole_tensors(run_dir), whole_tensors(tmp_path / "undisturbed")
