@@ -15,6 +15,12 @@ from models import command_line
 NAMED_CLASSES = 10
 """Classes that a summary names."""
 
+COUNTED_BATCH = 4096
+"""Size of the batches in which `check` counts classes."""
+
+WELL_MIXED = 0.9
+"""Share of a full shuffle's classes per batch below which a window mixes badly."""
+
 
 def summary(path: Path, manifest: Manifest) -> str:
     """Return a packed set in one line."""
@@ -108,10 +114,27 @@ def _check(arguments: argparse.Namespace) -> None:
     if manifest.class_counts:
         fewest, most = min(manifest.class_counts), max(manifest.class_counts)
         print(f"classes have {fewest} to {most} images; `info` counts each")
+        print(_mixing(arguments.path, manifest))
     if not arguments.no_decode:
         mean, std = (values.round(2).tolist() for values in report.mean_and_std())
         print(f"mean {mean}, standard deviation {std} of 0..255")
     print("intact: every byte is as packed")
+
+
+def _mixing(path: Path, manifest: Manifest) -> str:
+    """Return how many classes are in a batch, and what helps where a window mixes them badly."""
+    from data_pipelines.datasets import mixing
+
+    batch_size = min(COUNTED_BATCH, manifest.num_images)
+    in_full, in_window = mixing(path, batch_size)
+    window = manifest.shuffle_window or manifest.num_images
+    text = (
+        f"a batch of {batch_size} has {in_full:.0f} of {len(manifest.class_names)} classes in a"
+        f" full shuffle (local sets), {in_window:.0f} in a window of {window} (remote sets)"
+    )
+    if in_window < WELL_MIXED * in_full:
+        text += "; warning: to train on it, copy it to local disks, or raise data.shuffle_window"
+    return text
 
 
 def add_beton(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from data_pipelines.sample_order import (
     Order,
     SampleOrder,
     SelectedOrder,
+    classes_per_batch,
     hash_words,
     quotas,
     subset,
@@ -168,8 +169,33 @@ def _windows(
         window = images.manifest.shuffle_window or None
     if window is None or not config.shuffle:
         return None, None
+    return window, _shard_bounds(images, selection)
+
+
+def _shard_bounds(images: ShardedImages, selection: Integers | None) -> Integers:
+    """Return where each shard's selected samples start, and the end, int64 [shards + 1]."""
     shards = images.index["shard"] if selection is None else images.index["shard"][selection]
-    return window, np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
+    return np.searchsorted(shards, np.arange(len(images.manifest.shards) + 1))
+
+
+def mixing(path: Path, batch_size: int) -> tuple[float, float]:
+    """Return how many classes a batch of a labelled set holds, by the two default shuffles.
+
+    Args:
+        path: Directory of the set.
+        batch_size: Global batch size, at most the set's size.
+
+    Returns:
+        Classes per batch if all images are shuffled with each other, as for local sets, and if they
+        are shuffled within the manifest's window, as for remote ones.
+    """
+    images = ShardedImages(path)
+    labels, window = images.index["label"], images.manifest.shuffle_window or None
+    bounds = _shard_bounds(images, None)
+    orders = [SampleOrder(len(images), seed=0, window=w, bounds=bounds) for w in (None, window)]
+    in_full, in_window = (classes_per_batch(order, labels, batch_size) for order in orders)
+    images.close()
+    return in_full, in_window
 
 
 def _windows_digest(windows: Sequence[tuple[int | None, Integers | None]]) -> str:

@@ -18,6 +18,8 @@ Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 ROUNDS = 8
+COUNTED_BATCHES = 16
+"""Batches in which `classes_per_batch` counts."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -207,6 +209,19 @@ class MixedOrder:
 def quotas(weights: Sequence[float], cycle: int = 1000) -> tuple[int, ...]:
     """Return how often each set is visited per cycle of about `cycle` positions, at least once."""
     return tuple(max(1, round(cycle * weight / sum(weights))) for weight in weights)
+
+
+def classes_per_batch(order: Order, labels: Integers, batch_size: int) -> float:
+    """Return how many classes a global batch holds: the mean of batches all over the first epoch.
+
+    Args:
+        order: The order over the samples.
+        labels: Class index of each sample, int [N].
+        batch_size: Global batch size, at most N.
+    """
+    starts = np.linspace(0, len(labels) - batch_size, COUNTED_BATCHES).astype(np.int64)
+    batches = (labels[order.samples(start + np.arange(batch_size))] for start in starts)
+    return float(np.mean([len(np.unique(batch)) for batch in batches]))
 
 
 def subset(num_samples: int, count: int) -> Integers:

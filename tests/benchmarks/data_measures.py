@@ -24,7 +24,7 @@ from data_pipelines.datasets import open_data
 from data_pipelines.images import Resize, centre_square, decode, encode, pixel_decoder
 from data_pipelines.packed.reader import ShardedImages
 from data_pipelines.pipeline import Backend, DataConfig
-from data_pipelines.sample_order import SampleOrder
+from data_pipelines.sample_order import SampleOrder, classes_per_batch
 from data_pipelines.sources.kinds import make_source
 
 THREADS = 2
@@ -242,8 +242,12 @@ def shuffle_table(shards: int = 900, per_shard: int = 1400) -> None:
     """Print how well the orders of a set of ImageNet's size mix, by window."""
     count = shards * per_shard
     bounds = np.arange(shards + 1) * per_shard
-    print("| window (shards) | distance of neighbours | same shard | shards per 1000 |")
-    print("|---|---|---|---|")
+    labels = np.arange(count) * 1000 // count
+    print(
+        "| window (shards) | distance of neighbours | same shard | shards per 1000"
+        " | classes per 4096 |"
+    )
+    print("|---|---|---|---|---|")
     for window in (1, 2, 8, 32, 128, None):
         images = None if window is None else window * per_shard
         order = SampleOrder(count, seed=1, window=images, bounds=bounds)
@@ -253,4 +257,5 @@ def shuffle_table(shards: int = 900, per_shard: int = 1400) -> None:
         stretches = first[: count // 1000 * 1000].reshape(-1, 1000) // per_shard
         touched = np.mean([len(np.unique(stretch)) for stretch in stretches[::10]])
         name = "all (full shuffle)" if window is None else window
-        print(f"| {name} | {distance:.2f} | {same:.4f} | {touched:.0f} |")
+        classes = classes_per_batch(order, labels, 4096)
+        print(f"| {name} | {distance:.2f} | {same:.4f} | {touched:.0f} | {classes:.0f} |")

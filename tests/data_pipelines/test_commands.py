@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import commands
 from data_pipelines.__main__ import main
 from data_pipelines.bench import measure_all
 from data_pipelines.packed.beton import BETON_RECORD
@@ -41,6 +42,25 @@ def test_intact_set_passes_with_its_moments(dataset: Path, capsys: Capture) -> N
     printed = capsys.readouterr().out
     assert "intact: every byte is as packed" in printed
     assert "classes have 20 to 20 images" in printed
+    assert (
+        "a batch of 60 has 3 of 3 classes in a full shuffle (local sets),"
+        " 3 in a window of 60 (remote sets)\n" in printed
+    )
+
+
+def test_a_window_that_mixes_classes_badly_is_said(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Sorted by class, and shuffled within windows of one image, batches have one or two."""
+    write_manifest(dataset, dataclasses.replace(read_manifest(dataset), shuffle_window=1))
+    monkeypatch.setattr(commands, "COUNTED_BATCH", 12)
+    assert main(["check", str(dataset), "--no-decode"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "a batch of" in line]
+    assert line.startswith("a batch of 12 has 3 of 3 classes in a full shuffle (local sets)")
+    assert line.endswith(
+        " in a window of 1 (remote sets); warning: to train on it, copy it to local disks, or raise"
+        " data.shuffle_window"
+    )
 
 
 @pytest.mark.parametrize("decode", [True, False])

@@ -9,6 +9,7 @@ from data_pipelines.sample_order import (
     MixedOrder,
     SampleOrder,
     SelectedOrder,
+    classes_per_batch,
     permute,
     quotas,
     subset,
@@ -127,6 +128,20 @@ def test_shuffle_quality_is_as_documented() -> None:
     assert gaps == sorted(gaps)
     assert gaps[1] > 0.4 * full
     assert gaps[2] > 0.75 * full
+
+
+def test_classes_per_batch_are_those_of_draws_without_replacement() -> None:
+    """A class of n/100 is missed by a batch of b out of n with probability (1 - b/n)^(n/100)."""
+    labels = np.arange(20_000) // 200
+    expected = 100 * (1 - (1 - 100 / 20_000) ** 200)
+    in_full = classes_per_batch(SampleOrder(20_000, seed=1), labels, 100)
+    assert in_full == pytest.approx(expected, abs=5)
+    orders = [windowed([200] * 100, window) for window in (1, 400, 1600)]
+    in_windows = [classes_per_batch(order, labels, 100) for order in orders]
+    assert 1 <= in_windows[0] < in_windows[1] < in_windows[2] < 20
+    mixed = np.arange(20_000) % 100
+    assert classes_per_batch(orders[2], mixed, 100) == pytest.approx(expected, abs=5)
+    assert classes_per_batch(orders[0], labels, 20_000) == 100
 
 
 def test_selection_keeps_the_file_numbers() -> None:
