@@ -119,6 +119,7 @@ class Chart:
         x: dict[str, Any] = {"title": {"text": text(self.x_title)}} | _scale(self.log_x)
         y: dict[str, Any] = {"title": {"text": text(self.y_title)}}
         y |= {} if bars else _scale(self.log_y)
+        y |= {"rangemode": "tozero"} if self._is_constant() else {}
         return {
             "data": [_bar(part) if isinstance(part, Bar) else _line(part) for part in self.series],
             "layout": {
@@ -128,6 +129,11 @@ class Chart:
                 **({"barmode": "stack"} if bars else {}),
             },
         }
+
+    def _is_constant(self) -> bool:
+        """Whether all lines have one value, which plotly would draw between itself - 1 and + 1."""
+        lines = [part for part in self.series if isinstance(part, Line)]
+        return len({value for part in lines for value in part.y if value is not None}) == 1
 
     def described(self) -> str:
         """Return in words what the picture shows, for those who do not see it."""

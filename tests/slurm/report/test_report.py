@@ -181,6 +181,15 @@ def test_values_that_are_not_finite_leave_gaps() -> None:
     assert Chart("k", "t", "x", "y", [line]).figure()["data"][0]["y"] == [1.0, None, None]
 
 
+def test_a_value_that_never_changes_is_drawn_above_zero_and_not_beside_it() -> None:
+    def axis(*values: float) -> dict[str, Any]:
+        figure = Chart("k", "rate", "x", "y", [Line("a", [1, 2], values, 0, "red")]).figure()
+        return dict(figure["layout"]["yaxis"])
+
+    assert axis(0.001, 0.001)["rangemode"] == "tozero"
+    assert "rangemode" not in axis(0.001, 0.002)
+
+
 def test_damaged_parts_are_left_out_by_name(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "runs")
     edm = tmp_path / "runs" / "tiny_edm"
