@@ -18,7 +18,7 @@ from dist_train.precision import settle_precision
 from dist_train.recipes import RECIPES, resolve_config
 from dist_train.runtime.launch import check_ranks, launch_ranks, should_launch
 from dist_train.runtime.run_dir import read_run_config, validate_config
-from dist_train.runtime.run_files import check_is_run, import_recorded
+from dist_train.runtime.run_files import check_is_run, import_recorded, is_run
 from dist_train.train import train
 from models.command_line import EXIT_PREEMPTED, say, settings_of
 from models.config_io import ConfigError, did_you_mean, differences, override, to_json
@@ -69,12 +69,14 @@ def _take_run(options: argparse.Namespace) -> None:
     """Take a run that stands in the place of a recipe as the run directory.
 
     Raises:
-        ConfigError: A directory without a run is there, or an option says what the run says.
+        ConfigError: There is no run at a path, or an option says what the run says.
     """
     options.is_resumed = False
     named = options.recipe or ""
-    if "=" in named or named in RECIPES or not (os.sep in named or Path(named).is_dir()):
+    if not named or "=" in named or named in RECIPES:
         return
+    if not (os.sep in named or is_run(Path(named))):
+        return  # a recipe that there is not
     check_is_run(Path(named))
     for option, value in (("--run-dir", options.run_dir), ("--config", options.config)):
         if value is not None:

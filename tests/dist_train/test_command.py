@@ -279,14 +279,21 @@ def test_a_run_in_the_place_of_a_recipe_brings_its_settings(
         (["{run}/no"], "no is not a run directory: there is no such directory"),
         (["{run}/.."], r"\.\. is not a run directory: it has no config.json; runs in it are run"),
         (["diff", "{run}", "{run}/no"], "no is not a run directory"),
+        ([], "name a recipe"),
+        (["run"], "there is no recipe 'run'"),
     ],
 )
 def test_what_is_no_run_or_says_more_than_a_run_is_rejected(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from dist_train.runtime.run_dir import settle_config
 
     settle_config(tmp_path / "run", RECIPES["quickstart_edm16"]())
+    monkeypatch.chdir(tmp_path / "run")
     assert main([text.format(run=tmp_path / "run") for text in arguments]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
