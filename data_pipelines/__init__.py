@@ -3,6 +3,8 @@
 pipeline.py      The interface: settings, batches, pipelines
 datasets.py      The packed sets of a configuration as one numbered collection, with its order
 sample_order.py  The order: position to sample and flip, by arithmetic
+shard_urls.py    Which tars of a WebDataset a path names
+remote_files.py  Files on web servers and in object stores, whatever the network does
 images.py        Single images: decoding, cropping, resizing, encoding
 arguments.py     The command line: the parser of all commands
 commands.py      The commands `info`, `check`, `beton`, `preview` and `bench`

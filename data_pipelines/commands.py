@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.images import ORIGINAL
 from data_pipelines.packed.manifest import BETON, SKIPPED, Manifest, read_manifest
-from data_pipelines.packed.remote import check_no_credentials, is_remote
+from data_pipelines.remote_files import check_no_credentials, is_remote
 from data_pipelines.sources.base import printable
 from models import command_line
 

@@ -59,7 +59,7 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
         ValueError: A set is missing or damaged, or the settings do not match the sets.
         Unreachable: A remote set cannot be read.
     """
-    cache = _cache(config.cache, config.cache_gb)
+    cache = _cache(config)
     paths = [config.path, *(other.path for other in config.mix)]
     sets = tuple(ShardedImages(path, cache=cache) for path in paths)
     for images in sets:
@@ -87,8 +87,9 @@ def open_data(config: DataConfig, seed: int) -> OpenedData:
     return OpenedData(sets, samples, order, info, factor, prefetcher)
 
 
-def _cache(path: str, size_gb: float) -> FileCache:
-    return FileCache(Path(path) if path else DEFAULT_CACHE.path, int(size_gb * 1e9))
+def _cache(config: DataConfig) -> FileCache:
+    path = Path(config.cache) if config.cache else DEFAULT_CACHE.path
+    return FileCache(path, int(config.cache_gb * 1e9), config.outage_seconds)
 
 
 def box_factor(stored: int, resolution: int, path: str) -> int:

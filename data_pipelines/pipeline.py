@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Protocol
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from data_pipelines.images import Resize
 from data_pipelines.packed.manifest import DatasetInfo
-from data_pipelines.packed.remote import check_no_credentials, is_remote
+from data_pipelines.remote_files import OUTAGE_SECONDS, check_no_credentials, is_remote
+from data_pipelines.shard_urls import names_tars
 from models.plugins import Registry
 
 
@@ -45,10 +47,11 @@ class BackendKind:
     describe: Callable[[DataConfig], DatasetInfo]
 
 
-OURS = ("dali", "webdataset", "ffcv", "synthetic")
+OURS = ("dali", "pillow", "ffcv", "webdataset", "synthetic")
 BACKENDS: Registry[BackendKind | None] = Registry("data backend", BackendKind, dict.fromkeys(OURS))
 """All backends; None for our own, which backends/build.py makes."""
 Backend = Annotated[str, BACKENDS]
+LABEL = re.compile(r"cls|txt|json:.+")
 READ_BY_SYNTHETIC = frozenset({"backend", "resolution", "flip", "shuffle"})
 """Settings of data that generated images depend on."""
 
@@ -58,18 +61,20 @@ class DataConfig:
     """Where training images come from and how they are delivered.
 
     Attributes:
-        path: Directory of packed shards (`relaywave data pack`), or its URL: http(s)://,
-            s3://, gs://, or `pipe:COMMAND {}`.
-        backend: `dali` (decodes on the GPU if there is one), `webdataset` (plain CPU reading of the
-            same shards), `ffcv` (the set's `.beton`), or `synthetic` (generated images, for tests
-            and dry runs); or one of a plugin.
+        path: Directory of a packed set (`relaywave data pack`), or its URL: http(s)://, s3://,
+            gs://, az://, hf://, or `pipe:COMMAND {}`. For the backend `webdataset`: tars, as
+            `train-{0000..0899}.tar`, a directory of them, URLs, or `pipe:COMMAND`.
+        backend: `dali` (decodes on the GPU if there is one), `pillow` (reads the same sets on the
+            CPU), `ffcv` (the set's `.beton`), `webdataset` (streams any tars, through the library
+            of that name; given a packed set, it is `pillow`, as it was once called), or `synthetic`
+            (generated images, for tests and dry runs); or one of a plugin.
         resolution: Edge of the delivered images in pixels. Shards of a larger resolution that this
             divides are reduced by box averaging; original images are cropped and resized.
         flip: Flip each visit of an image horizontally with probability 1/2.
         shuffle: Visit the images in a new random order each epoch; otherwise in file order.
         shuffle_window: Shuffle the shards, and the images within windows of this many, so that
             few shards are in use at a time; null shuffles all images with each other, those of
-            a remote set within the window that its manifest names.
+            a remote set within the window that its manifest names, those of tars within 4096.
         classes: Names of the classes to draw from (labels stay as they are); empty for all.
         subset: Draw from this many images of each set, always the same ones; null for all.
         weight: With `mix`: how often this set is drawn from, relative to the others.
@@ -77,14 +82,20 @@ class DataConfig:
         cache: Directory that caches the shards of remote sets; "" is $RELAYWAVE_CACHE (which jobs
             set to the node's local disk), or ~/.cache/relaywave/shards without it.
         cache_gb: Size of the cache, in 10^9 bytes.
+        outage_seconds: How long to try to read what is remote while it does not answer; then
+            training saves, and ends to be run again.
+        num_classes: For tars: number of classes; null leaves the labels out.
+        label: For tars: the member of a sample that is its class: `cls`, `txt`, or `json:KEY`.
         ffcv_cache_gb: For the backend `ffcv`: cache this much of the file in this process, in 10^9
             bytes (for network mounts); null relies on the operating system's cache.
-        resize: For the backend `webdataset`, which Lanczos filter resizes original images:
-            `pillow`, exactly as `pack` does, or `torch`, faster and up to 2 of 255 levels off.
+        resize: Which Lanczos filter resizes original images, with the backends `pillow` and
+            `webdataset`: `pillow`, exactly as `pack` does, or `torch`, faster and up to 2 of
+            255 levels off.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches prepared ahead.
-        max_corrupt: Fraction of damaged samples in the set above which a run stops; below it, each
-            is replaced by the next one in the order and logged.
+        max_corrupt: Fraction of damaged samples in the set, met by all ranks together, above which
+            a run stops; below it, each is replaced by the next one in the order and logged. 0
+            tolerates none, more than 0 at least one.
     """
 
     path: str = ""
@@ -99,6 +110,9 @@ class DataConfig:
     mix: tuple[MixedSet, ...] = ()
     cache: str = ""
     cache_gb: float = 100.0
+    outage_seconds: float = OUTAGE_SECONDS
+    num_classes: int | None = None
+    label: str = "cls"
     ffcv_cache_gb: float | None = None
     resize: Resize = "pillow"
     workers: int = 1
@@ -108,41 +122,55 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.resolution < 1:
             raise ValueError(f"resolution={self.resolution} must be positive")
-        for name in ("workers", "prefetch", "shuffle_window", "subset"):
+        for name in ("workers", "prefetch", "shuffle_window", "subset", "num_classes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for name in ("weight", "cache_gb", "ffcv_cache_gb"):
+        for name in ("weight", "cache_gb", "ffcv_cache_gb", "outage_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive")
-        if self.resize != "pillow" and self.backend != "webdataset":
+        if self.resize != "pillow" and self.backend not in ("pillow", "webdataset"):
             raise ValueError(
-                f"resize={self.resize!r} is a setting of backend='webdataset', not"
-                f" {self.backend!r}; leave it out, or set data.backend=webdataset"
+                f"resize={self.resize!r} is a setting of backend='pillow' and 'webdataset', not"
+                f" {self.backend!r}; leave it out, or set data.backend=pillow"
             )
+        if not LABEL.fullmatch(self.label):
+            raise ValueError(f"label={self.label!r} is not cls, txt or json:KEY")
         if not 0 <= self.max_corrupt < 1:
             raise ValueError(f"max_corrupt={self.max_corrupt} must be in [0, 1)")
         for path in (self.path, *(other.path for other in self.mix)):
             check_no_credentials(path)
 
+    @property
+    def streams_tars(self) -> bool:
+        """Whether the backend is `webdataset`, and the path one of tars, not of a packed set."""
+        return self.backend == "webdataset" and names_tars(self.path)
+
     def unread(self) -> dict[str, str]:
         """Return the settings that this backend, or these sets, have no use for."""
         if self.backend == "synthetic":
             names = {field.name for field in fields(self)} - READ_BY_SYNTHETIC
-            why = "data.backend=synthetic generates its images; add data.backend=dali, webdataset"
+            why = "data.backend=synthetic generates its images; add data.backend=dali, pillow"
             return dict.fromkeys(sorted(names), f"{why} or ffcv")
-        found = {}
+        found: dict[str, str] = {}
+        if self.streams_tars:
+            why = "data.backend=webdataset streams tars as they are; pack them, or leave it out"
+            of_sets = ("classes", "subset", "mix", "weight", "cache", "cache_gb", "ffcv_cache_gb")
+            return dict.fromkeys(of_sets, why) | self._unread_order()
+        found |= dict.fromkeys(("num_classes", "label"), "a packed set has its own; leave it out")
         if self.backend != "ffcv":
             found["ffcv_cache_gb"] = f"data.backend={self.backend} has no such cache; leave it out"
         if not any(map(is_remote, (self.path, *(other.path for other in self.mix)))):
             why = "only remote sets (URLs) are cached; leave it out"
-            found |= {"cache": why, "cache_gb": why}
+            found |= {"cache": why, "cache_gb": why, "outage_seconds": why}
         if not self.mix:
             found["weight"] = "there is one set only; add data.mix"
-        if not self.shuffle:
-            found["shuffle_window"] = "data.shuffle=false; leave one of them out"
-        return found
+        return found | self._unread_order()
+
+    def _unread_order(self) -> dict[str, str]:
+        why = "data.shuffle=false; leave one of them out"
+        return {} if self.shuffle else {"shuffle_window": why}
 
 
 @dataclass(frozen=True)
@@ -183,11 +211,24 @@ class ImagePipeline(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """Which micro-batches of the global order belong to a rank."""
+    """Which micro-batches of the global order belong to a rank.
+
+    Attributes:
+        rank: The rank.
+        world_size: Number of ranks.
+        micro_batch_size: Samples of a micro-batch.
+        accumulation_steps: Micro-batches of each rank in a global batch.
+    """
 
     rank: int
     world_size: int
     micro_batch_size: int
+    accumulation_steps: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a global batch."""
+        return self.world_size * self.micro_batch_size * self.accumulation_steps
 
     def positions(self, start: int, k: int) -> range:
         """Return the global positions of this rank's k-th micro-batch after `start`."""

@@ -63,8 +63,10 @@ def build_trainer(
     check_resolution(config.data, objective)
     check_best_metric(config)
     check_networks(config.optim, config.sharding, objective)
-    share = Share(world.rank, world.size, batches.micro)
-    pipeline = build_pipeline(config.data, seed=config.seed, share=share, device=world.device)
+    share = Share(world.rank, world.size, batches.micro, batches.accumulation_steps)
+    pipeline = build_pipeline(
+        config.data, seed=config.seed, share=share, device=world.device, records=run_dir / "data"
+    )
     check_alike(pipeline.info, world)
     check_data(run_dir, pipeline.info)
     check_labels(config.data, config.objective.label_dim, pipeline.info.class_names)

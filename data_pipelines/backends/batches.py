@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.datasets import OpenedData
+from data_pipelines.packed.manifest import DatasetInfo
 from data_pipelines.pipeline import ImageBatch, Share
+from data_pipelines.sample_order import Order
 
 T = TypeVar("T")
 
@@ -39,12 +41,17 @@ class Delivery:
 
 
 class BatchFinisher:
-    """Turns decoded images into an ImageBatch: flips, box reduction, labels on the device."""
+    """Turns decoded images into an ImageBatch: flips, box reduction, labels on the device.
 
-    def __init__(self, data: OpenedData) -> None:
-        self._order = data.order
-        self._factor = data.factor
-        self._labelled = bool(data.info.class_names)
+    Args:
+        order: Says which visits are flipped.
+        info: Says whether there are labels.
+        factor: Edge of the boxes that images are reduced by.
+    """
+
+    def __init__(self, order: Order, info: DatasetInfo, factor: int = 1) -> None:
+        self._order, self._factor = order, factor
+        self._labelled = bool(info.class_names)
 
     def flips(self, positions: range) -> list[bool]:
         """Return which images of a batch are flipped horizontally."""
@@ -105,11 +112,17 @@ def read_ahead(produce: Callable[[int], T], workers: int, depth: int) -> Generat
         workers: Threads.
         depth: Results that are computed ahead of the one being used, at least one per thread.
     """
+    jobs = (functools.partial(produce, number) for number in itertools.count())
+    return run_ahead(jobs, workers, depth)
+
+
+def run_ahead(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Generator[T]:
+    """Yield the results of endless jobs, in order, as `read_ahead` does; this thread makes them."""
     pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="data_pipelines")
     try:
-        for number in itertools.count():
-            pending.append(pool.submit(produce, number))
+        for job in jobs:
+            pending.append(pool.submit(job))
             if len(pending) > max(depth, workers):
                 yield pending.popleft().result()
     finally:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from data_pipelines.backends.batches import Delivery
 from data_pipelines.backends.dali import DaliPipeline
 from data_pipelines.backends.dali_graph import import_dali
 from data_pipelines.backends.ffcv import FfcvPipeline
+from data_pipelines.backends.pillow import PillowPipeline
 from data_pipelines.backends.synthetic import SyntheticPipeline, describe_synthetic
-from data_pipelines.backends.webdataset import WebDatasetPipeline
+from data_pipelines.backends.webdataset import (
+    WebDatasetPipeline,
+    describe_webdataset,
+    import_webdataset,
+)
 from data_pipelines.datasets import open_data
 from data_pipelines.images import pixel_decoder
 from data_pipelines.packed.beton import import_ffcv
@@ -18,9 +25,22 @@ from data_pipelines.pipeline import BACKENDS, Backend, DataConfig, ImagePipeline
 
 
 def build_pipeline(
-    config: DataConfig, *, seed: int, share: Share, device: torch.device | str = "cpu"
+    config: DataConfig,
+    *,
+    seed: int,
+    share: Share,
+    device: torch.device | str = "cpu",
+    records: Path | None = None,
 ) -> ImagePipeline:
     """Return the pipeline of the configured backend.
+
+    Args:
+        config: Its settings.
+        seed: The run's seed.
+        share: The rank's share of the global order.
+        device: Where batches are delivered.
+        records: Directory, shared by the ranks, for what a pass over the set finds out; None
+            keeps it in memory.
 
     Raises:
         ValueError: The set at `config.path` is missing, damaged or of an unsuitable resolution, or
@@ -38,8 +58,6 @@ def build_pipeline(
             shuffle=config.shuffle,
             flip=config.flip,
         )
-    import_backend(config.backend)
-    data = open_data(config, seed)
     delivery = Delivery(
         share=share,
         device=device,
@@ -47,12 +65,16 @@ def build_pipeline(
         prefetch=config.prefetch,
         max_corrupt=config.max_corrupt,
     )
+    if config.streams_tars:
+        return WebDatasetPipeline(config, seed, delivery, records)
+    import_backend(config.backend)
+    data = open_data(config, seed)
     if config.backend == "dali":
         return DaliPipeline(data, delivery, config.resolution)
     if config.backend == "ffcv":
         return FfcvPipeline(data, delivery, config.ffcv_cache_gb)
     decode = pixel_decoder(data.info.resolution, config.resolution, config.resize)
-    return WebDatasetPipeline(data, delivery, decode)
+    return PillowPipeline(data, delivery, decode)
 
 
 def import_backend(backend: Backend) -> None:
@@ -61,10 +83,16 @@ def import_backend(backend: Backend) -> None:
         import_dali()
     elif backend == "ffcv":
         import_ffcv()
+    elif backend == "webdataset":
+        import_webdataset()
 
 
-def describe_data(config: DataConfig) -> DatasetInfo:
+def describe_data(config: DataConfig, global_batch: int = 1) -> DatasetInfo:
     """Return what a pipeline of this configuration would deliver, without the backend's package.
+
+    Args:
+        config: The settings.
+        global_batch: Samples of a step, on which the order of a WebDataset's tars depends.
 
     Raises:
         ValueError: The sets are missing or damaged, or the settings do not match them.
@@ -74,6 +102,8 @@ def describe_data(config: DataConfig) -> DatasetInfo:
         return kind.describe(config)
     if config.backend == "synthetic":
         return describe_synthetic(config.resolution)
+    if config.streams_tars:
+        return describe_webdataset(config, global_batch)
     data = open_data(config, seed=0)
     if data.prefetcher:
         data.prefetcher.close()

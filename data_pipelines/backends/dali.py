@@ -54,7 +54,7 @@ class DaliPipeline:
         self.corrupt = self._reader.corrupt
         self._decode = pixel_decoder(self.info.resolution, resolution)
         self._resize_to = resolution if self.info.resolution == ORIGINAL else None
-        self._finish = BatchFinisher(data)
+        self._finish = BatchFinisher(data.order, data.info, data.factor)
         self._placeholder = _placeholder(self.info.resolution or resolution)
         self._by_pillow: set[int] = set()
 

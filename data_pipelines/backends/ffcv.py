@@ -42,7 +42,7 @@ class FfcvPipeline:
         samples: Samples[Content] = betons[0] if len(betons) == 1 else Joined(betons)
         self._reader = SampleReader(samples, data.order, delivery.max_corrupt)
         self.corrupt = self._reader.corrupt
-        self._finish = BatchFinisher(data)
+        self._finish = BatchFinisher(data.order, data.info, data.factor)
         self._decoder = _Decoder(self.info.resolution)
 
     def batches(self, start: int) -> Generator[ImageBatch]:

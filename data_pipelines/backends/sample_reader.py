@@ -29,7 +29,7 @@ class SampleReader(Generic[Stored]):
     Args:
         images: The packed set.
         order: The global order over it.
-        max_corrupt: Tolerated fraction of damaged samples in the set; one is always allowed.
+        max_corrupt: Tolerated fraction of damaged samples in the set, see CorruptBudget.
         prefetcher: Downloads the shards of remote sets ahead of the reads; None if all are local.
 
     Attributes:
@@ -46,10 +46,8 @@ class SampleReader(Generic[Stored]):
         self.images = images
         self._prefetcher = prefetcher
         self.order = order
-        self.corrupt: dict[int, str] = {}
-        self._allowed = max(1, int(max_corrupt * len(images)))
-        self._max_corrupt = max_corrupt
-        self._lock = threading.Lock()
+        self._budget = CorruptBudget(max_corrupt, str(images.path), len(images))
+        self.corrupt = self._budget.corrupt
 
     def load(
         self, positions: range, convert: Callable[[int, Stored], T]
@@ -87,28 +85,56 @@ class SampleReader(Generic[Stored]):
                 stored, label = self.images.read(index)
                 return convert(index, stored), -1 if label is None else label
             except BadImage as error:
-                self._record(index, str(error))
+                where = f"{self.images.locate(index)} of {self.images.path}"
+                self._budget.record(index, str(error), where)
                 index = int(self.order.samples(np.array([candidate]))[0])
         raise TooManyCorrupt(
             f"{MAX_REPLACEMENTS} consecutive samples are damaged from position {position} on;"
             f" run `relaywave data check {self.images.path}`"
         )
 
-    def _record(self, index: int, reason: str) -> None:
+
+class CorruptBudget:
+    """Counts damaged samples, and says when there are too many.
+
+    Args:
+        max_corrupt: Tolerated fraction of damaged samples in the set; see `allowed_corrupt`.
+        path: The set, for messages.
+        num_samples: Its size; None if it is not known: then the fraction is of those `seen`, of
+            which ten may always be damaged.
+
+    Attributes:
+        corrupt: Reason by sample index of all damaged samples met so far.
+        seen: Samples that were delivered so far.
+    """
+
+    def __init__(self, max_corrupt: float, path: str, num_samples: int | None = None) -> None:
+        self.corrupt: dict[int, str] = {}
+        self.seen = 0
+        self._max_corrupt, self._path, self._num_samples = max_corrupt, path, num_samples
+        self._lock = threading.Lock()
+
+    def record(self, index: int, reason: str, where: str) -> None:
+        """Count and log a damaged sample, once. Raises TooManyCorrupt while they are too many."""
         with self._lock:
-            if index in self.corrupt:
-                return
+            new = index not in self.corrupt
             self.corrupt[index] = reason
             count = len(self.corrupt)
-        where = f"{self.images.locate(index)} of {self.images.path}"
-        logger.warning("%s is replaced by the next in the order: %s", where, reason)
-        if count > self._allowed:
+        if new:
+            logger.warning("%s is replaced by the next in the order: %s", where, reason)
+        total = self.seen if self._num_samples is None else self._num_samples
+        if count > allowed_corrupt(self._max_corrupt, total, 1 if self._num_samples else 10):
             raise TooManyCorrupt(
-                f"{count} of {len(self.images)} samples are damaged, more than"
+                f"{count} of {total} samples are damaged, more than"
                 f" max_corrupt={self._max_corrupt} allows (the last: {where}: {reason});"
-                f" find all with `relaywave data check {self.images.path}`,"
+                f" find all with `relaywave data check {self._path}`,"
                 " then copy or pack the set again"
             )
+
+
+def allowed_corrupt(max_corrupt: float, num_samples: int, least: int = 1) -> int:
+    """Return how many of a set's samples may be damaged: `least`, unless the fraction is 0."""
+    return max(least, int(max_corrupt * num_samples)) if max_corrupt else 0
 
 
 class TooManyCorrupt(RuntimeError):  # noqa: N818 (reads better where it is raised)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipelines.packed.remote import Unreachable
+from data_pipelines.remote_files import Unreachable
 from data_pipelines.sample_order import Integers, Order
 
 BLOCK = 1024
@@ -93,7 +93,7 @@ class ShardPrefetcher:
                 if self._is_outdated(position):
                     return
                 self._images.fetch(shard)
-        except Unreachable as error:  # the reader will fail on it too, and stop the run
+        except (Unreachable, OSError) as error:  # the reader will fail on it too, and stop the run
             logger.warning("reading ahead: %s", error)
 
     def _next_position(self, listed: int) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 
 from data_pipelines.images import BadImage, Pixels, decode_rgb
 from data_pipelines.packed.manifest import check_shard_sizes, read_index, read_manifest
-from data_pipelines.packed.remote import FileCache, RemoteSet, is_remote
+from data_pipelines.packed.remote import FileCache, RemoteSet
+from data_pipelines.remote_files import is_remote
 from data_pipelines.sample_order import Integers
 from models.safe_files.transient import SteadyFile
 
@@ -81,6 +82,7 @@ class ShardedImages:
             check_shard_sizes(self.path, self.manifest)
         self.info = self.manifest.info
         self._files: OrderedDict[int, SteadyFile] = OrderedDict()
+        self._checked: set[int] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -96,12 +98,10 @@ class ShardedImages:
             Unreachable: A remote shard cannot be downloaded.
         """
         row = self.index[index]
-        length, shard = int(row["length"]), int(row["shard"])
-        try:
-            encoded = self._file(shard).read(length, int(row["offset"]))
-        except OSError as error:
-            raise BadImage(f"unreadable: {error}") from None
-        if len(encoded) != length or zlib.crc32(encoded) != int(row["crc32"]):
+        encoded = self._stored(row)
+        if not _is_intact(encoded, row) and self._renewed(int(row["shard"])):
+            encoded = self._stored(row)
+        if not _is_intact(encoded, row):
             raise BadImage("damaged in the shard: its checksum does not match")
         return encoded, self.label(index)
 
@@ -139,6 +139,25 @@ class ShardedImages:
         with self._lock:
             self._files.clear()
 
+    def _stored(self, row: np.void) -> bytes:
+        try:
+            return self._file(int(row["shard"])).read(int(row["length"]), int(row["offset"]))
+        except OSError as error:
+            raise BadImage(f"unreadable: {error}") from None
+
+    def _renewed(self, shard: int) -> bool:
+        """Have a remote shard intact in the cache, once in this process, and open it anew."""
+        if self._remote is None:
+            return False
+        with self._lock:
+            if shard in self._checked:
+                return False
+            self._checked.add(shard)
+        self._remote.renew(shard)
+        with self._lock:
+            self._files.pop(shard, None)
+        return True
+
     def _pixels(self, stored: bytes) -> Pixels:
         if self.manifest.only_beton:
             edge = self.manifest.resolution
@@ -166,3 +185,8 @@ class ShardedImages:
                 return SteadyFile(self._remote.shard(shard))
             except FileNotFoundError:  # another process has just evicted it from the cache
                 continue
+
+
+def _is_intact(encoded: bytes, row: np.void) -> bool:
+    """Return whether bytes are those that were packed."""
+    return len(encoded) == int(row["length"]) and zlib.crc32(encoded) == int(row["crc32"])

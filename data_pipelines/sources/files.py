@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from data_pipelines.images import BadImage
+from data_pipelines.shard_urls import tars_in
 from data_pipelines.sources.base import (
     MAX_ITEM_BYTES,
     NOT_AN_IMAGE,
@@ -264,7 +265,7 @@ class ShardsSource(FileSource):
                 content = file.content and (number, *file.content)
                 files.append(File(prefix + file.name, file.size, place, content, file.is_link))
             skips += [Skip(prefix + skip.name, skip.reason) for skip in found.skips]
-        named = _named_as_tars(tars[0].parent) if tars else []
+        named = tars_in(tars[0].parent) if tars else []
         others = [path.name for path in named if not path.is_file()]
         return Found(files, skips + [Skip(name, "unreadable: not a file") for name in others])
 
@@ -328,14 +329,9 @@ def _tar_stem(path: Path) -> str:
 def tar_paths(directory: Path) -> list[Path]:
     """Return the tars in a directory, or in its `shards/` (of a packed set), sorted by name."""
     for place in (directory, directory / "shards"):
-        if found := [path for path in _named_as_tars(place) if path.is_file()]:
+        if found := [path for path in tars_in(place) if path.is_file()]:
             return found
     return []
-
-
-def _named_as_tars(directory: Path) -> list[Path]:
-    named = [p for p in directory.glob("*") if p.name.endswith((".tar", ".tgz", ".tar.gz"))]
-    return sorted(path for path in named if not path.name.startswith("."))
 
 
 def holds_images(path: Path) -> bool:

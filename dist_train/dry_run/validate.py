@@ -28,6 +28,9 @@ from dist_train.runtime.world import World
 from dist_train.snapshots import check_previous
 from models.objective import frozen_networks
 
+PATIENCE = 15.0
+"""Seconds to wait for a remote set that does not answer: somebody waits for the dry run."""
+
 
 def check_run(config: RunConfig, run_dir: Path, world_size: int, *, data_later: bool) -> str:
     """Reject what ranks would reject before their first step, by the same functions.
@@ -76,7 +79,9 @@ def check_present_data(config: RunConfig) -> str:
 
 def _described(config: RunConfig) -> DatasetInfo:
     with TemporaryDirectory() as cache:  # that of remote sets may exist on nodes only
-        return describe_data(replace(config.data, cache=cache))
+        patience = min(config.data.outage_seconds, PATIENCE)
+        data = replace(config.data, cache=cache, outage_seconds=patience)
+        return describe_data(data, config.global_batch_size)
 
 
 def _check_labels(config: RunConfig, info: DatasetInfo) -> str:

@@ -133,7 +133,9 @@ def describe_untrained(label_dim: int, data: DatasetInfo) -> str:
 
 
 def trained_classes(label_dim: int, data: DatasetInfo) -> list[int]:
-    """Return the classes of a network that images of the set have."""
+    """Return the classes of a network that images of the set have; all, if that is not known."""
+    if not data.class_counts:
+        return [*range(min(label_dim, len(data.class_names)))]
     return [k for k, count in enumerate(data.class_counts[:label_dim]) if count]
 
 

@@ -72,7 +72,7 @@ def check_run(
         ValueError: They would reject it.
     """
     from data_pipelines.backends.build import import_backend
-    from data_pipelines.packed.remote import Unreachable, is_remote
+    from data_pipelines.remote_files import Unreachable, is_remote
     from dist_train import dry_run
     from dist_train.checkpoint.format import CheckpointError
     from dist_train.runtime.run_dir import validate_config

@@ -30,7 +30,7 @@ from data_pipelines.sources.kinds import make_source
 THREADS = 2
 BATCH = 32
 RAW_EDGE = 256
-BACKENDS: tuple[Backend, ...] = ("dali", "webdataset", "ffcv")
+BACKENDS: tuple[Backend, ...] = ("dali", "pillow", "ffcv")
 COLUMNS = ("(a) torch", "(b) bare", *BACKENDS, "best / (a)", "best / (b)")
 
 
@@ -156,14 +156,14 @@ def print_raw(path: Path, seconds: float, rounds: int) -> None:
             "bare": lambda: in_threads(bare, encoded, seconds),
             "resized": lambda: in_threads(resized, encoded, seconds),
             "dali": lambda: backend_rate(path, "dali", RAW_EDGE, seconds),
-            "webdataset": lambda: backend_rate(path, "webdataset", RAW_EDGE, seconds),
-            "fast": lambda: backend_rate(path, "webdataset", RAW_EDGE, seconds, resize="torch"),
+            "pillow": lambda: backend_rate(path, "pillow", RAW_EDGE, seconds),
+            "fast": lambda: backend_rate(path, "pillow", RAW_EDGE, seconds, resize="torch"),
         },
         rounds,
     )
     resized, fast = found.pop("resized"), found.pop("fast")
     print_row("raw to 256", found)
-    print_row("raw to 256, resize=torch", {**found, "webdataset": fast})
+    print_row("raw to 256, resize=torch", {**found, "pillow": fast})
     print(f"(Pillow's decoding and resizing in 2 bare threads: {resized:.0f})")
 
 

@@ -100,7 +100,7 @@ def test_training_reads_every_setting_that_it_accepts(
     [
         ("rdm_debug_edm16", ["data.path=set"], 'data.path="set" has no effect: data.backend=synth'),
         ("rdm_debug_edm16", ["data.split=x"], "unknown setting 'data.split'"),
-        ("rdm_debug_edm16", ['data.classes=["cat"]'], "add data.backend=dali, webdataset or ffcv"),
+        ("rdm_debug_edm16", ['data.classes=["cat"]'], "add data.backend=dali, pillow or ffcv"),
         ("rdm_debug_edm16", ["data.subset=8"], "data.subset=8 has no effect"),
         ("rdm_debug_edm16", ["data.workers=4"], "data.workers=4 has no effect"),
         ("quickstart_edm16", ["data.backend=synthetic", "data.path=set"], "data.path"),

@@ -22,7 +22,7 @@ from data_pipelines.pipeline import DataConfig, ImageBatch, MixedSet, Share
 from data_pipelines.sample_order import SampleOrder
 from tests.data_sets import damage, packed_set, write_class_dirs
 
-BACKENDS = ["dali", "webdataset"]
+BACKENDS = ["dali", "pillow"]
 SEED = 11
 
 
@@ -115,7 +115,7 @@ def test_box_average_rounds_halves_up() -> None:
 
 def test_unsuitable_resolution_is_rejected(dataset: Path) -> None:
     with pytest.raises(ValueError, match="resolution=24 does not divide the 32 pixels"):
-        build_pipeline(config(dataset, "webdataset", resolution=24), seed=0, share=Share(0, 1, 1))
+        build_pipeline(config(dataset, "pillow", resolution=24), seed=0, share=Share(0, 1, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -179,7 +179,7 @@ def test_too_many_damaged_samples_stop_the_run(tmp_path: Path, backend: str) -> 
 def test_a_wholly_damaged_selection_stops(tmp_path: Path) -> None:
     packed_set(write_class_dirs(tmp_path / "s"), tmp_path / "set")
     damage(tmp_path / "set", [7])
-    data = config(tmp_path / "set", "webdataset", subset=1, shuffle=False)
+    data = config(tmp_path / "set", "pillow", subset=1, shuffle=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_pipelines.datasets.subset", lambda size, count: np.array([7]))
         with pytest.raises(TooManyCorrupt, match="1000 consecutive samples are damaged"):
@@ -191,7 +191,7 @@ def test_truncated_shard_is_found_before_the_run(tmp_path: Path) -> None:
     with open(tmp_path / "set/shards/000001.tar", "r+b") as file:
         file.truncate(5000)
     with pytest.raises(ValueError, match=r"000001\.tar has 5000 bytes, the manifest says"):
-        build_pipeline(config(tmp_path / "set", "webdataset"), seed=0, share=Share(0, 1, 1))
+        build_pipeline(config(tmp_path / "set", "pillow"), seed=0, share=Share(0, 1, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -258,7 +258,7 @@ def test_dali_runs_in_two_processes(dataset: Path) -> None:
     for process in processes:
         process.join()
     for rank in range(2):
-        batches = delivered(config(dataset, "webdataset"), Share(rank, 2, 4), 0, 3)
+        batches = delivered(config(dataset, "pillow"), Share(rank, 2, 4), 0, 3)
         assert sums[rank] == joined(batches)[0].sum().item()
 
 
@@ -297,7 +297,7 @@ def test_impossible_settings_are_rejected(settings: dict[str, object], message: 
 
 
 def test_class_filter_and_subset(dataset: Path) -> None:
-    data = config(dataset, "webdataset", classes=("class0", "class2"), subset=10)
+    data = config(dataset, "pillow", classes=("class0", "class2"), subset=10)
     _, labels, _ = joined(delivered(data, Share(0, 1, 10), 0, 2))
     assert labels is not None
     assert set(labels.tolist()) <= {0, 2}
@@ -308,7 +308,7 @@ def test_class_filter_and_subset(dataset: Path) -> None:
 
 
 def plain_epochs(dataset: Path, count: int) -> list[Tensor]:
-    data = config(dataset, "webdataset", subset=count, flip=False)
+    data = config(dataset, "pillow", subset=count, flip=False)
     return [batch.images for batch in delivered(data, Share(0, 1, count), 0, 2)]
 
 
@@ -344,7 +344,7 @@ def test_settings_that_do_not_fit_the_set(
     dataset: Path, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build_pipeline(config(dataset, "webdataset", **settings), seed=0, share=Share(0, 1, 1))
+        build_pipeline(config(dataset, "pillow", **settings), seed=0, share=Share(0, 1, 1))
 
 
 def test_unlike_sets_are_not_mixed(dataset: Path, tmp_path: Path) -> None:
@@ -352,6 +352,6 @@ def test_unlike_sets_are_not_mixed(dataset: Path, tmp_path: Path) -> None:
     packed_set(source, tmp_path / "small", resolution=16)
     packed_set(source, tmp_path / "two")
     for name, message in [("small", "has 16 pixels"), ("two", "have other class tables")]:
-        data = config(dataset, "webdataset", mix=(MixedSet(path=str(tmp_path / name)),))
+        data = config(dataset, "pillow", mix=(MixedSet(path=str(tmp_path / name)),))
         with pytest.raises(ValueError, match=message):
             build_pipeline(data, seed=0, share=Share(0, 1, 1))

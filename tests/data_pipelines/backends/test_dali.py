@@ -115,7 +115,7 @@ def test_a_sample_that_dali_cannot_decode_costs_itself_alone(
     """Two such samples, over two epochs: Pillow decodes these, at each visit, and nothing else."""
     odd = SampleOrder(60, SEED).samples(np.array([20, 41])).tolist()
     store({index: gif(dataset, index) for index in odd})
-    want = pixels(delivered(dataset, Share(0, 1, 8), 15, backend="webdataset"))
+    want = pixels(delivered(dataset, Share(0, 1, 8), 15, backend="pillow"))
     with caplog.at_level(logging.WARNING):
         batches = delivered(dataset, Share(0, 1, 8), 15, device)
     assert torch.equal(pixels(batches), want)
@@ -138,7 +138,7 @@ def test_a_sample_that_nothing_can_decode_is_replaced(
     broken, odd = SampleOrder(60, SEED).samples(np.array([3, 4])).tolist()
     content = gif(dataset, odd)
     store({odd: content})
-    expected = pixels(delivered(dataset, Share(0, 1, 8), 2, backend="webdataset", flip=False))
+    expected = pixels(delivered(dataset, Share(0, 1, 8), 2, backend="pillow", flip=False))
     store({broken: b"no image", odd: content})
     shares = [Share(rank, world_size, 8 // world_size) for rank in range(world_size)]
     ranks = [pixels(delivered(dataset, share, 2, device, flip=False)) for share in shares]
@@ -180,7 +180,7 @@ def test_original_images_that_dali_cannot_decode(
     store({5: gif(tmp_path / "set", 5)})
     settings = {"resolution": 16, "shuffle": False}
     ours = delivered(tmp_path / "set", Share(0, 1, 6), 2, device, **settings)
-    by_pillow = delivered(tmp_path / "set", Share(0, 1, 6), 2, backend="webdataset", **settings)
+    by_pillow = delivered(tmp_path / "set", Share(0, 1, 6), 2, backend="pillow", **settings)
     assert torch.equal(pixels(ours)[5], pixels(by_pillow)[5])
     assert (pixels(ours).int() - pixels(by_pillow).int()).abs().max() <= 6
 

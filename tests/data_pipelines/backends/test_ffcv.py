@@ -63,7 +63,7 @@ def test_lossless_batches_equal_those_of_the_shards(tmp_path: Path) -> None:
     for rank in range(2):
         arguments = (Share(rank, 2, 4), 48, 4)
         ours = delivered(path, "ffcv", *arguments, resolution=16)
-        theirs = delivered(path, "webdataset", *arguments, resolution=16)
+        theirs = delivered(path, "pillow", *arguments, resolution=16)
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)
@@ -83,7 +83,7 @@ def test_jpeg_batches_agree_and_damage_is_replaced(
         file.write(b"damage")
     assert check(path).problems == ["set.beton: damaged; remove it and write it again"]
     (batch,) = delivered(path, "ffcv", Share(0, 1, 8), 0, 1, flip=False)
-    (intact,) = delivered(path, "webdataset", Share(0, 1, 8), 0, 1, flip=False)
+    (intact,) = delivered(path, "pillow", Share(0, 1, 8), 0, 1, flip=False)
     want = intact.images[[0, 1, 3, 3, 4, 5, 6, 7]]
     assert (batch.images.int() - want.int()).abs().float().mean() <= mean_error
 
@@ -157,7 +157,7 @@ def test_packing_to_a_beton_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(ValueError, match="is a beton alone, without shards, which backend='dali'"):
         delivered(tmp_path / "set", "dali", Share(0, 1, 4), 0, 1)
     (ours,) = delivered(tmp_path / "set", "ffcv", Share(0, 1, 8), 4, 1)
-    (theirs,) = delivered(tmp_path / "shards", "webdataset", Share(0, 1, 8), 4, 1)
+    (theirs,) = delivered(tmp_path / "shards", "pillow", Share(0, 1, 8), 4, 1)
     assert torch.equal(ours.images, theirs.images)
     assert torch.equal(ours.labels, theirs.labels)
     shards.close()
@@ -187,7 +187,7 @@ def test_shards_and_a_beton_side_by_side(tmp_path: Path) -> None:
 
 def test_pages_kept_in_the_process_give_the_same_batches(tmp_path: Path) -> None:
     path = packed(tmp_path)
-    expected = delivered(path, "webdataset", Share(0, 1, 8), 50, 4)
+    expected = delivered(path, "pillow", Share(0, 1, 8), 50, 4)
     kept = delivered(path, "ffcv", Share(0, 1, 8), 50, 4, ffcv_cache_gb=0.02, workers=3)
     for one, other in zip(kept, expected, strict=True):
         assert torch.equal(one.images, other.images)
@@ -235,7 +235,7 @@ def test_three_backends_agree_on_photographs(
     pack(make_source("photographs", None), path, options)
     write_beton(path)
     arguments = (Share(0, 1, 16), 40, 3)
-    by_pillow = delivered(path, "webdataset", *arguments)
+    by_pillow = delivered(path, "pillow", *arguments)
     for backend in ("dali", "ffcv"):
         for one, other in zip(delivered(path, backend, *arguments), by_pillow, strict=True):
             assert (one.images.int() - other.images.int()).abs().max() <= tolerance
@@ -249,7 +249,7 @@ def test_mixes_of_betons_equal_those_of_shards(tmp_path: Path) -> None:
     write_beton(tmp_path / "other")
     mix = (MixedSet(path=str(tmp_path / "other"), weight=0.5),)
     arguments = (Share(1, 2, 6), 100, 6)
-    expected = delivered(path, "webdataset", *arguments, mix=mix)
+    expected = delivered(path, "pillow", *arguments, mix=mix)
     for settings in ({}, {"ffcv_cache_gb": 0.1}):
         ours = delivered(path, "ffcv", *arguments, mix=mix, **settings)
         for one, other in zip(ours, expected, strict=True):

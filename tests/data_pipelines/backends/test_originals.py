@@ -71,23 +71,23 @@ def test_files_stay_as_they_are(sets: Path) -> None:
 
 def test_pillow_delivers_what_the_packer_would_store(sets: Path) -> None:
     """From position 16 over the end of the epoch; both orders are the same."""
-    originals = delivered(sets / "sets/original", "webdataset", 16, 4)
-    packed = delivered(sets / "sets/32", "webdataset", 16, 4)
+    originals = delivered(sets / "sets/original", "pillow", 16, 4)
+    packed = delivered(sets / "sets/32", "pillow", 16, 4)
     assert torch.equal(originals.images, packed.images)
     assert originals.positions == packed.positions
 
 
 def test_dali_agrees_within_its_arithmetic(sets: Path) -> None:
     ours = delivered(sets / "sets/original", "dali", 16, 4).images.int()
-    packed = delivered(sets / "sets/32", "webdataset", 16, 4).images.int()
+    packed = delivered(sets / "sets/32", "pillow", 16, 4).images.int()
     assert (ours - packed).abs().max() <= 6
     assert (ours - packed).abs().float().mean() < 0.3
 
 
 def test_torchs_filter_agrees_within_two_levels(sets: Path) -> None:
     settings = {"resize": "torch", "workers": 2}
-    ours = delivered(sets / "sets/original", "webdataset", 16, 4, **settings).images.int()
-    packed = delivered(sets / "sets/32", "webdataset", 16, 4).images.int()
+    ours = delivered(sets / "sets/original", "pillow", 16, 4, **settings).images.int()
+    packed = delivered(sets / "sets/32", "pillow", 16, 4).images.int()
     assert (ours - packed).abs().max() <= 2
     assert (ours - packed).abs().float().mean() < 0.05
 
@@ -95,7 +95,7 @@ def test_torchs_filter_agrees_within_two_levels(sets: Path) -> None:
 def test_torchs_filter_is_rejected_where_it_is_unavailable(
     sets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="resize='torch' is a setting of backend='webdataset'"):
+    with pytest.raises(ValueError, match="resize='torch' is a setting of backend='pillow'"):
         DataConfig(resolution=32, resize="torch")
 
     def interpolate(*_: object, **settings: object) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_torchs_filter_is_rejected_where_it_is_unavailable(
 
     monkeypatch.setattr("torch.nn.functional.interpolate", interpolate)
     with pytest.raises(ValueError, match=r"resize='torch' needs a Lanczos filter, which torch"):
-        delivered(sets / "sets/original", "webdataset", 0, 1, resize="torch")
+        delivered(sets / "sets/original", "pillow", 0, 1, resize="torch")
 
 
 def test_what_decoders_read_differently_becomes_png(tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_published_sets_keep_turned_photographs(tmp_path: Path) -> None:
     (tmp_path / "faces").mkdir()
     Image.fromarray(smooth_pixels(1)).save(tmp_path / "faces/a.jpg", exif=turned)
     pack(make_source("ffhq", tmp_path / "faces"), tmp_path / "set", PackOptions(resolution=0))
-    one = delivered(tmp_path / "set", "webdataset", 0, 1, flip=False).images
+    one = delivered(tmp_path / "set", "pillow", 0, 1, flip=False).images
     other = delivered(tmp_path / "set", "dali", 0, 1, flip=False).images
     assert (one.int() - other.int()).abs().max() <= 6
 
 
-@pytest.mark.parametrize("backend", ["dali", "webdataset"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_damage_is_replaced(sets: Path, tmp_path: Path, backend: str) -> None:
     options = PackOptions(resolution=ORIGINAL)
     pack(make_source("images", sets / "source"), tmp_path / "set", options)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipelines import remote_files
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline, describe_data
 from data_pipelines.datasets import open_data
-from data_pipelines.packed import remote
 from data_pipelines.packed.beton import (
     BETON,
     BETON_INDEX,
@@ -46,7 +46,7 @@ from models.safe_files.documents import checksum
 from tests.data_sets import damage, packed_set, write_class_dirs
 from tests.flaky_files import make_flaky
 
-BACKENDS = ("dali", "webdataset", "ffcv")
+BACKENDS = ("dali", "pillow", "ffcv")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def dataset(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "set"))
 
 
-def config(path: Path | str, backend: str = "webdataset", **settings: Any) -> DataConfig:
+def config(path: Path | str, backend: str = "pillow", **settings: Any) -> DataConfig:
     return DataConfig(path=str(path), backend=backend, resolution=32, **settings)
 
 
@@ -120,7 +120,7 @@ def test_shards_have_the_names_that_packing_gives(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote, "DELAYS", (0.0,))
+    monkeypatch.setattr(remote_files, "FIRST_DELAY", 0.01)
     edit_manifest(dataset, lambda document: document["shards"][1].update(name=name))
     assert "is no name of a shard" in rejected(dataset, capsys)
     cache = FileCache(tmp_path / "cache", 10**9)
@@ -328,7 +328,7 @@ class Pread:
         raise OSError(self.number, os.strerror(self.number))
 
 
-@pytest.mark.parametrize("backend", ["webdataset", "ffcv"])
+@pytest.mark.parametrize("backend", ["pillow", "ffcv"])
 @pytest.mark.parametrize("failing", [{}, {"number": errno.ESTALE}, {"short": True}], ids=str)
 def test_a_moment_of_trouble_is_no_damage(
     dataset: Path, backend: str, failing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -442,7 +442,7 @@ def test_room_is_made_in_all_sets_of_the_cache(dataset: Path, tmp_path: Path) ->
 def test_a_manifest_that_arrives_twice_is_no_damaged_transfer(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "DELAYS", (0.0,) * 9)
+    monkeypatch.setattr(remote_files, "FIRST_DELAY", 0.01)
     edit_manifest(dataset, lambda document: document["shards"][1].update(name="../x.tar"))
     log = tmp_path / "log"
     url = f"pipe:sh -c 'echo again >> {log}; cat {dataset}/{{}}'"

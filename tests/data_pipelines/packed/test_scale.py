@@ -40,7 +40,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "set"
 
 
-@pytest.mark.parametrize("backend", ["dali", "webdataset"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 @pytest.mark.parametrize("window", [None, 10_000])
 @pytest.mark.parametrize("start", [0, 10**13 + 7])
 def test_first_batch_comes_at_once(
@@ -60,7 +60,7 @@ def test_first_batch_comes_at_once(
 
 
 def test_order_needs_no_memory_per_sample(million: Path) -> None:
-    config = DataConfig(path=str(million), backend="webdataset", resolution=32)
+    config = DataConfig(path=str(million), backend="pillow", resolution=32)
     tracemalloc.start()
     pipeline = build_pipeline(config, seed=0, share=Share(0, 1, 16))
     batches = pipeline.batches(10**9)

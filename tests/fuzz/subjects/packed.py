@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_pipelines import remote_files
 from data_pipelines.__main__ import main
 from data_pipelines.backends.build import build_pipeline
 from data_pipelines.backends.sample_reader import TooManyCorrupt
@@ -12,8 +13,9 @@ from data_pipelines.packed import remote
 from data_pipelines.packed.beton import write_beton
 from data_pipelines.packed.beton_reader import BetonSamples
 from data_pipelines.packed.reader import ShardedImages
-from data_pipelines.packed.remote import FileCache, Unreachable
+from data_pipelines.packed.remote import FileCache
 from data_pipelines.pipeline import DataConfig, Share
+from data_pipelines.remote_files import Unreachable
 from tests.data_sets import encoded, packed_set, smooth_pixels
 from tests.fuzz.subject import Difference, Result, Subject, as_a_command, digest, run
 
@@ -50,9 +52,7 @@ def check(tree: Path) -> Result:
 
 def deliver(tree: Path) -> Result:
     """Return an epoch as training gets it, by position."""
-    config = DataConfig(
-        path=str(tree), backend="webdataset", resolution=16, shuffle=False, workers=1
-    )
+    config = DataConfig(path=str(tree), backend="pillow", resolution=16, shuffle=False, workers=1)
     delivered = {}
     with as_a_command(TooManyCorrupt):
         pipeline = build_pipeline(config, seed=0, share=Share(0, 1, IMAGES))
@@ -85,9 +85,11 @@ def read_beton(tree: Path) -> Result:
 def read_remote(tree: Path) -> Result:
     """Return what a remote set delivers."""
     delivered = {}
-    remote.DELAYS, remote.TIMEOUT = (0.0,), 3.0
+    remote_files.FIRST_DELAY, remote.STALL_SECONDS = 0.0, 3.0
     with as_a_command(Unreachable):
-        images = ShardedImages(f"pipe:cat {tree}/{{}}", cache=FileCache(tree.parent / "out", 10**9))
+        images = ShardedImages(
+            f"pipe:cat {tree}/{{}}", cache=FileCache(tree.parent / "out", 10**9, 0.0)
+        )
         for index in range(len(images)):
             try:
                 content, label = images.read(index)
