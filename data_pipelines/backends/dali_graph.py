@@ -21,7 +21,7 @@ def import_dali() -> None:
     except ImportError as error:
         raise ValueError(
             f"backend='dali' cannot be imported ({error}); pip install 'relaywave[dali]',"
-            " or set data.backend=webdataset"
+            " or set data.backend=pillow"
         ) from None
 
 
