@@ -93,9 +93,9 @@ class DataConfig:
             255 levels off.
         workers: Threads of this rank that read and decode.
         prefetch: Micro-batches prepared ahead.
-        max_corrupt: Fraction of damaged samples in the set, met by all ranks together, above which
-            a run stops; below it, each is replaced by the next one in the order and logged. 0
-            tolerates none, more than 0 at least one.
+        max_corrupt: Fraction of damaged samples in the set, met by one rank, above which a run
+            stops; below it, each is replaced by the next one in the order and logged. 0 tolerates
+            none, more than 0 at least one.
     """
 
     path: str = ""
