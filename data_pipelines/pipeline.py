@@ -83,7 +83,7 @@ class DataConfig:
             set to the node's local disk), or ~/.cache/relaywave/shards without it.
         cache_gb: Size of the cache, in 10^9 bytes.
         outage_seconds: How long to try to read what is remote while it does not answer; then
-            training saves, and ends to be run again.
+            training ends with 74, and the same command resumes from the last checkpoint.
         num_classes: For tars: number of classes; null leaves the labels out.
         label: For tars: the member of a sample that is its class: `cls`, `txt`, or `json:KEY`.
         ffcv_cache_gb: For the backend `ffcv`: cache this much of the file in this process, in 10^9
