@@ -89,10 +89,11 @@ setup_ffcv() {
 }
 
 # The demo's gradio needs Pillow 12, the numbers of the official implementations Pillow 13: it gets an
-# environment of its own, on top of .venv. Without it the tests of its page skip.
+# environment of its own, on top of .venv, and is looked at again when that changes: pip leaves out what
+# .venv has. Without it the tests of its page skip.
 setup_demo() {
     local demo=.venv/demo stamp
-    stamp=$demo/ready-$(sha256sum < .ci/constraints-demo.txt | cut -c1-16)
+    stamp=$demo/ready-$(cat .ci/constraints-demo.txt pyproject.toml constraints.txt | sha256sum | cut -c1-16)
     if [ -e "$stamp" ]; then
         return
     fi
