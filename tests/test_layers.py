@@ -46,6 +46,7 @@ OWNERS = {
     "webdataset": {"data_pipelines/backends/webdataset.py"},
     "rich": {"slurm/monitor/watch.py"},
     "gradio": {"evaluation/demo/page.py"},
+    "onnxruntime": {"models/convert/export.py"},
     "plotly": {"slurm/report/page.py"},
     "wandb": {"dist_train/monitoring/loggers.py"},
     "tensorboard": {"dist_train/monitoring/loggers.py"},

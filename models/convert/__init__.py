@@ -1,5 +1,6 @@
-"""Conversion of official checkpoints, which are read without executing anything in them.
+"""Conversion of official checkpoints, read without executing anything in them; export of graphs.
 
+export.py           Snapshots as graphs that run without relaywave: ONNX and torch.export
 pickle_reader.py    Reads foreign pickles through an allow-list of harmless stand-ins
 rdm.py              Official RDM and EDM checkpoints to snapshots
 rdm_files.py        Official files of RDM, EDM and NVIDIA: pickled modules with source code

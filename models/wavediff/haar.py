@@ -9,10 +9,10 @@ PyWavelets' (docs/reference/wavediff.md#1).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -51,14 +51,16 @@ class _Analysis(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
+        if torch.compiler.is_compiling():
+            return _bands(x * factor)
         _, channels, height, width = x.shape
         bands = _empty_like(x, 4 * channels, height // 2, width // 2)
         ll, lh, hl, hh = bands.chunk(4, 1)
         x = x * factor
         upper, lower = x[:, :, ::2], x[:, :, 1::2]
         for rows, low, high in ((upper + lower, ll, lh), (upper - lower, hl, hh)):
-            _write(low, torch.add, rows[..., ::2], rows[..., 1::2])
-            _write(high, torch.sub, rows[..., ::2], rows[..., 1::2])
+            torch.add(rows[..., ::2], rows[..., 1::2], out=low)
+            torch.sub(rows[..., ::2], rows[..., 1::2], out=high)
         return bands
 
     @staticmethod
@@ -72,13 +74,15 @@ class _Synthesis(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
+        if torch.compiler.is_compiling():
+            return _pixels(y * factor)
         _, channels, height, width = y.shape
         x = _empty_like(y, channels // 4, 2 * height, 2 * width)
         ll_lh, hl_hh = (y * factor).chunk(2, 1)
         for rows, bands in ((x[:, :, ::2], ll_lh + hl_hh), (x[:, :, 1::2], ll_lh - hl_hh)):
             low, high = bands.chunk(2, 1)
-            _write(rows[..., ::2], torch.add, low, high)
-            _write(rows[..., 1::2], torch.sub, low, high)
+            torch.add(low, high, out=rows[..., ::2])
+            torch.sub(low, high, out=rows[..., 1::2])
         return x
 
     @staticmethod
@@ -94,12 +98,22 @@ def _synthesise(y: Tensor, factor: float) -> Tensor:
     return _Synthesis.apply(y, factor)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _write(out: Tensor, combine: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
-    """Write a + b or a - b into strided memory (torch.compile knows no such `out`, but fuses)."""
-    if torch.compiler.is_compiling():
-        out.copy_(combine(a, b))
-    else:
-        combine(a, b, out=out)
+def _bands(x: Tensor) -> Tensor:
+    """Return what _Analysis does of factor 1, without writing into parts of memory.
+
+    torch.compile knows no such `out`, and fuses; exported graphs would index every pixel.
+    """
+    upper, lower = x[:, :, ::2], x[:, :, 1::2]
+    pairs = [(rows[..., ::2], rows[..., 1::2]) for rows in (upper + lower, upper - lower)]
+    return torch.cat([band for left, right in pairs for band in (left + right, left - right)], 1)
+
+
+def _pixels(y: Tensor) -> Tensor:
+    """Return what _Synthesis does of factor 1, as `_bands`."""
+    ll_lh, hl_hh = y.chunk(2, 1)
+    pairs = [rows.chunk(2, 1) for rows in (ll_lh + hl_hh, ll_lh - hl_hh)]
+    squares = [pixel for low, high in pairs for pixel in (low + high, low - high)]
+    return F.pixel_shuffle(torch.stack(squares, 2).flatten(1, 2), 2)
 
 
 def _empty_like(like: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -94,10 +94,11 @@ class AdaptiveGroupNorm(nn.Module):
         """Normalise x [B, C, H, W] and modulate it by latent [B, embedding_dim].
 
         The batch is folded into the channels, so that one kernel normalises and modulates; that is
-        a view unless x is in channels_last.
+        a view unless x is in channels_last. Compilers fuse by themselves, and exported graphs are
+        for any batch, which the number of groups must not depend on.
         """
         scale, shift = self.style(latent)[:, :, None, None].chunk(2, 1)
-        if not x.is_contiguous():
+        if torch.compiler.is_compiling() or not x.is_contiguous():
             return torch.addcmul(shift, scale, F.group_norm(x, self.groups, eps=EPS))
         folded, groups = x.view(1, -1, *x.shape[2:]), len(x) * self.groups
         return F.group_norm(folded, groups, scale.flatten(), shift.flatten(), EPS).view(x.shape)

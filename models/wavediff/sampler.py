@@ -45,7 +45,7 @@ class WaveDiffSampler:
         edge = self.space.edge(self.resolution)
         y = draws.randn((self.space.channels, edge, edge))
         for step in reversed(range(self.diffusion.steps)):
-            t = torch.full((len(draws),), step, dtype=torch.int64, device=y.device)
+            t = torch.full(y.shape[:1], step, dtype=torch.int64, device=y.device)
             z = draws.randn((self.latent_dim,))
             prediction = self.network(y, t, z)
             noise = draws.randn((self.space.channels, edge, edge))
