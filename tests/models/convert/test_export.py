@@ -45,7 +45,7 @@ def make_snapshot(path: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["edm", "relay", "wavediff"])  # ddgan below: 25 s each
 def test_onnx_equals_the_model_for_any_batch(name, tmp_path, capsys):
     path = make_snapshot(tmp_path / "snapshot", name)
     assert relaywave.main(["convert", "export", str(path), str(tmp_path / "out")]) == 0
@@ -59,10 +59,10 @@ def test_onnx_equals_the_model_for_any_batch(name, tmp_path, capsys):
 
 
 def test_torch_draws_the_images_of_seeds(tmp_path):
-    path = make_snapshot(tmp_path / "snapshot", "wavediff")
+    path = make_snapshot(tmp_path / "snapshot", "ddgan")
     arguments = ["convert", "export", str(path), str(tmp_path / "out"), "--format", "torch"]
     assert relaywave.main(arguments) == 0
-    draws = export.draws_of(TWO_STEPS, [5, 6, 7])
+    draws = export.draws_of(OBJECTIVES["ddgan"], [5, 6, 7])
     theirs = quantise(export.run(tmp_path / "out" / "model.pt2", draws)).int()
     ours = sample(load_sampler([read_snapshot(path)]), [5, 6, 7]).int()
     assert (theirs - ours).abs().max() <= 1
