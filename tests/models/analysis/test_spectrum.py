@@ -14,6 +14,7 @@ from scipy.fft import dctn
 
 from models.__main__ import main
 from models.analysis.spectrum import Spectra, compute_spectra, radial_power
+from models.command_line import EXIT_STORAGE
 from tests.flaky_files import make_flaky
 
 LOW = slice(1, 24)  # the lowest third of the small image's band
@@ -93,7 +94,7 @@ def test_an_image_that_cannot_be_read_is_not_left_out(
     assert table.read_text() == before
     with monkeypatch.context() as patch:
         make_flaky(patch, lambda path: path.name == "a.png", 10**6)
-        assert main(command) == 2
+        assert main(command) == EXIT_STORAGE
     assert "a.png" in capsys.readouterr().err
 
 
