@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ from data_pipelines.sources.lister.pictures import (
 )
 from data_pipelines.sources.lister.splits import choose_split, count_splits, split_name
 from data_pipelines.sources.steady import steady_start
-from models.safe_files.regular import open_file, read_file
+from models.safe_files.regular import TooLarge, open_file, read_file
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 MEMBERS = 1 << 48  # locator of a member of a shard = number of the shard * MEMBERS + offset
@@ -166,9 +165,7 @@ def _read_item(path: Path) -> bytes:
     """Return a file's content. Raises BadImage if it is larger than an image can be."""
     try:
         return read_file(path, MAX_ITEM_BYTES)
-    except OSError as error:
-        if error.errno != errno.EFBIG:
-            raise
+    except TooLarge as error:
         raise BadImage(f"unreadable: {error.strerror}") from None
 
 

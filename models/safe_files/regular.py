@@ -28,15 +28,20 @@ def open_descriptor(path: Path | str) -> int:
     return descriptor
 
 
+class TooLarge(OSError):  # noqa: N818 (a finding about a file)
+    """A file is larger than what it should be can be; waiting does not help."""
+
+
 def read_file(path: Path | str, max_bytes: int = 1 << 32) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: It is none, cannot be read, or has more than `max_bytes`.
+        TooLarge: It has more than `max_bytes`.
+        OSError: It is none, or cannot be read.
     """
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > max_bytes:
-            raise OSError(errno.EFBIG, f"it has more than {max_bytes / 1e6:,.0f} MB", str(path))
+            raise TooLarge(errno.EFBIG, f"it has more than {max_bytes / 1e6:,.0f} MB", str(path))
         return file.read()
 
 

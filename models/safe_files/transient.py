@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from models.safe_files.regular import open_descriptor, open_file
+from models.safe_files.regular import TooLarge, open_descriptor, open_file
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ STORAGE = TRANSIENT | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
 
 def is_transient(error: OSError, errors: frozenset[int] = TRANSIENT) -> bool:
     """Tell whether an error may be gone a moment later."""
-    return error.errno in errors
+    return error.errno in errors and not isinstance(error, TooLarge)
 
 
 def retried(

@@ -18,6 +18,7 @@ import pytest
 import safetensors
 
 from models import command_line
+from models.safe_files.regular import TooLarge
 from models.snapshot import SnapshotError
 from tests.paths import ROOT
 
@@ -45,6 +46,8 @@ def _raising(error: BaseException) -> Callable[[], int]:
         (OSError(errno.EXDEV, "Crosses", "a", None, "b"), 2, "a -> b: Crosses"),
         (OSError(errno.ENOSPC, "No space left"), 74, "OUT: No space left"),
         (OSError(errno.ESTALE, "Stale", "a"), 74, "a: Stale"),
+        (OSError(errno.EFBIG, "File too large", "a"), 74, "a: File too large"),  # in writing
+        (TooLarge(errno.EFBIG, "it has more than 1 MB", "a"), 2, "a: it has more than 1 MB"),
         (TimeoutError(errno.ETIMEDOUT, "Timed out", "a"), 74, "a: Timed out"),
         (OSError("no port is free"), 2, "no port is free"),
         (MemoryError(), 2, "OUT: there is not enough memory for this (an allocation failed)"),
