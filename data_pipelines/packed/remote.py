@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import logging
+import math
 import os
 import select
 import shlex
@@ -47,7 +48,7 @@ from data_pipelines.remote_files import (
 )
 from models.safe_files.atomic import atomic_file
 from models.safe_files.documents import MAX_BYTES
-from models.safe_files.locks import POLL_SECONDS, try_lock
+from models.safe_files.locks import POLL_SECONDS, FileLock, try_lock
 from models.safe_files.transient import file_sha256, is_transient
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class RemoteSet:
         self.url = url
         self._cache = cache
         self.path = cache.path / name_of(url)
-        with _locked(Path(tempfile.gettempdir(), f"relaywave-{os.getuid()}-{name_of(url)}")):
+        with _alone_on_this_machine(f"relaywave-{os.getuid()}-{name_of(url)}.lock"):
             self.manifest = self._fresh_manifest() or self._read_manifest()
             cache.directory_of(url)
             if not self._is_there(INDEX, self.manifest.index_sha256):
@@ -425,6 +426,17 @@ class _Pipe:
             message = self._stderr.read().decode(errors="replace").strip()
             last = message.splitlines()[-1] if message else "no message"
             raise _Failed(f"`{self._command}` exited with code {code}: {last}")
+
+
+@contextmanager
+def _alone_on_this_machine(name: str) -> Iterator[None]:
+    """Let one process or thread at a time do something, with a lock that does not stay."""
+    lock = FileLock(Path(tempfile.gettempdir(), name))
+    lock.take(math.inf)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

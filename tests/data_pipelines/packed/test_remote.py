@@ -6,6 +6,7 @@ import gc
 import http.server
 import itertools
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -345,3 +346,15 @@ def test_webdataset_itself_reads_the_shards(dataset: Path) -> None:
     for index, sample in enumerate(samples):
         assert (sample["png"], int(sample["cls"])) == images.read(index)
     images.close()
+
+
+def test_no_lock_stays_in_the_directory_of_temporary_files(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    ShardedImages(server, cache=FileCache(tmp_path / "cache", 10**9)).read(0)
+    with pytest.raises(Denied):
+        ShardedImages(f"{server}/no", cache=FileCache(tmp_path / "cache", 10**9))
+    assert not [*temporary.iterdir()]
